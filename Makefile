@@ -1,0 +1,47 @@
+# make run    set everything up and run the main job: virtfn run, on the built-in lab
+# make test   set everything up and run the tests
+# make check  format, lint, types, imports, generated documents fresh, line budget
+# make bench  data-plane rates; make docs: write the generated reference anew
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check bench docs clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	$(BIN)/virtfn run
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -m slow
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/gen_reference.py --check
+	$(BIN)/python tools/line_budget.py
+
+bench: $(VENV)/.installed
+	$(BIN)/virtfn bench
+
+docs: $(VENV)/.installed
+	$(BIN)/python tools/gen_reference.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "virtfn needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.installed

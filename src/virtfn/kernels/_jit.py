@@ -1,0 +1,142 @@
+"""The only door to Numba: one decorator, and the handful of intrinsics that touch memory shared with a guest.
+
+The cache lives in a directory named by the content of `hw` and `kernels`: Numba's own key covers one file only, so a
+changed constant or callee elsewhere would silently keep running old machine code.
+
+    load16/32/64, store16/32/64     plain access at an address
+    load32_acquire                  tails and descriptor done words: what they publish is read after them
+    store32_release, store64_release  heads and write-backs: what they publish is written before them
+    copy_bytes                      memcpy; the regions do not overlap
+    prefetch                        hint that an address will be read soon; never faults
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar, cast
+
+import numba
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _cache_dir() -> str:
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for folder in ("hw", "kernels"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    if os.environ.get("NUMBA_BOUNDSCHECK"):
+        digest.update(b"boundscheck")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder_path = home / "virtfn" / digest.hexdigest()[:16]
+    try:
+        folder_path.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder_path, os.W_OK):
+            raise PermissionError
+    except OSError:
+        folder_path = Path(tempfile.gettempdir()) / f"virtfn-{os.getuid()}" / digest.hexdigest()[:16]
+        folder_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return str(folder_path)
+
+
+CACHE_DIR = _cache_dir()
+numba.config.CACHE_DIR = CACHE_DIR
+
+from llvmlite import ir  # noqa: E402
+from numba import njit, types  # noqa: E402
+from numba.core import cgutils  # noqa: E402
+from numba.extending import intrinsic  # noqa: E402
+
+
+def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Compile a kernel: no Python objects, no GIL, no exceptions, cached on disk, integers wrap as in C."""
+    return cast("Callable[_P, _R]", njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+def cached() -> bool:
+    """Tell whether compiled kernels of this version are already on disk."""
+    return any(Path(CACHE_DIR).rglob("*.nbc"))
+
+
+def _load(bits: int, ordering: str | None) -> Callable[[int], int]:
+    ltype = ir.IntType(bits)
+
+    def typed(typingctx, address):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(args[0], ltype.as_pointer())
+            if ordering is None:
+                value = builder.load(pointer)
+                value.align = 1
+            else:
+                value = builder.load_atomic(pointer, ordering, bits // 8)
+            return builder.zext(value, ir.IntType(64)) if bits < 64 else value
+
+        return types.int64(types.int64), codegen
+
+    return cast("Callable[[int], int]", intrinsic(typed))
+
+
+def _store(bits: int, ordering: str | None) -> Callable[[int, int], None]:
+    ltype = ir.IntType(bits)
+
+    def typed(typingctx, address, value):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(args[0], ltype.as_pointer())
+            word = builder.trunc(args[1], ltype) if bits < 64 else args[1]
+            if ordering is None:
+                builder.store(word, pointer).align = 1
+            else:
+                builder.store_atomic(word, pointer, ordering, bits // 8)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return cast("Callable[[int, int], None]", intrinsic(typed))
+
+
+load8 = _load(8, None)
+load16 = _load(16, None)
+load32 = _load(32, None)
+load64 = _load(64, None)
+load32_acquire = _load(32, "acquire")
+store8 = _store(8, None)
+store16 = _store(16, None)
+store32 = _store(32, None)
+store64 = _store(64, None)
+store32_release = _store(32, "release")
+store64_release = _store(64, "release")
+
+
+def _copy_bytes(typingctx, target, source, size):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        byte = ir.IntType(8).as_pointer()
+        cgutils.raw_memcpy(
+            builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1, align=1
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        byte = ir.IntType(8).as_pointer()
+        i32 = ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", (byte,), ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        )
+        builder.call(function, [builder.inttoptr(args[0], byte), i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
+prefetch = cast("Callable[[int], None]", intrinsic(_prefetch))

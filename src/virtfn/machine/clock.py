@@ -1,0 +1,42 @@
+"""Time. The only module that may read the machine's clock or sleep. Unit: integer picoseconds (1 byte at 1 Gb/s = 8000 ps)."""
+
+from __future__ import annotations
+
+import time
+
+from virtfn.hw.types import Ps
+
+__all__ = ["MS_PS", "NS_PS", "S_PS", "US_PS", "VirtualClock", "WallClock"]
+
+NS_PS = 1_000
+US_PS = 1_000_000
+MS_PS = 1_000_000_000
+S_PS = 1_000_000_000_000
+
+
+class WallClock:
+    """The machine's monotonic clock."""
+
+    def now(self) -> Ps:
+        """Return monotonic time."""
+        return Ps(time.monotonic_ns() * NS_PS)
+
+    def sleep(self, duration_ps: int) -> None:
+        """Sleep for real."""
+        if duration_ps > 0:
+            time.sleep(duration_ps / S_PS)
+
+
+class VirtualClock:
+    """A clock that moves only when someone sleeps: deterministic, and as fast as the work."""
+
+    def __init__(self) -> None:
+        self._now = 0
+
+    def now(self) -> Ps:
+        """Return virtual time."""
+        return Ps(self._now)
+
+    def sleep(self, duration_ps: int) -> None:
+        """Advance virtual time."""
+        self._now += max(0, duration_ps)

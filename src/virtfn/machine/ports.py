@@ -1,0 +1,128 @@
+"""What crosses between the machine's parts: Protocols only, nothing else crosses.
+
+A `Device` answers the bus; its `DeviceHost` gives it memory, interrupts and time. A driver holds `Bar`s and a
+`DmaMemory`, and gets interrupts through a callback. DMA and messages always name their requester.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.hw.types import Hva, Iova, Ps, Rid
+
+__all__ = ["Bar", "Clock", "ConfigSpace", "Device", "DeviceHost", "DmaMemory", "Mapping", "Reset", "VirtfnError"]
+
+
+class VirtfnError(Exception):
+    """Root of every error that virtfn raises on purpose. `errno_name` is the errno that iproute2 would show, or empty."""
+
+    def __init__(self, message: str, *, errno_name: str = "") -> None:
+        super().__init__(message)
+        self.errno_name = errno_name
+
+
+class Reset(enum.Enum):
+    """Kinds of reset that reach a function from outside its registers."""
+
+    POWER_ON = "power on"
+    FLR = "function level reset"
+
+
+class Clock(Protocol):
+    """Time, in integer picoseconds."""
+
+    def now(self) -> Ps:
+        """Return the time now."""
+
+    def sleep(self, duration_ps: int) -> None:
+        """Let `duration_ps` pass."""
+
+
+class Device(Protocol):
+    """A card on the bus: one or more functions, each named by its routing ID."""
+
+    def rids(self) -> list[Rid]:
+        """List the routing IDs that answer configuration accesses now, VFs included."""
+
+    def config_read(self, rid: Rid, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes of a function's configuration space; all ones if nobody answers."""
+
+    def config_write(self, rid: Rid, offset: int, size: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes of a function's configuration space."""
+
+    def bar_read(self, rid: Rid, bar: int, offset: int, size: int) -> int:
+        """Read from a function's BAR; all ones outside it."""
+
+    def bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
+        """Write to a function's BAR; ignored outside it."""
+
+    def bar_mappings(self, rid: Rid, bar: int) -> list[Mapping]:
+        """List the parts of a BAR that may be mapped into a guest, so that their accesses do not trap."""
+
+
+class Mapping:
+    """A part of a BAR backed by shared memory: `bytes` is the memory from `offset` on, as (size,) uint8."""
+
+    __slots__ = ("bytes", "fd", "fd_offset", "offset")
+
+    def __init__(self, offset: int, memory: npt.NDArray[np.uint8], fd: int, fd_offset: int) -> None:
+        self.offset = offset
+        self.bytes = memory
+        self.fd = fd
+        self.fd_offset = fd_offset
+
+
+class DeviceHost(Protocol):
+    """What a device may ask of the machine it sits in."""
+
+    def dma_read(self, rid: Rid, iova: Iova, length: int) -> bytes | None:
+        """Read guest memory through the IOMMU as requester `rid`; None after a recorded fault."""
+
+    def dma_write(self, rid: Rid, iova: Iova, payload: bytes) -> bool:
+        """Write guest memory through the IOMMU as requester `rid`; False after a recorded fault."""
+
+    def msi(self, rid: Rid, address: int, message: int) -> None:
+        """Send a message-signalled interrupt as requester `rid`."""
+
+    def now(self) -> Ps:
+        """Return the time now."""
+
+
+class ConfigSpace(Protocol):
+    """A function's configuration space as its driver or an operating system sees it."""
+
+    def read(self, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes."""
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes."""
+
+
+class Bar(Protocol):
+    """A BAR as a driver sees it: 32-bit registers, and the address of a page where accesses do not trap."""
+
+    def read(self, offset: int) -> int:
+        """Read the 32-bit register at `offset`."""
+
+    def write(self, offset: int, value: int) -> None:
+        """Write the 32-bit register at `offset`."""
+
+    def direct(self, offset: int) -> Hva | None:
+        """Return the address where a plain load or store reaches register `offset`, or None if it traps."""
+
+
+class DmaMemory(Protocol):
+    """Memory that a driver shares with its device."""
+
+    def alloc(self, size: int, align: int = 4096) -> tuple[Iova, Hva]:
+        """Allocate zeroed memory: the address to give the device, and the address to use here.
+
+        Raises VirtfnError when memory is exhausted.
+        """
+
+    def free(self, iova: Iova) -> None:
+        """Give an allocation back."""

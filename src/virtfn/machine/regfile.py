@@ -1,0 +1,207 @@
+"""Run a register map's access rules over a piece of memory, and dispatch the side effects.
+
+A register without a side effect costs no code: its declaration says what a read and a write do. Side effects are
+methods of the model, marked `@on_read(Regs.ICR)` and `@on_write(Regs.CTRL)`:
+
+    on_read method:   (index) -> value            called instead of the plain read
+    on_write method:  (index, written, old)       called after the store; `written` is what the bus carried
+
+Values rest in `memory`, little-endian, so that kernels and observers see the same bytes; `place` moves words of the map
+to other positions in it (ring registers live in pages of their own). Undeclared offsets read 0 and ignore writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.hw.bits import Access, Decl, RegMap
+
+__all__ = ["Handlers", "RegFile", "on_read", "on_write"]
+
+_Method = TypeVar("_Method", bound=Callable[..., object])
+ReadHandler = Callable[[int], int]
+WriteHandler = Callable[[int, int, int], None]
+
+
+def on_read(*decls: Decl) -> Callable[[_Method], _Method]:
+    """Mark a method as what a read of these registers does."""
+
+    def mark(method: _Method) -> _Method:
+        method.__dict__["_on_read"] = decls
+        return method
+
+    return mark
+
+
+def on_write(*decls: Decl) -> Callable[[_Method], _Method]:
+    """Mark a method as what follows a write of these registers."""
+
+    def mark(method: _Method) -> _Method:
+        method.__dict__["_on_write"] = decls
+        return method
+
+    return mark
+
+
+class Handlers:
+    """Base of a block of the model that has side effects; two claims on one register fail when the class is made."""
+
+    def __init_subclass__(cls) -> None:
+        for kind in ("_on_read", "_on_write"):
+            claimed: dict[int, str] = {}
+            for name, method in vars(cls).items():
+                for decl in getattr(method, kind, ()):
+                    if id(decl) in claimed:
+                        raise TypeError(f"{cls.__name__}: {name} and {claimed[id(decl)]} both claim {decl.name}")
+                    claimed[id(decl)] = name
+
+
+class RegFile:
+    """The registers of one map.
+
+    memory: (size,) uint8 where values rest. size: bytes of the map's address space. place: (size // 4,) byte position
+    in `memory` of each 32-bit word of the map, or None where they are the same.
+    """
+
+    def __init__(
+        self,
+        regmap: type[RegMap],
+        memory: npt.NDArray[np.uint8],
+        size: int,
+        place: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        self.map = regmap
+        self.size = size
+        self._memory = memoryview(memory)
+        self._place: list[int] | None = None if place is None else place.tolist()
+        self._masks: dict[int, tuple[int, int, int, int, int]] = {}
+        self._wide = any(d.width != 32 for d in regmap.DECLS)
+        self._byte_owner: dict[int, int] = {}
+        self._read: dict[int, ReadHandler] = {}
+        self._write: dict[int, WriteHandler] = {}
+        self._alias: dict[int, int] = {}
+        for decl in regmap.DECLS:
+            masks = (
+                decl.write_mask,
+                decl.mask(Access.W1C, Access.RC_W1C),
+                decl.mask(Access.RC, Access.RC_W1C),
+                decl.mask(Access.W1S),
+                decl.mask(Access.WO, Access.SC, Access.RSV),
+            )
+            for i in range(decl.count):
+                at = decl.at(i)
+                self._masks[at] = masks
+                if self._wide:
+                    for byte in range(at, at + decl.size):
+                        self._byte_owner[byte] = at
+        for at, (decl, i) in regmap.INDEX.items():
+            if at != decl.at(i):
+                self._alias[at] = decl.at(i)
+        self.reset()
+
+    def bind(self, block: Handlers) -> None:
+        """Attach the marked methods of `block`.
+
+        Raises TypeError if a register is claimed twice.
+        """
+        for name in dir(type(block)):
+            method = getattr(type(block), name)
+            for decl in getattr(method, "_on_read", ()):
+                self._claim(self._read, decl, getattr(block, name))
+            for decl in getattr(method, "_on_write", ()):
+                self._claim(self._write, decl, getattr(block, name))
+
+    @staticmethod
+    def _claim(
+        table: dict[int, Callable[..., object]] | dict[int, ReadHandler] | dict[int, WriteHandler],
+        decl: Decl,
+        method: Callable[..., object],
+    ) -> None:
+        for i in range(decl.count):
+            if decl.at(i) in table:
+                raise TypeError(f"{decl.label(i)} is claimed twice")
+            table[decl.at(i)] = method  # type: ignore[assignment]
+
+    def reset(self, *, keep: tuple[Decl, ...] = ()) -> None:
+        """Give every register its reset value, except those in `keep`; no side effect runs."""
+        for decl in self.map.DECLS:
+            if not any(decl is k for k in keep):
+                for i in range(decl.count):
+                    self.poke(decl, i, decl.reset)
+
+    def peek(self, decl: Decl, index: int = 0) -> int:
+        """Read a stored value from inside the model; no side effect."""
+        at = self._position(decl.at(index))
+        return int.from_bytes(self._memory[at : at + decl.size], "little")
+
+    def poke(self, decl: Decl, index: int, value: int) -> None:
+        """Store a value from inside the model; no side effect."""
+        at = self._position(decl.at(index))
+        self._memory[at : at + decl.size] = (value & (1 << decl.width) - 1).to_bytes(decl.size, "little")
+
+    def read(self, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes as the bus does, side effects included. Undeclared bytes read 0."""
+        if size == 4 and not self._wide and not offset & 3:
+            at = self._alias.get(offset, offset)
+            return self._read_register(at) if at in self._masks else 0
+        value = 0
+        for at in self._touched(offset, size):
+            whole = self._read_register(at)
+            shift = (at - offset) * 8
+            value |= whole << shift if shift >= 0 else whole >> -shift
+        return value & (1 << size * 8) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes as the bus does, side effects included. Undeclared bytes are ignored."""
+        if size == 4 and not self._wide and not offset & 3:
+            at = self._alias.get(offset, offset)
+            if at in self._masks:
+                self._write_register(at, value, 0xFFFFFFFF)
+            return
+        value &= (1 << size * 8) - 1
+        lanes = (1 << size * 8) - 1
+        for at in self._touched(offset, size):
+            shift = (at - offset) * 8
+            if shift >= 0:
+                self._write_register(at, value >> shift, lanes >> shift)
+            else:
+                self._write_register(at, value << -shift, lanes << -shift)
+
+    def _position(self, at: int) -> int:
+        return at if self._place is None else self._place[at >> 2] + (at & 3)
+
+    def _touched(self, offset: int, size: int) -> list[int]:
+        """Starts of the registers that bytes offset..offset+size-1 belong to, ascending."""
+        if self._wide:
+            return sorted({self._byte_owner[b] for b in range(offset, offset + size) if b in self._byte_owner})
+        words = sorted({b & ~3 for b in range(offset, offset + size)})
+        return [at for at in (self._alias.get(w, w) for w in words) if at in self._masks]
+
+    def _read_register(self, at: int) -> int:
+        handler = self._read.get(at)
+        decl, index = self.map.INDEX[at]
+        if handler is not None:
+            return handler(index)
+        _, _, clear, _, hidden = self._masks[at]
+        value = self.peek(decl, index)
+        if clear and value & clear:
+            self.poke(decl, index, value & ~clear)
+        return value & ~hidden
+
+    def _write_register(self, at: int, written: int, lanes: int) -> None:
+        store, clear, _, raise_, _ = self._masks[at]
+        decl, index = self.map.INDEX[at]
+        lanes &= (1 << decl.width) - 1
+        written &= lanes
+        old = self.peek(decl, index)
+        store &= lanes
+        new = (old & ~store | written & store) & ~(written & clear) | written & raise_
+        if new != old:
+            self.poke(decl, index, new)
+        handler = self._write.get(at)
+        if handler is not None:
+            handler(index, written | old & ~lanes, old)
