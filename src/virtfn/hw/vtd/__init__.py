@@ -1,0 +1,1 @@
+"""VT-d: the tables of DMA remapping, and the remapping unit's registers."""

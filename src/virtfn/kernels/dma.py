@@ -1,0 +1,329 @@
+"""The one gate between a device's addresses and the machine's memory: translate, check, copy.
+
+    request (rid, iova, nbytes, write)
+       |  contexts[rid].key: domain << 6 | log2 of the page size last seen     0: not cached
+       v
+    iotlb[(page + domain * stride) & mask]:  page, key, rights, hpa            hit: one compare, no walk
+       |  miss
+       v
+    other page sizes -> context walk -> page walk -> IOTLB                     stale until invalidated
+       |  refused
+       v
+    faults[tail]: requester, address, reason, direction                        full: counted as lost
+
+A host physical address is an address in this process, so what leaves this module lies within the machine's memory,
+whatever the tables say. A page that is not wholly memory, or overlaps the interrupt range, is cached in smaller pieces.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.hw.vtd.tables import (
+    ADDRESS_WIDTH,
+    CTX_AW_LSB,
+    CTX_AW_MASK,
+    CTX_DID_LSB,
+    CTX_DID_MASK,
+    CTX_T_LSB,
+    CTX_T_MASK,
+    INTERRUPT_RANGE,
+    INTERRUPT_RANGE_END,
+    PAGE_MASK,
+    FaultReason,
+    Translation,
+)
+from virtfn.kernels._jit import copy_bytes, kernel
+from virtfn.kernels.pagewalk import walk_context, walk_iova
+
+__all__ = [
+    "FAULT_SLOTS",
+    "Iommu",
+    "dma_copy_in",
+    "dma_copy_out",
+    "invalidate_contexts",
+    "invalidate_iotlb",
+    "invalidate_iotlb_pages",
+    "new_iommu",
+    "translate",
+]
+
+
+def _row(names: str) -> np.dtype[np.void]:
+    return np.dtype([(name, np.int64) for name in names.split()])
+
+
+UNIT = _row(
+    # from the registers: root table, remapping on; what the unit supports; the machine's memory
+    "root enabled widths large mem_base mem_end iotlb_mask "
+    # counters; a hit is counted nowhere else, so that it costs one addition
+    "iotlb_hits iotlb_misses bypassed page_walks context_walks faults suppressed aborted rejected "
+    # fault ring, and the number of rows in `cached`
+    "fault_head fault_tail faults_lost cached"
+)
+CONTEXT = _row("key domain bypass table level limit fpd spare")
+IOTLB = _row("page key rights hpa")
+FAULT = _row("rid iova reason write")
+
+FAULT_SLOTS = 64
+IDENTITY = 63  # a key whose page size no IOTLB entry has: addresses pass unchanged
+DOMAIN_STRIDE = 131  # spreads domains that use the same addresses
+ADDRESS_BEYOND_WIDTH = int(FaultReason.ADDRESS_BEYOND_WIDTH)
+INTERRUPT_RANGE_OUTPUT = int(FaultReason.INTERRUPT_RANGE_OUTPUT)
+ROOT_NOT_PRESENT = int(FaultReason.ROOT_NOT_PRESENT)
+ROOT_TABLE_ACCESS = int(FaultReason.ROOT_TABLE_ACCESS)
+CONTEXT_TABLE_ACCESS = int(FaultReason.CONTEXT_TABLE_ACCESS)
+ROOT_RESERVED = int(FaultReason.ROOT_RESERVED)
+PASS_THROUGH = int(Translation.PASS_THROUGH)
+
+
+class Iommu(NamedTuple):
+    """State of a remapping unit; arrays only."""
+
+    unit: npt.NDArray[np.void]  # (1,) UNIT
+    contexts: npt.NDArray[np.void]  # (65536,) CONTEXT, by requester ID
+    cached: npt.NDArray[np.int64]  # (65536,) requester IDs with a cached context, unit.cached of them
+    iotlb: npt.NDArray[np.void]  # (power of two,) IOTLB
+    faults: npt.NDArray[np.void]  # (FAULT_SLOTS,) FAULT
+
+
+def new_iommu(mem_base: int, mem_bytes: int, iotlb_entries: int = 1024, widths: int = 0b0110, large: int = 3) -> Iommu:
+    """Make a unit that passes addresses unchanged until it is enabled.
+
+    mem_base, mem_bytes: the machine's memory. iotlb_entries: a power of two. widths: bitmap of supported AW values.
+    large: bitmap of page sizes, bit 0 2 MiB, bit 1 1 GiB.
+
+    Raises ValueError for a size that is not a power of two.
+    """
+    if iotlb_entries < 1 or iotlb_entries & (iotlb_entries - 1):
+        raise ValueError(f"an IOTLB has a power of two of entries, not {iotlb_entries}")
+    unit = np.zeros(1, UNIT)
+    unit[0]["mem_base"] = mem_base
+    unit[0]["mem_end"] = mem_base + mem_bytes
+    unit[0]["iotlb_mask"] = iotlb_entries - 1
+    unit[0]["widths"] = widths
+    unit[0]["large"] = large
+    return Iommu(
+        unit=unit,
+        contexts=np.zeros(1 << 16, CONTEXT),
+        cached=np.zeros(1 << 16, np.int64),
+        iotlb=np.zeros(iotlb_entries, IOTLB),
+        faults=np.zeros(FAULT_SLOTS, FAULT),
+    )
+
+
+@kernel
+def translate(iommu: Iommu, rid: int, iova: int, nbytes: int, write: int) -> tuple[int, int]:
+    """Translate `nbytes` at `iova` for requester `rid`; `write` is 1 for a write to memory, 0 for a read.
+
+    Returns (hpa, run): host address, and how many bytes from 1 to `nbytes` are contiguous there. (0, 0) if the request
+    is refused: a fault is recorded unless the context says otherwise. No length and no address is too wild to ask for.
+    """
+    unit = iommu.unit[0]
+    key = iommu.contexts[rid & 0xFFFF].key
+    shift = key & 63
+    page = iova >> shift
+    entry = iommu.iotlb[np.uint64((page + (key >> 6) * DOMAIN_STRIDE) & unit.iotlb_mask)]
+    if entry.page == page and entry.key == key and (entry.rights >> (write & 1)) & 1 and nbytes > 0:
+        unit.iotlb_hits += 1
+        size = 1 << shift
+        offset = iova & (size - 1)
+        return entry.hpa + offset, min(nbytes, size - offset)
+    if key == IDENTITY and iova >= unit.mem_base and 0 < nbytes <= unit.mem_end - iova:
+        unit.bypassed += 1
+        return iova, nbytes
+    return translate_miss(iommu, rid & 0xFFFF, iova, nbytes, write & 1)
+
+
+@kernel
+def translate_miss(iommu: Iommu, rid: int, iova: int, nbytes: int, write: int) -> tuple[int, int]:
+    """Do what `translate` does when the IOTLB entry at hand does not."""
+    unit = iommu.unit[0]
+    if nbytes <= 0:
+        unit.rejected += 1
+        return 0, 0
+    context = iommu.contexts[rid]
+    if context.key == 0:
+        if unit.enabled:
+            unit.context_walks += 1
+            reason, fpd, low, high = walk_context(unit.root, rid, unit.mem_base, unit.mem_end, unit.widths)
+            if reason:
+                unit.iotlb_misses += 1
+                record_fault(iommu, rid, iova, reason, write, fpd)
+                return 0, 0
+            aw = high >> CTX_AW_LSB & CTX_AW_MASK
+            context.fpd = fpd
+            context.table = low & PAGE_MASK
+            context.level = aw + 2
+            context.domain = high >> CTX_DID_LSB & CTX_DID_MASK
+            context.bypass = 1 if low >> CTX_T_LSB & CTX_T_MASK == PASS_THROUGH else 0
+            context.limit = ADDRESS_WIDTH if context.bypass else min(30 + 9 * aw, ADDRESS_WIDTH)
+        else:
+            context.fpd = 0
+            context.domain = 0
+            context.bypass = 1
+            context.limit = 63
+        context.key = IDENTITY if context.bypass else context.domain << 6 | 12
+        iommu.cached[unit.cached] = rid
+        unit.cached += 1
+    if iova >> context.limit:
+        record_fault(iommu, rid, iova, ADDRESS_BEYOND_WIDTH, write, context.fpd)
+        return 0, 0
+    if context.bypass:
+        unit.bypassed += 1
+        return clip_to_memory(iommu, iova, nbytes)
+    # A write to the interrupt range is a message, not memory; a read of it goes nowhere.
+    if INTERRUPT_RANGE <= iova < INTERRUPT_RANGE_END:
+        unit.aborted += 1
+        return 0, 0
+    for shift in range(12, 31, 9):
+        page = iova >> shift
+        key = context.domain << 6 | shift
+        entry = iommu.iotlb[np.uint64((page + context.domain * DOMAIN_STRIDE) & unit.iotlb_mask)]
+        if entry.page == page and entry.key == key and (entry.rights >> write) & 1:
+            context.key = key
+            unit.iotlb_hits += 1
+            offset = iova & ((1 << shift) - 1)
+            return entry.hpa + offset, min(nbytes, (1 << shift) - offset)
+    unit.iotlb_misses += 1
+    unit.page_walks += 1
+    reason, hpa, shift, rights = walk_iova(
+        context.table, context.level, iova, write, unit.mem_base, unit.mem_end, unit.large
+    )
+    offset = iova & ((1 << shift) - 1)
+    if reason == 0 and INTERRUPT_RANGE <= hpa + offset < INTERRUPT_RANGE_END:
+        reason = INTERRUPT_RANGE_OUTPUT
+    if reason:
+        record_fault(iommu, rid, iova, reason, write, context.fpd)
+        return 0, 0
+    while shift >= 12:
+        size = 1 << shift
+        first = iova & -size
+        target = hpa + (offset & -size)
+        if (
+            target >= unit.mem_base
+            and target + size <= unit.mem_end
+            and not (first < INTERRUPT_RANGE_END and first + size > INTERRUPT_RANGE)
+            and not (target < INTERRUPT_RANGE_END and target + size > INTERRUPT_RANGE)
+        ):
+            entry = iommu.iotlb[np.uint64(((iova >> shift) + context.domain * DOMAIN_STRIDE) & unit.iotlb_mask)]
+            entry.page = iova >> shift
+            entry.key = context.domain << 6 | shift
+            entry.rights = rights
+            entry.hpa = target
+            context.key = entry.key
+            return hpa + offset, min(nbytes, size - (offset & (size - 1)))
+        shift -= 9
+    return clip_to_memory(iommu, hpa + offset, min(nbytes, 4096 - (offset & 4095)))
+
+
+@kernel
+def clip_to_memory(iommu: Iommu, hpa: int, nbytes: int) -> tuple[int, int]:
+    """Return (hpa, run) with the run ending where memory does; (0, 0) and a counted abort if `hpa` is outside."""
+    unit = iommu.unit[0]
+    if hpa < unit.mem_base or hpa >= unit.mem_end:
+        unit.aborted += 1
+        return 0, 0
+    return hpa, min(nbytes, unit.mem_end - hpa)
+
+
+@kernel
+def record_fault(iommu: Iommu, rid: int, iova: int, reason: int, write: int, fpd: int) -> None:
+    """Count a fault, and put it into the ring unless FPD suppresses its kind."""
+    unit = iommu.unit[0]
+    unit.faults += 1
+    qualified = not (
+        reason == ROOT_NOT_PRESENT
+        or reason == ROOT_TABLE_ACCESS
+        or reason == CONTEXT_TABLE_ACCESS
+        or reason == ROOT_RESERVED
+    )
+    if fpd and qualified:
+        unit.suppressed += 1
+        return
+    if unit.fault_tail - unit.fault_head >= FAULT_SLOTS:
+        unit.faults_lost += 1
+        return
+    fault = iommu.faults[unit.fault_tail % FAULT_SLOTS]
+    fault.rid = rid
+    fault.iova = iova
+    fault.reason = reason
+    fault.write = write
+    unit.fault_tail += 1
+
+
+@kernel
+def dma_copy_in(iommu: Iommu, rid: int, iova: int, nbytes: int, dest: int) -> int:
+    """Read `nbytes` at `iova` into private memory at `dest`; return the bytes read, fewer after a refusal."""
+    done = 0
+    while done < nbytes:
+        hpa, run = translate(iommu, rid, iova + done, nbytes - done, 0)
+        if run == 0:
+            break
+        copy_bytes(dest + done, hpa, run)
+        done += run
+    return done
+
+
+@kernel
+def dma_copy_out(iommu: Iommu, rid: int, iova: int, nbytes: int, source: int) -> int:
+    """Write `nbytes` from private memory at `source` to `iova`; return the bytes written: all, or 0 after a refusal.
+
+    Every page is translated before the first byte is written.
+    """
+    hpa, run = translate(iommu, rid, iova, nbytes, 1)
+    if run == nbytes:
+        copy_bytes(hpa, source, run)
+        return run
+    done = run
+    while done < nbytes:
+        if run == 0:
+            return 0
+        _, run = translate(iommu, rid, iova + done, nbytes - done, 1)
+        done += run
+    done = 0
+    while done < nbytes:
+        hpa, run = translate(iommu, rid, iova + done, nbytes - done, 1)
+        if run == 0:
+            break
+        copy_bytes(hpa, source + done, run)
+        done += run
+    return done
+
+
+@kernel
+def invalidate_contexts(iommu: Iommu, rid: int, rid_mask: int, domain: int) -> None:
+    """Forget cached contexts whose requester matches `rid` under `rid_mask`, of `domain` or, if negative, of any."""
+    unit = iommu.unit[0]
+    kept = 0
+    for i in range(unit.cached):
+        cached = iommu.cached[i]
+        context = iommu.contexts[cached]
+        if (cached ^ rid) & rid_mask == 0 and (domain < 0 or context.domain == domain):
+            context.key = 0
+        else:
+            iommu.cached[kept] = cached
+            kept += 1
+    unit.cached = kept
+
+
+@kernel
+def invalidate_iotlb(iommu: Iommu, domain: int) -> None:
+    """Forget the translations of `domain` or, if negative, all."""
+    for i in range(len(iommu.iotlb)):
+        entry = iommu.iotlb[i]
+        if domain < 0 or entry.key >> 6 == domain:
+            entry.rights = 0
+
+
+@kernel
+def invalidate_iotlb_pages(iommu: Iommu, domain: int, iova: int, nbytes: int) -> None:
+    """Forget the translations of `domain` that overlap `nbytes` at `iova`, in pages of every size."""
+    for i in range(len(iommu.iotlb)):
+        entry = iommu.iotlb[i]
+        first = entry.page << (entry.key & 63)
+        if entry.key >> 6 == domain and first < iova + nbytes and first + (1 << (entry.key & 63)) > iova:
+            entry.rights = 0
