@@ -161,8 +161,8 @@ class Register:
             number = f.get(self.value)
             if number:
                 shown = str(number) if number < 10 else f"{number:#x}"
-                if f.values is not None and number in f.values:
-                    shown = f.values(number).name
+                if f.values is not None:
+                    shown = next((v.name for v in f.values if v == number), shown)
                 parts.append(f"{f.name}={shown}")
         return ", ".join(parts)
 
@@ -272,13 +272,17 @@ def array(
 
 
 class RegMap:
-    """A register file as a class of declarations; duplicate and misaligned offsets fail at import."""
+    """A register file as a class of declarations; duplicate and misaligned offsets fail at import.
+
+    A large map may be written as several plain classes, a chapter each, that the map inherits.
+    """
 
     DECLS: ClassVar[tuple[Decl, ...]] = ()
     INDEX: ClassVar[dict[int, tuple[Decl, int]]] = {}
 
     def __init_subclass__(cls) -> None:
-        decls = tuple(sorted((d for d in vars(cls).values() if isinstance(d, Decl)), key=lambda d: d.offset))
+        members = {name: member for base in reversed(cls.__mro__) for name, member in vars(base).items()}
+        decls = tuple(sorted((d for d in members.values() if isinstance(d, Decl)), key=lambda d: d.offset))
         index: dict[int, tuple[Decl, int]] = {}
         taken: dict[int, str] = {}
         for decl in decls:
