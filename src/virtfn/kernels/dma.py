@@ -3,7 +3,7 @@
     request (rid, iova, nbytes, write)
        |  contexts[rid].key: domain << 6 | log2 of the page size last seen     0: not cached
        v
-    iotlb[(page + domain * stride) & mask]:  page, key, rights, hpa            hit: one compare, no walk
+    iotlb[(page + domain * stride) & mask]:  page, key, rights, hpa            hit: no walk
        |  miss
        v
     other page sizes -> context walk -> page walk -> IOTLB                     stale until invalidated
@@ -36,17 +36,19 @@ from virtfn.hw.vtd.tables import (
     FaultReason,
     Translation,
 )
-from virtfn.kernels._jit import copy_bytes, kernel
+from virtfn.kernels._jit import Row, copy_bytes, kernel, row_at
 from virtfn.kernels.pagewalk import walk_context, walk_iova
 
 __all__ = [
     "FAULT_SLOTS",
+    "IOTLB_MAX",
     "Iommu",
     "dma_copy_in",
     "dma_copy_out",
     "invalidate_contexts",
     "invalidate_iotlb",
     "invalidate_iotlb_pages",
+    "iommu_at",
     "new_iommu",
     "translate",
 ]
@@ -59,8 +61,10 @@ def _row(names: str) -> np.dtype[np.void]:
 UNIT = _row(
     # from the registers: root table, remapping on; what the unit supports; the machine's memory
     "root enabled widths large mem_base mem_end iotlb_mask "
-    # counters; a hit is counted nowhere else, so that it costs one addition
-    "iotlb_hits iotlb_misses bypassed page_walks context_walks faults suppressed aborted rejected "
+    # requests: every one is counted in exactly one of these
+    "iotlb_hits iotlb_misses bypassed rejected "
+    # what became of the misses; aborted: no fault of the tables, but nothing to reach there
+    "context_walks page_walks faults suppressed aborted "
     # fault ring, and the number of rows in `cached`
     "fault_head fault_tail faults_lost cached"
 )
@@ -69,6 +73,18 @@ IOTLB = _row("page key rights hpa")
 FAULT = _row("rid iova reason write")
 
 FAULT_SLOTS = 64
+IOTLB_MAX = 1 << 14
+IOMMU = np.dtype(
+    [
+        ("unit", UNIT, (1,)),
+        ("contexts", CONTEXT, (1 << 16,)),
+        ("cached", np.int64, (1 << 16,)),
+        ("faults", FAULT, (FAULT_SLOTS,)),
+        ("iotlb", IOTLB, (IOTLB_MAX,)),
+    ]
+)
+iommu_at = row_at(IOMMU)
+
 IDENTITY = 63  # a key whose page size no IOTLB entry has: addresses pass unchanged
 DOMAIN_STRIDE = 131  # spreads domains that use the same addresses
 ADDRESS_BEYOND_WIDTH = int(FaultReason.ADDRESS_BEYOND_WIDTH)
@@ -81,53 +97,60 @@ PASS_THROUGH = int(Translation.PASS_THROUGH)
 
 
 class Iommu(NamedTuple):
-    """State of a remapping unit; arrays only."""
+    """State of a remapping unit for Python: views of one IOMMU row. Kernels take the row itself, by `iommu_at`."""
 
+    block: npt.NDArray[np.void]  # (1,) IOMMU, what the rest looks into
     unit: npt.NDArray[np.void]  # (1,) UNIT
     contexts: npt.NDArray[np.void]  # (65536,) CONTEXT, by requester ID
     cached: npt.NDArray[np.int64]  # (65536,) requester IDs with a cached context, unit.cached of them
     iotlb: npt.NDArray[np.void]  # (power of two,) IOTLB
     faults: npt.NDArray[np.void]  # (FAULT_SLOTS,) FAULT
 
+    @property
+    def address(self) -> int:
+        """Where the row is, for `iommu_at`."""
+        return int(self.block.ctypes.data)
+
+    @property
+    def row(self) -> Row:
+        """The row, for kernels that Python calls."""
+        return self.block[0]
+
 
 def new_iommu(mem_base: int, mem_bytes: int, iotlb_entries: int = 1024, widths: int = 0b0110, large: int = 3) -> Iommu:
-    """Make a unit that passes addresses unchanged until it is enabled.
+    """Make a unit that passes addresses unchanged until it is enabled. Parts that are not used cost no memory.
 
     mem_base, mem_bytes: the machine's memory. iotlb_entries: a power of two. widths: bitmap of supported AW values.
     large: bitmap of page sizes, bit 0 2 MiB, bit 1 1 GiB.
 
-    Raises ValueError for a size that is not a power of two.
+    Raises ValueError for a size that is not a power of two up to 16384.
     """
-    if iotlb_entries < 1 or iotlb_entries & (iotlb_entries - 1):
-        raise ValueError(f"an IOTLB has a power of two of entries, not {iotlb_entries}")
-    unit = np.zeros(1, UNIT)
-    unit[0]["mem_base"] = mem_base
-    unit[0]["mem_end"] = mem_base + mem_bytes
-    unit[0]["iotlb_mask"] = iotlb_entries - 1
-    unit[0]["widths"] = widths
-    unit[0]["large"] = large
-    return Iommu(
-        unit=unit,
-        contexts=np.zeros(1 << 16, CONTEXT),
-        cached=np.zeros(1 << 16, np.int64),
-        iotlb=np.zeros(iotlb_entries, IOTLB),
-        faults=np.zeros(FAULT_SLOTS, FAULT),
-    )
+    if not 1 <= iotlb_entries <= IOTLB_MAX or iotlb_entries & (iotlb_entries - 1):
+        raise ValueError(f"an IOTLB has a power of two of entries up to {IOTLB_MAX}, not {iotlb_entries}")
+    block = np.zeros(1, IOMMU)
+    row = block[0]
+    unit = row["unit"]
+    unit["mem_base"] = mem_base
+    unit["mem_end"] = mem_base + mem_bytes
+    unit["iotlb_mask"] = iotlb_entries - 1
+    unit["widths"] = widths
+    unit["large"] = large
+    return Iommu(block, unit, row["contexts"], row["cached"], row["iotlb"][:iotlb_entries], row["faults"])
 
 
 @kernel
-def translate(iommu: Iommu, rid: int, iova: int, nbytes: int, write: int) -> tuple[int, int]:
+def translate(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple[int, int]:
     """Translate `nbytes` at `iova` for requester `rid`; `write` is 1 for a write to memory, 0 for a read.
 
     Returns (hpa, run): host address, and how many bytes from 1 to `nbytes` are contiguous there. (0, 0) if the request
     is refused: a fault is recorded unless the context says otherwise. No length and no address is too wild to ask for.
     """
     unit = iommu.unit[0]
-    key = iommu.contexts[rid & 0xFFFF].key
+    key = iommu.contexts[np.uint64(rid & 0xFFFF)].key
     shift = key & 63
     page = iova >> shift
     entry = iommu.iotlb[np.uint64((page + (key >> 6) * DOMAIN_STRIDE) & unit.iotlb_mask)]
-    if entry.page == page and entry.key == key and (entry.rights >> (write & 1)) & 1 and nbytes > 0:
+    if entry.page == page and entry.key == key and entry.rights >> (write & 1) & 1 and nbytes > 0:
         unit.iotlb_hits += 1
         size = 1 << shift
         offset = iova & (size - 1)
@@ -139,62 +162,66 @@ def translate(iommu: Iommu, rid: int, iova: int, nbytes: int, write: int) -> tup
 
 
 @kernel
-def translate_miss(iommu: Iommu, rid: int, iova: int, nbytes: int, write: int) -> tuple[int, int]:
-    """Do what `translate` does when the IOTLB entry at hand does not."""
+def translate_miss(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple[int, int]:
+    """Do what `translate` does when the IOTLB entry at hand does not serve."""
     unit = iommu.unit[0]
     if nbytes <= 0:
         unit.rejected += 1
         return 0, 0
+    if not unit.enabled:
+        if iommu.contexts[rid].key == 0:
+            cache_context(iommu, rid, 1, 0)
+        unit.bypassed += 1
+        return clip_to_memory(iommu, iova, nbytes)
+    # A write to the interrupt range is a message, not memory; a read of it reaches nothing.
+    if INTERRUPT_RANGE <= iova < INTERRUPT_RANGE_END:
+        unit.iotlb_misses += 1
+        unit.aborted += 1
+        return 0, 0
     context = iommu.contexts[rid]
     if context.key == 0:
-        if unit.enabled:
-            unit.context_walks += 1
-            reason, fpd, low, high = walk_context(unit.root, rid, unit.mem_base, unit.mem_end, unit.widths)
-            if reason:
-                unit.iotlb_misses += 1
-                record_fault(iommu, rid, iova, reason, write, fpd)
-                return 0, 0
-            aw = high >> CTX_AW_LSB & CTX_AW_MASK
-            context.fpd = fpd
-            context.table = low & PAGE_MASK
-            context.level = aw + 2
-            context.domain = high >> CTX_DID_LSB & CTX_DID_MASK
-            context.bypass = 1 if low >> CTX_T_LSB & CTX_T_MASK == PASS_THROUGH else 0
-            context.limit = ADDRESS_WIDTH if context.bypass else min(30 + 9 * aw, ADDRESS_WIDTH)
-        else:
-            context.fpd = 0
-            context.domain = 0
-            context.bypass = 1
-            context.limit = 63
-        context.key = IDENTITY if context.bypass else context.domain << 6 | 12
-        iommu.cached[unit.cached] = rid
-        unit.cached += 1
+        unit.context_walks += 1
+        reason, fpd, low, high = walk_context(unit.root, rid, unit.mem_base, unit.mem_end, unit.widths)
+        if reason:
+            unit.iotlb_misses += 1
+            record_fault(iommu, rid, iova, reason, write, fpd)
+            return 0, 0
+        context.fpd = fpd
+        context.table = low & PAGE_MASK
+        context.level = (high >> CTX_AW_LSB & CTX_AW_MASK) + 2
+        bypass = int((low >> CTX_T_LSB & CTX_T_MASK) == PASS_THROUGH)
+        context.limit = ADDRESS_WIDTH if bypass else min(9 * context.level + 12, ADDRESS_WIDTH)
+        cache_context(iommu, rid, bypass, high >> CTX_DID_LSB & CTX_DID_MASK)
     if iova >> context.limit:
+        unit.iotlb_misses += 1
         record_fault(iommu, rid, iova, ADDRESS_BEYOND_WIDTH, write, context.fpd)
         return 0, 0
     if context.bypass:
         unit.bypassed += 1
         return clip_to_memory(iommu, iova, nbytes)
-    # A write to the interrupt range is a message, not memory; a read of it goes nowhere.
-    if INTERRUPT_RANGE <= iova < INTERRUPT_RANGE_END:
-        unit.aborted += 1
-        return 0, 0
     for shift in range(12, 31, 9):
-        page = iova >> shift
+        entry = iommu.iotlb[iotlb_slot(iommu, context.domain, iova >> shift)]
         key = context.domain << 6 | shift
-        entry = iommu.iotlb[np.uint64((page + context.domain * DOMAIN_STRIDE) & unit.iotlb_mask)]
-        if entry.page == page and entry.key == key and (entry.rights >> write) & 1:
+        if entry.page == iova >> shift and entry.key == key and entry.rights >> write & 1:
             context.key = key
             unit.iotlb_hits += 1
             offset = iova & ((1 << shift) - 1)
             return entry.hpa + offset, min(nbytes, (1 << shift) - offset)
+    return translate_walk(iommu, rid, iova, nbytes, write)
+
+
+@kernel
+def translate_walk(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple[int, int]:
+    """Walk the tables of a cached context, and cache as much of the page as is safe to use unchecked."""
+    unit = iommu.unit[0]
+    context = iommu.contexts[rid]
     unit.iotlb_misses += 1
     unit.page_walks += 1
     reason, hpa, shift, rights = walk_iova(
         context.table, context.level, iova, write, unit.mem_base, unit.mem_end, unit.large
     )
-    offset = iova & ((1 << shift) - 1)
-    if reason == 0 and INTERRUPT_RANGE <= hpa + offset < INTERRUPT_RANGE_END:
+    hpa += iova & ((1 << shift) - 1)
+    if reason == 0 and INTERRUPT_RANGE <= hpa < INTERRUPT_RANGE_END:
         reason = INTERRUPT_RANGE_OUTPUT
     if reason:
         record_fault(iommu, rid, iova, reason, write, context.fpd)
@@ -202,26 +229,46 @@ def translate_miss(iommu: Iommu, rid: int, iova: int, nbytes: int, write: int) -
     while shift >= 12:
         size = 1 << shift
         first = iova & -size
-        target = hpa + (offset & -size)
-        if (
-            target >= unit.mem_base
-            and target + size <= unit.mem_end
-            and not (first < INTERRUPT_RANGE_END and first + size > INTERRUPT_RANGE)
-            and not (target < INTERRUPT_RANGE_END and target + size > INTERRUPT_RANGE)
-        ):
-            entry = iommu.iotlb[np.uint64(((iova >> shift) + context.domain * DOMAIN_STRIDE) & unit.iotlb_mask)]
+        target = hpa & -size
+        in_memory = target >= unit.mem_base and target + size <= unit.mem_end
+        if in_memory and not in_interrupt_range(first, size) and not in_interrupt_range(target, size):
+            entry = iommu.iotlb[iotlb_slot(iommu, context.domain, iova >> shift)]
             entry.page = iova >> shift
             entry.key = context.domain << 6 | shift
             entry.rights = rights
             entry.hpa = target
             context.key = entry.key
-            return hpa + offset, min(nbytes, size - (offset & (size - 1)))
+            return hpa, min(nbytes, first + size - iova)
         shift -= 9
-    return clip_to_memory(iommu, hpa + offset, min(nbytes, 4096 - (offset & 4095)))
+    return clip_to_memory(iommu, hpa, min(nbytes, 4096 - (hpa & 4095)))
 
 
 @kernel
-def clip_to_memory(iommu: Iommu, hpa: int, nbytes: int) -> tuple[int, int]:
+def iotlb_slot(iommu: Row, domain: int, page: int) -> int:
+    """Return the only place in the IOTLB where a page of a domain can be."""
+    return (page + domain * DOMAIN_STRIDE) & iommu.unit[0].iotlb_mask
+
+
+@kernel
+def in_interrupt_range(first: int, size: int) -> bool:
+    """Tell whether `size` bytes at `first` overlap the addresses that mean interrupts."""
+    return first < INTERRUPT_RANGE_END and first + size > INTERRUPT_RANGE
+
+
+@kernel
+def cache_context(iommu: Row, rid: int, bypass: int, domain: int) -> None:
+    """Mark a requester's context as cached."""
+    unit = iommu.unit[0]
+    context = iommu.contexts[rid]
+    context.bypass = bypass
+    context.domain = domain
+    context.key = IDENTITY if bypass else domain << 6 | 12
+    iommu.cached[unit.cached] = rid
+    unit.cached += 1
+
+
+@kernel
+def clip_to_memory(iommu: Row, hpa: int, nbytes: int) -> tuple[int, int]:
     """Return (hpa, run) with the run ending where memory does; (0, 0) and a counted abort if `hpa` is outside."""
     unit = iommu.unit[0]
     if hpa < unit.mem_base or hpa >= unit.mem_end:
@@ -231,7 +278,7 @@ def clip_to_memory(iommu: Iommu, hpa: int, nbytes: int) -> tuple[int, int]:
 
 
 @kernel
-def record_fault(iommu: Iommu, rid: int, iova: int, reason: int, write: int, fpd: int) -> None:
+def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: int) -> None:
     """Count a fault, and put it into the ring unless FPD suppresses its kind."""
     unit = iommu.unit[0]
     unit.faults += 1
@@ -256,7 +303,7 @@ def record_fault(iommu: Iommu, rid: int, iova: int, reason: int, write: int, fpd
 
 
 @kernel
-def dma_copy_in(iommu: Iommu, rid: int, iova: int, nbytes: int, dest: int) -> int:
+def dma_copy_in(iommu: Row, rid: int, iova: int, nbytes: int, dest: int) -> int:
     """Read `nbytes` at `iova` into private memory at `dest`; return the bytes read, fewer after a refusal."""
     done = 0
     while done < nbytes:
@@ -269,7 +316,7 @@ def dma_copy_in(iommu: Iommu, rid: int, iova: int, nbytes: int, dest: int) -> in
 
 
 @kernel
-def dma_copy_out(iommu: Iommu, rid: int, iova: int, nbytes: int, source: int) -> int:
+def dma_copy_out(iommu: Row, rid: int, iova: int, nbytes: int, source: int) -> int:
     """Write `nbytes` from private memory at `source` to `iova`; return the bytes written: all, or 0 after a refusal.
 
     Every page is translated before the first byte is written.
@@ -295,7 +342,7 @@ def dma_copy_out(iommu: Iommu, rid: int, iova: int, nbytes: int, source: int) ->
 
 
 @kernel
-def invalidate_contexts(iommu: Iommu, rid: int, rid_mask: int, domain: int) -> None:
+def invalidate_contexts(iommu: Row, rid: int, rid_mask: int, domain: int) -> None:
     """Forget cached contexts whose requester matches `rid` under `rid_mask`, of `domain` or, if negative, of any."""
     unit = iommu.unit[0]
     kept = 0
@@ -311,18 +358,18 @@ def invalidate_contexts(iommu: Iommu, rid: int, rid_mask: int, domain: int) -> N
 
 
 @kernel
-def invalidate_iotlb(iommu: Iommu, domain: int) -> None:
+def invalidate_iotlb(iommu: Row, domain: int) -> None:
     """Forget the translations of `domain` or, if negative, all."""
-    for i in range(len(iommu.iotlb)):
+    for i in range(iommu.unit[0].iotlb_mask + 1):
         entry = iommu.iotlb[i]
         if domain < 0 or entry.key >> 6 == domain:
             entry.rights = 0
 
 
 @kernel
-def invalidate_iotlb_pages(iommu: Iommu, domain: int, iova: int, nbytes: int) -> None:
+def invalidate_iotlb_pages(iommu: Row, domain: int, iova: int, nbytes: int) -> None:
     """Forget the translations of `domain` that overlap `nbytes` at `iova`, in pages of every size."""
-    for i in range(len(iommu.iotlb)):
+    for i in range(iommu.unit[0].iotlb_mask + 1):
         entry = iommu.iotlb[i]
         first = entry.page << (entry.key & 63)
         if entry.key >> 6 == domain and first < iova + nbytes and first + (1 << (entry.key & 63)) > iova:
