@@ -30,6 +30,7 @@ class Reset(enum.Enum):
 
     POWER_ON = "power on"
     FLR = "function level reset"
+    WAKE = "D3hot to D0"
 
 
 class Clock(Protocol):
@@ -43,7 +44,12 @@ class Clock(Protocol):
 
 
 class Device(Protocol):
-    """A card on the bus: one or more functions, each named by its routing ID."""
+    """A card on the bus: one or more functions, each named by its routing ID.
+
+    bus: the bus number that the card captured; the port above sets it with every Type 0 configuration write.
+    """
+
+    bus: int
 
     def rids(self) -> list[Rid]:
         """List the routing IDs that answer configuration accesses now, VFs included."""
@@ -59,6 +65,9 @@ class Device(Protocol):
 
     def bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
         """Write to a function's BAR; ignored outside it."""
+
+    def bar_at(self, address: int, *, io: bool = False) -> tuple[Rid, int, int] | None:
+        """Find who claims an address of memory or I/O space now: routing ID, BAR number (6: ROM), offset in it."""
 
     def bar_mappings(self, rid: Rid, bar: int) -> list[Mapping]:
         """List the parts of a BAR that may be mapped into a guest, so that their accesses do not trap."""

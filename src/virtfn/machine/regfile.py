@@ -126,6 +126,13 @@ class RegFile:
                 raise TypeError(f"{decl.label(i)} is claimed twice")
             table[decl.at(i)] = method  # type: ignore[assignment]
 
+    def limit(self, decl: Decl, index: int, bits: int) -> None:
+        """Let software change only `bits` of one register of this file, within what its declaration allows."""
+        at = decl.at(index)
+        _, _, read_clears, _, hidden = self._masks[at]
+        clear = decl.mask(Access.W1C, Access.RC_W1C)
+        self._masks[at] = decl.write_mask & bits, clear & bits, read_clears, decl.mask(Access.W1S) & bits, hidden
+
     def reset(self, *, keep: tuple[Decl, ...] = ()) -> None:
         """Give every register its reset value, except those in `keep`; no side effect runs."""
         for decl in self.map.DECLS:
