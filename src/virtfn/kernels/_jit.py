@@ -8,6 +8,10 @@ changed constant or callee elsewhere would silently keep running old machine cod
     store32_release, store64_release  heads and write-backs: what they publish is written before them
     copy_bytes                      memcpy; the regions do not overlap
     prefetch                        hint that an address will be read soon; never faults
+    row_at(dtype)                   makes an intrinsic: the structured row of that dtype at an address
+
+State reaches kernels as the address of one row that holds everything: tables of arrays would be passed member by
+member, with a reference count each, at every call between kernels.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numba
+import numpy as np
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+Row: TypeAlias = Any
+"""A structured row inside a kernel: members are attributes. NumPy's own types cannot say which."""
 
 
 def _cache_dir() -> str:
@@ -53,6 +61,7 @@ from llvmlite import ir  # noqa: E402
 from numba import njit, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
+from numba.np import numpy_support  # noqa: E402
 
 
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -140,3 +149,16 @@ def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
 
 copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
 prefetch = cast("Callable[[int], None]", intrinsic(_prefetch))
+
+
+def row_at(dtype: np.dtype[np.void]) -> Callable[[int], Row]:
+    """Make an intrinsic that sees the row of `dtype` at an address; nothing is copied or owned."""
+    record = numpy_support.from_dtype(dtype)
+
+    def typed(typingctx, address):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(args[0], context.get_value_type(record))
+
+        return record(types.int64), codegen
+
+    return cast("Callable[[int], Row]", intrinsic(typed))

@@ -1,0 +1,49 @@
+"""A breath: guests run, the port is served, guests run again, until time is up or something needs Python.
+
+This is where a run of the embedded world spends its time. It stands for vCPUs and NIC working side by side; the guests'
+side and the device's meet only in memory, as their kernels do everywhere else.
+"""
+
+from __future__ import annotations
+
+from virtfn.kernels._jit import kernel
+from virtfn.kernels.netdev import netdev_at
+from virtfn.kernels.port import serve
+from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, nic_at
+from virtfn.kernels.traffic import poll_guest, traffic_at
+
+__all__ = ["EV_IDLE", "breathe"]
+
+EV_IDLE = 1024  # a guest that polls has had nothing for a while: it may go back to interrupts
+_PATIENCE = 32  # empty polls before a guest goes back to interrupts
+
+
+@kernel
+def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budget: int) -> tuple[int, int]:
+    """Run up to `rounds` rounds of all guests and the port. Returns (frames moved, events).
+
+    nic_address, traffic_address: of the NIC and TRAFFIC rows. now: time in ps. budget: frames a queue and round.
+    """
+    nic = nic_at(nic_address)
+    traffic = traffic_at(traffic_address)
+    urgent = EV_INTERRUPT | EV_CAPTURE | EV_MALICIOUS | EV_FAULT
+    moved = 0
+    events = 0
+    for _ in range(rounds):
+        busy = 0
+        polling = 0
+        for g in range(traffic.guests):
+            d = netdev_at(traffic.tasks[g].netdev)
+            received, sent = poll_guest(traffic, g, d, budget)
+            busy += received + sent
+            polling |= d.polling
+            if d.polling and d.empty_polls >= _PATIENCE:
+                events |= EV_IDLE
+        frames, event = serve(nic, now, budget)
+        events |= event
+        moved += frames
+        if events & urgent:
+            break
+        if busy == 0 and frames == 0 and (events or not polling):
+            break
+    return moved, events

@@ -1,0 +1,316 @@
+"""Transmit offloads: gather a descriptor chain, insert VLAN tags and checksums, cut large sends into segments.
+
+The device does what the context descriptor says (MACLEN, IPLEN, L4LEN, MSS), it does not look for headers itself.
+Nothing a driver writes is trusted: lengths are bounded by the gathered bytes before any is used.
+
+    chain   [context]  data ... data EOP       ->  GATHER_AREA: one contiguous private frame
+Spec: 82576 datasheet, chapter "Transmit Functionality", sections on checksum offload and TCP segmentation.
+"""
+
+from __future__ import annotations
+
+from virtfn.hw.i82576.desc import (
+    MIN_FRAME,
+    TXC_L4LEN_SHIFT,
+    TXC_L4T_SCTP,
+    TXC_L4T_TCP,
+    TXC_MACLEN_SHIFT,
+    TXC_MSS_SHIFT,
+    TXC_TUCMD_IPV4,
+    TXC_VLAN_SHIFT,
+    TXD_DEXT,
+    TXD_DTYP_CONTEXT,
+    TXD_DTYP_DATA,
+    TXD_DTYP_MASK,
+    TXD_EOP,
+    TXD_IC,
+    TXD_IDX_SHIFT,
+    TXD_IXSM,
+    TXD_LEN_MASK,
+    TXD_PAYLEN_SHIFT,
+    TXD_TSE,
+    TXD_TXSM,
+    TXD_VLE,
+    TXL_CSO_SHIFT,
+    TXL_CSS_SHIFT,
+    TXL_VLAN_SHIFT,
+)  # fmt: skip
+from virtfn.kernels._jit import (
+    Row,
+    copy_bytes,
+    kernel,
+    load8,
+    load16,
+    load32,
+    load64,
+    store8,
+    store16,
+    store32,
+    store64,
+)
+from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16
+from virtfn.kernels.dma import dma_copy_in, iommu_at
+from virtfn.kernels.ring import ring_count, window
+from virtfn.kernels.state import GATHER_AREA, GATHER_BYTES
+
+__all__ = ["CHAIN_BAD", "CHAIN_CONTEXT", "CHAIN_DONE", "CHAIN_FAULT", "CHAIN_OPEN", "gather", "segment"]
+
+CHAIN_DONE, CHAIN_OPEN, CHAIN_BAD, CHAIN_FAULT, CHAIN_CONTEXT = range(5)
+
+_SWAP32_MASK = 0xFF00FF
+
+
+@kernel
+def swap32(value: int) -> int:
+    """Exchange the bytes of a 32-bit number."""
+    value = (value & _SWAP32_MASK) << 8 | value >> 8 & _SWAP32_MASK
+    return (value << 16 | value >> 16) & 0xFFFFFFFF
+
+
+@kernel
+def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int]:
+    """Collect the chain at the head of transmit queue `q` into private memory and apply its offloads.
+
+    Returns (code, descriptors used, bytes, MSS or 0, header bytes of a segmentation). A context descriptor alone is a
+    finished chain without a frame.
+    """
+    r = nic.tx[q]
+    available = ring_count(r)
+    frame = nic.port.scratch + GATHER_AREA + 4  # room for a VLAN tag in front
+    saved = r.head
+    used = 0
+    length = 0
+    first = 0
+    code = CHAIN_OPEN
+    while used < available:
+        at = window(nic, r)
+        if at == 0:
+            code = CHAIN_FAULT
+            used += 1
+            break
+        q0 = load64(at)
+        q1 = load64(at + 8)
+        used += 1
+        r.head = r.head + 1 if r.head + 1 < r.size else 0
+        if q1 & TXD_DEXT and q1 & TXD_DTYP_MASK == TXD_DTYP_CONTEXT:
+            if used > 1:
+                code = CHAIN_BAD
+            else:
+                code = CHAIN_CONTEXT
+                if q1 >> TXD_IDX_SHIFT & 1:
+                    r.context1_q0 = q0
+                    r.context1_q1 = q1
+                else:
+                    r.context0_q0 = q0
+                    r.context0_q1 = q1
+            break
+        if q1 & TXD_DEXT and q1 & TXD_DTYP_MASK != TXD_DTYP_DATA:
+            code = CHAIN_BAD
+            break
+        if used == 1:
+            first = q1
+        elif (q1 ^ first) & TXD_DEXT:
+            code = CHAIN_BAD
+            break
+        size = q1 & TXD_LEN_MASK
+        if length + size > GATHER_BYTES - 64:
+            code = CHAIN_BAD
+            break
+        if dma_copy_in(iommu_at(nic.port.iommu), r.rid, q0, size, frame + length) != size:
+            code = CHAIN_FAULT
+            if q1 & TXD_EOP:
+                break
+            used = skip_chain(nic, q, used, available)
+            break
+        length += size
+        if q1 & TXD_EOP:
+            code = CHAIN_DONE
+            first = (
+                first & ~(TXD_IC | 0xFF << TXL_CSO_SHIFT | 0xFF << TXL_CSS_SHIFT | 0xFFFF << TXL_VLAN_SHIFT) | q1
+                if (not q1 & TXD_DEXT)
+                else first
+            )
+            break
+    if code == CHAIN_BAD and used:
+        used = skip_chain(nic, q, used, available)
+    if code == CHAIN_OPEN and available == r.size - 1:
+        code = CHAIN_BAD  # a frame longer than the ring would never end
+    r.head = saved
+    r.win_hi = 0
+    if code != CHAIN_DONE:
+        return code, used, 0, 0, 0
+    if first & TXD_DEXT:
+        return finish_advanced(nic, q, pool, first, used, length)
+    return finish_legacy(nic, pool, first, used, length)
+
+
+@kernel
+def skip_chain(nic: Row, q: int, used: int, available: int) -> int:
+    """Find the end of a chain that is being dropped; returns its descriptors."""
+    r = nic.tx[q]
+    while used < available:
+        at = window(nic, r)
+        if at == 0:
+            return available
+        end = load64(at + 8) & TXD_EOP
+        used += 1
+        r.head = r.head + 1 if r.head + 1 < r.size else 0
+        if end:
+            break
+    return used
+
+
+@kernel
+def insert_tag(nic: Row, frame: int, tci: int) -> int:
+    """Put a VLAN tag in front of byte 12 by moving the addresses down four bytes; returns the new start."""
+    low = load64(frame)
+    high = load32(frame + 8)
+    store64(frame - 4, low)
+    store32(frame + 4, high)
+    store16(frame + 8, swap16(nic.port.vet & 0xFFFF))
+    store16(frame + 10, swap16(tci))
+    return frame - 4
+
+
+@kernel
+def settle(nic: Row, pool: int, length: int, insert: bool, tci: int, pad: bool) -> int:
+    """Tag the gathered frame as descriptor and port say, move it to the start of the area, and pad it."""
+    frame = nic.port.scratch + GATHER_AREA + 4
+    owner = nic.pools[pool]
+    if owner.vlan_mode == 1:
+        insert = True
+        tci = owner.vlan_tag
+    elif owner.vlan_mode == 2:
+        insert = False
+    if insert and length >= 12:
+        insert_tag(nic, frame, tci)
+        length += 4
+    else:
+        for i in range(0, length, 4):
+            store32(frame - 4 + i, load32(frame + i))
+    if pad and nic.port.pad and 14 <= length < MIN_FRAME:
+        for i in range(length, MIN_FRAME):
+            store8(frame - 4 + i, 0)
+        length = MIN_FRAME
+    return length
+
+
+@kernel
+def finish_advanced(nic: Row, q: int, pool: int, first: int, used: int, length: int) -> tuple[int, int, int, int, int]:
+    """Apply the offloads of an advanced chain to the gathered frame."""
+    r = nic.tx[q]
+    if first >> TXD_IDX_SHIFT & 1:
+        c0 = r.context1_q0
+        c1 = r.context1_q1
+    else:
+        c0 = r.context0_q0
+        c1 = r.context0_q1
+    frame = nic.port.scratch + GATHER_AREA + 4
+    l3 = c0 >> TXC_MACLEN_SHIFT & 0x7F
+    l4 = l3 + (c0 & 0x1FF)
+    l4_type = c1 >> 11 & 3
+    payload = first >> TXD_PAYLEN_SHIFT & 0x3FFFF
+    insert = first & TXD_VLE != 0
+    tci = c0 >> TXC_VLAN_SHIFT & 0xFFFF
+    if first & TXD_TSE:
+        header = l4 + (c1 >> TXC_L4LEN_SHIFT & 0xFF)
+        mss = c1 >> TXC_MSS_SHIFT & 0xFFFF
+        valid = l3 >= 14 and l4 >= l3 + 20 and header >= l4 + (20 if l4_type == TXC_L4T_TCP else 8)
+        if not valid or mss == 0 or l4_type > 1 or header + payload != length or header + mss > 9724 or payload == 0:
+            return CHAIN_BAD, used, 0, 0, 0
+        # Segments are cut later, from the gathered frame: remember what each needs.
+        r.seg_l3 = l3
+        r.seg_l4 = l4
+        r.seg_flags = first & (TXD_IXSM | TXD_TXSM)
+        r.seg_kind = l4_type | (0x10 if c1 & TXC_TUCMD_IPV4 else 0)
+        grown = settle(nic, pool, length, insert, tci, False) - length
+        r.seg_l3 += grown
+        r.seg_l4 += grown
+        nic.port.segment_queue = q
+        return CHAIN_DONE, used, length + grown, mss, header + grown
+    if payload != length:
+        return CHAIN_BAD, used, 0, 0, 0
+    if first & TXD_TXSM:
+        field = l4 + (16 if l4_type == TXC_L4T_TCP else 8 if l4_type == TXC_L4T_SCTP else 6)
+        if field + (4 if l4_type == TXC_L4T_SCTP else 2) > length:
+            return CHAIN_BAD, used, 0, 0, 0
+        put_l4_checksum(frame, l4, length, l4_type)
+    if first & TXD_IXSM:
+        if l4 > length or l3 + 12 > length or l4 < l3 + 20:
+            return CHAIN_BAD, used, 0, 0, 0
+        put_ip_checksum(frame, l3, l4)
+    return CHAIN_DONE, used, settle(nic, pool, length, insert, tci, True), 0, 0
+
+
+@kernel
+def put_l4_checksum(frame: int, l4: int, end: int, l4_type: int) -> None:
+    """Insert the transport checksum of bytes l4..end-1; TCP and UDP fields hold the pseudo-header's sum."""
+    if l4_type == TXC_L4T_SCTP:
+        store32(frame + l4 + 8, crc32c(frame + l4, end - l4, 8))
+        return
+    total = fold(sum_bytes(frame + l4, end - l4)) ^ 0xFFFF
+    if l4_type != TXC_L4T_TCP and total == 0:
+        total = 0xFFFF
+    store16(frame + l4 + (16 if l4_type == TXC_L4T_TCP else 6), total)
+
+
+@kernel
+def put_ip_checksum(frame: int, l3: int, l4: int) -> None:
+    """Insert the IPv4 header checksum."""
+    store16(frame + l3 + 10, 0)
+    store16(frame + l3 + 10, fold(sum_bytes(frame + l3, l4 - l3)) ^ 0xFFFF)
+
+
+@kernel
+def finish_legacy(nic: Row, pool: int, first: int, used: int, length: int) -> tuple[int, int, int, int, int]:
+    """Apply the offloads of a legacy chain: one checksum from CSS to the end, put at CSO; a VLAN tag."""
+    frame = nic.port.scratch + GATHER_AREA + 4
+    if first & TXD_IC:
+        start = first >> TXL_CSS_SHIFT & 0xFF
+        place = first >> TXL_CSO_SHIFT & 0xFF
+        if start >= length or place + 2 > length:
+            return CHAIN_BAD, used, 0, 0, 0
+        store16(frame + place, fold(sum_bytes(frame + start, length - start)) ^ 0xFFFF)
+    insert = first & TXD_VLE != 0
+    return CHAIN_DONE, used, settle(nic, pool, length, insert, first >> TXL_VLAN_SHIFT & 0xFFFF, True), 0, 0
+
+
+@kernel
+def segment(nic: Row, frame: int, length: int, header: int, offset: int, mss: int, target: int) -> int:
+    """Build the segment whose payload starts at `offset` of the gathered frame; returns its bytes.
+
+    Edits what differs from segment to segment: IP length and identification, TCP sequence number and flags, checksums.
+    """
+    r = nic.tx[nic.port.segment_queue]
+    size = min(mss, length - offset)
+    last = offset + size >= length
+    number = (offset - header) // mss
+    copy_bytes(target, frame, header)
+    copy_bytes(target + header, frame + offset, size)
+    total = header + size
+    l3 = r.seg_l3
+    l4 = r.seg_l4
+    tcp = r.seg_kind & 3 == TXC_L4T_TCP
+    if r.seg_kind & 0x10:
+        store16(target + l3 + 2, swap16(total - l3))
+        store16(target + l3 + 4, swap16(swap16(load16(target + l3 + 4)) + number & 0xFFFF))
+    else:
+        store16(target + l3 + 4, swap16(total - l3 - 40))
+    if tcp:
+        store32(target + l4 + 4, swap32(swap32(load32(target + l4 + 4)) + (offset - header) & 0xFFFFFFFF))
+        if not last:
+            store8(target + l4 + 13, load8(target + l4 + 13) & ~0x09)  # FIN and PSH belong to the last
+    else:
+        store16(target + l4 + 4, swap16(total - l4))
+    if r.seg_flags & TXD_TXSM:
+        # The field holds the pseudo-header without the length: add it.
+        field = target + l4 + (16 if tcp else 6)
+        store16(field, fold(load16(field) + swap16(total - l4)))
+        put_l4_checksum(target, l4, total, r.seg_kind & 3)
+    if r.seg_flags & TXD_IXSM:
+        put_ip_checksum(target, l3, l4)
+    if total < MIN_FRAME and nic.port.pad:
+        for i in range(total, MIN_FRAME):
+            store8(target + i, 0)
+        total = MIN_FRAME
+    return total

@@ -1,0 +1,218 @@
+"""One call serves a port: every ready transmit queue, every receive queue that got something, every due interrupt.
+
+snapshot   tails and registers of each queue, once
+run        up to `budget` frames of each transmit queue, through the switch, into receive queues
+publish    heads; then vectors whose cause is pending, enabled and not throttled
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load32, load64
+from virtfn.kernels.csum import swap16
+from virtfn.kernels.dma import iommu_at
+from virtfn.kernels.ring import CONTROL, ENABLE, latch, misbehave, publish
+from virtfn.kernels.rx import HEAD_BYTES, capture_frame, capture_room
+from virtfn.kernels.state import (
+    DROP_OVERSIZE,
+    DROP_UNDERSIZE,
+    EV_CAPTURE,
+    EV_FAULT,
+    EV_INTERRUPT,
+    EV_MALICIOUS,
+    EV_TIMER,
+    HEAD_AREA,
+    QUEUES,
+    VECTORS,
+    WIRE,
+    nic_at,
+)
+from virtfn.kernels.switch import BROADCAST, switch_receive
+from virtfn.kernels.tx import count_size, serve_queue, spread
+
+__all__ = ["begin", "finish", "serve", "serve_port", "wire_in"]
+
+WIRE_STALL = 100  # `stalled` when the frame at the head of the line came from the wire
+
+
+@kernel
+def begin(nic: Row, now: int) -> None:
+    """Start a call: queues latch their registers again at first use. now: time in ps."""
+    p = nic.port
+    p.now = now
+    p.epoch += 1
+
+
+@kernel
+def raise_vectors(nic: Row) -> int:
+    """Fire the vectors that are pending, enabled and not throttled; apply auto-clear and auto-mask."""
+    p = nic.port
+    due = p.pending & p.eims
+    if due == 0:
+        return 0
+    events = 0
+    for v in range(VECTORS):
+        bit = 1 << v
+        if not due & bit:
+            continue
+        if nic.eitr[v, 1] > p.now:
+            events |= EV_TIMER
+            continue
+        if nic.eitr[v, 0] > 0:
+            nic.eitr[v, 1] = p.now + nic.eitr[v, 0]
+        p.pending &= ~bit
+        p.fired |= bit
+        p.eicr &= ~(bit & p.eiac)
+        if p.automask:
+            p.eims &= ~(bit & p.eiam)
+        events |= EV_INTERRUPT
+    return events
+
+
+@kernel
+def finish(nic: Row) -> int:
+    """End a call: show receive heads to the drivers and raise interrupts. Returns events."""
+    p = nic.port
+    for q in range(QUEUES):
+        if nic.rx[q].epoch == p.epoch:
+            publish(nic.rx[q])
+    events = raise_vectors(nic)
+    if p.misbehaved:
+        events |= EV_MALICIOUS
+    if iommu_at(nic.port.iommu).unit[0].fault_head != iommu_at(nic.port.iommu).unit[0].fault_tail:
+        events |= EV_FAULT
+    return events
+
+
+@kernel
+def send_ready(nic: Row, q: int, budget: int) -> tuple[int, int]:
+    """Serve transmit queue `q` if its driver has given it anything."""
+    p = nic.port
+    r = nic.tx[q]
+    if r.regs == 0 or not (load32(r.regs + CONTROL) & ENABLE or r.enabled):
+        return 0, 0
+    if not latch(r, p.epoch, False):
+        return 0, misbehave(nic, q)
+    if not r.enabled or r.head == r.tail or p.blocked >> q & 1:
+        return 0, 0
+    if not p.tx_enable or not p.tx_pools >> r.pool & 1:
+        return 0, 0
+    frames, events = serve_queue(nic, q, budget)
+    publish(r)
+    return frames, events
+
+
+@kernel
+def serve_port(address: int, now: int, budget: int) -> tuple[int, int]:
+    """Call `serve` for the NIC whose row is at `address`: the way in from Python."""
+    return serve(nic_at(address), now, budget)
+
+
+@kernel
+def serve(nic: Row, now: int, budget: int) -> tuple[int, int]:
+    """Move what is ready, at most `budget` frames of each queue. Returns (frames sent, events)."""
+    p = nic.port
+    begin(nic, now)
+    frames = 0
+    events = 0
+    if p.stalled and p.stalled != WIRE_STALL:
+        frames, events = send_ready(nic, p.stalled - 1, budget)
+    if not p.stalled:
+        for q in range(QUEUES):
+            sent, event = send_ready(nic, q, budget)
+            frames += sent
+            events |= event
+            if p.stalled:
+                break
+    return frames, events | finish(nic)
+
+
+@kernel
+def wire_in(
+    address: int,
+    now: int,
+    store: int,
+    offsets: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    first: int,
+    count: int,
+) -> tuple[int, int]:
+    """Receive frames first..first+count-1 of a store from the wire. Returns (frames taken, events).
+
+    address: of the NIC's row. store: address of the frames' bytes; offsets, lengths: (frames,) int64, without frame
+    check sequence.
+    """
+    nic = nic_at(address)
+    p = nic.port
+    begin(nic, now)
+    taken = 0
+    events = 0
+    scratch = nic.port.scratch
+    while taken < count:
+        if p.stalled and p.stalled != WIRE_STALL:
+            break
+        length = lengths[first + taken]
+        frame = store + offsets[first + taken]
+        if p.stalled == 0:
+            if p.wire_ps_per_byte:
+                if p.wire_rx_next_ps > now:
+                    events |= EV_TIMER
+                    break
+                p.wire_rx_next_ps = max(p.wire_rx_next_ps, now - 2_000_000_000) + (length + 24) * p.wire_ps_per_byte
+            if p.capture:
+                if not capture_room(nic, length):
+                    events |= EV_CAPTURE
+                    break
+        head = scratch + HEAD_AREA
+        copy_bytes(head, frame, min(length, HEAD_BYTES))
+        if not wire_frame(nic, head, frame, length):
+            break
+        taken += 1
+    return taken, events | finish(nic)
+
+
+@kernel
+def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
+    """Receive one frame from the wire; False if it has to wait at the head of the line."""
+    p = nic.port
+    c = nic.counters
+    if p.stalled:
+        pools = p.stall_pools
+        tci = p.stall_tci
+    else:
+        c.tpr += 1
+        c.tor += length + 4
+        if length < 14 or length > 9724:
+            if length < 14:
+                c.ruc += 1
+            else:
+                c.roc += 1
+            nic.drops[WIRE, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+            return True
+        if p.capture:
+            capture_frame(nic, WIRE, 0, head, frame, length)
+        tci = -1
+        if load16(head + 12) == swap16(p.vet & 0xFFFF) and length >= 18:
+            tci = swap16(load16(head + 14))
+        mac = load64(head) & BROADCAST
+        pools, why = switch_receive(nic, mac, tci & 0xFFF if tci >= 0 else -1)
+        if pools == 0:
+            nic.drops[WIRE, why] += 1
+            return True
+        c.gprc += 1
+        c.gorc += length + 4
+        count_size(nic, length, False)
+        if mac == BROADCAST:
+            c.bprc += 1
+        elif mac & 1:
+            c.mprc += 1
+    left = spread(nic, pools, head, frame, length, tci, False)
+    if left:
+        p.stalled = WIRE_STALL
+        p.stall_pools = left
+        p.stall_tci = tci
+        return False
+    p.stalled = 0
+    return True

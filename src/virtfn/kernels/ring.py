@@ -1,0 +1,120 @@
+"""The device's end of a descriptor ring.
+
+    register block (0x40 bytes, shared with the driver)          ring in the driver's memory
+      +00 base  +08 length  +0c SRRCTL  +10 head                   | done | done | owned | owned | free |
+      +18 tail  +28 xDCTL   +38 head write-back                                    ^head           ^tail
+
+The driver moves the tail, the device the head; descriptors from head to tail-1 are the device's. The device keeps its
+own head, since the driver can write anything into the register: a head register that no longer holds what the device
+published was rewritten by software, as it may be while the queue stands still, and is taken over if it is in the ring.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virtfn.kernels._jit import Row, kernel, load32, load32_acquire, load64, store32_release
+from virtfn.kernels.dma import iommu_at, translate
+from virtfn.kernels.state import EV_MALICIOUS
+
+__all__ = ["HEAD", "TAIL", "latch", "publish", "ring_count", "window"]
+
+BASE = 0x00
+LENGTH = 0x08
+SRRCTL = 0x0C
+HEAD = 0x10
+TAIL = 0x18
+CONTROL = 0x28
+WRITE_BACK = 0x38
+ENABLE = 1 << 25
+DROP_EN = 1 << 31
+
+
+@kernel
+def latch(r: Row, epoch: int, receive: bool) -> bool:
+    """Take over what the driver wrote into the registers of a queue; once a call, before its first use.
+
+    Returns False if the tail lies outside the ring; the queue then stands still.
+    """
+    r.epoch = epoch
+    r.win_hi = 0
+    r.win_lo = 0
+    regs = r.regs
+    control = load32(regs + CONTROL)
+    base = load64(regs + BASE)
+    length = load32(regs + LENGTH)
+    layout = load32(regs + SRRCTL) if receive else load64(regs + WRITE_BACK)
+    if control != r.raw_control or base != r.raw_base or length != r.raw_len or layout != r.layout_raw:
+        r.raw_control = control
+        r.raw_base = base
+        r.raw_len = length
+        r.layout_raw = layout
+        r.enabled = 1 if control & ENABLE else 0
+        r.base = base & ~np.int64(0x7F)
+        r.size = (length & 0xFFF80) >> 4
+        if receive:
+            r.layout = layout >> 25 & 7
+            packet = (layout & 0x7F) << 10
+            r.packet_bytes = packet if packet > 0 else r.default_bytes
+            r.header_bytes = (layout >> 8 & 0xF) << 6
+            r.drop_enable = 1 if layout & DROP_EN else 0
+        else:
+            r.head_wb = layout & ~np.int64(3) if layout & 1 else 0
+    head = load32(regs + HEAD)
+    if head != r.published:
+        r.published = head
+        r.head = head
+    if r.head >= r.size:
+        r.head = 0
+    tail = load32_acquire(regs + TAIL)
+    if tail >= r.size:
+        r.tail = r.head
+        return tail == 0 or r.enabled == 0
+    r.tail = tail
+    return True
+
+
+@kernel
+def ring_count(r: Row) -> int:
+    """Number of descriptors that are the device's."""
+    count = r.tail - r.head
+    return count if count >= 0 else count + r.size
+
+
+@kernel
+def window(nic: Row, r: Row) -> int:
+    """Return the host address of the descriptor at the head, or 0 if the IOMMU refuses the ring.
+
+    The translation is kept for the rest of the page until the call ends: the device's descriptor prefetch.
+    """
+    head = r.head
+    if head < r.win_lo or head >= r.win_hi:
+        want = (r.size - head) * 16
+        hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.base + head * 16, want, 0)
+        if run >= 16:
+            hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.base + head * 16, want, 1)
+        if run < 16:
+            r.enabled = 0
+            return 0
+        r.win_lo = head
+        r.win_hi = head + run // 16
+        r.win_hpa = hpa
+    return r.win_hpa + (head - r.win_lo) * 16
+
+
+@kernel
+def publish(r: Row) -> None:
+    """Show the driver how far the device has come."""
+    if r.head != r.published:
+        r.published = r.head
+        store32_release(r.regs + HEAD, r.head)
+
+
+@kernel
+def misbehave(nic: Row, q: int) -> int:
+    """Record that transmit queue `q` has a driver that makes no sense; block it if protection is on."""
+    p = nic.port
+    p.misbehaved |= 1 << q
+    if p.mdp:
+        p.blocked |= 1 << q
+    return EV_MALICIOUS

@@ -1,0 +1,185 @@
+"""The tables that the data plane runs on: one row a port, a pool, a queue; and why a frame was dropped.
+
+    NIC             everything of one NIC; the rest are its members
+    PORT            switch and interrupt state of the port
+    POOL     (8,)   filtering target n: one VF, or the PF
+    QUEUE    (16,)  receive queues, and again transmit queues; queue q belongs to pool q & 7 when pools are on
+    COUNTERS        statistics of the port; per pool in POOL
+
+All members are int64. Python writes the configuration members when a register changes, kernels the rest. A register
+block's address (`regs`) is memory shared with the driver: kernels read tails from it and publish heads to it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.kernels._jit import row_at
+from virtfn.kernels.dma import Iommu
+
+__all__ = [
+    "CAPTURE_SLOTS",
+    "COUNTER_NAMES",
+    "DROP_NAMES",
+    "NIC",
+    "POOLS",
+    "QUEUES",
+    "SCRATCH_BYTES",
+    "new_nic",
+    "nic_at",
+]
+
+POOLS = 8
+QUEUES = 16
+VECTORS = 25
+# The scratch area: private copies. A head, a gathered frame (up to the largest segmentation), a segment, a frame to split.
+HEAD_AREA = 0
+GATHER_AREA = 16 << 10
+GATHER_BYTES = 272 << 10
+SEGMENT_AREA = GATHER_AREA + GATHER_BYTES
+SPLIT_AREA = SEGMENT_AREA + (16 << 10)
+SCRATCH_BYTES = SPLIT_AREA + (16 << 10)
+MAC_SLOTS = 128
+CAPTURE_SLOTS = 8192
+CAPTURE_BYTES = 16 << 20
+WIRE = 8  # the interface after the pools, in captures and drop tables
+
+
+def _row(names: str) -> np.dtype[np.void]:
+    return np.dtype([(name, np.int64) for name in names.split()])
+
+
+PORT = _row(
+    # receive and transmit enables and filters (RCTL, TCTL, VT_CTL, MRQC, DTXSWC, RPLOLR, DTXCTL)
+    "rx_enable tx_enable vmdq rss rss_fields bam upe mpe vfe multicast_shift pad ign_mac default_pool replicate "
+    "loopback self_loop strip_replicated max_frame vet mdp spoof_int mirror "
+    # pool bitmaps (VMOLR, VFRE, VFTE, DTXSWC, QDE)
+    "bam_pools rompe_pools rope_pools mpme_pools aupe_pools rx_pools tx_pools mac_spoof_pools vlan_spoof_pools "
+    "lle_pools drop_queues "
+    # receive checksum offload (RXCSUM)
+    "rx_ip_checksum rx_l4_checksum rss_in_descriptor "
+    # interrupts
+    "eicr eims eiac eiam automask pending fired throttled "
+    # the wire
+    "wire_up wire_ps_per_byte wire_next_ps wire_rx_next_ps "
+    # a frame that waits at the head of the line: pools still owed; segments sent of a large send
+    "stalled stall_pools stall_tci segments_done segment_queue "
+    # malicious drivers seen (bitmap of transmit queues), and blocked
+    "misbehaved blocked "
+    # this call
+    "epoch now capture capture_head capture_bytes "
+    # addresses: the IOMMU's state, the scratch area, the captured bytes
+    "iommu scratch captured"
+)
+
+POOL = _row(
+    "rid strip max_frame rsse vlan_mode vlan_tag ps_per_byte next_ps "
+    "gprc gorc mprc gptc gotc gprlbc gorlbc gptlbc gotlbc bprc"
+)
+
+QUEUE = _row(
+    # wiring: register block, requester, pool, interrupt cause bit (0: none)
+    "regs rid pool cause "
+    # as latched from the registers
+    "raw_base raw_len raw_control layout_raw enabled base size head published tail "
+    # receive: SRRCTL; transmit: head write-back
+    "layout default_bytes packet_bytes header_bytes drop_enable head_wb "
+    # the piece of the ring whose translation this call knows: descriptors win_lo..win_hi-1 at win_hpa
+    "epoch win_lo win_hi win_hpa "
+    # two transmit contexts (advanced descriptors)
+    "context0_q0 context0_q1 context1_q0 context1_q1 "
+    # what the segments of the large send at the head need
+    "seg_l3 seg_l4 seg_flags seg_kind "
+    "drops"
+)
+
+COUNTER_NAMES = (
+    "gprc gptc gorc gotc bprc bptc mprc mptc tpr tpt tor tot ruc roc rfc rnbc mpc "
+    "prc64 prc127 prc255 prc511 prc1023 prc1522 ptc64 ptc127 ptc255 ptc511 ptc1023 ptc1522 "
+    "rpthc hgptc tsctc ssvpc xec forwarded flooded wire_lost"
+).split()
+COUNTERS = _row(" ".join(COUNTER_NAMES))
+
+# Why a frame went no further. The text is what reports show.
+DROP_NAMES = (
+    "rx-disabled",  # RCTL.RXEN or the pool's VFRE bit is clear
+    "tx-disabled",  # the pool's VFTE bit or TCTL.EN is clear
+    "vlan-filter",  # VFTA does not have the VLAN
+    "vlan-membership",  # no addressed pool is a member of the VLAN, or takes untagged frames
+    "no-match",  # no pool has the address
+    "no-descriptor",  # the receive ring is empty
+    "queue-disabled",  # the receive queue is not enabled
+    "oversize",  # longer than the pool takes
+    "undersize",  # shorter than a header
+    "mac-spoof",  # source address is not the sender's
+    "vlan-spoof",  # VLAN is not the sender's
+    "dma-fault",  # the IOMMU refused
+    "malformed",  # transmit descriptors make no sense
+    "no-uplink",  # addressed to the wire, and nothing is there
+    "echo",  # addressed to its own sender
+)
+(
+    DROP_RX_DISABLED,
+    DROP_TX_DISABLED,
+    DROP_VLAN_FILTER,
+    DROP_VLAN_MEMBERSHIP,
+    DROP_NO_MATCH,
+    DROP_NO_DESCRIPTOR,
+    DROP_QUEUE_DISABLED,
+    DROP_OVERSIZE,
+    DROP_UNDERSIZE,
+    DROP_MAC_SPOOF,
+    DROP_VLAN_SPOOF,
+    DROP_DMA_FAULT,
+    DROP_MALFORMED,
+    DROP_NO_UPLINK,
+    DROP_ECHO,
+) = range(15)
+
+# Events that a service call returns, for Python to act on.
+EV_INTERRUPT = 1  # vectors wait in port.fired
+EV_CAPTURE = 2  # the capture buffer is full: drain it
+EV_MALICIOUS = 4  # port.misbehaved has new bits
+EV_FAULT = 8  # the IOMMU recorded a fault
+EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
+
+CAPTURE_RECORD = _row("interface outbound length offset")
+
+
+NIC = np.dtype(
+    [
+        ("port", PORT),
+        ("counters", COUNTERS),
+        ("pools", POOL, (POOLS,)),
+        ("rx", QUEUE, (QUEUES,)),
+        ("tx", QUEUE, (QUEUES,)),
+        ("drops", np.int64, (POOLS + 1, len(DROP_NAMES))),  # by pool, or the wire
+        ("macs", np.int64, (MAC_SLOTS, 2)),  # address or -1, pool bitmap
+        ("vlans", np.int64, (4096,)),  # pool bitmap 7:0, in VFTA 8, in VLVF 9, local 10, VLVF entries 47:16
+        ("multicast", np.uint32, (128,)),  # MTA
+        ("unicast", np.uint32, (128,)),  # UTA
+        ("reta", np.uint8, (128,)),
+        ("rss_table", np.uint32, (36, 256)),  # what each input byte adds to the hash
+        ("mirrors", np.int64, (4, 4)),  # rule kinds, destination pool bit, VLVF entry bitmap, pool bitmap
+        ("eitr", np.int64, (VECTORS, 2)),  # interval, and earliest next interrupt, in ps
+        ("scratch", np.uint8, (SCRATCH_BYTES,)),  # private copies of frames
+        ("capture", CAPTURE_RECORD, (CAPTURE_SLOTS,)),
+        ("captured", np.uint8, (CAPTURE_BYTES,)),
+    ]
+)
+nic_at = row_at(NIC)
+
+
+def new_nic(iommu: Iommu) -> npt.NDArray[np.void]:
+    """Make the state of a NIC behind `iommu`, everything off, as (1,) NIC. Untouched parts cost no memory."""
+    block = np.zeros(1, NIC)
+    nic = block[0]
+    base = block.ctypes.data
+    nic["macs"][:] = -1
+    port = nic["port"]
+    port["default_pool"] = -1
+    port["iommu"] = iommu.block.ctypes.data
+    port["scratch"] = base + (NIC.fields or {})["scratch"][1]
+    port["captured"] = base + (NIC.fields or {})["captured"][1]
+    return block

@@ -1,0 +1,380 @@
+"""What guests do with their queues: make frames, check frames, replay captures, answer pings. One row a guest.
+
+A frame that the workload makes, little-endian:
+
+    0  destination   6  source   12  88B5   14  sender   16  sequence number   24  check value   32  filler ...
+
+The filler of each transmit buffer is its own random bytes; the check value covers addresses, sequence number, length
+and every byte of filler, so a frame that is altered, cut, or put together from two is found. Receivers keep a bitmap of
+the sequence numbers they have had from each sender: lost, repeated and reordered frames are counted exactly.
+
+A replayed frame is known by a 64-bit digest, logged in the order of arrival.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virtfn.kernels._jit import (
+    Row,
+    copy_bytes,
+    kernel,
+    load8,
+    load16,
+    load32,
+    load64,
+    row_at,
+    store8,
+    store16,
+    store32,
+    store64,
+)
+from virtfn.kernels.csum import fold, sum_bytes
+from virtfn.kernels.netdev import (
+    netdev_at,
+    rx_buffer,
+    rx_done,
+    rx_frame,
+    rx_release,
+    tx_buffer,
+    tx_kick,
+    tx_push,
+    tx_room,
+)
+
+__all__ = ["ETHERTYPE", "GUESTS", "TASK", "TRAFFIC", "digest", "fill_buffers", "poll_guest", "traffic_at"]
+
+ETHERTYPE = 0xB588  # 88B5, local experimental, as loaded little-endian
+IDLE, GENERATE, REPLAY, PING, ANSWER = range(5)
+
+TASK = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            # address of the NETDEV row, who, what
+            "netdev index kind mac ip peer_mac peer_ip length "
+            # sending: first and next sequence number (generated) or frame (replayed), and where to stop
+            "next stop targets "
+            # 1: only count and give back, for measurements of the path alone
+            "raw "
+            # replay: digests logged so far
+            "logged "
+            # ping: echo requests sent and answered, state (0 resolve, 1 ask, 2 wait)
+            "asked answered step "
+            # findings
+            "corrupt repeated reordered foreign"
+        ).split()
+    ]
+)
+
+
+GUESTS = 64
+TRAFFIC = np.dtype(
+    [
+        # guests at work, descriptors of a transmit ring, 64-bit words of a `seen` bitmap, entries of a log
+        *((name, np.int64) for name in "guests ring words room".split()),
+        # addresses of tables that grow with the work, all of 64-bit words but the store:
+        #   sums (guests, ring)           filler sum of each transmit buffer
+        #   seen (guests, guests, words)  sequence numbers had, by receiver and sender
+        #   store, offsets, lengths       frames to replay
+        #   order                         frames by sender; a guest's are next..stop-1
+        #   log (guests, room)            digests in order of arrival
+        *((name, np.int64) for name in "sums seen store offsets lengths order log".split()),
+        ("tasks", TASK, (GUESTS,)),
+        ("targets", np.int64, (GUESTS, GUESTS)),  # addresses that a guest sends to in turn
+        ("sequence", np.int64, (GUESTS, GUESTS)),  # next sequence number, by sender and target
+        ("highest", np.int64, (GUESTS, GUESTS)),  # highest sequence number had, by receiver and sender
+    ]
+)
+traffic_at = row_at(TRAFFIC)
+
+_K1 = 0x9E3779B97F4A7C15 - (1 << 64)
+_K2 = 0xC2B2AE3D27D4EB4F - (1 << 64)
+
+
+@kernel
+def mix(value: int) -> int:
+    """Spread a 64-bit number over all its bits."""
+    value = (value ^ (value >> 32 & 0xFFFFFFFF)) * _K1
+    value = (value ^ (value >> 29 & 0x7FFFFFFFF)) * _K2
+    return value ^ (value >> 32 & 0xFFFFFFFF)
+
+
+@kernel
+def filler_sum(address: int, size: int) -> int:
+    """Sum of `size` bytes as 64-bit words, each weighted by its place; order and value both matter."""
+    total = 0
+    words = size >> 3
+    for i in range(words):
+        total += load64(address + i * 8) * (2 * i + 1)
+    for i in range(words << 3, size):
+        total += load8(address + i) * (2 * i + 0x1000001)
+    return total
+
+
+@kernel
+def check_value(frame: int, length: int, filler: int) -> int:
+    """Check value of a generated frame: over addresses, sender, sequence number, length and the sum of its filler."""
+    return mix(load64(frame) + mix(load64(frame + 8) + mix(load64(frame + 16) + mix(filler + length))))
+
+
+@kernel
+def digest(address: int, length: int) -> int:
+    """64-bit digest of a frame."""
+    total = mix(length)
+    words = length >> 3
+    for i in range(words):
+        total = (total ^ load64(address + i * 8)) * _K1
+        total ^= total >> 29 & 0x7FFFFFFFF
+    for i in range(words << 3, length):
+        total = (total ^ load8(address + i)) * _K2
+    return mix(total)
+
+
+@kernel
+def fill_buffers(address: int, g: int, seed: int) -> None:
+    """Write addresses and random filler into every transmit buffer of guest `g`, and remember the sums.
+
+    address: of the TRAFFIC row.
+    """
+    t = traffic_at(address)
+    task = t.tasks[g]
+    d = netdev_at(task.netdev)
+    state = mix(seed + g)
+    for i in range(d.tx_size):
+        frame = d.tx_buffers + i * d.buffer_bytes
+        for at in range(0, task.length, 8):
+            state = mix(state + at + 1)
+            if at + 8 <= d.buffer_bytes:
+                store64(frame + at, state)
+        store64(frame, t.targets[g, 0] | task.mac << 48)
+        store32(frame + 8, task.mac >> 16)
+        store16(frame + 12, ETHERTYPE)
+        store16(frame + 14, g)
+        store64(t.sums + (g * t.ring + i) * 8, filler_sum(frame + 32, task.length - 32))
+
+
+@kernel
+def send_generated(t: Row, g: int, d: Row, budget: int) -> int:
+    """Send up to `budget` frames of guest `g`'s own making."""
+    task = t.tasks[g]
+    count = min(min(tx_room(d), budget), task.stop - task.next)
+    if count <= 0:
+        return 0
+    for i in range(count):
+        frame = tx_buffer(d)
+        if not task.raw:
+            k = task.next % task.targets
+            store32(frame, t.targets[g, k])
+            store16(frame + 4, t.targets[g, k] >> 32)
+            number = t.sequence[g, k]
+            t.sequence[g, k] = number + 1
+            store64(frame + 16, number)
+            store64(frame + 24, check_value(frame, task.length, load64(t.sums + (g * t.ring + d.tx_tail) * 8)))
+        tx_push(d, task.length, i == count - 1)
+        task.next += 1
+    tx_kick(d)
+    return count
+
+
+@kernel
+def send_replayed(t: Row, g: int, d: Row, budget: int) -> int:
+    """Send up to `budget` frames of the capture that are guest `g`'s."""
+    task = t.tasks[g]
+    count = min(min(tx_room(d), budget), task.stop - task.next)
+    if count <= 0:
+        return 0
+    for i in range(count):
+        k = load64(t.order + task.next * 8)
+        length = load64(t.lengths + k * 8)
+        copy_bytes(tx_buffer(d), t.store + load64(t.offsets + k * 8), length)
+        tx_push(d, length, i == count - 1)
+        task.next += 1
+    tx_kick(d)
+    return count
+
+
+@kernel
+def check_generated(t: Row, g: int, frame: int, length: int) -> None:
+    """Check one received frame against what its sender must have sent."""
+    task = t.tasks[g]
+    if load16(frame + 12) != ETHERTYPE:
+        task.foreign += 1
+        return
+    sender = load16(frame + 14)
+    number = load64(frame + 16)
+    if length < 40 or load64(frame + 24) != check_value(frame, length, filler_sum(frame + 32, length - 32)):
+        task.corrupt += 1
+        return
+    if sender >= t.guests or number < 0 or number >> 6 >= t.words:
+        task.corrupt += 1
+        return
+    at = t.seen + ((g * t.guests + sender) * t.words + (number >> 6)) * 8
+    had = load64(at)
+    if had >> (number & 63) & 1:
+        task.repeated += 1
+        return
+    store64(at, had | 1 << (number & 63))
+    if number < t.highest[g, sender]:
+        task.reordered += 1
+    else:
+        t.highest[g, sender] = number
+
+
+@kernel
+def put_addresses(frame: int, target: int, source: int) -> None:
+    """Write destination and source addresses."""
+    store64(frame, target | source << 48)
+    store32(frame + 8, source >> 16)
+
+
+@kernel
+def send_arp(d: Row, task: Row, operation: int, target: int, target_ip: int) -> None:
+    """Send an ARP request or reply for this guest's address."""
+    frame = tx_buffer(d)
+    for i in range(0, 64, 8):
+        store64(frame + i, 0)
+    put_addresses(frame, 0xFFFFFFFFFFFF if operation == 1 else target, task.mac)
+    store16(frame + 12, 0x0608)
+    store32(frame + 14, 0x00080100)
+    store16(frame + 18, 0x0406)
+    store16(frame + 20, operation << 8)
+    store32(frame + 22, task.mac)
+    store16(frame + 26, task.mac >> 32)
+    store32(frame + 28, task.ip)
+    store32(frame + 32, target)
+    store16(frame + 36, target >> 32)
+    store32(frame + 38, target_ip)
+    tx_push(d, 60, True)
+    tx_kick(d)
+
+
+@kernel
+def send_echo(d: Row, task: Row) -> None:
+    """Send the next ICMP echo request, its payload a counting pattern."""
+    frame = tx_buffer(d)
+    put_addresses(frame, task.peer_mac, task.mac)
+    store16(frame + 12, 0x0008)
+    total = task.length - 14
+    store32(frame + 14, 0x0045 | ((total & 0xFF) << 8 | total >> 8) << 16)
+    number = task.asked & 0xFFFF
+    swapped = (number & 0xFF) << 8 | number >> 8
+    store32(frame + 18, swapped | 0x40 << 16)
+    store32(frame + 22, 0x0140)
+    store32(frame + 26, task.ip)
+    store32(frame + 30, task.peer_ip)
+    store16(frame + 24, fold(sum_bytes(frame + 14, 20)) ^ 0xFFFF)
+    store32(frame + 34, 8)
+    store32(frame + 38, 0x7676 | swapped << 16)
+    for i in range(42, task.length):
+        store8(frame + i, i - 42 + number)
+    store16(frame + 36, fold(sum_bytes(frame + 34, task.length - 34)) ^ 0xFFFF)
+    tx_push(d, task.length, True)
+    tx_kick(d)
+    task.asked += 1
+
+
+@kernel
+def answer_echo(d: Row, task: Row, frame: int, length: int) -> None:
+    """Send an echo request back as a reply."""
+    out = tx_buffer(d)
+    copy_bytes(out, frame, length)
+    put_addresses(out, load64(frame + 6) & 0xFFFFFFFFFFFF, task.mac)
+    store32(out + 26, load32(frame + 30))
+    store32(out + 30, load32(frame + 26))
+    store16(out + 34, 0)
+    store16(out + 36, 0)
+    end = 14 + ((load8(frame + 16) << 8) | load8(frame + 17))
+    store16(out + 36, fold(sum_bytes(out + 34, min(end, length) - 34)) ^ 0xFFFF)
+    tx_push(d, length, True)
+    tx_kick(d)
+
+
+@kernel
+def handle_ping(t: Row, g: int, d: Row, frame: int, length: int) -> None:
+    """Be a small network stack: ARP and ICMP echo, both ends."""
+    task = t.tasks[g]
+    kind = load16(frame + 12)
+    if kind == 0x0608 and length >= 42 and load32(frame + 38) == task.ip:
+        asker = load64(frame + 22) & 0xFFFFFFFFFFFF
+        if load16(frame + 20) == 0x0100:
+            if tx_room(d) > 0:
+                send_arp(d, task, 2, asker, load32(frame + 28))
+        elif task.step == 0:
+            task.peer_mac = asker
+            task.step = 1
+    elif kind == 0x0008 and length >= 42 and load32(frame + 30) == task.ip and load8(frame + 23) == 1:
+        end = 14 + ((load8(frame + 16) << 8) | load8(frame + 17))
+        if end > length or end < 42 or fold(sum_bytes(frame + 34, end - 34)) != 0xFFFF:
+            task.corrupt += 1
+        elif load8(frame + 34) == 8:
+            if tx_room(d) > 0:
+                answer_echo(d, task, frame, length)
+        elif load8(frame + 34) == 0:
+            expected = (task.asked - 1) & 0xFFFF
+            if load16(frame + 40) == ((expected & 0xFF) << 8 | expected >> 8) and task.step == 2:
+                task.answered += 1
+                task.step = 1
+            else:
+                task.reordered += 1
+    else:
+        task.foreign += 1
+
+
+@kernel
+def take_frames(t: Row, g: int, d: Row, budget: int) -> int:
+    """Take up to `budget` received frames: check, log or answer each, and give its descriptor back."""
+    task = t.tasks[g]
+    taken = 0
+    while taken < budget:
+        length = rx_frame(d)
+        if length == 0:
+            break
+        if length < 0 or length > d.buffer_bytes:
+            d.rx_errors += 1
+        else:
+            frame = rx_buffer(d)
+            d.rx_frames += 1
+            d.rx_bytes += length
+            if task.raw:
+                task.corrupt += load16(frame + 12) != ETHERTYPE
+            elif task.kind == REPLAY:
+                if task.logged < t.room:
+                    store64(t.log + (g * t.room + task.logged) * 8, digest(frame, length))
+                task.logged += 1
+            elif task.kind >= PING:
+                handle_ping(t, g, d, frame, length)
+            else:
+                check_generated(t, g, frame, length)
+        rx_release(d)
+        taken += 1
+    if taken:
+        rx_done(d)
+    return taken
+
+
+@kernel
+def poll_guest(t: Row, g: int, d: Row, budget: int) -> tuple[int, int]:
+    """Let guest `g` run: receive if it polls, and send what its work asks for. Returns (received, sent)."""
+    task = t.tasks[g]
+    received = 0
+    sent = 0
+    if d.up == 0:
+        return 0, 0
+    if d.polling:
+        received = take_frames(t, g, d, budget)
+        d.empty_polls = 0 if received else d.empty_polls + 1
+    if task.kind == GENERATE:
+        sent = send_generated(t, g, d, budget)
+    elif task.kind == REPLAY:
+        sent = send_replayed(t, g, d, budget)
+    elif task.kind == PING and task.asked < task.stop and tx_room(d) > 0:
+        if task.step == 0 and task.next == 0:
+            send_arp(d, task, 1, 0, task.peer_ip)
+            task.next = 1
+            sent = 1
+        elif task.step == 1:
+            task.step = 2
+            send_echo(d, task)
+            sent = 1
+    return received, sent

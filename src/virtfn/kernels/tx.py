@@ -1,0 +1,339 @@
+"""Transmit: fetch descriptors, gather what needs gathering, check the sender, and forward.
+
+    one plain data descriptor      forwarded from where it lies in guest memory: one copy, sender to receiver
+    anything else                  gathered into private memory first (several buffers, VLAN insertion, checksums,
+                                   segmentation, padding), see `offload.py`
+
+The head moves, and done bits appear, only when a frame is finished; a frame that has to wait for a receiver stays at the
+head of its queue, with the pools that still lack it in the port's state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virtfn.hw.i82576.desc import (
+    MAX_FRAME,
+    MIN_FRAME,
+    RXD_LB,
+    TXD_DEXT,
+    TXD_DTYP_DATA,
+    TXD_DTYP_MASK,
+    TXD_EOP,
+    TXD_IXSM,
+    TXD_LEN_MASK,
+    TXD_PAYLEN_SHIFT,
+    TXD_RS,
+    TXD_TSE,
+    TXD_TXSM,
+    TXD_VLE,
+)  # fmt: skip
+from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load64, store32_release
+from virtfn.kernels.csum import swap16
+from virtfn.kernels.dma import iommu_at, translate
+from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, gather, segment
+from virtfn.kernels.ring import misbehave, window
+from virtfn.kernels.rx import HEAD_BYTES, RX_STALL, capture_frame, capture_room, classify, receive
+from virtfn.kernels.state import (
+    DROP_DMA_FAULT,
+    DROP_MAC_SPOOF,
+    DROP_MALFORMED,
+    DROP_NO_UPLINK,
+    DROP_OVERSIZE,
+    DROP_UNDERSIZE,
+    DROP_VLAN_SPOOF,
+    EV_CAPTURE,
+    EV_TIMER,
+    GATHER_AREA,
+    HEAD_AREA,
+    SEGMENT_AREA,
+    WIRE,
+)
+from virtfn.kernels.switch import find_pools, switch_receive, switch_transmit
+
+__all__ = ["FORWARDED", "STALLED", "WAITING", "forward", "serve_queue"]
+
+FORWARDED, STALLED, WAITING = range(3)
+
+_PLAIN_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_VLE | TXD_TSE | TXD_IXSM | TXD_TXSM
+_PLAIN = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
+_MAC = (1 << 48) - 1
+_LOWEST = np.array([0] + [(n & -n).bit_length() - 1 for n in range(1, 256)], np.int64)
+_BURST_PS = 2_000_000_000  # credit that an idle sender keeps: 2 ms
+
+
+@kernel
+def count_size(nic: Row, length: int, sent: bool) -> None:
+    """Count a frame of the wire by size, as the port's statistics do: with the frame check sequence."""
+    c = nic.counters
+    size = length + 4
+    if sent:
+        c.gptc += 1
+        c.gotc += size
+        if size <= 64:
+            c.ptc64 += 1
+        elif size <= 127:
+            c.ptc127 += 1
+        elif size <= 255:
+            c.ptc255 += 1
+        elif size <= 511:
+            c.ptc511 += 1
+        elif size <= 1023:
+            c.ptc1023 += 1
+        else:
+            c.ptc1522 += 1
+    elif size <= 64:
+        c.prc64 += 1
+    elif size <= 127:
+        c.prc127 += 1
+    elif size <= 255:
+        c.prc255 += 1
+    elif size <= 511:
+        c.prc511 += 1
+    elif size <= 1023:
+        c.prc1023 += 1
+    else:
+        c.prc1522 += 1
+
+
+@kernel
+def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, looped: bool) -> int:
+    """Give a frame to each pool in the bitmap. Returns the pools that still lack it because the line is held up."""
+    start = 18 if tci >= 0 else 14
+    q0 = 0
+    status = RXD_LB if looped else 0
+    kind = load16(head + start - 2)
+    if kind == 0x0008 or kind == 0xDD86:
+        q0, verdict = classify(nic, head, body, length, start)
+        status |= verdict
+    replicated = pools & (pools - 1) != 0 or load8(head) & 1 != 0
+    capture = nic.port.capture
+    while pools:
+        pool = _LOWEST[pools & 0xFF]
+        code = receive(nic, pool, head, body, length, tci, replicated, q0, status)
+        if code == RX_STALL:
+            return pools
+        if code == 0:
+            nic.counters.rpthc += 1
+            if looped:
+                owner = nic.pools[pool]
+                owner.gprlbc += 1
+                owner.gorlbc += length + 4
+            if capture:
+                capture_frame(nic, pool, 0, head, body, length)
+        pools &= pools - 1
+    return 0
+
+
+@kernel
+def check_sender(nic: Row, q: int, pool: int, source: int, vid: int) -> bool:
+    """Anti-spoofing: the source address, and the VLAN, must be the pool's own where DTXSWC says so."""
+    p = nic.port
+    reason = -1
+    if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:
+        reason = DROP_MAC_SPOOF
+    elif p.vlan_spoof_pools >> pool & 1 and vid >= 0 and not nic.vlans[vid] >> pool & 1:
+        reason = DROP_VLAN_SPOOF
+    if reason < 0:
+        return True
+    nic.drops[pool, reason] += 1
+    nic.counters.ssvpc += 1
+    if p.spoof_int:
+        p.misbehaved |= 1 << q
+    return False
+
+
+@kernel
+def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> int:
+    """Send one whole frame of a pool through the switch: FORWARDED (or dropped and counted), STALLED or WAITING."""
+    p = nic.port
+    owner = nic.pools[pool]
+    vid = -1
+    tci = -1
+    if load16(head + 12) == swap16(p.vet & 0xFFFF) and length >= 18:
+        tci = swap16(load16(head + 14))
+        vid = tci & 0xFFF
+    destination = load64(head) & _MAC
+    first = p.stalled == 0
+    if first:
+        if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
+            nic, q, pool, load64(head + 6) & _MAC, vid
+        ):
+            return FORWARDED
+        pools, wire, why = switch_transmit(nic, pool, destination, vid)
+        if wire and p.wire_up and p.wire_ps_per_byte:
+            if p.wire_next_ps > p.now:
+                return WAITING
+            p.wire_next_ps = max(p.wire_next_ps, p.now - _BURST_PS) + (length + 24) * p.wire_ps_per_byte
+        if p.capture:
+            capture_frame(nic, pool, 1, head, body, length)
+        owner.gptc += 1
+        owner.gotc += length + 4
+        nic.counters.hgptc += 1
+        if wire:
+            if p.self_loop:
+                pools, why = switch_receive(nic, destination, vid)
+            elif p.wire_up:
+                count_size(nic, length, True)
+                if p.capture:
+                    capture_frame(nic, WIRE, 1, head, body, length)
+            elif pools == 0:
+                nic.drops[pool, why if why else DROP_NO_UPLINK] += 1
+        elif pools == 0:
+            nic.drops[pool, why] += 1
+        if pools:
+            if pools & (pools - 1):
+                nic.counters.flooded += 1
+            else:
+                nic.counters.forwarded += 1
+            owner.gptlbc += 1
+            owner.gotlbc += length + 4
+    else:
+        pools = p.stall_pools
+    if pools == 0:
+        return FORWARDED
+    left = spread(nic, pools, head, body, length, tci, True)
+    if left:
+        p.stalled = q + 1
+        p.stall_pools = left
+        return STALLED
+    p.stalled = 0
+    return FORWARDED
+
+
+@kernel
+def drop_chain(nic: Row, pool: int, reason: int) -> None:
+    """Count a frame that never became one."""
+    nic.drops[pool, reason] += 1
+    nic.counters.tsctc += 0
+
+
+@kernel
+def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[int, int, int]:
+    """Send the frame whose first descriptor is at the head.
+
+    Returns (verdict, descriptors used, events); 0 used: the chain is not complete yet.
+    """
+    p = nic.port
+    r = nic.tx[q]
+    owner = nic.pools[pool]
+    scratch = nic.port.scratch
+    length = q1 & TXD_LEN_MASK
+    if q1 & _PLAIN_MASK == _PLAIN and (length >= MIN_FRAME or not p.pad) and owner.vlan_mode != 1:
+        if q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
+            nic.drops[pool, DROP_MALFORMED] += 1
+            return FORWARDED, 1, misbehave(nic, q)
+        if length < 14 or length > MAX_FRAME:
+            nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+            return FORWARDED, 1, 0
+        hpa, run = translate(iommu_at(nic.port.iommu), r.rid, q0, length, 0)
+        if run == 0:
+            nic.drops[pool, DROP_DMA_FAULT] += 1
+            return FORWARDED, 1, 0
+        if run == length:
+            if p.capture and not capture_room(nic, length):
+                return WAITING, 0, EV_CAPTURE
+            copy_bytes(scratch + HEAD_AREA, hpa, min(length, HEAD_BYTES))
+            return forward(nic, q, pool, scratch + HEAD_AREA, hpa, length), 1, 0
+    code, used, length, mss, first_payload = gather(nic, q, pool)
+    if code == CHAIN_OPEN:
+        return WAITING, 0, 0
+    if code == CHAIN_FAULT:
+        nic.drops[pool, DROP_DMA_FAULT] += 1
+        return FORWARDED, used, 0
+    if code == CHAIN_BAD:
+        nic.drops[pool, DROP_MALFORMED] += 1
+        return FORWARDED, used, misbehave(nic, q)
+    if code != CHAIN_DONE:
+        return FORWARDED, used, 0
+    frame = scratch + GATHER_AREA
+    if p.capture and not capture_room(nic, length):
+        return WAITING, 0, EV_CAPTURE
+    if mss == 0:
+        if length < 14 or length > MAX_FRAME:
+            nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+            return FORWARDED, used, 0
+        return forward(nic, q, pool, frame, frame, length), used, 0
+    nic.counters.tsctc += 1
+    sent = 0
+    offset = first_payload
+    while offset < length:
+        size = segment(nic, frame, length, first_payload, offset, mss, scratch + SEGMENT_AREA)
+        if sent >= p.segments_done:
+            verdict = forward(nic, q, pool, scratch + SEGMENT_AREA, scratch + SEGMENT_AREA, size)
+            if verdict != FORWARDED:
+                p.segments_done = sent
+                return verdict, 0, 0
+        sent += 1
+        offset += mss
+    p.segments_done = 0
+    return FORWARDED, used, 0
+
+
+@kernel
+def write_back(nic: Row, q: int, used: int) -> bool:
+    """Finish `used` descriptors at the head: set DD where RS asks for it, and move the head. True if any asked."""
+    r = nic.tx[q]
+    asked = False
+    for _ in range(used):
+        at = window(nic, r)
+        if at == 0:
+            return asked
+        word = load64(at + 8)
+        if word & TXD_RS:
+            asked = True
+            if r.head_wb == 0:
+                store32_release(at + 12, word >> 32 | 1)
+        r.head = r.head + 1 if r.head + 1 < r.size else 0
+    return asked
+
+
+@kernel
+def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
+    """Send up to `budget` frames of transmit queue `q`, latched before. Returns (frames, events)."""
+    p = nic.port
+    r = nic.tx[q]
+    pool = r.pool
+    owner = nic.pools[pool]
+    events = 0
+    frames = 0
+    asked = False
+    while frames < budget and r.head != r.tail:
+        if owner.ps_per_byte and owner.next_ps > p.now:
+            events |= EV_TIMER
+            break
+        at = window(nic, r)
+        if at == 0:
+            nic.drops[pool, DROP_DMA_FAULT] += 1
+            events |= misbehave(nic, q)
+            break
+        sent = owner.gotc
+        q1 = load64(at + 8)
+        verdict, used, event = send_one(nic, q, pool, at, load64(at), q1)
+        events |= event
+        if verdict != FORWARDED or used == 0:
+            if verdict == WAITING and used:
+                events |= EV_TIMER
+            break
+        if owner.ps_per_byte:
+            cost = (owner.gotc - sent) * owner.ps_per_byte
+            owner.next_ps = max(owner.next_ps, p.now - _BURST_PS) + cost
+        if used == 1:
+            if q1 & TXD_RS:
+                asked = True
+                if r.head_wb == 0:
+                    store32_release(at + 12, q1 >> 32 | 1)
+            r.head = r.head + 1 if r.head + 1 < r.size else 0
+        else:
+            asked = write_back(nic, q, used) or asked
+        frames += 1
+        if p.blocked >> q & 1:
+            break
+    if asked:
+        if r.head_wb:
+            hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.head_wb, 4, 1)
+            if run == 4:
+                store32_release(hpa, r.head)
+        p.pending |= r.cause
+        p.eicr |= r.cause
+    return frames, events
