@@ -1,0 +1,88 @@
+"""Labs: read one, take the built-in one, or publish what a lab file may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from virtfn.api.labfaults import find_faults, put_in_words, refuse_unsupported
+from virtfn.api.labfile import LabError, parse_text, quote, read_text
+from virtfn.api.labmodel import Guest, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+
+__all__ = [
+    "Guest",
+    "Lab",
+    "LabError",
+    "Nic",
+    "Pf",
+    "SrIov",
+    "VfPolicy",
+    "Workload",
+    "builtin_lab",
+    "load_lab",
+    "parse_lab",
+    "refuse_unsupported",
+    "schema",
+]
+
+BUILTIN = """\
+name: two-guests
+pfs:
+  - {name: pf0, model: 82576, link-mbps: 0, sr-iov: {total-vfs: 2}}
+guests:
+  - {name: a, memory-mib: 64, nic: {pf: pf0, io: sriov, vf: 0}}
+  - {name: b, memory-mib: 64, nic: {pf: pf0, io: sriov, vf: 1}}
+workload: {kind: pairs, frame-bytes: 1518, frames: 100000}
+"""
+
+
+def load_lab(path: Path) -> Lab:
+    """Read a lab file.
+
+    Raises LabError for the first thing wrong in it.
+    """
+    return parse_lab(read_text(path), str(path), path.parent)
+
+
+def parse_lab(text: str, file: str = "lab", folder: Path | None = None) -> Lab:
+    """Read the text of a lab file; names of files in it are relative to `folder`.
+
+    Raises LabError for the first thing wrong in it.
+    """
+    tree = parse_text(text, file)
+    if not isinstance(tree.value, dict):
+        tree.fail((), f"holds {quote(tree.value)}; a lab is a mapping with name, pfs, guests and workload")
+    lab: Lab
+    try:
+        # The models are frozen with tuples, strict wants tuples from Python, YAML has lists.
+        lab = Lab.model_validate(
+            _tuples(tree.value), context={"folder": folder or Path()}, by_name=False, by_alias=True
+        )
+    except ValidationError as error:
+        faults = put_in_words(error)
+    else:
+        lab._tree = tree
+        faults = list(find_faults(lab))
+    if not faults:
+        return lab
+    first = min(faults, key=lambda f: tree.line(f.key))
+    raise LabError(file, tree.line(first.key), first.key, first.message)
+
+
+def builtin_lab() -> Lab:
+    """Return the lab that runs when no file is given: two guests with a VF each, sending to each other."""
+    return parse_lab(BUILTIN, "built-in lab")
+
+
+def schema() -> dict[str, object]:
+    """Return the JSON Schema of a lab file."""
+    body = Lab.model_json_schema(by_alias=True)
+    body["title"] = "virtfn lab"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body}
+
+
+def _tuples(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

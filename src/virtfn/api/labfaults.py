@@ -1,0 +1,216 @@
+"""Every way a lab can be wrong, in words that say how to mend it.
+
+`put_in_words` says what the models found in the words of the lab file; `find_faults` holds what a schema cannot say:
+clashes, unknown names, numbers that do not fit each other; `refuse_unsupported` names what is understood but not
+enforced.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from virtfn.api.labfile import KeyPath, quote
+from virtfn.api.labmodel import Guest, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.machine.ports import VirtfnError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
+
+__all__ = ["Fault", "find_faults", "put_in_words", "refuse_unsupported"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a lab that is well formed: which key, what, and how to mend it."""
+
+    key: KeyPath
+    message: str
+
+
+def find_faults(lab: Lab) -> Iterator[Fault]:
+    """List what is wrong between the keys of a lab: clashes, unknown names, numbers that do not fit each other."""
+    yield from _twice([(("pfs", i, "name"), pf.name) for i, pf in enumerate(lab.pfs)], "PF name")
+    yield from _twice([(("guests", i, "name"), guest.name) for i, guest in enumerate(lab.guests)], "guest name")
+    macs: list[tuple[KeyPath, str]] = []
+    for i, pf in enumerate(lab.pfs):
+        vfs = pf.sr_iov.vfs if pf.sr_iov else ()
+        yield from _policy_faults(("pfs", i, "sr-iov", "vfs"), pf, vfs)
+        macs += [
+            (("pfs", i, "sr-iov", "vfs", j, "mac-address"), p.mac_address) for j, p in enumerate(vfs) if p.mac_address
+        ]
+    yield from _twice(macs, "MAC address")
+    yield from _nic_faults(lab)
+    yield from _workload_faults(lab)
+
+
+def _twice(values: list[tuple[KeyPath, str]], what: str) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for key, value in values:
+        if value in seen:
+            yield Fault(key, f"{what} {value} is taken already; give each its own")
+        seen.add(value)
+
+
+def _policy_faults(key: KeyPath, pf: Pf, vfs: tuple[VfPolicy, ...]) -> Iterator[Fault]:
+    yield from _twice([((*key, j, "id"), f"{p.id} of {pf.name}") for j, p in enumerate(vfs)], "VF")
+    for j, policy in enumerate(vfs):
+        if policy.id >= pf.total_vfs:
+            yield Fault((*key, j, "id"), _no_such_vf(policy.id, pf))
+        if pf.link_mbps and policy.max_tx_rate > pf.link_mbps:
+            yield Fault(
+                (*key, j, "max-tx-rate"), f"{policy.max_tx_rate} is more than link-mbps {pf.link_mbps}; lower it"
+            )
+        if policy.max_tx_rate and policy.min_tx_rate > policy.max_tx_rate:
+            yield Fault((*key, j, "min-tx-rate"), f"is more than max-tx-rate {policy.max_tx_rate}; lower it")
+
+
+def _no_such_vf(vf: int, pf: Pf) -> str:
+    if not pf.total_vfs:
+        return f"{pf.name} has no VFs; give it sr-iov: {{total-vfs: {vf + 1}}}"
+    return (
+        f"VF {vf} is not among the {pf.total_vfs} of {pf.name} (0..{pf.total_vfs - 1}); raise total-vfs or take another"
+    )
+
+
+def _nic_faults(lab: Lab) -> Iterator[Fault]:
+    pfs = {pf.name: pf for pf in lab.pfs}
+    owners: dict[tuple[str, int], str] = {}
+    users: dict[str, int] = {}
+    for i, guest in enumerate(lab.guests):
+        key: KeyPath = ("guests", i, "nic")
+        nic = guest.nic
+        pf = pfs.get(nic.pf)
+        if pf is None:
+            yield Fault((*key, "pf"), f"no PF is named {nic.pf}; there are {', '.join(pfs)}")
+            continue
+        if nic.io == "sriov":
+            users[pf.name] = users.get(pf.name, 0) + 1
+            if users[pf.name] == pf.total_vfs + 1 and pf.total_vfs:
+                yield Fault(
+                    key, f"more guests than the {pf.total_vfs} VFs of {pf.name}; raise total-vfs or drop a guest"
+                )
+            if nic.vf is None:
+                yield Fault(key, "io sriov needs a VF; add vf: N")
+        if nic.vf is None:
+            continue
+        if nic.vf >= pf.total_vfs:
+            yield Fault((*key, "vf"), _no_such_vf(nic.vf, pf))
+        owner = owners.setdefault((nic.pf, nic.vf), guest.name)
+        if owner != guest.name:
+            yield Fault((*key, "vf"), f"VF {nic.vf} of {nic.pf} belongs to guest {owner} already; take another VF")
+
+
+def _workload_faults(lab: Lab) -> Iterator[Fault]:
+    work, guests = lab.workload, len(lab.guests)
+    kind: KeyPath = ("workload", "kind")
+    if guests < 2:
+        yield Fault(kind, f"{work.kind} needs two guests or more, here is {guests}; add a guest")
+    elif work.kind == "pairs" and guests % 2:
+        yield Fault(kind, f"pairs needs an even number of guests, here are {guests}; add or drop one")
+    given = work.model_fields_set
+    if work.kind == "pcap":
+        if work.pcap is None:
+            yield Fault(kind, "pcap needs a capture; add pcap: FILE")
+        elif not work.pcap.is_file():
+            yield Fault(("workload", "pcap"), f"no file {quote(str(work.pcap))}; names are relative to the lab file")
+        if "frame_bytes" in given:
+            yield Fault(("workload", "frame-bytes"), "the capture decides the sizes of frames; leave this key out")
+    else:
+        for name in ("pcap", "rewrite"):
+            if name in given:
+                yield Fault(("workload", name), f"means nothing to kind {work.kind}; leave it out, or use kind: pcap")
+
+
+def refuse_unsupported(lab: Lab) -> None:
+    """Refuse what a lab may ask for but this version does not do.
+
+    Raises VirtfnError (EOPNOTSUPP) for the first such key: a setting is enforced or refused, never stored and ignored.
+    """
+    for i, pf in enumerate(lab.pfs):
+        if pf.uplink.startswith(("tap:", "stream:")):
+            _refuse(lab, ("pfs", i, "uplink"), pf.uplink.partition(":")[0] + " uplinks are", "none or pcap:FILE")
+        for j, policy in enumerate(pf.sr_iov.vfs if pf.sr_iov else ()):
+            key: KeyPath = ("pfs", i, "sr-iov", "vfs", j)
+            if policy.link_state != "auto":
+                _refuse(lab, (*key, "link-state"), f"link-state {policy.link_state} is", "auto")
+            if policy.min_tx_rate:
+                _refuse(lab, (*key, "min-tx-rate"), "a guaranteed rate is", "0")
+    for i, guest in enumerate(lab.guests):
+        if guest.vmm != "embedded":
+            _refuse(lab, ("guests", i, "vmm"), f"{guest.vmm} guests are", "embedded")
+        if guest.nic.io != "sriov":
+            _refuse(lab, ("guests", i, "nic", "io"), f"{guest.nic.io} I/O is", "sriov")
+
+
+def _refuse(lab: Lab, key: KeyPath, what: str, instead: str) -> NoReturn:
+    raise VirtfnError(f"{lab.where(key)}: {what} not supported by this version; use {instead}", errno_name="EOPNOTSUPP")
+
+
+_WORDS = {
+    "missing": "is required; add it",
+    "int_type": "must be a whole number, not {value}",
+    "int_from_float": "must be a whole number, not {value}",
+    "int_parsing_size": "is out of range",
+    "bool_type": "must be true or false, not {value}",
+    "string_type": "must be text, not {value}; put it in quotes",
+    "tuple_type": "must be a list, not {value}; start each item with a dash",
+    "model_type": "must be a mapping of keys, not {value}",
+    "greater_than_equal": "must be at least {ge}, not {value}",
+    "less_than_equal": "must be at most {le}, not {value}",
+    "multiple_of": "must be a multiple of {multiple_of}, not {value}",
+    "too_short": "needs at least {min_length}, here are {actual_length}",
+    "too_long": "holds more than {max_length}; an 82576 lab has no more",
+    "literal_error": "must be one of {expected}, not {value}",
+    "is_instance_of": "must be the name of a file, not {value}",
+}
+_PATTERNS = {
+    "uplink": "must be none, pcap:FILE, tap:NAME or stream:SOCKET, not {value}",
+    "name": "must be 1 to 32 letters, digits, dots, dashes or underlines, not {value}",
+}
+
+
+def put_in_words(error: ValidationError) -> list[Fault]:
+    """Say what the models found in the words of the lab file."""
+    found = error.errors(include_url=False)
+    # An item that is wrong itself also makes its list count as too short; only a list that is short in the file is.
+    return [_say(d) for d in found if d["type"] != "too_short" or len(d["input"]) < d["ctx"]["min_length"]]
+
+
+def _say(details: ErrorDetails) -> Fault:
+    key: KeyPath = details["loc"]
+    kind, value = details["type"], quote(details["input"])
+    if kind == "extra_forbidden":
+        return Fault(key, _unknown_key(key))
+    if kind == "value_error":
+        return Fault(key, str(details["ctx"]["error"]))
+    if kind == "string_pattern_mismatch":
+        return Fault(key, _PATTERNS.get(str(key[-1]), _PATTERNS["name"]).format(value=value))
+    words = _WORDS.get(kind, "is wrong: {value}")
+    return Fault(key, words.format(value=value, **details.get("ctx", {})))
+
+
+def _unknown_key(key: KeyPath) -> str:
+    """Name the keys that may stand where an unknown one does."""
+    section: type[BaseModel] = Lab
+    for part in key[:-1]:
+        if isinstance(part, str):
+            section = _SECTIONS[part]
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    close = difflib.get_close_matches(str(key[-1]), known, n=1)
+    return (
+        f"is not a key here; did you mean {close[0]}?" if close else f"is not a key here; keys are {', '.join(known)}"
+    )
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "pfs": Pf,
+    "sr-iov": SrIov,
+    "vfs": VfPolicy,
+    "guests": Guest,
+    "nic": Nic,
+    "workload": Workload,
+}

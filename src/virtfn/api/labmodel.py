@@ -1,0 +1,189 @@
+"""The keys of a lab file: their names, types, ranges and defaults. These models are the published JSON Schema.
+
+Lab
+ |- pfs[]      Pf        name, model, link-mbps, uplink
+ |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`
+ |- guests[]   Guest     name, vmm, memory-mib
+ |   `- nic    Nic       pf, io, vf
+ `- workload   Workload  kind, frame-bytes, frames, pcap, rewrite
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic.config import JsonDict
+
+from virtfn.api.labfile import KeyPath, Tree, format_key, quote
+from virtfn.hw.types import parse_mac
+from virtfn.machine.ports import VirtfnError
+
+__all__ = ["Guest", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
+
+
+def _whole(value: object) -> object:
+    # To Python, and so to a Literal, false is 0 and 100.0 is 100.
+    if isinstance(value, bool | float):
+        raise ValueError(f"must be a whole number, not {quote(value)}")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+
+
+def _nothing_required(schema: JsonDict) -> None:
+    schema.pop("required", None)
+
+
+class VfPolicy(_Section):
+    """Policy of one VF, in the words of `ip link set PF vf ID`. All keys are optional."""
+
+    model_config = ConfigDict(json_schema_extra=_nothing_required)
+
+    id: int = Field(ge=0, le=7, description="number of the VF on its PF; without it the place in the list")
+    mac_address: str | None = Field(
+        None, description="administrative MAC address; without it the PF driver chooses one"
+    )
+    vlan_id: int = Field(0, ge=0, le=4094, description="port VLAN; 0: none")
+    qos: int = Field(0, ge=0, le=7, description="priority in the port VLAN's tag")
+    spoof_check: bool = Field(True, description="drop frames whose source is not the VF's own")
+    trust: bool = Field(False, description="let the VF ask for promiscuous modes and another MAC address")
+    link_state: Literal["auto", "enable", "disable"] = Field("auto", description="link that the VF sees")
+    max_tx_rate: int = Field(0, ge=0, le=1000, description="Mb/s; 0: no limit")
+    min_tx_rate: int = Field(0, ge=0, le=1000, description="Mb/s; 0: no guarantee")
+
+    @field_validator("mac_address")
+    @classmethod
+    def _unicast(cls, value: str | None) -> str | None:
+        if value is not None:
+            mac = parse_mac(value)
+            if mac == 0:
+                raise ValueError("is the zero address; give a unicast address like 02:00:00:00:00:10")
+            if mac & 1:
+                raise ValueError(f"{value} is a multicast address; a VF needs a unicast one, with an even first byte")
+        return value.lower() if value is not None else None
+
+
+class SrIov(_Section):
+    """The SR-IOV capability of a PF."""
+
+    total_vfs: int = Field(ge=1, le=8, description="VFs to enable; an 82576 has at most 8")
+    vfs: tuple[VfPolicy, ...] = Field((), max_length=8, description="policy of single VFs")
+
+    @field_validator("vfs", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        if not isinstance(value, tuple):
+            return value
+        return tuple({"id": i, **policy} if isinstance(policy, dict) else policy for i, policy in enumerate(value))
+
+
+class Pf(_Section):
+    """A physical function."""
+
+    name: Name
+    model: Annotated[Literal[82576], BeforeValidator(_whole)] = 82576
+    link_mbps: Annotated[Literal[0, 10, 100, 1000], BeforeValidator(_whole)] = Field(
+        0, description="link speed; 0: as fast as this machine goes"
+    )
+    uplink: str = Field(
+        "none",
+        pattern=r"^(none|pcap:.+|tap:[^/\s:]{1,15}|stream:.+)$",
+        description="what the wire leads to: none, pcap:FILE, tap:NAME or stream:SOCKET",
+    )
+    sr_iov: SrIov | None = None
+
+    @property
+    def total_vfs(self) -> int:
+        """VFs of this PF; 0 without SR-IOV."""
+        return self.sr_iov.total_vfs if self.sr_iov else 0
+
+    def policy(self, vf: int) -> VfPolicy:
+        """Return the policy of VF `vf`: what the lab says, or the defaults."""
+        stated = self.sr_iov.vfs if self.sr_iov else ()
+        return next((p for p in stated if p.id == vf), VfPolicy.model_validate({"id": vf}))
+
+
+class Nic(_Section):
+    """How a guest reaches the network."""
+
+    pf: Name
+    io: Literal["split", "direct", "passthrough", "sriov"] = "sriov"
+    vf: int | None = Field(None, ge=0, le=7, description="VF on that PF; io sriov needs it")
+
+
+class Guest(_Section):
+    """A virtual machine."""
+
+    name: Name
+    vmm: Literal["embedded", "qemu"] = "embedded"
+    memory_mib: int = Field(64, ge=4, le=65536, multiple_of=2)
+    nic: Nic
+
+
+class Workload(_Section):
+    """What the guests do."""
+
+    kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping"]
+    frame_bytes: int = Field(1518, ge=64, le=9728, description="with the frame check sequence, as RFC 2544 counts")
+    frames: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="for each sender; without it 100000, for ping 1000, for pcap the whole capture once",
+    )
+    pcap: Path | None = Field(None, description="kind pcap: the capture, relative to the lab file")
+    rewrite: bool = Field(True, description="kind pcap: give the frames the guests' addresses")
+
+    @field_validator("pcap", mode="before")
+    @classmethod
+    def _beside_the_lab(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        if not value or not value.isprintable():
+            raise ValueError("is not a file name; name a capture, relative to the lab file")
+        folder: Path = (info.context or {}).get("folder", Path())
+        return folder / value
+
+    @property
+    def frames_each(self) -> int | None:
+        """Frames of each sender; None: the whole capture once."""
+        defaults: dict[str, int | None] = {"ping": 1000, "pcap": None}
+        return self.frames if self.frames is not None else defaults.get(self.kind, 100_000)
+
+
+class Lab(_Section):
+    """A lab: NICs, guests, and what they do."""
+
+    name: Name
+    pfs: tuple[Pf, ...] = Field(min_length=1, max_length=8)
+    guests: tuple[Guest, ...] = Field(min_length=1, max_length=64)
+    workload: Workload
+
+    _tree: Tree = PrivateAttr(default_factory=lambda: Tree("lab"))
+
+    def pf(self, name: str) -> Pf:
+        """Return the PF of that name.
+
+        Raises VirtfnError when there is none.
+        """
+        for pf in self.pfs:
+            if pf.name == name:
+                return pf
+        raise VirtfnError(f"no PF is named {name}; there are {', '.join(p.name for p in self.pfs)}")
+
+    def where(self, key: KeyPath) -> str:
+        """Say where a key stands: `FILE:LINE: KEY`."""
+        return f"{self._tree.file}:{self._tree.line(key)}: {format_key(key)}"
