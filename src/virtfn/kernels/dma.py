@@ -246,7 +246,8 @@ def translate_walk(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
 @kernel
 def iotlb_slot(iommu: Row, domain: int, page: int) -> int:
     """Return the only place in the IOTLB where a page of a domain can be."""
-    return (page + domain * DOMAIN_STRIDE) & iommu.unit[0].iotlb_mask
+    slot: int = (page + domain * DOMAIN_STRIDE) & iommu.unit[0].iotlb_mask
+    return slot
 
 
 @kernel

@@ -20,7 +20,6 @@ from virtfn.hw.bits import Field, Register
 
 __all__ = [
     "ADDRESS_WIDTH",
-    "CTX_T_BLOCKING",
     "ContextEntry",
     "FaultReason",
     "RootEntry",
@@ -111,7 +110,6 @@ def _named(kind: type[Register]) -> int:
 
 _LOW, _HIGH = (1 << 64) - 1, 64
 
-ENTRY_BYTES_LOG2 = 4  # root and context entries
 ROOT_P = RootEntry.P.mask
 ROOT_RESERVED_LOW = ~_named(RootEntry) & _LOW
 CTX_P = ContextEntry.P.mask
@@ -122,7 +120,6 @@ CTX_DID_LSB, CTX_DID_MASK = ContextEntry.DID.lsb - _HIGH, (1 << ContextEntry.DID
 CTX_RESERVED_LOW = ~_named(ContextEntry) & _LOW
 # As int64: kernels see table words signed.
 CTX_RESERVED_HIGH = (~_named(ContextEntry) >> _HIGH & _LOW) - (1 << 64)
-CTX_T_BLOCKING = 3
 PAGE_MASK = -1 << 12
 SS_R = SecondStageEntry.R.mask
 SS_W = SecondStageEntry.W.mask

@@ -1,0 +1,77 @@
+"""Invalidation asked for by register: CCMD for contexts, IVA and IOTLB for translations.
+
+    software sets ICC / IVT with a granularity; the unit does it at once, clears the bit, says what it granted
+
+A granularity it does not know, or a page range beyond CAP.MAMV, is granted 0: nothing was invalidated.
+
+Spec: VT-d, register-based invalidation interface.
+"""
+
+from __future__ import annotations
+
+from virtfn.hw.vtd.regs import CCMD, IOTLB, IVA, Granularity, Regs
+from virtfn.kernels.dma import Iommu, invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
+from virtfn.machine.regfile import Handlers, RegFile, on_write
+
+__all__ = ["Invalidator", "RegisterInvalidation"]
+
+_FUNCTION_MASKS = (0xFFFF, 0xFFFB, 0xFFF9, 0xFFF8)
+
+
+class Invalidator:
+    """The invalidations themselves, whoever asks for them; each returns the granularity done, 0 for a refusal."""
+
+    def __init__(self, iommu: Iommu, max_mask: int) -> None:
+        self._row = iommu.row
+        self._max_mask = max_mask
+
+    def contexts(self, granularity: int, domain: int, rid: int, function_mask: int) -> int:
+        """Forget contexts: all, of a domain, or of a domain's requesters `rid` but for `function_mask`'s low bits."""
+        match granularity:
+            case Granularity.GLOBAL:
+                invalidate_contexts(self._row, 0, 0, -1)
+            case Granularity.DOMAIN:
+                invalidate_contexts(self._row, 0, 0, domain)
+            case Granularity.SELECTIVE:
+                invalidate_contexts(self._row, rid, _FUNCTION_MASKS[function_mask], domain)
+        return granularity
+
+    def translations(self, granularity: int, domain: int, address: int, mask: int) -> int:
+        """Forget translations: all, of a domain, or of its 2**mask pages at `address`."""
+        match granularity:
+            case Granularity.GLOBAL:
+                invalidate_iotlb(self._row, -1)
+            case Granularity.DOMAIN:
+                invalidate_iotlb(self._row, domain)
+            case Granularity.SELECTIVE if mask > self._max_mask:
+                return 0
+            case Granularity.SELECTIVE:
+                size = 4096 << mask
+                # Beyond any width there is nothing to forget; and compiled code sees addresses signed.
+                if address < 1 << 62:
+                    invalidate_iotlb_pages(self._row, domain, address & -size, size)
+        return granularity
+
+
+class RegisterInvalidation(Handlers):
+    """CCMD and IOTLB."""
+
+    def __init__(self, regfile: RegFile, invalidator: Invalidator) -> None:
+        self._regs = regfile
+        self._invalidator = invalidator
+
+    @on_write(Regs.CCMD)
+    def _context_command(self, index: int, written: int, old: int) -> None:
+        command = CCMD(self._regs.peek(Regs.CCMD))
+        if command.ICC:
+            done = self._invalidator.contexts(command.CIRG, command.DID, command.SID, command.FM)
+            self._regs.poke(Regs.CCMD, 0, command.replace(ICC=0, CAIG=done).value)
+
+    @on_write(Regs.IOTLB)
+    def _iotlb_command(self, index: int, written: int, old: int) -> None:
+        command = IOTLB(self._regs.peek(Regs.IOTLB))
+        if command.IVT:
+            where = IVA(self._regs.peek(Regs.IVA))
+            address = where.value & IVA.ADDR.mask
+            done = self._invalidator.translations(command.IIRG, command.DID, address, where.AM)
+            self._regs.poke(Regs.IOTLB, 0, command.replace(IVT=0, IAIG=done).value)

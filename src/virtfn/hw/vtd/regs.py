@@ -1,0 +1,319 @@
+"""Registers of a remapping unit: one 4 KiB window of memory-mapped registers.
+
+64-bit registers are declared whole. Software may access them whole, or as two 32-bit halves, low then high; whatever a
+write sets off is asked for by a bit of the high half, so that it happens once.
+
+    00 VER CAP ECAP | 18 GCMD GSTS RTADDR CCMD | 34 FSTS FECTL FEDATA FEADDR | 80 queue | b8 IRTA | c0 page requests
+    f0 IVA IOTLB (where ECAP.IRO says) | 220 FRCD[8] (where CAP.FRO says)
+
+Spec: VT-d, register descriptions.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from virtfn.hw.bits import Access, Field, Register, RegMap, Status, array, reg
+from virtfn.hw.types import Iova, Rid, format_rid
+from virtfn.hw.vtd.tables import ADDRESS_WIDTH, FaultReason
+
+__all__ = [
+    "CAP",
+    "CAPABILITIES",
+    "CCMD",
+    "ECAP",
+    "EXTENDED_CAPABILITIES",
+    "FAULT_RECORDS",
+    "FECTL",
+    "FRCD_HIGH",
+    "FRCD_LOW",
+    "FSTS",
+    "GCMD",
+    "GSTS",
+    "IOTLB",
+    "IVA",
+    "RTADDR",
+    "VER",
+    "WINDOW_BYTES",
+    "Fault",
+    "Granularity",
+    "Regs",
+    "decode_fault",
+    "encode_fault",
+]
+
+WINDOW_BYTES = 4096
+FAULT_RECORDS = 8
+INVALIDATION_OFFSET = 0xF0
+FAULT_OFFSET = 0x220
+
+
+class Granularity(enum.IntEnum):
+    """How much an invalidation covers: asked for in CIRG and IIRG, granted in CAIG and IAIG (0: refused)."""
+
+    GLOBAL = 1
+    DOMAIN = 2
+    SELECTIVE = 3  # of a domain: a device's contexts, a range of pages
+
+
+class VER(Register):
+    """Version."""
+
+    MIN = Field(3, 0)
+    MAX = Field(7, 4)
+
+
+class CAP(Register):
+    """Capability."""
+
+    ND = Field(2, 0)  # domain IDs have 2 * ND + 4 bits
+    AFL = Field(3)
+    RWBF = Field(4)
+    PLMR = Field(5)
+    PHMR = Field(6)
+    CM = Field(7)  # entries that are not present may be cached
+    SAGAW = Field(12, 8)  # bit n: AW value n
+    MGAW = Field(21, 16)  # width less one
+    ZLR = Field(22)
+    FRO = Field(33, 24)  # fault records, in 16 bytes
+    SSLPS = Field(37, 34)  # bit 0: 2 MiB, bit 1: 1 GiB
+    PSI = Field(39)
+    NFR = Field(47, 40)  # fault records less one
+    MAMV = Field(53, 48)
+    DWD = Field(54)
+    DRD = Field(55)
+    FS1GP = Field(56)
+    PI = Field(59)
+    FS5LP = Field(60)
+    ESIRTPS = Field(62)
+    ESRTPS = Field(63)
+
+
+class ECAP(Register):
+    """Extended Capability."""
+
+    C = Field(0)  # tables are read coherently
+    QI = Field(1)
+    DT = Field(2)
+    IR = Field(3)
+    EIM = Field(4)
+    PT = Field(6)
+    SC = Field(7)
+    IRO = Field(17, 8)  # IVA and IOTLB, in 16 bytes
+    MHMV = Field(23, 20)
+    NEST = Field(26)
+    PRS = Field(29)
+    ERS = Field(30)
+    SRS = Field(31)
+    NWFS = Field(33)
+    EAFS = Field(34)
+    PSS = Field(39, 35)
+    PASID = Field(40)
+    DIT = Field(41)
+    PDS = Field(42)
+    SMTS = Field(43)
+    VCS = Field(44)
+    SSADS = Field(45)
+    SSTS = Field(46)
+    FSTS = Field(47)
+    SMPWCS = Field(48)
+    RPS = Field(49)
+
+
+class GCMD(Register):
+    """Global Command: change one bit a write, and keep the others as GSTS has them."""
+
+    CFI = Field(23)
+    SIRTP = Field(24)
+    IRE = Field(25)
+    QIE = Field(26)
+    WBF = Field(27)
+    EAFL = Field(28)
+    SFL = Field(29)
+    SRTP = Field(30)
+    TE = Field(31)
+
+
+class GSTS(Register):
+    """Global Status."""
+
+    CFIS = Field(23)
+    IRTPS = Field(24)
+    IRES = Field(25)
+    QIES = Field(26)
+    WBFS = Field(27)
+    AFLS = Field(28)
+    FLS = Field(29)
+    RTPS = Field(30)
+    TES = Field(31)
+
+
+class RTADDR(Register):
+    """Root Table Address; takes effect with GCMD.SRTP."""
+
+    TTM = Field(11, 10, access=Access.RSV)  # legacy mode only
+    RTA = Field(63, 12)
+
+
+class CCMD(Register):
+    """Context Command."""
+
+    DID = Field(15, 0)
+    SID = Field(31, 16)
+    FM = Field(33, 32)  # low bits of the function number that do not count
+    CAIG = Field(60, 59, Granularity, access=Access.RO)
+    CIRG = Field(62, 61, Granularity)
+    ICC = Field(63)
+
+
+class FSTS(Register):
+    """Fault Status."""
+
+    PFO = Field(0, access=Access.W1C)
+    PPF = Field(1)
+    AFO = Field(2)
+    APF = Field(3)
+    IQE = Field(4)
+    ICE = Field(5)
+    ITE = Field(6)
+    PRO = Field(7)
+    FRI = Field(15, 8)
+
+
+class FECTL(Register):
+    """Fault Event Control."""
+
+    IP = Field(30, access=Access.RO)
+    IM = Field(31)
+
+
+class IVA(Register):
+    """Invalidate Address."""
+
+    AM = Field(5, 0)  # log2 of the pages
+    IH = Field(6)
+    ADDR = Field(63, 12)
+
+
+class IOTLB(Register):
+    """IOTLB Invalidate."""
+
+    DID = Field(47, 32)
+    DW = Field(48)
+    DR = Field(49)
+    IAIG = Field(58, 57, Granularity, access=Access.RO)
+    IIRG = Field(61, 60, Granularity)
+    IVT = Field(63)
+
+
+class FRCD_LOW(Register):
+    """Fault Recording, low half."""
+
+    FI = Field(63, 12)
+
+
+class FRCD_HIGH(Register):
+    """Fault Recording, high half."""
+
+    SID = Field(15, 0)
+    T2 = Field(28)
+    PRIV = Field(29)
+    EXE = Field(30)
+    PP = Field(31)
+    FR = Field(39, 32, FaultReason)
+    PN = Field(59, 40)
+    AT = Field(61, 60)
+    T1 = Field(62)  # 1: a read
+    F = Field(63, access=Access.W1C)
+
+
+CAPABILITIES = CAP.of(
+    ND=6,
+    SAGAW=0b00110,
+    MGAW=ADDRESS_WIDTH - 1,
+    FRO=FAULT_OFFSET // 16,
+    SSLPS=0b0011,
+    PSI=1,
+    NFR=FAULT_RECORDS - 1,
+    MAMV=18,
+    DWD=1,
+    DRD=1,
+)
+EXTENDED_CAPABILITIES = ECAP.of(C=1, PT=1, IRO=INVALIDATION_OFFSET // 16)
+
+_DONE = Status.MODELLED
+_NO = Status.ABSENT
+
+
+class Regs(RegMap):
+    """Every register of the window; what the capability registers deny is absent: it reads 0."""
+
+    VER = reg(0x00, VER, Access.RO, reset=0x10, status=_DONE)
+    CAP = reg(0x08, CAP, Access.RO, reset=CAPABILITIES.value, width=64, status=_DONE)
+    ECAP = reg(0x10, ECAP, Access.RO, reset=EXTENDED_CAPABILITIES.value, width=64, status=_DONE)
+    GCMD = reg(0x18, GCMD, Access.WO, status=_DONE)
+    GSTS = reg(0x1C, GSTS, Access.RO, status=_DONE)
+    RTADDR = reg(0x20, RTADDR, width=64, writable=RTADDR.RTA.mask, status=_DONE)
+    CCMD = reg(0x28, CCMD, width=64, status=_DONE)
+    FSTS = reg(0x34, FSTS, Access.RO, status=_DONE)
+    FECTL = reg(0x38, FECTL, writable=FECTL.IM.mask, reset=FECTL.IM.mask, status=_DONE)
+    FEDATA = reg(0x3C, about="Fault Event Data", status=_DONE)
+    FEADDR = reg(0x40, writable=0xFFFF_FFFC, about="Fault Event Address", status=_DONE)
+    FEUADDR = reg(0x44, about="Fault Event Upper Address", status=_DONE)
+    AFLOG = reg(0x58, access=Access.RSV, width=64, about="Advanced Fault Log", status=_NO)
+    PMEN = reg(0x64, access=Access.RSV, about="Protected Memory Enable", status=_NO)
+    PLMBASE = reg(0x68, access=Access.RSV, about="Protected Low-Memory Base", status=_NO)
+    PLMLIMIT = reg(0x6C, access=Access.RSV, about="Protected Low-Memory Limit", status=_NO)
+    PHMBASE = reg(0x70, access=Access.RSV, width=64, about="Protected High-Memory Base", status=_NO)
+    PHMLIMIT = reg(0x78, access=Access.RSV, width=64, about="Protected High-Memory Limit", status=_NO)
+    IQH = reg(0x80, access=Access.RSV, width=64, about="Invalidation Queue Head", status=_NO)
+    IQT = reg(0x88, access=Access.RSV, width=64, about="Invalidation Queue Tail", status=_NO)
+    IQA = reg(0x90, access=Access.RSV, width=64, about="Invalidation Queue Address", status=_NO)
+    ICS = reg(0x9C, access=Access.RSV, about="Invalidation Completion Status", status=_NO)
+    IECTL = reg(0xA0, access=Access.RSV, about="Invalidation Event Control", status=_NO)
+    IEDATA = reg(0xA4, access=Access.RSV, about="Invalidation Event Data", status=_NO)
+    IEADDR = reg(0xA8, access=Access.RSV, about="Invalidation Event Address", status=_NO)
+    IEUADDR = reg(0xAC, access=Access.RSV, about="Invalidation Event Upper Address", status=_NO)
+    IQERCD = reg(0xB0, access=Access.RSV, width=64, about="Invalidation Queue Error Record", status=_NO)
+    IRTA = reg(0xB8, access=Access.RSV, width=64, about="Interrupt Remapping Table Address", status=_NO)
+    PQH = reg(0xC0, access=Access.RSV, width=64, about="Page Request Queue Head", status=_NO)
+    PQT = reg(0xC8, access=Access.RSV, width=64, about="Page Request Queue Tail", status=_NO)
+    PQA = reg(0xD0, access=Access.RSV, width=64, about="Page Request Queue Address", status=_NO)
+    PRS = reg(0xDC, access=Access.RSV, about="Page Request Status", status=_NO)
+    PECTL = reg(0xE0, access=Access.RSV, about="Page Request Event Control", status=_NO)
+    PEDATA = reg(0xE4, access=Access.RSV, about="Page Request Event Data", status=_NO)
+    PEADDR = reg(0xE8, access=Access.RSV, about="Page Request Event Address", status=_NO)
+    PEUADDR = reg(0xEC, access=Access.RSV, about="Page Request Event Upper Address", status=_NO)
+    IVA = reg(INVALIDATION_OFFSET, IVA, width=64, about="written before IOTLB", status=_DONE)
+    IOTLB = reg(INVALIDATION_OFFSET + 8, IOTLB, width=64, status=_DONE)
+    FRCD_LOW = array(FAULT_OFFSET, FRCD_LOW, Access.RO, stride=16, count=FAULT_RECORDS, width=64, status=_DONE)
+    FRCD_HIGH = array(FAULT_OFFSET + 8, FRCD_HIGH, Access.RO, stride=16, count=FAULT_RECORDS, width=64, status=_DONE)
+
+
+class Fault(NamedTuple):
+    """A refused request: who asked for which page, why it was refused, and whether it was a write."""
+
+    rid: Rid
+    iova: Iova
+    reason: FaultReason
+    write: bool
+
+    def __str__(self) -> str:
+        what = "write to" if self.write else "read of"
+        return f"{format_rid(self.rid)}: {what} {self.iova:#x} refused: {self.reason.text}"
+
+
+def encode_fault(fault: Fault) -> tuple[FRCD_LOW, FRCD_HIGH]:
+    """Put a fault into the two halves of a fault recording register."""
+    low = FRCD_LOW(fault.iova & FRCD_LOW.FI.mask)
+    return low, FRCD_HIGH.of(F=1, T1=int(not fault.write), FR=fault.reason, SID=fault.rid)
+
+
+def decode_fault(low: int, high: int) -> Fault:
+    """Read a fault out of the two halves of a fault recording register; the address is that of the page.
+
+    Raises ValueError if the reason is none of DMA remapping.
+    """
+    record = FRCD_HIGH(high)
+    return Fault(Rid(record.SID), Iova(low & FRCD_LOW.FI.mask), FaultReason(record.FR), not record.T1)
