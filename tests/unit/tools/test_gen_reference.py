@@ -1,0 +1,73 @@
+"""The generated register reference: fresh in the tree, honest about status, and caught when stale."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from virtfn.hw.bits import Status
+from virtfn.hw.i82576 import Regs, VfRegs
+
+ROOT = Path(__file__).parents[3]
+TOOL = ROOT / "tools" / "gen_reference.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reference") / "registers.md"
+    result = run("--output", str(output))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    return output
+
+
+def test_the_committed_reference_is_fresh(document: Path) -> None:
+    committed = ROOT / "docs" / "reference" / "registers.md"
+    assert committed.read_text(encoding="utf-8") == document.read_text(encoding="utf-8"), "run `make docs`"
+
+
+def test_check_passes_on_a_fresh_file_and_names_the_remedy_for_a_stale_or_missing_one(
+    document: Path, tmp_path: Path
+) -> None:
+    assert run("--check", "--output", str(document)).returncode == 0
+    stale = tmp_path / "stale.md"
+    stale.write_text(document.read_text(encoding="utf-8").replace("modelled", "absent", 1), encoding="utf-8")
+    missing = tmp_path / "missing.md"
+    for output, state in ((stale, "out of date"), (missing, "missing")):
+        before = output.read_bytes() if output.exists() else None
+        result = run("--check", "--output", str(output))
+        assert result.returncode == 1
+        assert state in result.stderr
+        assert "make docs" in result.stderr
+        assert (output.read_bytes() if output.exists() else None) == before
+
+
+def test_every_register_of_the_nic_is_in_it_with_its_status(document: Path) -> None:
+    lines = document.read_text(encoding="utf-8").splitlines()
+    for regmap in (Regs, VfRegs):
+        for decl in regmap.DECLS:
+            name = f"`{decl.name}[{decl.count}]`" if decl.is_array else f"`{decl.name}`"
+            rows = [
+                line.split(" | ") for line in lines if line.startswith(f"| {decl.offset:04x}") and f" {name} " in line
+            ]
+            assert any(row[4] == decl.status.value for row in rows), decl.name
+
+
+def test_the_coverage_table_counts_what_the_map_declares(document: Path) -> None:
+    counts = [sum(decl.status is status for decl in Regs.DECLS) for status in Status]
+    row = " | ".join(str(number) for number in (len(Regs.DECLS), *counts))
+    assert f"| 82576: physical function, BAR0 | {row} |" in document.read_text(encoding="utf-8")
+
+
+def test_no_cell_breaks_the_tables(document: Path) -> None:
+    width = 0
+    for line in document.read_text(encoding="utf-8").splitlines():
+        cells = line.replace("\\|", "").count("|")
+        assert not line.startswith("|") or width in (0, cells), line
+        width = cells if line.startswith("|") else 0

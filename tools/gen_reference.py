@@ -1,0 +1,170 @@
+"""Write docs/reference/registers.md from the register maps, or with --check tell whether it is up to date.
+
+The maps are the only source: what is declared in `src/virtfn/hw` is what the device model, the drivers and the tracer
+use, and what this page says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from virtfn.hw import pci
+from virtfn.hw.bits import Decl, Field, Register, RegMap, Status
+from virtfn.hw.i82576 import PhyRegs, Regs, VfRegs
+from virtfn.hw.vtd import regs as vtd
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "registers.md"
+
+
+class Map(NamedTuple):
+    """A register map to write down; `scale` is bytes a unit of the offsets shown, which the PHY counts in registers."""
+
+    title: str
+    regmap: type[RegMap]
+    source: str
+    scale: int = 1
+
+
+MAPS = [
+    Map("82576: physical function, BAR0", Regs, "82576 datasheet"),
+    Map("82576: virtual function, BAR0", VfRegs, "82576 datasheet"),
+    Map("82576: PHY, by MDIC", PhyRegs, "IEEE 802.3 clause 22; 82576 datasheet", scale=2),
+    Map("VT-d: remapping unit", vtd.Regs, "VT-d specification"),
+    Map("PCI: type 0 header", pci.Type0, "PCI Express Base Specification"),
+    Map("PCI: type 1 header", pci.Type1, "PCI Express Base Specification"),
+    Map("PCI: power management", pci.Pm, "PCI Express Base Specification"),
+    Map("PCI: MSI", pci.Msi, "PCI Express Base Specification"),
+    Map("PCI: MSI-X", pci.MsiX, "PCI Express Base Specification"),
+    Map("PCI: MSI-X table entry, in the BAR", pci.MsiXEntry, "PCI Express Base Specification"),
+    Map("PCI: vital product data", pci.Vpd, "PCI Express Base Specification"),
+    Map("PCI: PCI Express", pci.Pcie, "PCI Express Base Specification"),
+    Map("PCI: advanced error reporting", pci.Aer, "PCI Express Base Specification"),
+    Map("PCI: device serial number", pci.Dsn, "PCI Express Base Specification"),
+    Map("PCI: access control services", pci.Acs, "PCI Express Base Specification"),
+    Map("PCI: alternative routing ID", pci.Ari, "PCI Express Base Specification"),
+    Map("PCI: SR-IOV", pci.SrIov, "PCI Express Base Specification, chapter SR-IOV"),
+]
+
+HEAD = """<!-- Written by tools/gen_reference.py: do not edit; `make docs` writes it anew. -->
+# Registers
+
+Everything that software can reach, as `virtfn` declares it. The device model, the drivers and the tracer read the same
+declarations. Offsets, resets and strides are hexadecimal, counts and bits decimal.
+
+| Status | Means |
+| --- | --- |
+| modelled | it does what the specification says, as far as software can see |
+| stored | it keeps what is written, and has nothing more to do here |
+| absent | the function behind it does not exist here; its name is known, so that traces show who asks for it |
+
+Software changes bits as the *Access* of the register says, or as the one at the bit says. A mask after the access
+gives the bits that a write can change, where these are not all.
+
+## Coverage
+
+An array counts once. Configuration space has no status of its own: its rules are in the *Access* column.
+
+| Map | Registers | Modelled | Stored | Absent |
+| --- | ---: | ---: | ---: | ---: |
+"""
+
+
+def has_status(regmap: type[RegMap]) -> bool:
+    """Tell whether a map says how far it is modelled; one that never does is all STORED by default."""
+    return any(decl.status is not Status.STORED for decl in regmap.DECLS)
+
+
+def bits(field: Field) -> str:
+    """Write a field as `ENABLE` 25."""
+    span = f"{field.msb}" if field.width == 1 else f"{field.msb}:{field.lsb}"
+    access = f" {field.access.name}" if field.access is not None else ""
+    values = f" ({', '.join(f'{v.value} {v.name}' for v in field.values)})" if field.values is not None else ""
+    return f"`{field.name}` {span}{access}{values}"
+
+
+def where(decl: Decl, scale: int) -> str:
+    """Write the offset, the stride and other places of a register."""
+    places = [(decl.offset, decl.stride, decl.count)]
+    if decl.alias is not None:
+        places.append(decl.alias)
+    texts = []
+    for offset, stride, count in places:
+        text = f"{offset // scale:0{4 if scale == 1 else 2}x}"
+        texts.append(f"{text} + {stride // scale:x} n, n < {count}" if count > 1 else text)
+    return "; ".join(texts)
+
+
+def meaning(decl: Decl) -> str:
+    """Say what a register is, and list its fields."""
+    about = decl.about
+    if not about and decl.kind is not Register:
+        about = (decl.kind.__doc__ or "").split("\n\n")[0].replace("\n", " ").strip()
+    about = about[:1].upper() + about[1:]
+    if about and not about.endswith("."):
+        about += "."
+    fields = ", ".join(bits(field) for field in reversed(decl.kind.FIELDS))
+    return "<br>".join(part for part in (about, fields) if part).replace("|", "\\|")
+
+
+def access(decl: Decl) -> str:
+    """Write the access kind, and the writable bits where they are limited."""
+    digits = decl.width // 4
+    return decl.access.name if decl.writable is None else f"{decl.access.name} {decl.writable:0{digits}x}"
+
+
+def table(entry: Map) -> str:
+    """Write one map."""
+    tracked = has_status(entry.regmap)
+    lines = [f"## {entry.title}", "", f"Source: {entry.source}.", ""]
+    lines.append("| Offset | Register | Access | Reset |" + (" Status |" if tracked else "") + " Meaning and bits |")
+    lines.append("| --- | --- | --- | --- |" + (" --- |" if tracked else "") + " --- |")
+    for decl in entry.regmap.DECLS:
+        name = f"{decl.name}[{decl.count}]" if decl.is_array else decl.name
+        cells = [where(decl, entry.scale), f"`{name}`", access(decl), f"{decl.reset:0{decl.width // 4}x}"]
+        if tracked:
+            cells.append(decl.status.value)
+        cells.append(meaning(decl) + (f" ({decl.spec})" if decl.spec else ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render(maps: list[Map] = MAPS) -> str:
+    """Write the whole document."""
+    rows = []
+    for entry in maps:
+        total = len(entry.regmap.DECLS)
+        if has_status(entry.regmap):
+            count = Counter(decl.status for decl in entry.regmap.DECLS)
+            parts = " | ".join(str(count[status]) for status in Status)
+        else:
+            parts = "- | - | -"
+        rows.append(f"| {entry.title} | {total} | {parts} |\n")
+    return HEAD + "".join(rows) + "\n" + "\n".join(table(entry) for entry in maps)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the document is not up to date")
+    parser.add_argument(
+        "--output", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/reference/registers.md"
+    )
+    options = parser.parse_args(arguments)
+    output: Path = options.output
+    text = render()
+    if options.check:
+        if output.exists() and output.read_text(encoding="utf-8") == text:
+            return 0
+        state = "out of date" if output.exists() else "missing"
+        print(f"{output} is {state}: run `make docs` and commit the result", file=sys.stderr)
+        return 1
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Hold each floor of src/virtfn to a budget of code lines: no blank lines, comments or docstrings.
+
+A budget is raised in a commit of its own that says why.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "src" / "virtfn"
+
+BUDGETS = {
+    "hw": 2500,
+    "kernels": 1800,
+    "machine": 1800,
+    "devices": 4000,
+    "drivers": 1500,
+    "vmm": 1200,
+    "iovm": 1500,
+    "iomodels": 1000,
+    "api": 1200,
+    "cli": 900,
+}
+
+_LAYOUT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
+
+
+def code_lines(source: str) -> int:
+    """Count the lines of `source` that hold code; a string that is a statement by itself is a docstring."""
+    lines: set[int] = set()
+    statement: list[tokenize.TokenInfo] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _LAYOUT:
+            statement.append(token)
+        elif token.type == tokenize.NEWLINE:
+            if any(part.type != tokenize.STRING for part in statement):
+                for part in statement:
+                    lines.update(range(part.start[0], part.end[0] + 1))
+            statement = []
+    return len(lines)
+
+
+def count_floors(root: Path) -> dict[str, int]:
+    """Count code lines of each package directly under `root`."""
+    floors = {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(folder.rglob("*.py"))}
+    return {
+        name: sum(code_lines(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py"))
+        for name, folder in floors.items()
+    }
+
+
+def report(floors: dict[str, int], budgets: dict[str, int]) -> tuple[list[str], list[str]]:
+    """Compare; return the lines to show, and what is wrong."""
+    lines = [f"{name:<10} {used:>6} of {budgets.get(name, 0):>6}" for name, used in floors.items()]
+    lines.append(f"{'all':<10} {sum(floors.values()):>6} of {sum(budgets.values()):>6}")
+    wrong = []
+    for name, used in floors.items():
+        if name not in budgets:
+            wrong.append(f"{name} has no budget; give it one in tools/line_budget.py")
+        elif used > budgets[name]:
+            wrong.append(f"{name} has {used} lines of code, {used - budgets[name]} over its budget of {budgets[name]}")
+    return lines, wrong
+
+
+def main() -> int:
+    lines, wrong = report(count_floors(ROOT), BUDGETS)
+    print("\n".join(lines))
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
