@@ -3,7 +3,7 @@
     request (rid, iova, nbytes, write)
        |  contexts[rid].key: domain << 6 | log2 of the page size last seen     0: not cached
        v
-    iotlb[(page + domain * stride) & mask]:  page, key, rights, hpa            hit: no walk
+    iotlb[(page + f(domain, size)) & mask]:  page, key, rights, hpa            hit: no walk
        |  miss
        v
     other page sizes -> context walk -> page walk -> IOTLB                     stale until invalidated
@@ -86,7 +86,8 @@ IOMMU = np.dtype(
 iommu_at = row_at(IOMMU)
 
 IDENTITY = 63  # a key whose page size no IOTLB entry has: addresses pass unchanged
-DOMAIN_STRIDE = 131  # spreads domains that use the same addresses
+DOMAIN_STRIDE = 131  # spreads domains that use the same addresses,
+SIZE_STRIDE = 37  # and pages of different sizes with the same number
 ADDRESS_BEYOND_WIDTH = int(FaultReason.ADDRESS_BEYOND_WIDTH)
 INTERRUPT_RANGE_OUTPUT = int(FaultReason.INTERRUPT_RANGE_OUTPUT)
 ROOT_NOT_PRESENT = int(FaultReason.ROOT_NOT_PRESENT)
@@ -149,7 +150,7 @@ def translate(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple
     key = iommu.contexts[np.uint64(rid & 0xFFFF)].key
     shift = key & 63
     page = iova >> shift
-    entry = iommu.iotlb[np.uint64((page + (key >> 6) * DOMAIN_STRIDE) & unit.iotlb_mask)]
+    entry = iommu.iotlb[np.uint64((page + (key >> 6) * DOMAIN_STRIDE + shift * SIZE_STRIDE) & unit.iotlb_mask)]
     if entry.page == page and entry.key == key and entry.rights >> (write & 1) & 1 and nbytes > 0:
         unit.iotlb_hits += 1
         size = 1 << shift
@@ -200,7 +201,7 @@ def translate_miss(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
         unit.bypassed += 1
         return clip_to_memory(iommu, iova, nbytes)
     for shift in range(12, 31, 9):
-        entry = iommu.iotlb[iotlb_slot(iommu, context.domain, iova >> shift)]
+        entry = iommu.iotlb[iotlb_slot(iommu, context.domain, iova, shift)]
         key = context.domain << 6 | shift
         if entry.page == iova >> shift and entry.key == key and entry.rights >> write & 1:
             context.key = key
@@ -232,7 +233,7 @@ def translate_walk(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
         target = hpa & -size
         in_memory = target >= unit.mem_base and target + size <= unit.mem_end
         if in_memory and not in_interrupt_range(first, size) and not in_interrupt_range(target, size):
-            entry = iommu.iotlb[iotlb_slot(iommu, context.domain, iova >> shift)]
+            entry = iommu.iotlb[iotlb_slot(iommu, context.domain, iova, shift)]
             entry.page = iova >> shift
             entry.key = context.domain << 6 | shift
             entry.rights = rights
@@ -244,9 +245,9 @@ def translate_walk(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
 
 
 @kernel
-def iotlb_slot(iommu: Row, domain: int, page: int) -> int:
-    """Return the only place in the IOTLB where a page of a domain can be."""
-    slot: int = (page + domain * DOMAIN_STRIDE) & iommu.unit[0].iotlb_mask
+def iotlb_slot(iommu: Row, domain: int, iova: int, shift: int) -> int:
+    """Return the only place in the IOTLB where the page of 2**shift bytes at `iova` can be."""
+    slot: int = ((iova >> shift) + domain * DOMAIN_STRIDE + shift * SIZE_STRIDE) & iommu.unit[0].iotlb_mask
     return slot
 
 
