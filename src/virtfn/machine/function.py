@@ -9,7 +9,7 @@ configuration spaces of guests are all this class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,6 +74,11 @@ class Capability:
     def size(self) -> int:
         """Bytes up to the last register, in whole words."""
         return max(-(-(at + decl.size) // 4) * 4 for decl, _, at in self.regs.elements())
+
+
+def _chain(parts: Sequence[Capability]) -> Iterator[tuple[Capability, int]]:
+    """Pair each capability with the offset of the next one, the last with 0."""
+    return zip(parts, [*(p.offset for p in parts[1:]), 0], strict=False)
 
 
 class Function:
@@ -192,14 +197,11 @@ class Function:
         self.header.poke(Type0.CAP_POINTER, 0, first[0].offset if first else 0)
         status = PciStatus(self.header.peek(Type0.STATUS)).replace(CAP_LIST=bool(first))
         self.header.poke(Type0.STATUS, 0, status.value)
-        for part, follower in zip(first, [*first[1:], None], strict=True):
-            self.bytes[part.offset + 1] = follower.offset if follower else 0
-        extended = [p for p in linked if p.offset >= EXTENDED_START]
-        for part, follower in zip(extended, [*extended[1:], None], strict=True):
-            file = self._files[part.regs]
-            decl, _ = part.regs.INDEX[0]
-            chained = ExtendedHeader(file.peek(decl)).replace(NEXT=follower.offset if follower else 0)
-            file.poke(decl, 0, chained.value)
+        for part, following in _chain(first):
+            self.bytes[part.offset + 1] = following
+        for part, following in _chain([p for p in linked if p.offset >= EXTENDED_START]):
+            file, header = self._files[part.regs], part.regs.INDEX[0][0]
+            file.poke(header, 0, ExtendedHeader(file.peek(header)).replace(NEXT=following).value)
 
     @property
     def command(self) -> Command:

@@ -117,6 +117,7 @@ def _msix(vectors: int) -> Capability:
     return Capability(MsiX, 0x70, values)
 
 
+_DEVCTL_BITS = 0xFFFF & ~(DevCtl.EXTENDED_TAG.mask | DevCtl.PHANTOM.mask)
 _PCIE: dict[Decl, int] = {
     Pcie.FLAGS: 0x0002,
     Pcie.DEVCAP: 0x10008CC2,
@@ -138,7 +139,7 @@ def physical_function(card: Card, now: Callable[[], Ps], port: int = 0, lowest: 
         Capability(Pm, 0x40, {Pm.PMC: 0xC823, Pm.PMCSR: 0x2000, Pm.DATA: _PowerConsumption.IN_D0}),
         Capability(Msi, 0x50, {Msi.CONTROL: 0x0180}, {Msi.CONTROL: 0x0001, Msi.MASK: 1}),
         _msix(PF_VECTORS),
-        Capability(Pcie, 0xA0, _PCIE, {Pcie.DEVCTL: 0xFEFF & ~DevCtl.AUX_POWER.mask}),
+        Capability(Pcie, 0xA0, _PCIE, {Pcie.DEVCTL: _DEVCTL_BITS, Pcie.DEVCTL2: 0x001F}),
         Capability(Vpd, 0xE0, linked=False),
         Capability(Aer, 0x100, {Aer.UE_SEVERITY: 0x00062011}),
         Capability(Dsn, 0x140, {Dsn.LOW: card.serial_number & 0xFFFFFFFF, Dsn.HIGH: card.serial_number >> 32}),

@@ -115,7 +115,7 @@ class SrIovUnit(Handlers):
             value = value.replace(VFE=0)
         self._file.poke(SrIov.CONTROL, 0, value.value)
         if value.VFE and not before.VFE:
-            self._settle_registers()
+            self._follow_hierarchy()
             self._ready_at = self._now() + VF_SETTLE_PS
             self._set_count(wanted)
         elif before.VFE and not value.VFE:
@@ -137,11 +137,13 @@ class SrIovUnit(Handlers):
             self.bars.resize(self.page_size)
 
     def _settle_registers(self) -> None:
-        """Let First VF Offset follow ARI Capable Hierarchy; it must hold still while VFs are enabled."""
+        """Let First VF Offset follow ARI Capable Hierarchy in each PF; it must hold still while VFs are enabled."""
         for unit in (self, *self._followers):
             if not unit.control.VFE:
-                ari = self._lowest.control.ARI
-                unit._file.poke(SrIov.FIRST_VF_OFFSET, 0, self._first_vf_offset[ari])
+                unit._follow_hierarchy()
+
+    def _follow_hierarchy(self) -> None:
+        self._file.poke(SrIov.FIRST_VF_OFFSET, 0, self._first_vf_offset[self._lowest.control.ARI])
 
     def _set_count(self, count: int) -> None:
         if count != self.count:
