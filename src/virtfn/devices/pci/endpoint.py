@@ -21,7 +21,10 @@ __all__ = ["Endpoint", "Physical", "Place"]
 
 @dataclass(frozen=True, slots=True)
 class Physical:
-    """A PF's configuration space, its SR-IOV unit, and the configuration spaces of all VFs it can have."""
+    """A PF's configuration space, its SR-IOV unit, and the configuration spaces of all VFs it can have.
+
+    The owner of the card resets VFs when `sriov.on_change` says that they come or go.
+    """
 
     function: Function
     sriov: SrIovUnit | None = None
