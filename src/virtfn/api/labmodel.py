@@ -174,6 +174,11 @@ class Lab(_Section):
 
     _tree: Tree = PrivateAttr(default_factory=lambda: Tree("lab"))
 
+    @property
+    def folder(self) -> Path:
+        """Where file names in the lab start from."""
+        return Path(self._tree.file).parent
+
     def pf(self, name: str) -> Pf:
         """Return the PF of that name.
 

@@ -71,7 +71,12 @@ def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def cached() -> bool:
     """Tell whether compiled kernels of this version are already on disk."""
-    return any(Path(CACHE_DIR).rglob("*.nbc"))
+    return compiled_files() > 0
+
+
+def compiled_files() -> int:
+    """Count the compiled kernels on disk."""
+    return sum(1 for _ in Path(CACHE_DIR).rglob("*.nbc"))
 
 
 def _load(bits: int, ordering: str | None) -> Callable[[int], int]:

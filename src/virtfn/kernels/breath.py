@@ -12,10 +12,10 @@ from virtfn.kernels.port import serve
 from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, nic_at
 from virtfn.kernels.traffic import poll_guest, traffic_at
 
-__all__ = ["EV_IDLE", "breathe"]
+__all__ = ["EV_IDLE", "PATIENCE", "breathe"]
 
 EV_IDLE = 1024  # a guest that polls has had nothing for a while: it may go back to interrupts
-_PATIENCE = 32  # empty polls before a guest goes back to interrupts
+PATIENCE = 32  # empty polls before a guest goes back to interrupts
 
 
 @kernel
@@ -37,7 +37,7 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
             received, sent = poll_guest(traffic, g, d, budget)
             busy += received + sent
             polling |= d.polling
-            if d.polling and d.empty_polls >= _PATIENCE:
+            if d.polling and d.empty_polls >= PATIENCE:
                 events |= EV_IDLE
         frames, event = serve(nic, now, budget)
         events |= event

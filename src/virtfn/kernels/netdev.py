@@ -16,6 +16,7 @@ from virtfn.hw.i82576.desc import (
     RXD_EOP,
     RXD_ERR_IPE,
     RXD_ERR_L4E,
+    RXD_VP,
     TXD_DEXT,
     TXD_DTYP_DATA,
     TXD_EOP,
@@ -23,9 +24,20 @@ from virtfn.hw.i82576.desc import (
     TXD_PAYLEN_SHIFT,
     TXD_RS,
 )  # fmt: skip
-from virtfn.kernels._jit import Row, kernel, load16, load32_acquire, row_at, store32_release, store64, store64_release
+from virtfn.kernels._jit import (
+    Row,
+    copy_bytes,
+    kernel,
+    load16,
+    load32_acquire,
+    row_at,
+    store16,
+    store32_release,
+    store64,
+    store64_release,
+)
 
-__all__ = ["NETDEV", "netdev_at", "rx_done", "rx_frame", "rx_release", "tx_kick", "tx_push", "tx_room"]
+__all__ = ["NETDEV", "netdev_at", "rx_done", "rx_frame", "rx_release", "rx_retag", "tx_kick", "tx_push", "tx_room"]
 
 NETDEV = np.dtype(
     [
@@ -39,6 +51,8 @@ NETDEV = np.dtype(
             "tx_iova tx_buffers rx_iova rx_buffers buffer_bytes "
             # where the device writes the transmit head
             "tx_done_head "
+            # room for one frame whose stripped VLAN tag is put back
+            "bounce "
             # cursors
             "tx_tail tx_reaped tx_unkicked rx_next rx_unreleased "
             # 1 while the receive interrupt is masked and the guest polls; empty polls in a row
@@ -101,6 +115,24 @@ def rx_frame(d: Row) -> int:
 def rx_buffer(d: Row) -> int:
     """Address of the next received frame."""
     return d.rx_buffers + d.rx_next * d.buffer_bytes
+
+
+@kernel
+def rx_retag(d: Row, length: int) -> int:
+    """Put the VLAN tag that the device stripped back into a copy of the next received frame; 0 if it stripped none.
+
+    Returns the address of the copy, 4 bytes longer than `length`.
+    """
+    at = d.rx_ring + d.rx_next * 16
+    if not load32_acquire(at + 8) & RXD_VP or d.bounce == 0:
+        return 0
+    frame = rx_buffer(d)
+    tci = load16(at + 14)
+    copy_bytes(d.bounce, frame, 12)
+    store16(d.bounce + 12, 0x0081)
+    store16(d.bounce + 14, (tci & 0xFF) << 8 | tci >> 8)
+    copy_bytes(d.bounce + 16, frame + 12, length - 12)
+    return d.bounce
 
 
 @kernel

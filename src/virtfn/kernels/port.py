@@ -32,7 +32,7 @@ from virtfn.kernels.state import (
 from virtfn.kernels.switch import BROADCAST, switch_receive
 from virtfn.kernels.tx import count_size, serve_queue, spread
 
-__all__ = ["begin", "finish", "serve", "serve_port", "wire_in"]
+__all__ = ["begin", "finish", "fire_vectors", "serve", "serve_port", "wire_in"]
 
 WIRE_STALL = 100  # `stalled` when the frame at the head of the line came from the wire
 
@@ -102,6 +102,14 @@ def send_ready(nic: Row, q: int, budget: int) -> tuple[int, int]:
     frames, events = serve_queue(nic, q, budget)
     publish(r)
     return frames, events
+
+
+@kernel
+def fire_vectors(address: int, now: int) -> int:
+    """Fire due vectors of the NIC whose row is at `address`, when no frame is about to move. Returns events."""
+    nic = nic_at(address)
+    nic.port.now = now
+    return raise_vectors(nic)
 
 
 @kernel

@@ -40,6 +40,10 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     r.win_hi = 0
     r.win_lo = 0
     regs = r.regs
+    if regs == 0:
+        r.enabled = 0
+        r.published = r.head
+        return True
     control = load32(regs + CONTROL)
     base = load64(regs + BASE)
     length = load32(regs + LENGTH)

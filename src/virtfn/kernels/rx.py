@@ -142,7 +142,7 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
         if p.rss and ports:
             digest = toeplitz(nic.rss_table, head + l4, 4, address_bytes)
     if p.rss:
-        if rss == RSS_IPV4 and not p.rss_fields & 2 or rss == RSS_IPV6 and not p.rss_fields & 0x10:
+        if (rss == RSS_IPV4 and not p.rss_fields & 2) or (rss == RSS_IPV6 and not p.rss_fields & 0x10):
             return packet, status
         digest ^= toeplitz(nic.rss_table, head + addresses, address_bytes, 0)
         return packet | rss | digest << 32, status
@@ -165,6 +165,7 @@ def capture_frame(nic: Row, interface: int, outbound: int, head: int, body: int,
     record.outbound = outbound
     record.length = length
     record.offset = p.capture_bytes
+    record.time_ps = p.now
     copy_frame(nic.port.captured + p.capture_bytes, head, body, length)
     p.capture_head += 1
     p.capture_bytes += length

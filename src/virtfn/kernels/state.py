@@ -97,7 +97,7 @@ QUEUE = _row(
 COUNTER_NAMES = (
     "gprc gptc gorc gotc bprc bptc mprc mptc tpr tpt tor tot ruc roc rfc rnbc mpc "
     "prc64 prc127 prc255 prc511 prc1023 prc1522 ptc64 ptc127 ptc255 ptc511 ptc1023 ptc1522 "
-    "rpthc hgptc tsctc ssvpc xec forwarded flooded wire_lost"
+    "rpthc hgptc hgorc hgotc tsctc ssvpc forwarded flooded"
 ).split()
 COUNTERS = _row(" ".join(COUNTER_NAMES))
 
@@ -144,7 +144,7 @@ EV_MALICIOUS = 4  # port.misbehaved has new bits
 EV_FAULT = 8  # the IOMMU recorded a fault
 EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
 
-CAPTURE_RECORD = _row("interface outbound length offset")
+CAPTURE_RECORD = _row("interface outbound length offset time_ps")
 
 
 NIC = np.dtype(
@@ -175,11 +175,10 @@ def new_nic(iommu: Iommu) -> npt.NDArray[np.void]:
     """Make the state of a NIC behind `iommu`, everything off, as (1,) NIC. Untouched parts cost no memory."""
     block = np.zeros(1, NIC)
     nic = block[0]
-    base = block.ctypes.data
     nic["macs"][:] = -1
     port = nic["port"]
     port["default_pool"] = -1
-    port["iommu"] = iommu.block.ctypes.data
-    port["scratch"] = base + (NIC.fields or {})["scratch"][1]
-    port["captured"] = base + (NIC.fields or {})["captured"][1]
+    port["iommu"] = iommu.address
+    port["scratch"] = nic["scratch"].ctypes.data
+    port["captured"] = nic["captured"].ctypes.data
     return block

@@ -36,6 +36,7 @@ from virtfn.kernels.netdev import (
     rx_done,
     rx_frame,
     rx_release,
+    rx_retag,
     tx_buffer,
     tx_kick,
     tx_push,
@@ -336,6 +337,11 @@ def take_frames(t: Row, g: int, d: Row, budget: int) -> int:
             frame = rx_buffer(d)
             d.rx_frames += 1
             d.rx_bytes += length
+            if task.kind == REPLAY:
+                tagged = rx_retag(d, length)
+                if tagged:
+                    frame = tagged
+                    length += 4
             if task.raw:
                 task.corrupt += load16(frame + 12) != ETHERTYPE
             elif task.kind == REPLAY:

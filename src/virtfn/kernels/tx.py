@@ -49,7 +49,7 @@ from virtfn.kernels.state import (
     SEGMENT_AREA,
     WIRE,
 )
-from virtfn.kernels.switch import find_pools, switch_receive, switch_transmit
+from virtfn.kernels.switch import BROADCAST, find_pools, switch_receive, switch_transmit
 
 __all__ = ["FORWARDED", "STALLED", "WAITING", "forward", "serve_queue"]
 
@@ -70,6 +70,8 @@ def count_size(nic: Row, length: int, sent: bool) -> None:
     if sent:
         c.gptc += 1
         c.gotc += size
+        c.tpt += 1
+        c.tot += size
         if size <= 64:
             c.ptc64 += 1
         elif size <= 127:
@@ -115,6 +117,7 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
             return pools
         if code == 0:
             nic.counters.rpthc += 1
+            nic.counters.hgorc += length + 4
             if looped:
                 owner = nic.pools[pool]
                 owner.gprlbc += 1
@@ -170,11 +173,17 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         owner.gptc += 1
         owner.gotc += length + 4
         nic.counters.hgptc += 1
+        nic.counters.hgotc += length + 4
         if wire:
             if p.self_loop:
                 pools, why = switch_receive(nic, destination, vid)
             elif p.wire_up:
                 count_size(nic, length, True)
+                if destination & 1:
+                    if destination == BROADCAST:
+                        nic.counters.bptc += 1
+                    else:
+                        nic.counters.mptc += 1
                 if p.capture:
                     capture_frame(nic, WIRE, 1, head, body, length)
             elif pools == 0:
@@ -199,13 +208,6 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         return STALLED
     p.stalled = 0
     return FORWARDED
-
-
-@kernel
-def drop_chain(nic: Row, pool: int, reason: int) -> None:
-    """Count a frame that never became one."""
-    nic.drops[pool, reason] += 1
-    nic.counters.tsctc += 0
 
 
 @kernel

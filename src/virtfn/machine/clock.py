@@ -6,7 +6,7 @@ import time
 
 from virtfn.hw.types import Ps
 
-__all__ = ["MS_PS", "NS_PS", "S_PS", "US_PS", "VirtualClock", "WallClock"]
+__all__ = ["MS_PS", "NS_PS", "S_PS", "US_PS", "VirtualClock", "WallClock", "epoch_ps"]
 
 NS_PS = 1_000
 US_PS = 1_000_000
@@ -25,6 +25,11 @@ class WallClock:
         """Sleep for real."""
         if duration_ps > 0:
             time.sleep(duration_ps / S_PS)
+
+
+def epoch_ps(clock: WallClock | VirtualClock) -> int:
+    """What to add to a clock's times to make them times since 1970; 0 for virtual time."""
+    return time.time_ns() * NS_PS - clock.now() if isinstance(clock, WallClock) else 0
 
 
 class VirtualClock:

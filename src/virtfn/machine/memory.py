@@ -24,7 +24,7 @@ import numpy.typing as npt
 from virtfn.hw.types import Gpa, Hpa, Hva
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "view_bytes"]
+__all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "SharedRegion", "view_bytes"]
 
 PAGE = 4096
 CHUNK = 2 << 20
@@ -169,3 +169,22 @@ class GuestMemory:
             self._host.free_chunks(self._chunks)
             self._chunks = []
             self.pieces = []
+
+
+class SharedRegion:
+    """A piece of memory that other processes can map by its `fd`: the registers behind a BAR. size: bytes."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.size = -(-size // PAGE) * PAGE
+        self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.size)
+        self.base = Hva(_map(None, self.size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, self.fd, 0))
+        self.bytes = view_bytes(self.base, self.size)
+
+    def close(self) -> None:
+        """Unmap it; views made of it must not be used afterwards."""
+        if self.size:
+            _libc.munmap(self.base, self.size)
+            os.close(self.fd)
+            self.size = 0
+            self.bytes = np.zeros(0, np.uint8)

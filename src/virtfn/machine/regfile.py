@@ -115,6 +115,16 @@ class RegFile:
             for decl in getattr(method, "_on_write", ()):
                 self._claim(self._write, decl, getattr(block, name))
 
+    def on(self, decl: Decl, *, read: ReadHandler | None = None, write: WriteHandler | None = None) -> None:
+        """Attach side effects to one register without a marked method, where many differ by a name only.
+
+        Raises TypeError if the register is claimed twice.
+        """
+        if read is not None:
+            self._claim(self._read, decl, read)
+        if write is not None:
+            self._claim(self._write, decl, write)
+
     @staticmethod
     def _claim(
         table: dict[int, Callable[..., object]] | dict[int, ReadHandler] | dict[int, WriteHandler],

@@ -1,0 +1,213 @@
+"""A lab's machine: root complex, NICs, drivers, IOVM and guests, brought up in the order of a real host.
+
+cards in slots -> scan -> PF drivers -> VFs -> guests -> VF assigned, plugged, probed, started
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from virtfn.api.lab import Guest as LabGuest
+from virtfn.api.lab import Lab, VfPolicy
+from virtfn.devices.nic82576 import Card, Nic82576
+from virtfn.drivers import igb
+from virtfn.hw.types import Mac, format_rid, parse_mac
+from virtfn.iovm import lspci
+from virtfn.iovm.iovm import Iovm, Vf
+from virtfn.iovm.pcim import Found, Pcim
+from virtfn.kernels._jit import cached
+from virtfn.machine.captures import Frames, read_capture
+from virtfn.machine.ports import Clock
+from virtfn.machine.trace import Tracer
+from virtfn.vmm.guest import Guest
+from virtfn.vmm.host import Host, HostBar
+
+__all__ = ["LabGuestRun", "LabPf", "Machine"]
+
+_CARD_MAC = Mac(0x00_00_01_00_76_02)
+_GUEST_MAC = 0x00_00_00_00_00_02  # 02:00:00:00:ss:nn, ss the PF, nn from 10h the VF
+
+
+@dataclass(slots=True)
+class LabPf:
+    """A PF of the lab, up. wire: frames of its uplink."""
+
+    name: str
+    nic: Nic82576
+    found: Found
+    driver: igb.Igb
+    vfs: list[Vf] = field(default_factory=list)
+    wire: Frames | None = None
+
+
+@dataclass(slots=True)
+class LabGuestRun:
+    """A guest of the lab, up, and the VF it has."""
+
+    lab: LabGuest
+    guest: Guest
+    pf: LabPf
+    vf: Vf
+
+
+class Machine:
+    """The machine of a lab: `start`, then `close`, or a `with` block.
+
+    ring, mtu: what the guests' drivers use. Raises VirtfnError if a part refuses what the lab asks.
+    """
+
+    def __init__(
+        self, lab: Lab, clock: Clock, *, seed: int = 1, ring: int = 512, mtu: int = 1500, trace: Path | None = None
+    ) -> None:
+        self.lab = lab
+        self.compiled_before = cached()
+        self._ring, self._mtu = ring, mtu
+        guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests)
+        self.host = Host(clock, guest_bytes, seed, slots=len(lab.pfs))
+        self.pcim = Pcim(self.host.root, clock)
+        self.iovm = Iovm(self.pcim, self.host.remapping, clock)
+        self.pfs: list[LabPf] = []
+        self.guests: list[LabGuestRun] = []
+        if trace is not None:
+            self.host.tracer = Tracer(trace, clock)
+
+    def __enter__(self) -> Machine:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Up.
+
+    def start(self, progress: Callable[[], None] | None = None) -> None:
+        """Bring everything up: NICs and their VFs, then the guests."""
+        nics = []
+        for i, pf in enumerate(self.lab.pfs):
+            wire = read_capture(self._beside(pf.uplink[5:])) if pf.uplink.startswith("pcap:") else None
+            card = Card(Mac(_CARD_MAC | i << 40), total_vfs=pf.total_vfs)
+            nic = Nic82576(self.host, self.host.iommu.iommu, card)
+            nic.port.set_wire(wire is not None, pf.link_mbps)
+            self.host.root.attach(nic, i)
+            nics.append((nic, wire))
+        self.pcim.scan()
+        found = {f.rid: f for f in self.pcim.functions.values()}
+        for pf, (nic, wire) in zip(self.lab.pfs, nics, strict=True):
+            self._watch(nic)
+            self.pfs.append(self._start_pf(pf.name, nic, found[nic.pf_rid], pf.total_vfs, wire))
+        for lab_guest in self.lab.guests:
+            if progress is not None:
+                progress()
+            self._start_guest(lab_guest)
+
+    def _beside(self, name: str) -> Path:
+        return self.lab.folder / name
+
+    def _start_pf(self, name: str, nic: Nic82576, found: Found, vfs: int, wire: Frames | None) -> LabPf:
+        self.pcim.enable_function(nic.pf_rid)
+        csr = next(bar for bar in found.bars if bar.bar == 0)
+        driver = igb.Igb(HostBar(self.host.root, csr.address), self.host.clock)
+        driver.probe()
+        self._bind_interrupt(nic, found, driver)
+        self.iovm.adopt(nic.pf_rid, nic, driver)
+        created = self.iovm.create(nic.pf_rid, vfs) if vfs else []
+        return LabPf(name, nic, found, driver, created, wire)
+
+    def _bind_interrupt(self, nic: Nic82576, found: Found, driver: igb.Igb) -> None:
+        """Give the PF's vector for everything but queues a message that calls its driver."""
+        address, message = self.host.interrupts.allocate(nic.pf_rid, lambda: driver.interrupt(igb.OTHER_VECTOR))
+        table = next(bar for bar in found.bars if bar.bar == 3)
+        bar = HostBar(self.host.root, table.address)
+        for offset, value in ((0, address & 0xFFFFFFFF), (4, address >> 32), (8, message), (12, 0)):
+            bar.write(offset, value)
+        self.host.root.config_write(nic.pf_rid, 0x72, 2, 0x8000)
+
+    def _watch(self, nic: Nic82576) -> None:
+        tracer = self.host.tracer
+        if tracer is None:
+            return
+        nic.on_access = tracer.register
+        nic.on_reset = tracer.reset
+        nic.port.mailboxes.on_message = lambda vf, to_pf, words: tracer.mailbox(nic.vf_rid(vf), to_pf, words)
+        self.host.interrupts.on_message = lambda rid, address, message: tracer.interrupt(rid, message & 0xFF)
+
+    def _start_guest(self, lab_guest: LabGuest) -> None:
+        pf = next(p for p in self.pfs if p.name == lab_guest.nic.pf)
+        vf = self.iovm.vf(pf.nic.pf_rid, lab_guest.nic.vf or 0)
+        guest = Guest(self.host, lab_guest.name, lab_guest.memory_mib << 20, ring=self._ring, mtu=self._mtu)
+        self.guests.append(LabGuestRun(lab_guest, guest, pf, vf))
+        policy = self.lab.pf(pf.name).policy(vf.index)
+        number = self.pfs.index(pf)
+        mac = Mac(_GUEST_MAC | number << 32 | (0x10 + vf.index) << 40)
+        self.iovm.assign(vf, guest, _policy(policy), mac)
+        guest.nic(vf.rid).driver.start()
+        guest.run_interrupts()
+
+    # What there is.
+
+    def guests_of(self, pf: LabPf) -> list[LabGuestRun]:
+        """List the guests that have a VF of a PF."""
+        return [run for run in self.guests if run.pf is pf]
+
+    def dump(self) -> str:
+        """Print every function in the hex that pciutils' `lspci -F` reads."""
+        return lspci.dump(self.pcim)
+
+    def listing(self) -> str:
+        """List every function in the manner of lspci."""
+        return lspci.listing(self.pcim)
+
+    def tree(self) -> str:
+        """Draw the bus in the manner of `lspci -t`."""
+        return lspci.tree(self.pcim)
+
+    def json(self) -> list[lspci.Entry]:
+        """Describe every function."""
+        return lspci.decode(self.pcim)
+
+    def mailbox_messages(self, pf: LabPf, vf: Vf) -> int:
+        """Count messages between a VF and its PF, both ways."""
+        return pf.nic.port.mailboxes.messages[vf.index]
+
+    # Down.
+
+    def stop(self) -> None:
+        """Take every VF back from its guest, and the VFs away."""
+        for run in self.guests:
+            if run.vf.vm is not None:
+                self.iovm.take_back(run.vf)
+        for pf in self.pfs:
+            pf.driver.stop()
+            if pf.vfs:
+                self.iovm.destroy(pf.nic.pf_rid)
+
+    def close(self) -> None:
+        """Release everything, whatever state it is in."""
+        if self.host.tracer is not None:
+            for fault in self.host.iommu.faults():
+                self.host.tracer.fault(fault.rid, fault.iova, fault.reason.name, fault.write)
+            self.host.tracer.close()
+            self.host.tracer = None
+        for run in self.guests:
+            run.guest.close()
+        self.guests.clear()
+        for pf in self.pfs:
+            pf.nic.close()
+        self.pfs.clear()
+        self.host.close()
+
+
+def _policy(policy: VfPolicy) -> igb.VfPolicy:
+    mac = parse_mac(policy.mac_address) if policy.mac_address else Mac(0)
+    return igb.VfPolicy(mac, policy.vlan_id, policy.qos, policy.spoof_check, policy.trust, policy.max_tx_rate)
+
+
+def function_name(run: LabGuestRun) -> str:
+    """Name a guest's function for captures: `vf0 0000:01:10.0`."""
+    return f"vf{run.vf.index} {format_rid(run.vf.rid)}"

@@ -1,0 +1,337 @@
+"""Run a lab: bring it up, let its guests work, take it down, and account for every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtfn import __version__
+from virtfn.api.lab import Lab, refuse_unsupported
+from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
+from virtfn.api.report import GuestProgress, GuestReport, IommuReport, PfReport, Progress, Report, Totals
+from virtfn.hw.i82576.desc import FCS_BYTES
+from virtfn.hw.types import format_mac, format_rid
+from virtfn.iomodels.engine import Engine
+from virtfn.iomodels.workload import Findings, Station, Workload
+from virtfn.kernels import warm
+from virtfn.machine.captures import Direction, Frames, Recorder, read_capture
+from virtfn.machine.clock import MS_PS, S_PS, WallClock, epoch_ps
+from virtfn.machine.ports import VirtfnError
+
+__all__ = ["accounted", "machine_for", "run_lab"]
+
+_PROGRESS_PS = 100 * MS_PS
+
+
+@contextmanager
+def machine_for(lab: Lab) -> Iterator[Machine]:
+    """Bring the machine of a lab up, without running its workload.
+
+    Raises VirtfnError as the lab's parts do.
+    """
+    refuse_unsupported(lab)
+    with Machine(lab, WallClock()) as machine:
+        yield machine
+
+
+def accounted(report: Report) -> bool:
+    """Tell whether every frame of a run arrived as it was sent, or was dropped with a reason."""
+    return not any(guest["lost"] or guest["corrupt"] for guest in report["guests"])
+
+
+@dataclass(slots=True)
+class _Group:
+    """A PF and the guests on it, at work."""
+
+    pf: LabPf
+    runs: list[LabGuestRun]
+    workload: Workload
+    engine: Engine
+
+
+class _Run:
+    """One run of a lab."""
+
+    def __init__(self, lab: Lab, capture: Path | None, progress: Callable[[Progress], None] | None) -> None:
+        self.lab = lab
+        self.clock = WallClock()
+        self.started = self.clock.now()
+        self.compile_ps = 0
+        self.moving_ps = 0
+        self.groups: list[_Group] = []
+        self._capture = capture
+        self._progress = progress
+        self._shown = 0
+        self._last = (self.started, 0, 0)
+        self.recorder: Recorder | None = None
+        self._interfaces: dict[tuple[int, int | None], int] = {}
+
+    def tell(self, phase: str, *, force: bool = False) -> None:
+        """Report progress, not too often."""
+        now = self.clock.now()
+        if self._progress is None or (not force and now - self._shown < _PROGRESS_PS):
+            return
+        self._shown = now
+        guests = tuple(
+            GuestProgress(
+                run.lab.name,
+                int(self._row(run)["tx_frames"]),
+                int(self._row(run)["rx_frames"]),
+                sum(run.pf.nic.drops(run.vf.index).values()),
+            )
+            for group in self.groups
+            for run in group.runs
+            if run.guest.nics
+        )
+        frames, size = self._received()
+        before, had, bytes_before = self._last
+        seconds = max((now - before) / S_PS, 1e-9)
+        self._last = now, frames, size
+        rate, bits = (frames - had) / seconds / 1e6, (size - bytes_before) * 8 / seconds / 1e9
+        if phase != "running":
+            rate = bits = 0.0
+        total = sum(group.workload.total_frames for group in self.groups)
+        sent = sum(group.workload.sent for group in self.groups)
+        self._progress(Progress(phase, (now - self.started) / S_PS, sent, total, rate, bits, guests))
+
+    @staticmethod
+    def _row(run: LabGuestRun) -> dict[str, int]:
+        return run.guest.nics[0].driver.netdev  # type: ignore[return-value]
+
+    def _received(self) -> tuple[int, int]:
+        rows = [self._row(run) for group in self.groups for run in group.runs if run.guest.nics]
+        return sum(int(r["rx_frames"]) for r in rows), sum(int(r["rx_bytes"]) for r in rows)
+
+    def compile(self) -> None:
+        """Load the kernels, or compile them at the first run."""
+        before = self.clock.now()
+        self.tell("compiling" if not warm.cached() else "starting", force=True)
+        self.compile_ps = warm.load() and self.clock.now() - before
+
+    def prepare(self, machine: Machine, frames: Frames | None) -> None:
+        """Set the workload of each PF's guests up."""
+        work = self.lab.workload
+        if self._capture is not None:
+            self._open_capture(machine, self._capture)
+        for pf in machine.pfs:
+            runs = machine.guests_of(pf)
+            if not runs:
+                continue
+            stations = [Station(run.guest.nics[0].driver.row, run.guest.nics[0].driver.mac) for run in runs]
+            if frames is not None:
+                _listen(runs, frames)
+            workload = Workload(
+                work.kind,
+                stations,
+                length=work.frame_bytes - FCS_BYTES,
+                frames=work.frames_each,
+                capture=frames,
+                rewrite=work.rewrite,
+            )
+            engine = Engine(
+                machine.host,
+                pf.nic,
+                [run.guest for run in runs],
+                workload,
+                wire=pf.wire,
+                on_capture=lambda pf=pf: self._drain(pf),  # type: ignore[misc]
+                on_tick=lambda: self.tell("running"),
+            )
+            self.groups.append(_Group(pf, runs, workload, engine))
+
+    def _open_capture(self, machine: Machine, path: Path) -> None:
+        names = []
+        for i, pf in enumerate(machine.pfs):
+            for run in machine.guests_of(pf):
+                self._interfaces[i, run.vf.index] = len(names)
+                names.append(function_name(run) if len(machine.pfs) == 1 else f"{pf.name} {function_name(run)}")
+            self._interfaces[i, None] = len(names)
+            names.append(f"{pf.name} wire {format_rid(pf.nic.pf_rid)}")
+            pf.nic.start_capture()
+        self._pfs = machine.pfs
+        self.recorder = Recorder(path, names, epoch_ps=epoch_ps(self.clock))
+
+    def _drain(self, pf: LabPf) -> None:
+        if self.recorder is None:
+            return
+        number = self._pfs.index(pf)
+        batch = []
+        for interface, outbound, time_ps, frame in pf.nic.take_capture():
+            index = self._interfaces.get((number, interface))
+            if index is not None:
+                direction = Direction.OUTBOUND if outbound else Direction.INBOUND
+                batch.append((index, time_ps, frame.data, direction))
+        self.recorder.write(batch)
+
+    def work(self) -> bool:
+        """Let every group run to its end; False if one got stuck."""
+        done = True
+        before = self.clock.now()
+        for group in self.groups:
+            done = group.engine.run() and done
+            self._drain(group.pf)
+        self.moving_ps = self.clock.now() - before
+        return done
+
+    # The report.
+
+    def report(self, machine: Machine) -> Report:
+        """Account for every frame."""
+        guests: list[GuestReport] = []
+        pfs: list[PfReport] = []
+        for pf in machine.pfs:
+            counters = pf.nic.port.nic["counters"]
+            dropped: dict[str, int] = {}
+            for pool in (*range(8), None):
+                for reason, count in pf.nic.drops(pool).items():
+                    dropped[reason] = dropped.get(reason, 0) + count
+            pfs.append(
+                {
+                    "name": pf.name,
+                    "model": 82576,
+                    "address": format_rid(pf.nic.pf_rid),
+                    "vfs": pf.nic.vfs,
+                    "switch": {
+                        "forwarded": int(counters["forwarded"]),
+                        "flooded": int(counters["flooded"]),
+                        "dropped": dropped,
+                    },
+                }
+            )
+        for group in self.groups:
+            guests += self._guest_reports(group, machine)
+        order = {guest.name: i for i, guest in enumerate(self.lab.guests)}
+        guests.sort(key=lambda g: order[g["name"]])
+        stats = machine.host.iommu.stats()
+        frames, size = sum(g["rx_frames"] for g in guests), sum(g["rx_bytes"] for g in guests)
+        seconds = max(self.moving_ps / S_PS, 1e-9)
+        totals: Totals = {
+            "frames": frames,
+            "bytes": size,
+            "mpps": round(frames / seconds / 1e6, 4),
+            "gbps": round(size * 8 / seconds / 1e9, 4),
+        }
+        iommu: IommuReport = {
+            "domains": len(machine.host.remapping.domains),
+            "translations": stats["translations"],
+            "iotlb_hits": stats["iotlb_hits"],
+            "page_walks": stats["page_walks"],
+            "faults": stats["faults"],
+        }
+        return {
+            "virtfn": __version__,
+            "lab": self.lab.name,
+            "elapsed_s": 0.0,
+            "compile_s": round(self.compile_ps / S_PS, 3),
+            "pfs": pfs,
+            "guests": guests,
+            "iommu": iommu,
+            "totals": totals,
+        }
+
+    def _guest_reports(self, group: _Group, machine: Machine) -> list[GuestReport]:
+        findings = group.workload.findings()
+        drops = [dict(group.pf.nic.drops(run.vf.index)) for run in group.runs]
+        lost = _unexplained(group.workload, findings, drops)
+        reports: list[GuestReport] = []
+        for g, run in enumerate(group.runs):
+            nic = run.guest.nics[0]
+            d = nic.driver.netdev
+            for reason, count in group.workload.refused[g].items():
+                drops[g][reason] = drops[g].get(reason, 0) + count
+            report: GuestReport = {
+                "name": run.lab.name,
+                "io": run.lab.nic.io,
+                "vmm": run.lab.vmm,
+                "address": format_rid(run.vf.rid),
+                "mac": format_mac(nic.driver.mac),
+                "tx_frames": int(d["tx_frames"]),
+                "tx_bytes": int(d["tx_bytes"]),
+                "rx_frames": int(d["rx_frames"]),
+                "rx_bytes": int(d["rx_bytes"]),
+                "lost": lost[g],
+                "corrupt": findings[g].corrupt,
+                "reordered": findings[g].reordered + findings[g].repeated,
+                "dropped": drops[g],
+                "exits": run.guest.exits,
+                "interrupts": run.guest.interrupts,
+                "copies": 0,
+                "mailbox_messages": machine.mailbox_messages(run.pf, run.vf),
+            }
+            times = group.engine.ping_ps[g]
+            if times:
+                report["ping_ms"] = round(sum(times) / len(times) / MS_PS, 4)
+            reports.append(report)
+        return reports
+
+
+def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
+    """Let the guests of a replay hear every group and VLAN that the capture has, as far as the NIC has room."""
+    vids = set()
+    for k in range(len(frames)):
+        frame = frames.frame(k)
+        if len(frame) >= 18 and frame[12] == 0x81 and frame[13] == 0:
+            vids.add((int(frame[14]) << 8 | int(frame[15])) & 0xFFF)
+    for run in runs:
+        driver = run.guest.nics[0].driver
+        driver.set_promiscuous(False, True)
+        for vid in sorted(vids)[:31]:
+            try:
+                driver.set_vlan(vid)
+            except VirtfnError:
+                break  # the host chose this guest's VLAN, or the table is full: the NIC counts what it then drops
+
+
+def _unexplained(workload: Workload, findings: list[Findings], drops: list[dict[str, int]]) -> list[int]:
+    """Frames that each guest lacks and no drop counter of its own pool, or of a sender's, explains."""
+    n = len(findings)
+    left = [sum(d.values()) for d in drops]
+    lost = []
+    for g in range(n):
+        missing = findings[g].missing - min(findings[g].missing, left[g])
+        for s in range(n):
+            if missing and s != g:
+                flow = missing if workload.kind in ("pcap", "ping") else min(missing, workload.missing(s, g))
+                explained = min(flow, left[s])
+                missing -= explained
+                if workload.kind != "broadcast":
+                    left[s] -= explained
+        lost.append(missing)
+    return lost
+
+
+def run_lab(
+    lab: Lab,
+    *,
+    capture: Path | None = None,
+    trace: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Run a lab from nothing to nothing and report.
+
+    capture: where to record what each function sent and received. trace: where to write what happened. Raises
+    VirtfnError if a part refuses, or the work gets stuck.
+    """
+    refuse_unsupported(lab)
+    run = _Run(lab, capture, progress)
+    frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
+    run.compile()
+    longest = int(frames.lengths.max()) + 4 if frames is not None and len(frames) else lab.workload.frame_bytes
+    mtu = min(max(1500, longest - 18), 9706)
+    machine = Machine(lab, run.clock, mtu=mtu, trace=trace)
+    try:
+        run.tell("starting", force=True)
+        machine.start(lambda: run.tell("starting"))
+        run.prepare(machine, frames)
+        run.work()
+        report = run.report(machine)
+        run.tell("stopping", force=True)
+        machine.stop()
+    finally:
+        machine.close()
+        if run.recorder is not None:
+            run.recorder.close()
+    report["elapsed_s"] = round((run.clock.now() - run.started) / S_PS, 3)
+    return report

@@ -1,0 +1,200 @@
+"""Layer-2 sorting: turn filter registers into the tables that the data plane looks things up in.
+
+A write to one of these registers marks what it concerns; the tables are made anew before the next frame moves.
+
+    RAL/RAH            -> macs       hash table of address -> pools
+    VFTA, VLVF         -> vlans      for each VLAN: pools, filter bit, local bit, VLVF entries
+    VMOLR, VFRE, ...   -> port       one bitmap of pools for each property
+    VMOLR, VMVIR, RTTBCNRC -> pools  what is a number, not a bit
+Spec: 82576 datasheet, chapter "Virtualization".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virtfn.devices.nic82576.registers import PortRegisters
+from virtfn.hw.i82576 import Regs
+from virtfn.hw.i82576.fields import RxMode
+from virtfn.hw.i82576.rxtx import (
+    DTXCTL,
+    DTXSWC,
+    MRQC,
+    RAH,
+    RCTL,
+    RPLOLR,
+    RTTBCNRC,
+    RXCSUM,
+    TCTL,
+    VLVF,
+    VMOLR,
+    VMRCTL,
+    VMVIR,
+    VT_CTL,
+)
+from virtfn.kernels.csum import toeplitz_table
+from virtfn.kernels.state import MAC_SLOTS, POOLS
+from virtfn.kernels.switch import IN_VFTA, IN_VLVF, LOCAL_VLAN, mac_slot
+from virtfn.machine.regfile import Handlers, on_read, on_write
+
+__all__ = ["L2Switch"]
+
+STANDARD_FRAME = 1518
+_MULTICAST_SHIFTS = (36, 35, 34, 32)  # RCTL.MO: which 12 bits of the address's end
+_PROPERTIES = (
+    Regs.TCTL, Regs.VT_CTL, Regs.MRQC, Regs.DTXSWC, Regs.DTXCTL, Regs.RPLOLR, Regs.VMOLR, Regs.VMVIR,
+    Regs.VFRE, Regs.QDE, Regs.RLPML, Regs.RXCSUM, Regs.VET, Regs.VMRCTL, Regs.VMRVLAN, Regs.VMRVM,
+)  # fmt: skip
+
+
+class L2Switch(Handlers):
+    """Filters and pools of one port. nic: the NIC row of the data plane."""
+
+    def __init__(self, registers: PortRegisters, nic: np.void) -> None:
+        self._registers = registers
+        self._nic = nic
+        self._rates = [0] * POOLS
+        self._stale = {"macs", "vlans", "properties", "hash"}
+        self.link_mbps = 1000
+        registers.bind(self)
+
+    @on_write(Regs.RAL, Regs.RAH, Regs.RALX, Regs.RAHX)
+    def _address(self, index: int, written: int, old: int) -> None:
+        self._stale.add("macs")
+
+    @on_write(Regs.VFTA, Regs.VLVF)
+    def _vlan(self, index: int, written: int, old: int) -> None:
+        self._stale.add("vlans")
+
+    @on_write(*_PROPERTIES)
+    def _property(self, index: int, written: int, old: int) -> None:
+        self._stale.add("properties")
+
+    @on_write(Regs.VFTE)
+    def _transmit_enable(self, index: int, written: int, old: int) -> None:
+        self._stale.add("properties")
+        # A pool that is switched off and on again has been dealt with: its blocked queues run.
+        cleared = old & ~self._registers.peek(Regs.VFTE)
+        self._nic["port"]["blocked"] &= ~(cleared | cleared << 8)
+
+    @on_write(Regs.MTA, Regs.UTA, Regs.RETA, Regs.RSSRK)
+    def _hashed(self, index: int, written: int, old: int) -> None:
+        self._stale.add("hash")
+
+    @on_write(Regs.RTTBCNRC)
+    def _rate(self, index: int, written: int, old: int) -> None:
+        """Limit the pool of the selected queue: link rate over limit, in 14.14 fixed point."""
+        rate = RTTBCNRC(written)
+        factor = rate.RF_INT << 14 | rate.RF_DEC
+        pool = self._registers.peek(Regs.RTTDQSEL) % POOLS
+        self._rates[pool] = factor if rate.RS_ENA else 0
+        self._stale.add("properties")
+
+    @on_read(Regs.RTTBCNRC)
+    def _rate_read(self, index: int) -> int:
+        factor = self._rates[self._registers.peek(Regs.RTTDQSEL) % POOLS]
+        return RTTBCNRC.of(RS_ENA=int(factor > 0), RF_INT=factor >> 14, RF_DEC=factor & 0x3FFF).value
+
+    def touch(self) -> None:
+        """Look at the properties of port and pools again before the next frame."""
+        self._stale.add("properties")
+
+    def reset(self) -> None:
+        """Follow registers that went back to their reset values."""
+        self._rates = [0] * POOLS
+        self._stale = {"macs", "vlans", "properties", "hash"}
+        self._nic["port"]["blocked"] = 0
+
+    def address(self, entry: int) -> tuple[int, RAH]:
+        """Read receive address `entry`, 0..23: (address, RAH)."""
+        low, high = (Regs.RAL, Regs.RAH) if entry < 16 else (Regs.RALX, Regs.RAHX)
+        rah = RAH(self._registers.peek(high, entry % 16))
+        return self._registers.peek(low, entry % 16) | rah.RAH << 32, rah
+
+    def settle(self) -> None:
+        """Make stale tables anew; called before frames move."""
+        if not self._stale:
+            return
+        for what in self._stale:
+            getattr(self, f"_settle_{what}")()
+        self._stale.clear()
+
+    def _settle_macs(self) -> None:
+        table = self._nic["macs"]
+        table[:] = -1
+        for entry in range(24):
+            mac, rah = self.address(entry)
+            if not rah.AV:
+                continue
+            slot = int(mac_slot(mac))
+            while table[slot, 0] not in (-1, mac):
+                slot = (slot + 1) % MAC_SLOTS
+            pools = rah.POOLSEL or 1
+            table[slot] = mac, pools | (int(table[slot, 1]) if table[slot, 0] == mac else 0)
+
+    def _settle_vlans(self) -> None:
+        table = self._nic["vlans"]
+        bits = np.unpackbits(self._registers.words(Regs.VFTA).view(np.uint8), bitorder="little")
+        table[:] = bits.astype(np.int64) * IN_VFTA
+        for entry in range(Regs.VLVF.count):
+            vlan = VLVF(self._registers.peek(Regs.VLVF, entry))
+            if vlan.VI_EN:
+                local = LOCAL_VLAN if vlan.LVLAN else 0
+                table[vlan.VID] |= vlan.POOLSEL | IN_VLVF | local | 1 << (16 + entry)
+
+    def _settle_hash(self) -> None:
+        self._nic["multicast"][:] = self._registers.words(Regs.MTA)
+        self._nic["unicast"][:] = self._registers.words(Regs.UTA)
+        self._nic["reta"][:] = self._registers.words(Regs.RETA).view(np.uint8)
+        self._nic["rss_table"][:] = toeplitz_table(self._registers.words(Regs.RSSRK).tobytes())
+
+    def _settle_properties(self) -> None:
+        peek, port = self._registers.peek, self._nic["port"]
+        rctl, tctl, vt_ctl = RCTL(peek(Regs.RCTL)), TCTL(peek(Regs.TCTL)), VT_CTL(peek(Regs.VT_CTL))
+        mrqc, dtxswc, dtxctl = MRQC(peek(Regs.MRQC)), DTXSWC(peek(Regs.DTXSWC)), DTXCTL(peek(Regs.DTXCTL))
+        rxcsum = RXCSUM(peek(Regs.RXCSUM))
+        vmolr = [VMOLR(peek(Regs.VMOLR, n)) for n in range(POOLS)]
+
+        def pools(name: str) -> int:
+            return sum(1 << n for n in range(POOLS) if VMOLR.field(name).get(vmolr[n].value))
+
+        port["rx_enable"], port["tx_enable"], port["pad"] = rctl.RXEN, tctl.EN, tctl.PSP
+        port["bam"], port["upe"], port["mpe"], port["vfe"] = rctl.BAM, rctl.UPE, rctl.MPE, rctl.VFE
+        port["multicast_shift"] = _MULTICAST_SHIFTS[rctl.MO]
+        port["max_frame"] = peek(Regs.RLPML) if rctl.LPE else STANDARD_FRAME
+        port["vmdq"] = int(mrqc.MODE in (RxMode.VMDQ, RxMode.VMDQ_RSS))
+        port["rss"] = int(mrqc.MODE in (RxMode.RSS, RxMode.VMDQ_RSS))
+        port["rss_fields"] = mrqc.value >> 16
+        port["rss_in_descriptor"] = rxcsum.PCSD
+        port["rx_ip_checksum"], port["rx_l4_checksum"] = rxcsum.IPOFLD, rxcsum.TUOFLD
+        port["ign_mac"], port["replicate"] = vt_ctl.IGN_MAC, vt_ctl.RPL_EN
+        port["default_pool"] = -1 if vt_ctl.DIS_DEF_POOL else vt_ctl.DEF_PL
+        port["loopback"] = dtxswc.LOOPBACK_EN
+        port["mac_spoof_pools"], port["vlan_spoof_pools"] = dtxswc.MACAS, dtxswc.VLANAS
+        port["lle_pools"], port["strip_replicated"] = dtxswc.LLE, RPLOLR(peek(Regs.RPLOLR)).STRVLAN
+        port["mdp"], port["spoof_int"] = dtxctl.MDP_EN, dtxctl.SPOOF_INT
+        port["vet"], port["drop_queues"] = peek(Regs.VET), peek(Regs.QDE)
+        port["rx_pools"], port["tx_pools"] = peek(Regs.VFRE), peek(Regs.VFTE)
+        port["bam_pools"], port["rompe_pools"], port["rope_pools"] = pools("BAM"), pools("ROMPE"), pools("ROPE")
+        port["mpme_pools"], port["aupe_pools"] = pools("MPME"), pools("AUPE")
+        if not port["vmdq"]:
+            port["rx_pools"] = port["tx_pools"] = (1 << POOLS) - 1
+        for n, row in enumerate(self._nic["pools"]):
+            row["strip"], row["rsse"] = vmolr[n].STRVLAN, vmolr[n].RSSE
+            row["max_frame"] = vmolr[n].RLPML if vmolr[n].LPE else STANDARD_FRAME
+            vmvir = VMVIR(peek(Regs.VMVIR, n))
+            row["vlan_mode"], row["vlan_tag"] = vmvir.VLANA, vmvir.PORT_VLAN
+            row["ps_per_byte"] = (8_000_000 // self.link_mbps) * self._rates[n] >> 14
+        self._settle_mirrors()
+        buffer = 2048 >> rctl.BSIZE
+        for row in self._nic["rx"]:
+            row["default_bytes"] = buffer
+            row["layout_raw"] = -1
+
+    def _settle_mirrors(self) -> None:
+        peek, rules = self._registers.peek, self._nic["mirrors"]
+        for i in range(4):
+            rule = VMRCTL(peek(Regs.VMRCTL, i))
+            kinds = rule.VPME | rule.UPME << 1 | rule.DPME << 2 | rule.VLME << 3
+            rules[i] = kinds, 1 << rule.MP, peek(Regs.VMRVLAN, i), peek(Regs.VMRVM, i)
+        self._nic["port"]["mirror"] = int(rules[:, 0].any())

@@ -1,0 +1,277 @@
+"""The Intel 82576 as a card on the bus: configuration spaces, BARs, MSI-X and one port.
+
+    function     BAR0                         BAR1    BAR2                  BAR3
+    PF           registers (`port.py`)        flash   IOADDR, IODATA        MSI-X table and PBA
+    VF n         window on them (`vf_view`)                                 its own table and PBA
+
+Accesses come in by routing ID; what a VF may reach is what its window leads to. `serve` moves frames: the data plane
+runs until it needs Python, and this class does what it asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.devices.nic82576.config import BAR_CSR, BAR_IO, BAR_MSIX, Card, build_endpoint
+from virtfn.devices.nic82576.port import Port
+from virtfn.devices.nic82576.registers import RING_PAGES
+from virtfn.devices.pci import MsiXTable, Place
+from virtfn.hw.bits import RegMap
+from virtfn.hw.i82576 import BAR0_BYTES, VF_BAR0_BYTES, Regs, VfRegs, default_image, vf_view
+from virtfn.hw.pci import Msi, MsiControl
+from virtfn.hw.types import Rid
+from virtfn.kernels.dma import Iommu
+from virtfn.kernels.port import fire_vectors, serve_port
+from virtfn.kernels.state import DROP_NAMES, EV_INTERRUPT, EV_MALICIOUS, WIRE
+from virtfn.machine.function import all_ones
+from virtfn.machine.ports import DeviceHost, Mapping, Reset
+
+__all__ = ["Nic82576"]
+
+_IO_ADDRESS, _IO_VALUE = 0, 4
+_RING_START = 0x2000
+
+
+class Nic82576:
+    """An 82576 with one port. card: what its NVM says. iommu: what its DMA goes through."""
+
+    def __init__(self, host: DeviceHost, iommu: Iommu, card: Card) -> None:
+        self.card = card
+        self._host = host
+        self.endpoint = build_endpoint(card, host.now)
+        self._pf = self.endpoint.pfs[0]
+        image = default_image(card.mac, subsystem_id=card.subsystem_id, subsystem_vendor_id=card.subsystem_vendor_id)
+        self.port = Port(iommu, image, self._send_vector, host.now)
+        self.on_access: Callable[[Rid, type[RegMap], int, int, bool], None] | None = None
+        self.on_reset: Callable[[Rid, str], None] | None = None
+        self._views = [vf_view(n) for n in range(len(self._pf.vfs))]
+        self._tables: dict[int | None, MsiXTable] = {
+            None: MsiXTable(self._pf.function, lambda a, m: self._host.msi(self.pf_rid, a, m))
+        }
+        for n, vf in enumerate(self._pf.vfs):
+            self._tables[n] = MsiXTable(vf, lambda a, m, n=n: self._host.msi(self.vf_rid(n), a, m))  # type: ignore[misc]
+            vf.on_reset.append(lambda kind, n=n: self._vf_was_reset(n))  # type: ignore[misc]
+            vf.on_change.append(self._rewire)
+        self._pf.function.on_reset.append(self._pf_was_reset)
+        self._pf.function.on_change.append(self._rewire)
+        self._vfs = 0
+        if self._pf.sriov is not None:
+            self._pf.sriov.on_change.append(self._vfs_changed)
+        self._io_address = 0
+        self._rewire()
+
+    # Who is who.
+
+    @property
+    def bus(self) -> int:
+        """The bus number that the card captured."""
+        return self.endpoint.bus
+
+    @bus.setter
+    def bus(self, number: int) -> None:
+        if number != self.endpoint.bus:
+            self.endpoint.bus = number
+            self._rewire()
+
+    @property
+    def pf_rid(self) -> Rid:
+        """Routing ID of the PF."""
+        return self.endpoint.rid(Place(0))
+
+    def vf_rid(self, n: int) -> Rid:
+        """Routing ID of VF `n`."""
+        return self.endpoint.rid(Place(0, n))
+
+    @property
+    def vfs(self) -> int:
+        """Enabled VFs."""
+        return self._vfs
+
+    def rids(self) -> list[Rid]:
+        """List the routing IDs that answer configuration accesses now."""
+        return self.endpoint.rids()
+
+    def config_read(self, rid: Rid, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes of configuration space."""
+        return self.endpoint.config_read(rid, offset, size)
+
+    def config_write(self, rid: Rid, offset: int, size: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes of configuration space."""
+        self.endpoint.config_write(rid, offset, size, value)
+        self._fire()
+
+    def bar_at(self, address: int, *, io: bool = False) -> tuple[Rid, int, int] | None:
+        """Find the (routing ID, BAR, offset) that claims an address now."""
+        return self.endpoint.bar_at(address, io=io)
+
+    # BARs.
+
+    def bar_read(self, rid: Rid, bar: int, offset: int, size: int) -> int:
+        """Read from a BAR; all ones where no register can be."""
+        place = self.endpoint.find(rid)
+        if place is None or size not in (1, 2, 4, 8) or offset < 0:
+            return all_ones(size if size in (1, 2, 4, 8) else 4)
+        if size == 8:
+            low = self.bar_read(rid, bar, offset, 4)
+            return low | self.bar_read(rid, bar, offset + 4, 4) << 32
+        if bar == BAR_MSIX:
+            return self._tables[place.vf].read(offset, size)
+        if place.vf is not None:
+            return self._vf_read(place.vf, offset, size) if bar == BAR_CSR else all_ones(size)
+        if bar == BAR_CSR and offset < BAR0_BYTES:
+            value = self.port.registers.read(offset, size)
+            self._seen(rid, Regs, offset, value, False)
+            return value
+        if bar == BAR_IO:
+            if offset == _IO_ADDRESS:
+                return self._io_address
+            return self.bar_read(rid, BAR_CSR, self._io_address, 4) if offset == _IO_VALUE else all_ones(size)
+        return all_ones(size)
+
+    def bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
+        """Write to a BAR; ignored where no register can be. Interrupts that it causes leave before it returns."""
+        self._bar_write(rid, bar, offset, size, value)
+        self._fire()
+
+    def _fire(self) -> None:
+        port = self.port.nic["port"]
+        if int(port["pending"]) & int(port["eims"]):
+            self.handle(fire_vectors(self.port.block.ctypes.data, self._host.now()))
+
+    def _bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
+        place = self.endpoint.find(rid)
+        if place is None or size not in (1, 2, 4, 8) or offset < 0:
+            return
+        value &= all_ones(size)
+        if size == 8:
+            self._bar_write(rid, bar, offset, 4, value & 0xFFFFFFFF)
+            self._bar_write(rid, bar, offset + 4, 4, value >> 32)
+        elif bar == BAR_MSIX:
+            self._tables[place.vf].write(offset, size, value)
+        elif place.vf is not None:
+            if bar == BAR_CSR:
+                self._vf_write(place.vf, offset, size, value)
+        elif bar == BAR_CSR and offset < BAR0_BYTES:
+            self._seen(rid, Regs, offset, value, True)
+            self.port.registers.write(offset, size, value)
+        elif bar == BAR_IO and offset == _IO_ADDRESS:
+            self._io_address = value & (BAR0_BYTES - 4)
+        elif bar == BAR_IO and offset == _IO_VALUE:
+            self._bar_write(rid, BAR_CSR, self._io_address, 4, value)
+
+    def _vf_read(self, n: int, offset: int, size: int) -> int:
+        source = self._views[n].get(offset & ~3)
+        value = 0 if source is None else self.port.registers.read(source + (offset & 3), size)
+        self._seen(self.vf_rid(n), VfRegs, offset, value, False)
+        return value
+
+    def _vf_write(self, n: int, offset: int, size: int, value: int) -> None:
+        self._seen(self.vf_rid(n), VfRegs, offset, value, True)
+        source = self._views[n].get(offset & ~3)
+        if source is not None:
+            self.port.registers.write(source + (offset & 3), size, value)
+
+    def _seen(self, rid: Rid, regmap: type[RegMap], offset: int, value: int, write: bool) -> None:
+        if self.on_access is not None:
+            self.on_access(rid, regmap, offset, value, write)
+
+    def bar_mappings(self, rid: Rid, bar: int) -> list[Mapping]:
+        """List the pages of a BAR that a guest may have mapped: a VF's ring registers."""
+        place = self.endpoint.find(rid)
+        if place is None or place.vf is None or bar != BAR_CSR:
+            return []
+        region, at = self.port.registers.region, BAR0_BYTES + place.vf * RING_PAGES
+        return [Mapping(_RING_START, region.bytes[at : at + VF_BAR0_BYTES - _RING_START], region.fd, at)]
+
+    # Functions come, go, and are reset.
+
+    def _rewire(self) -> None:
+        vfs = [(self.vf_rid(n), self._pf.vfs[n].bus_master) for n in range(self._vfs)]
+        self.port.wire(self.pf_rid, self._pf.function.bus_master, vfs)
+
+    def _vfs_changed(self, count: int) -> None:
+        before, self._vfs = self._vfs, count
+        for n in range(len(self._pf.vfs)):
+            if n < max(before, count):
+                self._pf.vfs[n].reset(Reset.POWER_ON)
+                self.port.vf_gone(n)
+        self._rewire()
+
+    def _vf_was_reset(self, n: int) -> None:
+        if n < self._vfs:
+            self.port.vf_reset(n)
+            self._rewire()
+            if self.on_reset is not None:
+                self.on_reset(self.vf_rid(n), "function level reset")
+
+    def _pf_was_reset(self, kind: Reset) -> None:
+        self.port.power_on()
+        self._rewire()
+        if self.on_reset is not None:
+            self.on_reset(self.pf_rid, kind.value)
+
+    # Interrupts and frames.
+
+    def _send_vector(self, function: int | None, vector: int) -> None:
+        table = self._tables[function]
+        if table.enabled:
+            table.raise_vector(vector)
+        elif function is None:
+            self._send_msi()
+
+    def _send_msi(self) -> None:
+        """Send the PF's one MSI message, where software chose MSI instead of MSI-X."""
+        function = self._pf.function
+        if Msi not in function or not function.bus_master:
+            return
+        msi = function[Msi]
+        if MsiControl(msi.peek(Msi.CONTROL)).ENABLE and not msi.peek(Msi.MASK) & 1:
+            address = msi.peek(Msi.ADDRESS) | msi.peek(Msi.ADDRESS_HIGH) << 32
+            self._host.msi(self.pf_rid, address, msi.peek(Msi.MESSAGE))
+
+    def serve(self, budget: int = 64) -> tuple[int, int]:
+        """Move up to `budget` frames of each transmit queue, and do what the data plane asks for.
+
+        Returns (frames, events).
+        """
+        self.port.settle()
+        self.port.tick()
+        frames, events = serve_port(self.port.block.ctypes.data, self._host.now(), budget)
+        self.handle(events)
+        return frames, events
+
+    def handle(self, events: int) -> None:
+        """Do what a call of the data plane asked for: report misbehaviour, send interrupts."""
+        if events & EV_MALICIOUS:
+            self.port.report_misbehaviour()
+        if events & EV_INTERRUPT or self.port.nic["port"]["fired"]:
+            self.port.interrupts.deliver()
+
+    # What observers see.
+
+    def drops(self, pool: int | None) -> dict[str, int]:
+        """Count dropped frames of a pool (None: of the wire) by reason; reasons without any are left out."""
+        row = self.port.nic["drops"][WIRE if pool is None else pool]
+        return {name: int(count) for name, count in zip(DROP_NAMES, row, strict=True) if count}
+
+    def start_capture(self) -> None:
+        """Record what each function sends and receives from now on; `take_capture` must keep up."""
+        self.port.nic["port"]["capture"] = 1
+
+    def take_capture(self) -> list[tuple[int | None, bool, int, npt.NDArray[np.uint8]]]:
+        """Take the frames recorded since the last call: (pool or None for the wire, outbound, time in ps, bytes)."""
+        nic = self.port.nic
+        stored = nic["captured"]
+        taken = [
+            (None if interface == WIRE else interface, bool(outbound), time_ps, stored[offset : offset + length].copy())
+            for interface, outbound, length, offset, time_ps in nic["capture"][: nic["port"]["capture_head"]].tolist()
+        ]
+        nic["port"]["capture_head"] = nic["port"]["capture_bytes"] = 0
+        return taken
+
+    def close(self) -> None:
+        """Release memory."""
+        self.port.close()

@@ -1,0 +1,298 @@
+"""One port of the 82576: its registers, brought to life block by block, and its place in the data plane.
+
+    registers.py   where registers rest            interrupts.py   causes, vectors, messages
+    l2switch.py    filters and pools               stats.py        counters
+    mailbox.py     PF and VF talk                  nvm.py phy.py   EEPROM, link
+
+Reset kinds: power-on and FLR of the PF put everything back; CTRL.RST all but packet buffers, throttles and the SR-IOV
+capability; a VF's reset (VTCTRL.RST or FLR) stops its queues and clears its interrupts, mailbox and counters, but leaves
+its queues' addresses as they are. Spec: 82576 datasheet, chapter "Reset Operation" and specification update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from virtfn.devices.nic82576.interrupts import Interrupts
+from virtfn.devices.nic82576.l2switch import L2Switch
+from virtfn.devices.nic82576.mailbox import Mailboxes
+from virtfn.devices.nic82576.nvm import Nvm
+from virtfn.devices.nic82576.phy import Phy
+from virtfn.devices.nic82576.registers import PortRegisters
+from virtfn.devices.nic82576.stats import Statistics
+from virtfn.hw.i82576 import QUEUES, VFS, Regs
+from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, SWSM, TCPTIMER, VTCTRL
+from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
+from virtfn.hw.types import Ps
+from virtfn.kernels.dma import Iommu
+from virtfn.kernels.port import WIRE_STALL
+from virtfn.kernels.state import QUEUE, new_nic
+from virtfn.machine.clock import US_PS
+from virtfn.machine.regfile import Handlers, on_read, on_write
+
+__all__ = ["Port"]
+
+_KEPT_BY_RST = (Regs.RXPBS, Regs.TXPBS, Regs.SWPBS, Regs.EITR, Regs.EECD)
+_TIMER_TICK_PS = 256 * US_PS // 1000 * 1000
+
+
+class Port(Handlers):
+    """A port's registers and state.
+
+    send: carries a message, by VF number (None: the PF) and vector. now: the time. image: words of the NVM.
+    """
+
+    def __init__(
+        self, iommu: Iommu, image: list[int], send: Callable[[int | None, int], None], now: Callable[[], Ps]
+    ) -> None:
+        self._now = now
+        self._timer_due: int | None = None
+        self.block = new_nic(iommu)
+        self.nic: np.void = self.block[0]
+        self.registers = PortRegisters()
+        self.interrupts = Interrupts(self.registers, self.nic, send)
+        self.mailboxes = Mailboxes(self.registers, self._ring_pf, self.interrupts.ring_vf)
+        self.l2switch = L2Switch(self.registers, self.nic)
+        self.statistics = Statistics(self.registers, self.nic)
+        self.nvm = Nvm(self.registers, image)
+        self.phy = Phy(self.registers, self._link_changed)
+        self.registers.bind(self)
+        self._started_ps = now()
+        self.power_on()
+
+    def _ring_pf(self) -> None:
+        self.interrupts.raise_other(ICR.VMMB.mask)
+
+    # Wiring: who owns which queue.
+
+    def wire(self, pf_rid: int, pf_master: bool, vfs: list[tuple[int, bool]]) -> None:
+        """Give each queue to its function. vfs: (routing ID, Bus Master Enable) of each enabled VF.
+
+        A function that may not master the bus has queues that stand still.
+        """
+        if len(vfs) != self.interrupts.vfs:
+            self.interrupts.set_vfs(len(vfs))
+        for q in range(QUEUES):
+            n = q % VFS
+            rid, master = vfs[n] if n < len(vfs) else (pf_rid, pf_master)
+            for rows, block in ((self.nic["rx"], self.registers.rx_block), (self.nic["tx"], self.registers.tx_block)):
+                rows[q]["rid"] = rid
+                rows[q]["pool"] = n if self.vmdq or vfs else 0
+                rows[q]["regs"] = block(q) if master else 0
+        for n, row in enumerate(self.nic["pools"]):
+            row["rid"] = vfs[n][0] if n < len(vfs) else pf_rid
+
+    @property
+    def vmdq(self) -> bool:
+        """Whether pools are on."""
+        self.l2switch.settle()
+        return bool(self.nic["port"]["vmdq"])
+
+    def settle(self) -> None:
+        """Bring what the data plane looks up in line with the registers."""
+        self.l2switch.settle()
+
+    # Device control and status.
+
+    @on_write(Regs.CTRL)
+    def _ctrl(self, index: int, written: int, old: int) -> None:
+        command = CTRL(written)
+        if command.PHY_RST:
+            self.phy.reset()
+            self._phy_was_reset = True
+        if command.RST:
+            self.port_reset()
+        self._loopback()
+
+    @on_read(Regs.STATUS)
+    def _status(self, index: int) -> int:
+        ctrl = CTRL(self.registers.peek(Regs.CTRL))
+        vfs = self.interrupts.vfs
+        link = self.phy.link and ctrl.SLU
+        speed = self.phy.speed
+        return STATUS.of(
+            FD=1,
+            LU=int(link),
+            SPEED=speed,
+            ASDV=int(speed == 1),
+            LAN_INIT_DONE=1,
+            PHYRA=int(self._phy_was_reset),
+            NUM_VFS=vfs,
+            IOV_MODE=int(vfs > 0),
+            GIO_MASTER_EN=int(not ctrl.GIO_MASTER_DISABLE),
+        ).value
+
+    @on_write(Regs.STATUS)
+    def _status_written(self, index: int, written: int, old: int) -> None:
+        if not STATUS(written).PHYRA:
+            self._phy_was_reset = False
+
+    @on_write(Regs.CTRL_EXT)
+    def _ctrl_ext(self, index: int, written: int, old: int) -> None:
+        command = CTRL_EXT(written)
+        if command.PFRSTD:
+            self.mailboxes.pf_reset_done()
+        if command.EE_RST:
+            self.nvm.reset()
+            self.l2switch.reset()
+
+    @on_read(Regs.SWSM)
+    def _swsm(self, index: int) -> int:
+        """Reading takes the semaphore if it is free."""
+        value = self.registers.peek(Regs.SWSM)
+        self.registers.poke(Regs.SWSM, 0, value | SWSM.SMBI.mask)
+        return value
+
+    @on_read(Regs.FRTIMER)
+    def _free_running(self, index: int) -> int:
+        return (self._now() - self._started_ps) // US_PS & 0xFFFFFFFF
+
+    @on_write(Regs.TCPTIMER)
+    def _tcp_timer(self, index: int, written: int, old: int) -> None:
+        timer = TCPTIMER(written)
+        if timer.FINISH:
+            self._timer_due = self._now()
+        elif timer.KICKSTART and timer.ENABLE:
+            self._timer_due = self._now() + timer.DURATION * _TIMER_TICK_PS
+        elif not timer.ENABLE:
+            self._timer_due = None
+
+    def tick(self) -> None:
+        """Let timers expire that are due."""
+        if self._timer_due is not None and self._now() >= self._timer_due:
+            timer = TCPTIMER(self.registers.peek(Regs.TCPTIMER))
+            again = timer.LOOP and timer.DURATION
+            self._timer_due = self._now() + timer.DURATION * _TIMER_TICK_PS if again else None
+            self.interrupts.raise_other(ICR.TCP_TIMER.mask)
+
+    @on_write(Regs.RCTL)
+    def _rctl(self, index: int, written: int, old: int) -> None:
+        self.l2switch.touch()
+        self._loopback()
+
+    def _loopback(self) -> None:
+        looped = self.phy.loopback or bool(RCTL(self.registers.peek(Regs.RCTL)).LBM)
+        self.nic["port"]["self_loop"] = int(looped)
+
+    # The wire.
+
+    def set_wire(self, connected: bool, mbps: int) -> None:
+        """Connect the port to an uplink, or not. mbps: 10, 100, 1000, or 0 for a wire without pace."""
+        port = self.nic["port"]
+        port["wire_up"] = int(connected)
+        port["wire_ps_per_byte"] = 8_000_000 // mbps if mbps else 0
+        self.l2switch.link_mbps = mbps or 1000
+        self.l2switch.touch()
+        self.phy.set_link(True, mbps or 1000)
+
+    def _link_changed(self) -> None:
+        self._loopback()
+        self.interrupts.raise_other(ICR.LSC.mask)
+
+    # Malicious drivers.
+
+    def report_misbehaviour(self) -> None:
+        """Show the transmit queues that the data plane found misbehaving in WVBR and LVMMC, and interrupt the PF."""
+        port = self.nic["port"]
+        queues, blocked = int(port["misbehaved"]), int(port["blocked"])
+        port["misbehaved"] = 0
+        if not queues:
+            return
+        wvbr = WVBR(self.registers.peek(Regs.WVBR))
+        self.registers.poke(Regs.WVBR, 0, wvbr.value | WVBR.of(MISBEHAVED=queues, BLOCKED=queues & blocked).value)
+        last = queues.bit_length() - 1
+        cause = 1 if queues & blocked else 0
+        self.registers.poke(Regs.LVMMC, 0, LVMMC.of(LAST_Q=last, BLOCK_CAUSE=cause).value)
+        control = DTXCTL(self.registers.peek(Regs.DTXCTL))
+        if control.SPOOF_INT or control.MDP_EN:
+            self.interrupts.raise_other(ICR.DOUTSYNC.mask)
+
+    # Resets.
+
+    @on_write(Regs.VTCTRL)
+    def _vtctrl(self, n: int, written: int, old: int) -> None:
+        if VTCTRL(written).RST:
+            self.vf_reset(n)
+
+    def vf_reset(self, n: int) -> None:
+        """Reset VF `n`: stop its queues, clear its interrupts, mailbox ownership and counters, and tell the PF."""
+        self._stop_queues(n)
+        for decl in (Regs.VFRE, Regs.VFTE):
+            self.registers.poke(decl, 0, self.registers.peek(decl) & ~(1 << n))
+        self.interrupts.reset_vf(n)
+        self.mailboxes.reset_vf(n)
+        self.statistics.reset_vf(n)
+        self.l2switch.touch()
+        self.nic["port"]["blocked"] &= ~(0x101 << n)
+        self.registers.poke(Regs.VFLRE, 0, self.registers.peek(Regs.VFLRE) | 1 << n)
+        self.interrupts.raise_other(ICR.VMMB.mask)
+
+    def vf_gone(self, n: int) -> None:
+        """Take VF `n` away: nothing that it or its driver left in the port's registers remains."""
+        self.vf_reset(n)
+        for q in (n, n + VFS):
+            for decl in (Regs.RDBAL, Regs.RDBAH, Regs.RDLEN, Regs.SRRCTL, Regs.RDH, Regs.RXCTL, Regs.RDT, Regs.RXDCTL):
+                self.registers.poke(decl, q, decl.reset)
+            for decl in (Regs.TDBAL, Regs.TDBAH, Regs.TDLEN, Regs.TDH, Regs.TXCTL, Regs.TDT, Regs.TXDCTL):
+                self.registers.poke(decl, q, decl.reset)
+            self.registers.poke(Regs.TDWBAL, q, 0)
+            self.registers.poke(Regs.TDWBAH, q, 0)
+        for word in range(16):
+            self.registers.poke(Regs.VMBMEM, 16 * n + word, 0)
+
+    def _stop_queues(self, n: int) -> None:
+        for q in (n, n + VFS):
+            for decl, kind in ((Regs.RXDCTL, RXDCTL.ENABLE), (Regs.TXDCTL, TXDCTL.ENABLE)):
+                self.registers.poke(decl, q, self.registers.peek(decl, q) & ~kind.mask)
+            for decl in (Regs.RDH, Regs.RDT, Regs.TDH, Regs.TDT):
+                self.registers.poke(decl, q, 0)
+            self._forget(q)
+
+    def _forget(self, q: int) -> None:
+        """Drop what the data plane remembers of queue `q`'s ring; its wiring and its drop count stay."""
+        for rows in (self.nic["rx"], self.nic["tx"]):
+            kept = {name: rows[q][name] for name in ("regs", "rid", "pool", "cause", "drops", "default_bytes")}
+            rows[q] = np.zeros((), QUEUE)
+            for name, value in kept.items():
+                rows[q][name] = value
+            rows[q]["raw_control"] = -1
+        port = self.nic["port"]
+        if port["stalled"] and port["stalled"] != WIRE_STALL and port["stalled"] - 1 == q:
+            port["stalled"] = 0
+        port["stall_pools"] &= ~(1 << q % VFS)
+
+    def _reset(self, keep: tuple[object, ...]) -> None:
+        kept = tuple(d for d in Regs.DECLS if any(d is k for k in keep))
+        self.registers.reset(keep=kept)
+        for q in range(QUEUES):
+            self._forget(q)
+        for decl in (Regs.RXDCTL, Regs.TXDCTL):
+            # Queue 0 runs without being asked, for drivers from before there were more.
+            self.registers.poke(decl, 0, decl.reset | RXDCTL.ENABLE.mask)
+        port = self.nic["port"]
+        port["stalled"] = port["stall_pools"] = port["misbehaved"] = port["segments_done"] = 0
+        self._timer_due = None
+        self.nvm.reset()
+        self.mailboxes.pf_reset()
+        self.statistics.reset()
+        self.l2switch.reset()
+        self._loopback()
+
+    def port_reset(self) -> None:
+        """Do what CTRL.RST does."""
+        self._reset(_KEPT_BY_RST)
+        self.interrupts.reset(throttles=False)
+
+    def power_on(self) -> None:
+        """Put everything back as at power-on or after an FLR of the PF."""
+        self._phy_was_reset = True
+        self.phy.reset()
+        self._reset(())
+        self.interrupts.reset(throttles=True)
+        self._started_ps = self._now()
+
+    def close(self) -> None:
+        """Release memory."""
+        self.registers.close()

@@ -1,0 +1,68 @@
+"""Where the port's registers rest: one shared region, so that pages of it can be mapped into guests.
+
+    00000..1ffff   BAR0 of the PF, as in the map
+    20000 + n*2000 VF n's receive page (VF BAR0 2000..2fff), then its transmit page (3000..3fff)
+
+Ring registers of queue q live in the pages of VF q & 7, at 800 + 100 * (q >> 3) of the receive or transmit page, whoever
+owns the queue; the PF's windows on them lead there. The two pages hold nothing but ring registers, so a guest can have
+them mapped, and its tail writes trap nowhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.hw.bits import Decl
+from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs
+from virtfn.machine.memory import SharedRegion
+from virtfn.machine.regfile import RegFile
+
+__all__ = ["RING_PAGES", "PortRegisters"]
+
+RING_PAGES = 0x2000
+_RX_WINDOW, _TX_WINDOW = 0x800, 0x1800
+_RX_MAP, _TX_MAP, _BLOCK = 0xC000, 0xE000, 0x40
+
+
+def _block(q: int, window: int) -> int:
+    """Offset in the region of a register block of queue `q`."""
+    return BAR0_BYTES + (q % VFS) * RING_PAGES + window + (q // VFS) * 0x100
+
+
+def _places() -> npt.NDArray[np.int64]:
+    """Position in the region of each word of the PF's map."""
+    place = np.arange(0, BAR0_BYTES, 4, dtype=np.int64)
+    for q in range(QUEUES):
+        for at, window in ((_RX_MAP, _RX_WINDOW), (_TX_MAP, _TX_WINDOW)):
+            first = (at + q * _BLOCK) // 4
+            place[first : first + _BLOCK // 4] = _block(q, window) + np.arange(0, _BLOCK, 4)
+    return place
+
+
+_PLACES = _places()
+
+
+class PortRegisters(RegFile):
+    """The registers of one port, in memory that can be shared."""
+
+    def __init__(self) -> None:
+        self.region = SharedRegion("virtfn-82576", BAR0_BYTES + VFS * RING_PAGES)
+        super().__init__(Regs, self.region.bytes, BAR0_BYTES, _PLACES)
+
+    def rx_block(self, q: int) -> int:
+        """Address of the receive registers of queue `q`."""
+        return self.region.base + _block(q, _RX_WINDOW)
+
+    def tx_block(self, q: int) -> int:
+        """Address of the transmit registers of queue `q`."""
+        return self.region.base + _block(q, _TX_WINDOW)
+
+    def words(self, decl: Decl) -> npt.NDArray[np.uint32]:
+        """Look at an array of consecutive registers as (count,) uint32."""
+        return self.region.bytes[decl.offset : decl.offset + 4 * decl.count].view(np.uint32)
+
+    def close(self) -> None:
+        """Release the region."""
+        self._memory.release()
+        self.region.close()

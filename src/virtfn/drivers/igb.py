@@ -1,0 +1,288 @@
+"""The PF driver: the host's side of the 82576. Cuts the port into pools, sets policy, serves the mailbox.
+
+    start      reset, check the NVM, pools and switching on, mailbox on, tell the VFs that the reset is done
+    VF n       pool n; its address in receive address 23 - n; started by its RESET message, stopped by the host
+    policy     MAC, VLAN, spoof check, trust, rate: in registers at once, so that what is set is enforced
+    events     to the guests: reset pending, link change, going away
+
+Spec: 82576 datasheet, chapter "Software use of virtualization"; mailbox protocol of `hw/i82576/mailbox.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from virtfn.drivers.pfmailbox import PfMailbox
+from virtfn.drivers.pools import Pools
+from virtfn.drivers.window import Window
+from virtfn.hw.i82576 import Regs, checksum_ok
+from virtfn.hw.i82576.fields import CTRL, EECD, EERD, GPIE, ICR, IVAR_MISC, MBVFICR, STATUS, RxMode
+from virtfn.hw.i82576.rxtx import MRQC, RAH, RCTL, RXCSUM, TCTL, VT_CTL
+from virtfn.hw.types import Mac
+from virtfn.machine.clock import MS_PS
+from virtfn.machine.ports import Bar, Clock, VirtfnError
+
+__all__ = ["Igb", "VfPolicy"]
+
+OTHER_VECTOR = 0
+
+
+@dataclass(slots=True)
+class VfPolicy:
+    """What the host decides about a VF. mac: 0 leaves it to the guest. max_tx_rate: Mb/s, 0 without limit."""
+
+    mac: Mac = field(default=Mac(0))
+    vlan: int = 0
+    qos: int = 0
+    spoof_check: bool = True
+    trust: bool = False
+    max_tx_rate: int = 0
+
+
+class Igb:
+    """The driver of a PF. bar: BAR0. vfs: VFs that will be enabled, which take pools 0..vfs-1."""
+
+    def __init__(self, bar: Bar, clock: Clock) -> None:
+        self.mac = Mac(0)
+        self.vfs = 0
+        self.interrupts = 0
+        self.misbehaved: dict[int, int] = {}
+        self.policies: list[VfPolicy] = []
+        self._regs = Window(bar, clock)
+        self._clock = clock
+        self.pools = Pools(self._regs)
+        self.mailbox = PfMailbox(self._regs, self.pools, self.policies, clock)
+
+    # Life.
+
+    def probe(self) -> None:
+        """Reset the port and read its identity.
+
+        Raises VirtfnError if the NVM's checksum is wrong, DeviceTimeout if the port does not come out of reset.
+        """
+        self._reset()
+        image = [self._nvm(address) for address in range(64)]
+        if not checksum_ok(image):
+            raise VirtfnError("the NVM checksum is not valid", errno_name="EIO")
+        self.mac = Mac(self._regs.get(Regs.RAL, 0) | RAH(self._regs.get(Regs.RAH, 0)).RAH << 32)
+
+    def _reset(self) -> None:
+        regs = self._regs
+        regs.update(Regs.CTRL, GIO_MASTER_DISABLE=1)
+        regs.wait(Regs.STATUS, STATUS.GIO_MASTER_EN.mask, 0, 80 * MS_PS)
+        regs.set(Regs.IMC, 0xFFFFFFFF)
+        regs.set(Regs.RCTL, 0)
+        regs.set(Regs.TCTL, TCTL.of(PSP=1).value)
+        regs.set(Regs.CTRL, CTRL.of(FD=1, RST=1).value)
+        self._clock.sleep(MS_PS)
+        regs.wait(Regs.EECD, EECD.AUTO_RD.mask, EECD.AUTO_RD.mask, 10 * MS_PS)
+        regs.set(Regs.IMC, 0xFFFFFFFF)
+        regs.get(Regs.ICR)
+
+    def _nvm(self, address: int) -> int:
+        self._regs.set(Regs.EERD, EERD.of(START=1, ADDR=address).value)
+        value = self._regs.wait(Regs.EERD, EERD.DONE.mask, EERD.DONE.mask, 10 * MS_PS)
+        return EERD(value).DATA
+
+    def start(self, vfs: int) -> None:
+        """Switch pools, forwarding and the mailbox on for `vfs` VFs; VFs may talk from now on."""
+        if not 0 <= vfs <= 8:
+            raise VirtfnError(f"the 82576 has 0 to 8 VFs, not {vfs}", errno_name="ERANGE")
+        regs = self._regs
+        self.vfs = vfs
+        self.policies[:] = [VfPolicy() for _ in range(vfs)]
+        self.mailbox.start(vfs)
+        regs.set(Regs.VFRE, 0)
+        regs.set(Regs.VFTE, 0)
+        self.pools.start(vfs)
+        regs.set(Regs.MRQC, MRQC.of(MODE=RxMode.VMDQ).value)
+        # The host runs no network stack on the PF here: a frame that no VF takes has no default pool to go to.
+        regs.set(Regs.VT_CTL, VT_CTL.of(RPL_EN=1, DIS_DEF_POOL=1).value)
+        regs.set(Regs.QDE, 0xFFFF)
+        regs.set(Regs.RXCSUM, RXCSUM.of(IPOFLD=1, TUOFLD=1).value)
+        regs.update(Regs.DTXCTL, SPOOF_INT=1, MDP_EN=1)
+        self._start_interrupts()
+        regs.set(Regs.RCTL, RCTL.of(RXEN=1, BAM=1, VFE=1, LPE=1, SECRC=1).value)
+        regs.update(Regs.TCTL, EN=1, PSP=1)
+        regs.update(Regs.CTRL, SLU=1, GIO_MASTER_DISABLE=0)
+        regs.update(Regs.CTRL_EXT, DRV_LOAD=1, PFRSTD=1)
+
+    def _start_interrupts(self) -> None:
+        regs = self._regs
+        regs.set(Regs.GPIE, GPIE.of(NSICR=1, MULTIPLE_MSIX=1, EIAME=1, PBA_SUPPORT=1).value)
+        regs.set(Regs.IVAR_MISC, IVAR_MISC.of(OTHER=OTHER_VECTOR, OTHER_VALID=1).value)
+        regs.set(Regs.EIAC, 1 << OTHER_VECTOR)
+        regs.set(Regs.EIAM, 1 << OTHER_VECTOR)
+        regs.set(Regs.MBVFIMR, 0xFF)
+        regs.set(Regs.EIMS, 1 << OTHER_VECTOR)
+        regs.set(Regs.IMS, ICR.of(LSC=1, VMMB=1, DOUTSYNC=1).value)
+
+    def stop(self) -> None:
+        """Go away: tell the guests, stop every VF, and leave the port quiet."""
+        self.announce()
+        for n in range(self.vfs):
+            self.stop_vf(n)
+        regs = self._regs
+        regs.set(Regs.IMC, 0xFFFFFFFF)
+        regs.set(Regs.EIMC, 0xFFFFFFFF)
+        regs.update(Regs.RCTL, RXEN=0)
+        regs.update(Regs.TCTL, EN=0)
+        regs.update(Regs.CTRL_EXT, DRV_LOAD=0)
+
+    def reset(self) -> None:
+        """Reset the port under running VFs: they see RSTI, then RSTD, and recover; policy is set again."""
+        policies = [VfPolicy(p.mac, p.vlan, p.qos, p.spoof_check, p.trust, p.max_tx_rate) for p in self.policies]
+        self.announce()
+        self._reset()
+        self.start(self.vfs)
+        for n, policy in enumerate(policies):
+            self.set_policy(n, policy)
+
+    # VFs.
+
+    def _check(self, n: int) -> VfPolicy:
+        if not 0 <= n < self.vfs:
+            raise VirtfnError(f"there is no VF {n}: {self.vfs} are enabled", errno_name="EINVAL")
+        return self.policies[n]
+
+    def start_vf(self, n: int) -> None:
+        """Let VF `n` receive and transmit again.
+
+        Raises VirtfnError if there is no such VF.
+        """
+        self._check(n)
+        self.mailbox.allow(n, True)
+        if self.mailbox.clear_to_send(n):
+            self.pools.enable(n, True)
+
+    def stop_vf(self, n: int) -> None:
+        """Stop VF `n`: nothing goes in or out, whatever its driver does, until `start_vf`.
+
+        Raises VirtfnError if there is no such VF.
+        """
+        self._check(n)
+        self.mailbox.allow(n, False)
+        self.pools.enable(n, False)
+
+    def release_vf(self, n: int) -> None:
+        """Forget everything about VF `n`'s driver, after its function level reset: filters, rings' write-back, mailbox.
+
+        Raises VirtfnError if there is no such VF.
+        """
+        self._check(n)
+        self.policies[n] = VfPolicy()
+        self.mailbox.forget(n)
+        self.pools.forget(n)
+
+    def set_policy(self, n: int, policy: VfPolicy) -> None:
+        """Apply all of a policy.
+
+        Raises VirtfnError as the single settings do.
+        """
+        self.set_mac(n, policy.mac)
+        self.set_vlan(n, policy.vlan, policy.qos)
+        self.set_spoof_check(n, policy.spoof_check)
+        self.set_trust(n, policy.trust)
+        self.set_rate(n, policy.max_tx_rate)
+
+    def set_mac(self, n: int, mac: Mac) -> None:
+        """Give VF `n` its address; 0 leaves the choice to the guest. A running driver learns it at its next reset.
+
+        Raises VirtfnError for a group address.
+        """
+        policy = self._check(n)
+        if mac & 1:
+            raise VirtfnError("a group address cannot be a VF's", errno_name="EINVAL")
+        policy.mac = mac
+        if mac:
+            self.pools.set_address(n, mac)
+
+    def offer_mac(self, n: int, mac: Mac) -> None:
+        """Offer VF `n` an address that its guest may change.
+
+        Raises VirtfnError for a group address.
+        """
+        self._check(n)
+        if mac & 1 or not mac:
+            raise VirtfnError("that address cannot be a VF's", errno_name="EINVAL")
+        self.mailbox.offer(n, mac)
+
+    def set_vlan(self, n: int, vlan: int, qos: int = 0) -> None:
+        """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 takes it out.
+
+        Raises VirtfnError for a VLAN above 4094 or a priority above 7, or if the VLAN table is full.
+        """
+        policy = self._check(n)
+        if not 0 <= vlan <= 4094 or not 0 <= qos <= 7:
+            raise VirtfnError(f"VLAN {vlan} with priority {qos} does not exist", errno_name="EINVAL")
+        self.pools.set_port_vlan(n, policy.vlan, vlan, qos)
+        policy.vlan, policy.qos = vlan, qos
+
+    def set_spoof_check(self, n: int, on: bool) -> None:
+        """Drop frames of VF `n` whose source address or VLAN is not its own, or let them pass."""
+        self._check(n).spoof_check = on
+        self.pools.set_spoof_check(n, on)
+
+    def set_trust(self, n: int, on: bool) -> None:
+        """Let VF `n` choose its address and become promiscuous, or not."""
+        self._check(n).trust = on
+        if not on:
+            self.mailbox.distrust(n)
+
+    def set_rate(self, n: int, mbps: int) -> None:
+        """Limit what VF `n` sends, in Mb/s; 0 lifts the limit.
+
+        Raises VirtfnError above the speed of the link.
+        """
+        policy = self._check(n)
+        link = (10, 100, 1000, 1000)[STATUS(self._regs.get(Regs.STATUS)).SPEED]
+        if not 0 <= mbps <= link:
+            raise VirtfnError(f"a rate of {mbps} Mb/s is not within the link's {link}", errno_name="EINVAL")
+        policy.max_tx_rate = mbps
+        self.pools.set_rate(n, mbps, link)
+
+    # Events.
+
+    def announce(self) -> None:
+        """Tell every VF that the PF is about to reset or to go: their drivers must introduce themselves again."""
+        for n in range(self.vfs):
+            self.mailbox.revoke(n)
+            self.mailbox.ping(n)
+
+    def link_changed(self) -> None:
+        """Tell every VF to look at the link."""
+        for n in range(self.vfs):
+            self.mailbox.ping(n)
+
+    def interrupt(self, vector: int) -> None:
+        """Handle the PF's interrupt: causes are read once, then every VF that rang is served."""
+        self.interrupts += 1
+        causes = ICR(self._regs.get(Regs.ICR))
+        if causes.DOUTSYNC:
+            self._misbehaviour()
+        if causes.LSC:
+            self.link_changed()
+        self.serve()
+        self._regs.set(Regs.EIMS, 1 << OTHER_VECTOR)
+
+    def serve(self) -> None:
+        """Handle function level resets and mailbox requests until there are none."""
+        regs = self._regs
+        resets = regs.get(Regs.VFLRE)
+        regs.set(Regs.VFLRE, resets)
+        for n in range(8):
+            if resets >> n & 1 and n < self.vfs:
+                self.mailbox.was_reset(n)
+        causes = MBVFICR(regs.get(Regs.MBVFICR))
+        regs.set(Regs.MBVFICR, causes.value)
+        for n in range(self.vfs):
+            if causes.VFREQ >> n & 1:
+                self.mailbox.serve(n)
+
+    def _misbehaviour(self) -> None:
+        """Note which VFs misbehaved; one whose queue the device blocked stays so until its driver resets."""
+        wrong = self._regs.get(Regs.WVBR) & 0xFFFF
+        self._regs.get(Regs.LVMMC)
+        for n in range(8):
+            if (wrong | wrong >> 8) >> n & 1:
+                self.misbehaved[n] = self.misbehaved.get(n, 0) + 1

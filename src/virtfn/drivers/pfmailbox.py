@@ -1,0 +1,214 @@
+"""The PF driver's end of the mailboxes: every message of a VF, answered, and what each VF's driver has been told.
+
+A VF whose driver has not sent RESET may send nothing else: it is told no, at most once in two seconds, and its driver
+resets. Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from virtfn.drivers.pools import Pools
+from virtfn.drivers.window import Window
+from virtfn.hw.i82576 import (
+    MAILBOX_WORDS,
+    MULTICAST_OVERFLOW,
+    MacAction,
+    Message,
+    Opcode,
+    Promisc,
+    Regs,
+    mac_words,
+    words_hashes,
+    words_mac,
+)
+from virtfn.hw.i82576.fields import P2VMAILBOX
+from virtfn.hw.types import Mac
+from virtfn.machine.clock import S_PS
+from virtfn.machine.ports import Clock
+
+if TYPE_CHECKING:
+    from virtfn.drivers.igb import VfPolicy
+
+__all__ = ["PfMailbox"]
+
+MAX_FRAME = 9728
+_NACK_PS = 2 * S_PS
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What the PF knows of a VF's driver."""
+
+    clear_to_send: bool = False
+    allowed: bool = True
+    mac: Mac = field(default=Mac(0))
+    last_nack_ps: int = -_NACK_PS
+
+
+class PfMailbox:
+    """The server of all VFs' messages. policies: the host's decisions, by VF."""
+
+    def __init__(self, regs: Window, pools: Pools, policies: list[VfPolicy], clock: Clock) -> None:
+        self._regs = regs
+        self._pools = pools
+        self._policies = policies
+        self._clock = clock
+        self._peers: list[_Peer] = []
+        self._handlers: dict[int, Callable[[int, Message, list[int]], bool]] = {
+            Opcode.SET_MAC: self._set_mac,
+            Opcode.SET_MULTICAST: self._set_multicast,
+            Opcode.SET_VLAN: self._set_vlan,
+            Opcode.SET_LPE: self._set_lpe,
+            Opcode.SET_PROMISC: self._set_promisc,
+        }
+        self.messages = 0
+
+    def start(self, vfs: int) -> None:
+        """Begin with `vfs` VFs that have said nothing yet."""
+        self._peers = [_Peer() for _ in range(vfs)]
+
+    def clear_to_send(self, n: int) -> bool:
+        """Tell whether VF `n`'s driver has introduced itself since the last reset."""
+        return self._peers[n].clear_to_send
+
+    def mac(self, n: int) -> Mac:
+        """The address that VF `n` uses."""
+        return self._policies[n].mac or self._peers[n].mac
+
+    def offer(self, n: int, mac: Mac) -> None:
+        """Remember an address for VF `n` that its guest may change."""
+        self._peers[n].mac = mac
+
+    def allow(self, n: int, allowed: bool) -> None:
+        """Let VF `n` be started by its RESET message, or keep it stopped."""
+        self._peers[n].allowed = allowed
+
+    def revoke(self, n: int) -> None:
+        """Make VF `n` introduce itself again."""
+        self._peers[n].clear_to_send = False
+
+    def distrust(self, n: int) -> None:
+        """Take back what only a trusted VF may have."""
+        self._pools.set_promiscuous(n, False, False)
+
+    def forget(self, n: int) -> None:
+        """Forget VF `n`'s driver, and clear the mailbox's words."""
+        self._peers[n] = _Peer()
+        for word in range(MAILBOX_WORDS):
+            self._regs.set(Regs.VMBMEM, 0, MAILBOX_WORDS * n + word)
+        self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.RVFU.mask, n)
+
+    def was_reset(self, n: int) -> None:
+        """VF `n` was reset: its driver must introduce itself, and nothing that it asked for stays."""
+        self._peers[n].clear_to_send = False
+        self._pools.new_driver(n, self._policies[n].vlan)
+
+    def ping(self, n: int) -> bool:
+        """Ring VF `n`: look at the link, and at whether the PF still knows you. False if the VF holds the buffer."""
+        word = Message.of(OPCODE=Opcode.CONTROL, CTS=int(self._peers[n].clear_to_send))
+        return self._send(n, [word.value])
+
+    def _take(self, n: int) -> bool:
+        self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.PFU.mask, n)
+        return bool(self._regs.get(Regs.P2VMAILBOX, n) & P2VMAILBOX.PFU.mask)
+
+    def _send(self, n: int, words: list[int]) -> bool:
+        if not self._take(n):
+            return False
+        for i, word in enumerate(words):
+            self._regs.set(Regs.VMBMEM, word, MAILBOX_WORDS * n + i)
+        self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.STS.mask, n)
+        self.messages += 1
+        return True
+
+    def serve(self, n: int) -> None:
+        """Read the message of VF `n`, do what it asks, answer."""
+        if not self._take(n):
+            # A driver that keeps the buffer after REQ would block its own mailbox for good.
+            self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.RVFU.mask, n)
+            if not self._take(n):
+                return
+        words = [self._regs.get(Regs.VMBMEM, MAILBOX_WORDS * n + i) for i in range(MAILBOX_WORDS)]
+        self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.ACK.mask, n)
+        message = Message(words[0])
+        peer = self._peers[n]
+        if message.value & (Message.ACK.mask | Message.NACK.mask):
+            return
+        if message.OPCODE == Opcode.RESET:
+            self._send(n, self._reset(n))
+            return
+        if not peer.clear_to_send:
+            if self._clock.now() - peer.last_nack_ps >= _NACK_PS:
+                peer.last_nack_ps = self._clock.now()
+                self._send(n, [Message.NACK.mask])
+            return
+        handler = self._handlers.get(message.OPCODE)
+        done = handler is not None and handler(n, message, words)
+        answer = Message.of(OPCODE=message.OPCODE, INFO=message.INFO, CTS=1, ACK=int(done), NACK=int(not done))
+        self._send(n, [answer.value])
+
+    def _reset(self, n: int) -> list[int]:
+        peer, policy = self._peers[n], self._policies[n]
+        self._pools.new_driver(n, policy.vlan)
+        mac = policy.mac or peer.mac
+        if mac:
+            self._pools.set_address(n, mac)
+        peer.clear_to_send = True
+        if peer.allowed:
+            self._pools.enable(n, True)
+        # Without an address there is nothing to acknowledge: the guest has to choose one.
+        word = Message.of(OPCODE=Opcode.RESET, ACK=int(mac != 0), NACK=int(mac == 0))
+        return [word.value, *mac_words(mac)]
+
+    def _set_mac(self, n: int, message: Message, words: list[int]) -> bool:
+        policy, peer = self._policies[n], self._peers[n]
+        mac = words_mac(words[1], words[2])
+        free = policy.trust or not policy.mac
+        match message.INFO:
+            case MacAction.SET:
+                if mac & 1 or not mac:
+                    return False
+                if not free and mac != policy.mac:
+                    return False
+                if policy.mac:
+                    policy.mac = mac
+                peer.mac = mac
+                self._pools.set_address(n, mac)
+                return True
+            case MacAction.CLEAR_FILTERS:
+                self._pools.clear_addresses(n)
+                return True
+            case MacAction.ADD_FILTER:
+                return bool(free and mac and not mac & 1 and self._pools.add_address(n, mac))
+            case _:
+                return False
+
+    def _set_multicast(self, n: int, message: Message, words: list[int]) -> bool:
+        overflow = bool(message.INFO & MULTICAST_OVERFLOW)
+        self._pools.set_multicast(n, words_hashes(words[1:], message.INFO & 0x1F), overflow)
+        return True
+
+    def _set_vlan(self, n: int, message: Message, words: list[int]) -> bool:
+        vid = words[1]
+        if self._policies[n].vlan or not 0 <= vid <= 4095:
+            return False
+        if message.INFO & 1:
+            return self._pools.join_vlan(n, vid)
+        self._pools.leave_vlan(n, vid)
+        return True
+
+    def _set_lpe(self, n: int, message: Message, words: list[int]) -> bool:
+        if not 64 <= words[1] <= MAX_FRAME:
+            return False
+        self._pools.set_max_frame(n, words[1])
+        return True
+
+    def _set_promisc(self, n: int, message: Message, words: list[int]) -> bool:
+        wanted = Promisc(message.INFO & 3)
+        if wanted & Promisc.UNICAST and not self._policies[n].trust:
+            return False
+        self._pools.set_promiscuous(n, bool(wanted & Promisc.UNICAST), bool(wanted & Promisc.MULTICAST))
+        return True

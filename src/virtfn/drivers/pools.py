@@ -1,0 +1,215 @@
+"""The PF driver's hand on pools: addresses, VLANs, group filters, switching, rates. One method a decision.
+
+receive address    0 the PF   1..15 further addresses of VFs   23 - n VF n
+VLVF entry         found by VLAN, taken when the first pool joins, free when the last leaves
+"""
+
+from __future__ import annotations
+
+from virtfn.drivers.window import Window
+from virtfn.hw.bits import Decl
+from virtfn.hw.i82576 import Regs
+from virtfn.hw.i82576.fields import VlanInsert
+from virtfn.hw.i82576.rxtx import DTXSWC, RAH, RPLOLR, RTTBCNRC, VLVF, VMOLR, VMVIR
+from virtfn.hw.types import Mac
+from virtfn.machine.ports import VirtfnError
+
+__all__ = ["EXTRA_ADDRESSES", "Pools"]
+
+EXTRA_ADDRESSES = 3  # further addresses of one VF
+_PRIMARY, _EXTRA = 23, range(1, 16)
+_STANDARD_FRAME = 1522
+
+
+class Pools:
+    """Filters and switching of a port, as its PF driver sets them."""
+
+    def __init__(self, regs: Window) -> None:
+        self._regs = regs
+        self._extra: dict[int, int] = {}
+        self._hashes: dict[int, set[int]] = {}
+
+    def start(self, vfs: int) -> None:
+        """Switch forwarding between pools on and clear every filter."""
+        regs = self._regs
+        self._extra.clear()
+        self._hashes = {n: set() for n in range(vfs)}
+        for decl in (Regs.MTA, Regs.UTA, Regs.VFTA, Regs.VLVF, Regs.VMVIR):
+            for i in range(decl.count):
+                regs.set(decl, 0, i)
+        # Hashes of unicast frames all hit: who may be promiscuous is decided pool by pool (VMOLR.ROPE).
+        for i in range(Regs.UTA.count):
+            regs.set(Regs.UTA, 0xFFFFFFFF, i)
+        for entry in range(1, 24):
+            self._address(entry, Mac(0), 0)
+        # Receive address 0 is the PF's own, in a pool that no VF has.
+        rah = RAH(regs.get(Regs.RAH, 0))
+        regs.set(Regs.RAH, rah.replace(POOLSEL=1 << vfs & 0xFF, AV=int(vfs < 8)).value, 0)
+        for n in range(8):
+            regs.set(Regs.VMOLR, self._vmolr(_STANDARD_FRAME), n)
+        regs.set(Regs.RPLOLR, RPLOLR.of(STRVLAN=1, RSV31=1).value)
+        own = (1 << vfs) - 1
+        regs.set(Regs.DTXSWC, DTXSWC.of(MACAS=own, VLANAS=own, LOOPBACK_EN=1).value)
+        # VLAN 0 is priority tagging: every filter lets it through, pools join it like any other.
+        regs.set(Regs.VFTA, 1, 0)
+
+    @staticmethod
+    def _vmolr(frame: int) -> int:
+        return VMOLR.of(RLPML=frame, LPE=1, AUPE=1, BAM=1, STRVLAN=1, RSV31=1).value
+
+    def _address(self, entry: int, mac: Mac, pools: int) -> None:
+        low, high = (Regs.RAL, Regs.RAH) if entry < 16 else (Regs.RALX, Regs.RAHX)
+        self._regs.set(high, 0, entry % 16)
+        self._regs.set(low, mac & 0xFFFFFFFF, entry % 16)
+        if pools:
+            self._regs.set(high, RAH.of(RAH=mac >> 32, POOLSEL=pools, AV=1).value, entry % 16)
+
+    def _update(self, decl: Decl, n: int, **fields: int) -> None:
+        self._regs.update(decl, n, **fields)
+
+    def enable(self, n: int, on: bool) -> None:
+        """Let pool `n` receive and transmit, or not."""
+        for decl in (Regs.VFRE, Regs.VFTE):
+            value = self._regs.get(decl)
+            self._regs.set(decl, value | 1 << n if on else value & ~(1 << n))
+
+    def set_address(self, n: int, mac: Mac) -> None:
+        """Make `mac` the address of pool `n`."""
+        self._address(_PRIMARY - n, mac, 1 << n)
+
+    def add_address(self, n: int, mac: Mac) -> bool:
+        """Lead a further address to pool `n`; False if it has all it may have, or no entry is free."""
+        if sum(owner == n for owner in self._extra.values()) >= EXTRA_ADDRESSES:
+            return False
+        entry = next((e for e in _EXTRA if e not in self._extra), None)
+        if entry is None:
+            return False
+        self._extra[entry] = n
+        self._address(entry, mac, 1 << n)
+        return True
+
+    def clear_addresses(self, n: int) -> None:
+        """Take the further addresses of pool `n` away."""
+        for entry in [e for e, owner in self._extra.items() if owner == n]:
+            del self._extra[entry]
+            self._address(entry, Mac(0), 0)
+
+    def set_multicast(self, n: int, hashes: list[int], everything: bool) -> None:
+        """Let pool `n` have the groups with these hashes, or every group."""
+        self._hashes[n] = set(hashes)
+        table = [0] * Regs.MTA.count
+        for owned in self._hashes.values():
+            for number in owned:
+                table[number >> 5] |= 1 << (number & 31)
+        for i, word in enumerate(table):
+            self._regs.set(Regs.MTA, word, i)
+        self._update(Regs.VMOLR, n, ROMPE=int(bool(hashes)), MPME=int(everything))
+
+    def set_promiscuous(self, n: int, unicast: bool, multicast: bool) -> None:
+        """Let pool `n` have unicast frames that no address claims, and every group."""
+        self._update(Regs.VMOLR, n, ROPE=int(unicast), MPME=int(multicast))
+
+    def set_max_frame(self, n: int, size: int) -> None:
+        """Set the longest frame of pool `n`, in bytes with the frame check sequence."""
+        self._update(Regs.VMOLR, n, RLPML=size, LPE=1)
+
+    def set_spoof_check(self, n: int, on: bool) -> None:
+        """Check source address and VLAN of what pool `n` sends."""
+        dtxswc = DTXSWC(self._regs.get(Regs.DTXSWC))
+        macs, vlans = (
+            (dtxswc.MACAS | 1 << n, dtxswc.VLANAS | 1 << n)
+            if on
+            else (
+                dtxswc.MACAS & ~(1 << n),
+                dtxswc.VLANAS & ~(1 << n),
+            )
+        )
+        self._regs.set(Regs.DTXSWC, dtxswc.replace(MACAS=macs, VLANAS=vlans).value)
+
+    def set_rate(self, n: int, mbps: int, link: int) -> None:
+        """Limit what pool `n` sends; 0 lifts the limit."""
+        factor = link * (1 << 14) // mbps if mbps else 0
+        self._regs.set(Regs.RTTDQSEL, n)
+        self._regs.set(
+            Regs.RTTBCNRC, RTTBCNRC.of(RS_ENA=int(mbps > 0), RF_INT=factor >> 14, RF_DEC=factor & 0x3FFF).value
+        )
+
+    def join_vlan(self, n: int, vid: int) -> bool:
+        """Make pool `n` a member of a VLAN; False if the table is full."""
+        entry = self._entry(vid)
+        if entry is None:
+            entry = next((i for i in range(Regs.VLVF.count) if not VLVF(self._regs.get(Regs.VLVF, i)).VI_EN), None)
+            if entry is None:
+                return False
+            self._regs.set(Regs.VLVF, VLVF.of(VID=vid, POOLSEL=1 << n, VI_EN=1).value, entry)
+        else:
+            vlan = VLVF(self._regs.get(Regs.VLVF, entry))
+            self._regs.set(Regs.VLVF, vlan.replace(POOLSEL=vlan.POOLSEL | 1 << n).value, entry)
+        self._filter(vid, True)
+        return True
+
+    def leave_vlan(self, n: int, vid: int) -> None:
+        """End pool `n`'s membership of a VLAN."""
+        entry = self._entry(vid)
+        if entry is None:
+            return
+        vlan = VLVF(self._regs.get(Regs.VLVF, entry))
+        left = vlan.POOLSEL & ~(1 << n)
+        self._regs.set(Regs.VLVF, vlan.replace(POOLSEL=left).value if left else 0, entry)
+        if not left and vid:
+            self._filter(vid, False)
+
+    def _entry(self, vid: int) -> int | None:
+        for i in range(Regs.VLVF.count):
+            vlan = VLVF(self._regs.get(Regs.VLVF, i))
+            if vlan.VI_EN and vid == vlan.VID:
+                return i
+        return None
+
+    def _filter(self, vid: int, on: bool) -> None:
+        word = self._regs.get(Regs.VFTA, vid >> 5)
+        bit = 1 << (vid & 31)
+        self._regs.set(Regs.VFTA, word | bit if on else word & ~bit, vid >> 5)
+
+    def set_port_vlan(self, n: int, old: int, vlan: int, qos: int) -> None:
+        """Insert a VLAN into all that pool `n` sends, and give it only frames of that VLAN, without the tag.
+
+        Raises VirtfnError if the VLAN table is full.
+        """
+        if old:
+            self.leave_vlan(n, old)
+        if not vlan:
+            self._regs.set(Regs.VMVIR, 0, n)
+            self._update(Regs.VMOLR, n, AUPE=1, STRVLAN=1)
+            return
+        if not self.join_vlan(n, vlan):
+            raise VirtfnError("the table of VLANs is full: the 82576 has 32", errno_name="ENOSPC")
+        self._regs.set(Regs.VMVIR, VMVIR.of(PORT_VLAN=vlan | qos << 13, VLANA=VlanInsert.ALWAYS).value, n)
+        self._update(Regs.VMOLR, n, AUPE=0, STRVLAN=1)
+
+    def new_driver(self, n: int, port_vlan: int) -> None:
+        """Take back what a driver of VF `n` asked for: group filters, further addresses, VLANs, frame size, write-back."""
+        self.clear_addresses(n)
+        self.set_multicast(n, [], False)
+        for i in range(Regs.VLVF.count):
+            vlan = VLVF(self._regs.get(Regs.VLVF, i))
+            if vlan.VI_EN and vlan.POOLSEL >> n & 1 and port_vlan != vlan.VID:
+                self.leave_vlan(n, vlan.VID)
+        self._regs.set(Regs.VMOLR, VMOLR(self._vmolr(_STANDARD_FRAME)).replace(AUPE=int(not port_vlan)).value, n)
+        for q in (n, n + 8):
+            self._regs.set(Regs.TDWBAL, 0, q)
+            self._regs.set(Regs.TDWBAH, 0, q)
+
+    def forget(self, n: int) -> None:
+        """Take everything of VF `n` away, its address, port VLAN and rate included."""
+        self.enable(n, False)
+        self.new_driver(n, 0)
+        self._address(_PRIMARY - n, Mac(0), 0)
+        self._regs.set(Regs.VMVIR, 0, n)
+        self.set_rate(n, 0, 1000)
+        self.set_spoof_check(n, True)
+        for q in (n, n + 8):
+            for decl in (Regs.RDBAL, Regs.RDBAH, Regs.RDLEN, Regs.RDH, Regs.RDT, Regs.TDBAL, Regs.TDBAH, Regs.TDLEN):
+                self._regs.set(decl, 0, q)
+            for decl in (Regs.TDH, Regs.TDT, Regs.RXDCTL, Regs.TXDCTL, Regs.SRRCTL, Regs.RXCTL, Regs.TXCTL):
+                self._regs.set(decl, decl.reset, q)

@@ -1,0 +1,149 @@
+"""The engine: lets guests and NIC run until the work is done, and does what the data plane cannot.
+
+breath   guests and port in compiled code, some hundred rounds
+between  interrupts are handled by guests, captured frames written, faults recorded, pollers put to sleep, timers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from virtfn.devices.nic82576 import Nic82576
+from virtfn.drivers.igbvf import Igbvf, State
+from virtfn.iomodels.workload import Workload
+from virtfn.kernels.breath import EV_IDLE, PATIENCE, breathe
+from virtfn.kernels.port import wire_in
+from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_TIMER
+from virtfn.machine.captures import Frames
+from virtfn.machine.clock import MS_PS, S_PS, US_PS
+from virtfn.vmm.guest import Guest
+from virtfn.vmm.host import Host
+
+__all__ = ["Engine"]
+
+_ROUNDS = 128
+_BUDGET = 64
+_STUCK_PS = 2 * S_PS
+
+
+class Engine:
+    """Run the guests of one NIC. guests: in the order of the workload's stations; each has one function of the NIC.
+
+    wire: frames that come in from the uplink. on_capture: called when captured frames wait. on_tick: called often.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        nic: Nic82576,
+        guests: Sequence[Guest],
+        workload: Workload,
+        *,
+        wire: Frames | None = None,
+        on_capture: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
+    ) -> None:
+        self.host = host
+        self.nic = nic
+        self.guests = list(guests)
+        self.workload = workload
+        self.ping_ps: list[list[int]] = [[] for _ in guests]
+        self._asked_at: list[tuple[int, int]] = [(0, 0) for _ in guests]
+        self._wire = wire
+        self._wire_next = 0
+        self._on_capture = on_capture
+        self._on_tick = on_tick
+        self._quiet_since: int | None = None
+        self._timer = False
+
+    def _drivers(self) -> list[Igbvf]:
+        return [nic.driver for guest in self.guests for nic in guest.nics]
+
+    def step(self) -> bool:
+        """Run one breath and what it calls for; return whether anything moved."""
+        nic, host = self.nic, self.host
+        nic.port.settle()
+        nic.port.tick()
+        rounds = 1 if self.workload.kind == "ping" else _ROUNDS
+        moved, events = breathe(
+            nic.port.block.ctypes.data, self.workload.block.ctypes.data, host.now(), rounds, _BUDGET
+        )
+        moved += self._feed_wire()
+        nic.handle(events)
+        if events & EV_FAULT:
+            host.iommu.service()
+        if events & EV_CAPTURE and self._on_capture is not None:
+            self._on_capture()
+        handled = sum(guest.run_interrupts() for guest in self.guests if guest.interrupted)
+        if events & EV_IDLE:
+            for driver in self._drivers():
+                if driver.netdev["polling"] and driver.netdev["empty_polls"] >= PATIENCE:
+                    driver.idle()
+        for driver in self._drivers():
+            if driver.state is State.RESET_NEEDED:
+                driver.recover()
+                handled += 1
+        self._note_pings()
+        self._timer = bool(events & EV_TIMER)
+        return moved + handled > 0
+
+    def _feed_wire(self) -> int:
+        """Let frames come in from the uplink."""
+        if self._wire is None or self._wire_next >= len(self._wire):
+            return 0
+        frames = self._wire
+        count = min(_BUDGET, len(frames) - self._wire_next)
+        taken, events = wire_in(
+            self.nic.port.block.ctypes.data,
+            self.host.now(),
+            frames.bytes.ctypes.data,
+            frames.offsets,
+            frames.lengths,
+            self._wire_next,
+            count,
+        )
+        self._wire_next += taken
+        self.nic.handle(events)
+        if events & EV_CAPTURE and self._on_capture is not None:
+            self._on_capture()
+        return int(taken)
+
+    def _note_pings(self) -> None:
+        if self.workload.kind != "ping":
+            return
+        now = self.host.now()
+        for g, task in enumerate(self.workload.row["tasks"][: len(self.guests)]):
+            asked, since = self._asked_at[g]
+            if int(task["answered"]) == asked and asked:
+                self.ping_ps[g].append(now - since)
+                self._asked_at[g] = 0, 0
+            if int(task["asked"]) > int(task["answered"]) and self._asked_at[g][0] != int(task["asked"]):
+                self._asked_at[g] = int(task["asked"]), now
+
+    def run(self) -> bool:
+        """Run until every frame has been sent and nothing moves any more; False if the work got stuck before."""
+        last = self.host.now()
+        while True:
+            busy = self.step()
+            if self._on_tick is not None:
+                self._on_tick()
+            now = self.host.now()
+            if busy:
+                last = now
+                continue
+            wired = self._wire is None or self._wire_next >= len(self._wire)
+            if self.workload.finished and wired and self._drained():
+                return True
+            if now - last > _STUCK_PS:
+                return False
+            self.host.clock.sleep(20 * US_PS if self._timer else MS_PS // 10)
+
+    def _drained(self) -> bool:
+        """Whether no driver waits for anything: all sent frames taken by the device, no one polls."""
+        if self._timer or int(self.nic.port.nic["port"]["stalled"]):
+            return False
+        for driver in self._drivers():
+            d = driver.netdev
+            if d["up"] and (d["polling"] or driver.tx_pending):
+                return False
+        return not any(guest.interrupted for guest in self.guests)

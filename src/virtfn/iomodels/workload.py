@@ -1,0 +1,319 @@
+"""What the guests of one NIC do, and whether every frame can be accounted for.
+
+    pairs       guest 0 and 1, 2 and 3, ... send to each other; an odd one out sends to guest 0
+    fan-in      everyone sends to guest 0
+    broadcast   guest 0 sends to everyone
+    pcap        frames of a capture, sent by the guests in turn; unicast goes to the next guest
+    ping        guest 0 asks 1, 2 asks 3, ...: ARP, then ICMP echo, one at a time
+
+A frame is accounted for when its receiver has it, unaltered, or when a counter with a reason says who dropped it; what
+remains is lost. Frames are made and checked by `kernels/traffic.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.hw.i82576.desc import MAX_FRAME, MIN_FRAME
+from virtfn.hw.types import Mac
+from virtfn.kernels.switch import BROADCAST
+from virtfn.kernels.traffic import GENERATE, GUESTS, IDLE, PING, REPLAY, TRAFFIC, digest, fill_buffers
+from virtfn.machine.captures import Frames
+from virtfn.machine.ports import VirtfnError
+
+__all__ = ["Findings", "Station", "Workload"]
+
+ANSWER = PING + 1
+_MAX_SEQUENCE_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """A guest as a workload sees it: its driver's row, (1,) NETDEV, and its address."""
+
+    row: npt.NDArray[np.void]
+    mac: Mac
+
+
+@dataclass(slots=True)
+class Findings:
+    """What became of the frames meant for one guest."""
+
+    missing: int = 0
+    corrupt: int = 0
+    reordered: int = 0
+    repeated: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Workload:
+    """The work of the guests of one NIC.
+
+    stations: the guests, at most 64. length: bytes of a frame without frame check sequence. frames: for each sender,
+    None for a capture once. capture: frames to replay. Raises VirtfnError for a workload that these guests cannot do.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        stations: Sequence[Station],
+        *,
+        length: int = 1514,
+        frames: int | None = None,
+        capture: Frames | None = None,
+        rewrite: bool = True,
+        seed: int = 1,
+        raw: bool = False,
+    ) -> None:
+        if len(stations) > GUESTS:
+            raise VirtfnError(f"at most {GUESTS} guests share a NIC, not {len(stations)}", errno_name="EINVAL")
+        if len(stations) < 2:
+            raise VirtfnError(f"a workload of kind {kind} needs two guests on the same PF", errno_name="EINVAL")
+        self.kind = kind
+        self.stations = list(stations)
+        self.block = np.zeros(1, TRAFFIC)
+        self.row: np.void = self.block[0]
+        self._kept: list[npt.NDArray[np.generic]] = []
+        self._expected: list[list[tuple[int, npt.NDArray[np.int64]]]] = [[] for _ in stations]
+        self.refused: list[dict[str, int]] = [{} for _ in stations]
+        self.total_frames = 0
+        n = len(stations)
+        self.row["guests"] = n
+        self.row["highest"][:] = -1
+        for g, station in enumerate(self.stations):
+            task = self.row["tasks"][g]
+            task["netdev"] = station.row.ctypes.data
+            task["index"], task["mac"], task["length"], task["raw"] = g, station.mac, length, int(raw)
+            task["ip"] = int.from_bytes(bytes((10, 0, g >> 8, (g & 255) + 1)), "little")
+        if kind == "pcap":
+            if capture is None:
+                raise VirtfnError("a workload of kind pcap needs a capture", errno_name="EINVAL")
+            self._prepare_replay(capture, frames, rewrite)
+        elif kind == "ping":
+            self._prepare_ping(frames or 1000)
+        else:
+            self._prepare_generated(kind, frames or 0, seed, raw)
+
+    def _table(self, name: str, values: npt.NDArray[np.generic]) -> None:
+        self._kept.append(values)
+        self.row[name] = values.ctypes.data
+
+    # Generated frames.
+
+    def _targets(self, kind: str) -> list[list[int | None]]:
+        """For each guest, whom it sends to: a guest's number, or None for everyone."""
+        n = len(self.stations)
+        match kind:
+            case "pairs":
+                return [[g ^ 1 if g ^ 1 < n else 0] for g in range(n)]
+            case "fan-in":
+                return [[], *([0] for _ in range(1, n))]
+            case "broadcast":
+                return [[None], *([] for _ in range(1, n))]
+        raise VirtfnError(f"there is no workload of kind {kind}", errno_name="EINVAL")
+
+    def _prepare_generated(self, kind: str, frames: int, seed: int, raw: bool) -> None:
+        n = len(self.stations)
+        words = -(-frames // 64) if not raw else 1
+        if n * n * words * 8 > _MAX_SEQUENCE_BYTES:
+            raise VirtfnError(
+                f"{frames} frames for each of {n} guests are too many to keep track of", errno_name="E2BIG"
+            )
+        ring = max(int(station.row[0]["tx_size"]) for station in self.stations)
+        self.row["ring"], self.row["words"] = ring, words
+        self._table("sums", np.zeros((n, ring), np.int64))
+        self._seen = np.zeros((n, n, words), np.uint64)
+        self._table("seen", self._seen)
+        self._plan = self._targets(kind)
+        for g, targets in enumerate(self._plan):
+            task = self.row["tasks"][g]
+            task["kind"] = GENERATE if targets else IDLE
+            task["targets"] = len(targets)
+            task["stop"] = frames if targets else 0
+            for k, target in enumerate(targets):
+                self.row["targets"][g, k] = BROADCAST if target is None else self.stations[target].mac
+            if targets:
+                self.total_frames += frames
+                fill_buffers(self.block.ctypes.data, g, seed)
+
+    # Replayed frames.
+
+    def _prepare_replay(self, capture: Frames, frames: int | None, rewrite: bool) -> None:
+        n = len(self.stations)
+        count = len(capture)
+        if count == 0:
+            raise VirtfnError("the capture holds no frames", errno_name="EINVAL")
+        total = count if frames is None else frames * n
+        store = capture.bytes.copy()
+        offsets, lengths = capture.offsets.astype(np.int64), capture.lengths.astype(np.int64)
+        # A frame that several guests send in different rounds needs a copy for each sender and receiver.
+        if rewrite and total > count and count % n:
+            repeats = -(-n // np.gcd(count, n)) if count % n else 1
+            store = np.tile(store, repeats)
+            offsets = np.concatenate([offsets + i * capture.bytes.size for i in range(repeats)])
+            lengths = np.tile(lengths, repeats)
+            count *= repeats
+        numbers = np.arange(total) % count
+        senders = np.arange(total) % n
+        if rewrite:
+            for k in range(min(total, count)):
+                self._rewrite(store, int(offsets[k]), int(lengths[k]), k % n)
+        largest = [int(s.row[0]["buffer_bytes"]) - 4 for s in self.stations]
+        fits = lengths[numbers] <= np.minimum(MAX_FRAME, np.array(largest)[senders])
+        sendable = fits & (lengths[numbers] >= 14)
+        for g in range(n):
+            refused = int((~sendable & (senders == g) & fits).sum())
+            too_long = int((~fits & (senders == g)).sum())
+            self.refused[g] = {k: v for k, v in (("undersize", refused), ("oversize", too_long)) if v}
+        order = np.concatenate([numbers[sendable & (senders == g)] for g in range(n)]).astype(np.int64)
+        self._table("store", store)
+        self._table("offsets", offsets)
+        self._table("lengths", lengths)
+        self._table("order", order)
+        self.total_frames = int(total)
+        at = 0
+        digests = self._digests(store, offsets, lengths)
+        for g in range(n):
+            task = self.row["tasks"][g]
+            sent = int((sendable & (senders == g)).sum())
+            task["kind"], task["next"], task["stop"] = REPLAY, at, at + sent
+            self._expect(g, order[at : at + sent], store, offsets, digests)
+            at += sent
+        room = 2 * max(1, int(sendable.sum()))
+        self._log = np.zeros((n, room), np.int64)
+        self.row["room"] = room
+        self._table("log", self._log)
+
+    def _rewrite(self, store: npt.NDArray[np.uint8], at: int, length: int, sender: int) -> None:
+        """Give a frame its sender's address, and, unless it is for a group, that of the next guest."""
+        if length < 12:
+            return
+        if not store[at] & 1:
+            following = self.stations[(sender + 1) % len(self.stations)].mac
+            store[at : at + 6] = np.frombuffer(following.to_bytes(6, "little"), np.uint8)
+        store[at + 6 : at + 12] = np.frombuffer(self.stations[sender].mac.to_bytes(6, "little"), np.uint8)
+
+    @staticmethod
+    def _digests(
+        store: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Digest of each frame as it must arrive: padded to the least size."""
+        digests = np.zeros(len(offsets), np.int64)
+        padded = np.zeros(MIN_FRAME, np.uint8)
+        for k, (at, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+            if length >= MIN_FRAME:
+                digests[k] = digest(store.ctypes.data + at, length)
+            else:
+                padded[:] = 0
+                padded[:length] = store[at : at + length]
+                digests[k] = digest(padded.ctypes.data, MIN_FRAME)
+        return digests
+
+    def _expect(
+        self,
+        sender: int,
+        order: npt.NDArray[np.int64],
+        store: npt.NDArray[np.uint8],
+        offsets: npt.NDArray[np.int64],
+        digests: npt.NDArray[np.int64],
+    ) -> None:
+        """Note who must receive the frames of a sender: a group's everyone else, unicast whoever has the address."""
+        first = offsets[order]
+        groups = (store[first] & 1).astype(bool)
+        for g, station in enumerate(self.stations):
+            if g == sender:
+                continue
+            own = np.frombuffer(station.mac.to_bytes(6, "little"), np.uint8)
+            mine = groups.copy()
+            if len(order):
+                rows = store[first[:, None] + np.arange(6)]
+                mine |= (rows == own).all(axis=1)
+            self._expected[g].append((sender, digests[order[mine]]))
+
+    # Pings.
+
+    def _prepare_ping(self, count: int) -> None:
+        n = len(self.stations)
+        for g in range(n):
+            task = self.row["tasks"][g]
+            asks = g % 2 == 0 and g + 1 < n
+            task["kind"] = PING if asks else ANSWER
+            if asks:
+                peer = self.row["tasks"][g + 1]
+                task["peer_ip"] = peer["ip"]
+                task["stop"] = count
+                self.total_frames += count
+
+    # Progress and findings.
+
+    @property
+    def sent(self) -> int:
+        """Frames handed to drivers so far; for pings, requests."""
+        if self.kind == "ping":
+            return int(self.row["tasks"]["asked"].sum())
+        return sum(int(s.row[0]["tx_frames"]) for s in self.stations)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every guest has sent all it had to, and every ping has its answer."""
+        for task in self.row["tasks"][: len(self.stations)]:
+            if task["kind"] in (GENERATE, REPLAY) and task["next"] < task["stop"]:
+                return False
+            if task["kind"] == PING and task["answered"] < task["stop"]:
+                return False
+        return True
+
+    def findings(self) -> list[Findings]:
+        """What each guest got of what was meant for it; missing is before any drop counter explains it."""
+        n = len(self.stations)
+        found = []
+        for g in range(n):
+            task = self.row["tasks"][g]
+            f = Findings(corrupt=int(task["corrupt"]), repeated=int(task["repeated"]))
+            f.reordered = int(task["reordered"])
+            if self.kind == "pcap":
+                self._compare(g, f)
+            elif self.kind == "ping":
+                f.missing = int(task["asked"] - task["answered"])
+            else:
+                f.missing = sum(self.missing(s, g) for s in range(n))
+            found.append(f)
+        return found
+
+    def missing(self, sender: int, receiver: int) -> int:
+        """Generated frames from a sender that a receiver should have and has not."""
+        if self.kind in ("pcap", "ping"):
+            return 0
+        total = 0
+        for k, target in enumerate(self._plan[sender]):
+            if target == receiver or (target is None and receiver != sender):
+                total += int(self.row["sequence"][sender, k])
+        if not total:
+            return 0
+        return total - int(np.bitwise_count(self._seen[receiver, sender]).sum())
+
+    def _compare(self, g: int, f: Findings) -> None:
+        """Compare what a guest logged with what it should have had: by digest, in the order of each sender."""
+        logged = self._log[g, : min(int(self.row["tasks"][g]["logged"]), self._log.shape[1])]
+        places: dict[int, list[int]] = {}
+        for i, value in enumerate(logged.tolist()):
+            places.setdefault(value, []).append(i)
+        for where in places.values():
+            where.reverse()
+        used = 0
+        for _, expected in self._expected[g]:
+            last = -1
+            for value in expected.tolist():
+                where_left = places.get(value)
+                if not where_left:
+                    f.missing += 1
+                    continue
+                at = where_left.pop()
+                used += 1
+                f.reordered += at < last
+                last = max(last, at)
+        f.corrupt += len(logged) - used

@@ -1,0 +1,235 @@
+"""The IOVM: the inventory of VFs, who has which, and under which policy.
+
+    ABSENT --create--> FREE --assign--> ASSIGNED --take_back--> FREE --destroy--> ABSENT
+                                 |  ^
+                       quarantine v  | release
+                                QUARANTINED
+
+Assigning gives a VF a complete virtual configuration space and the VM's own domain in the IOMMU, and plugs it in.
+Taking back unplugs it, resets it, and scrubs what its owner left: rings, write-back, filters, mailbox, MSI-X, domain.
+It knows VMs by the small Protocol below, and no VMM.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from virtfn.drivers.igb import Igb, VfPolicy
+from virtfn.drivers.vtd import Domain, VtdDriver
+from virtfn.hw.pci import DevCtl, Pcie
+from virtfn.hw.types import Gpa, Hpa, Iova, Mac, Rid, format_rid
+from virtfn.iovm.pcim import FoundVf, Pcim
+from virtfn.iovm.vconfig import VirtualConfig
+from virtfn.iovm.walk import capability_of
+from virtfn.machine.clock import MS_PS
+from virtfn.machine.ports import Clock, ConfigSpace, Device, VirtfnError
+
+__all__ = ["Iovm", "Vf", "VfState", "Vm"]
+
+
+class Vm(Protocol):
+    """What the IOVM asks of a virtual machine, whatever runs it."""
+
+    name: str
+
+    def mappings(self) -> list[tuple[Gpa, Hpa, int]]:
+        """List its memory: guest address, host address, bytes."""
+
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> object:
+        """Hot-add a function."""
+
+    def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
+        """Hot-remove a function."""
+
+
+class VfState(enum.Enum):
+    """Where a VF is in its life."""
+
+    FREE = "free"
+    ASSIGNED = "assigned"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(slots=True)
+class Vf:
+    """A VF of the inventory."""
+
+    found: FoundVf
+    config: VirtualConfig
+    state: VfState = VfState.FREE
+    vm: Vm | None = None
+    policy: VfPolicy = field(default_factory=VfPolicy)
+    assignments: int = 0
+
+    @property
+    def index(self) -> int:
+        """Number of the VF on its PF."""
+        return self.found.index
+
+    @property
+    def rid(self) -> Rid:
+        """Routing ID."""
+        return self.found.rid
+
+
+@dataclass(slots=True)
+class _Pf:
+    rid: Rid
+    device: Device
+    driver: Igb
+    vfs: list[Vf] = field(default_factory=list)
+
+
+class Iovm:
+    """Manager of all VFs of a machine."""
+
+    def __init__(self, pcim: Pcim, remapping: VtdDriver, clock: Clock) -> None:
+        self.pcim = pcim
+        self._remapping = remapping
+        self._clock = clock
+        self._pfs: dict[Rid, _Pf] = {}
+        self._domains: dict[str, Domain] = {}
+        self._next_domain = 1
+
+    # PFs and their VFs.
+
+    def adopt(self, pf: Rid, device: Device, driver: Igb) -> None:
+        """Take a PF with its driver into the inventory."""
+        self._pfs[pf] = _Pf(pf, device, driver)
+
+    def create(self, pf: Rid, count: int) -> list[Vf]:
+        """Cut a PF into `count` VFs.
+
+        Raises VirtfnError as `Pcim.enable_vfs` does, ENODEV for a PF that was not adopted.
+        """
+        owner = self._pf(pf)
+        found = self.pcim.enable_vfs(pf, count)
+        owner.driver.start(count)
+        owner.vfs = [Vf(vf, VirtualConfig(self.pcim.bus, vf)) for vf in found]
+        return owner.vfs
+
+    def destroy(self, pf: Rid) -> None:
+        """Take a PF's VFs away.
+
+        Raises VirtfnError, errno EBUSY, while a VM has one.
+        """
+        owner = self._pf(pf)
+        busy = [f"{format_rid(vf.rid)} ({vf.vm.name})" for vf in owner.vfs if vf.vm is not None]
+        if busy:
+            raise VirtfnError(f"VFs are in use: {', '.join(busy)}", errno_name="EBUSY")
+        self.pcim.disable_vfs(pf)
+        owner.vfs = []
+
+    def _pf(self, pf: Rid) -> _Pf:
+        if pf not in self._pfs:
+            raise VirtfnError(f"{format_rid(pf)} is not managed", errno_name="ENODEV")
+        return self._pfs[pf]
+
+    def inventory(self) -> list[Vf]:
+        """List every VF."""
+        return [vf for pf in self._pfs.values() for vf in pf.vfs]
+
+    def vf(self, pf: Rid, index: int) -> Vf:
+        """Find a VF by its PF and number.
+
+        Raises VirtfnError, errno ENODEV, if there is none.
+        """
+        owner = self._pf(pf)
+        if not 0 <= index < len(owner.vfs):
+            raise VirtfnError(f"{format_rid(pf)} has no VF {index}: {len(owner.vfs)} are enabled", errno_name="ENODEV")
+        return owner.vfs[index]
+
+    # Assigning and taking back.
+
+    def assign(self, vf: Vf, vm: Vm, policy: VfPolicy | None = None, mac: Mac | None = None) -> None:
+        """Give a VF to a VM and plug it in. mac: an address to offer that the guest may change.
+
+        Raises VirtfnError: EBUSY if the VF is not free, what the policy or the VM's driver refuses.
+        """
+        if vf.state is not VfState.FREE:
+            owner = f" by {vf.vm.name}" if vf.vm is not None else ""
+            raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}{owner}", errno_name="EBUSY")
+        owner = self._pf(vf.found.physfn)
+        vf.policy = policy or VfPolicy()
+        owner.driver.set_policy(vf.index, vf.policy)
+        if mac is not None and not vf.policy.mac:
+            owner.driver.offer_mac(vf.index, mac)
+        self._remapping.attach(vf.rid, self._domain_of(vm))
+        vf.state, vf.vm = VfState.ASSIGNED, vm
+        vf.assignments += 1
+        try:
+            vm.plug(owner.device, vf.rid, vf.config)
+        except VirtfnError:
+            self.take_back(vf, surprise=True)
+            raise
+
+    def _domain_of(self, vm: Vm) -> Domain:
+        domain = self._domains.get(vm.name)
+        if domain is None:
+            domain = self._remapping.create_domain(self._next_domain)
+            self._next_domain += 1
+            for gpa, hpa, size in vm.mappings():
+                domain.map(Iova(gpa), hpa, size)
+            self._domains[vm.name] = domain
+        return domain
+
+    def take_back(self, vf: Vf, *, surprise: bool = False) -> None:
+        """Unplug a VF from its VM and make it as new. surprise: do not ask the guest.
+
+        Raises VirtfnError, errno EINVAL, if nobody has it.
+        """
+        vm = vf.vm
+        if vm is None:
+            raise VirtfnError(f"VF {format_rid(vf.rid)} is assigned to nobody", errno_name="EINVAL")
+        owner = self._pf(vf.found.physfn)
+        try:
+            vm.unplug(vf.rid, surprise=surprise)
+        except VirtfnError:
+            if not surprise:
+                raise
+        self.reset(vf)
+        owner.driver.serve()
+        owner.driver.release_vf(vf.index)
+        self._remapping.detach(vf.rid)
+        vf.config.reset()
+        vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
+        self._drop_domain(vm)
+
+    def _drop_domain(self, vm: Vm) -> None:
+        domain = self._domains.get(vm.name)
+        if domain is not None and not domain.rids:
+            domain.destroy()
+            del self._domains[vm.name]
+
+    def reset(self, vf: Vf) -> None:
+        """Reset a VF by FLR and wait until it answers again.
+
+        Raises VirtfnError if it has no FLR.
+        """
+        pcie = capability_of(self.pcim.bus, vf.rid, Pcie)
+        if pcie is None:
+            raise VirtfnError(f"{format_rid(vf.rid)} cannot be reset", errno_name="EIO")
+        pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
+        self._clock.sleep(100 * MS_PS)
+
+    def quarantine(self, vf: Vf) -> None:
+        """Stop a VF that its guest still holds: nothing goes in or out.
+
+        Raises VirtfnError, errno EINVAL, if nobody has it.
+        """
+        if vf.state is not VfState.ASSIGNED:
+            raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}, not assigned", errno_name="EINVAL")
+        self._pf(vf.found.physfn).driver.stop_vf(vf.index)
+        vf.state = VfState.QUARANTINED
+
+    def release(self, vf: Vf) -> None:
+        """Let a quarantined VF run again.
+
+        Raises VirtfnError, errno EINVAL, if it is not quarantined.
+        """
+        if vf.state is not VfState.QUARANTINED:
+            raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}, not quarantined", errno_name="EINVAL")
+        self._pf(vf.found.physfn).driver.start_vf(vf.index)
+        vf.state = VfState.ASSIGNED

@@ -1,0 +1,35 @@
+"""Load every kernel of the data plane, compiling what is not on disk yet."""
+
+from __future__ import annotations
+
+from virtfn.kernels import _jit
+
+__all__ = ["cached", "load"]
+
+
+def cached() -> bool:
+    """Tell whether compiled kernels of this version are on disk."""
+    return _jit.cached()
+
+
+def load() -> bool:
+    """Make the kernels ready; return whether anything had to be compiled."""
+    before = _jit.compiled_files()
+    import numpy as np
+
+    from virtfn.kernels.breath import breathe
+    from virtfn.kernels.dma import new_iommu
+    from virtfn.kernels.port import fire_vectors, serve_port, wire_in
+    from virtfn.kernels.state import new_nic
+    from virtfn.kernels.traffic import TRAFFIC
+
+    iommu = new_iommu(0, 0)
+    nic = new_nic(iommu)
+    traffic = np.zeros(1, TRAFFIC)
+    address = int(nic.ctypes.data)
+    breathe(address, int(traffic.ctypes.data), 0, 0, 0)
+    fire_vectors(address, 0)
+    serve_port(address, 0, 0)
+    empty = np.zeros(1, np.int64)
+    wire_in(address, 0, 0, empty, empty, 0, 0)
+    return _jit.compiled_files() > before

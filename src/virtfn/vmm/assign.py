@@ -1,0 +1,151 @@
+"""A function in a guest's hands: which accesses trap, which do not, and whose interrupts they are.
+
+    configuration space   traps; virtual (the IOVM's `VirtualConfig`)
+    BAR, ring pages       direct: plain loads and stores, no exit
+    BAR, other pages      traps; passed on to the device
+    MSI-X table           traps; virtual: the guest's messages are its own, the device gets messages of the host that
+                          lead to them
+
+Every trap is an exit, and counted by kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from virtfn.hw.pci import MsiXEntry
+from virtfn.hw.types import Hva, Rid
+from virtfn.machine.function import all_ones
+from virtfn.machine.irq import InterruptController
+from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
+
+__all__ = ["AssignedFunction", "GuestBar", "GuestConfig"]
+
+_ENTRY = 16
+
+
+class AssignedFunction:
+    """One function assigned to one guest.
+
+    config: the virtual configuration space. msix_bar, vectors: where its MSI-X table is, and how long. inject: called
+    with a vector's number when its interrupt comes. direct: map what can be mapped.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        rid: Rid,
+        config: ConfigSpace,
+        interrupts: InterruptController,
+        inject: Callable[[int], None],
+        *,
+        msix_bar: int,
+        vectors: int,
+        direct: bool = True,
+    ) -> None:
+        self.device = device
+        self.rid = rid
+        self.config = GuestConfig(self, config)
+        self.exits: dict[str, int] = {"config": 0, "bar": 0, "msix": 0}
+        self.attached = True
+        self._interrupts = interrupts
+        self._inject = inject
+        self._msix_bar = msix_bar
+        self._table = [[0, 0, 0, 1] for _ in range(vectors)]
+        self._messages: dict[int, tuple[int, int]] = {}
+        self._direct = direct
+
+    def bar(self, number: int) -> GuestBar:
+        """Open a BAR as the guest sees it."""
+        return GuestBar(self, number)
+
+    def direct_address(self, bar: int, offset: int) -> Hva | None:
+        """Find where a plain access reaches a register; None if it traps."""
+        if not self._direct or not self.attached:
+            return None
+        for part in self.device.bar_mappings(self.rid, bar):
+            at = offset - part.offset
+            if 0 <= at < part.bytes.size:
+                return Hva(int(part.bytes.ctypes.data) + at)
+        return None
+
+    def read(self, bar: int, offset: int, size: int = 4) -> int:
+        """Handle a trapped read of a BAR; all ones once the function is gone."""
+        if not self.attached:
+            return all_ones(size)
+        if bar == self._msix_bar and offset < len(self._table) * _ENTRY:
+            self.exits["msix"] += 1
+            return self._table[offset // _ENTRY][offset % _ENTRY // 4]
+        self.exits["bar"] += 1
+        return self.device.bar_read(self.rid, bar, offset, size)
+
+    def write(self, bar: int, offset: int, value: int, size: int = 4) -> None:
+        """Handle a trapped write of a BAR; ignored once the function is gone."""
+        if not self.attached:
+            return
+        if bar == self._msix_bar and offset < len(self._table) * _ENTRY:
+            self.exits["msix"] += 1
+            self._write_table(offset // _ENTRY, offset % _ENTRY // 4, value)
+        else:
+            self.exits["bar"] += 1
+            self.device.bar_write(self.rid, bar, offset, size, value)
+
+    def _write_table(self, vector: int, word: int, value: int) -> None:
+        """Store the guest's word; once the vector is unmasked, give the device a message of the host's for it."""
+        self._table[vector][word] = value
+        at = vector * _ENTRY
+        if not self._table[vector][3] & 1 and vector not in self._messages:
+            address, message = self._interrupts.allocate(self.rid, lambda: self._inject(vector))
+            self._messages[vector] = address, message
+            self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.ADDRESS.offset, 4, address & 0xFFFFFFFF)
+            self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.ADDRESS_HIGH.offset, 4, address >> 32)
+            self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.MESSAGE.offset, 4, message)
+        self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.CONTROL.offset, 4, self._table[vector][3] & 1)
+
+    def release(self) -> None:
+        """Take the function out of the guest's hands: every access reads all ones, no interrupt comes any more."""
+        self.attached = False
+        for address, message in self._messages.values():
+            self._interrupts.free(address, message)
+        self._messages.clear()
+
+
+class GuestConfig:
+    """Configuration space as the guest reaches it: each access is an exit."""
+
+    def __init__(self, function: AssignedFunction, space: ConfigSpace) -> None:
+        self._function = function
+        self._space = space
+
+    def read(self, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes."""
+        self._function.exits["config"] += 1
+        return self._space.read(offset, size) if self._function.attached else all_ones(size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes."""
+        self._function.exits["config"] += 1
+        if self._function.attached:
+            self._space.write(offset, size, value)
+
+
+class GuestBar:
+    """A BAR as the guest's driver holds it; a `Bar`."""
+
+    def __init__(self, function: AssignedFunction, number: int) -> None:
+        if number < 0:
+            raise VirtfnError(f"there is no BAR {number}", errno_name="EINVAL")
+        self._function = function
+        self._number = number
+
+    def read(self, offset: int) -> int:
+        """Read a 32-bit register: an exit."""
+        return self._function.read(self._number, offset)
+
+    def write(self, offset: int, value: int) -> None:
+        """Write a 32-bit register: an exit."""
+        self._function.write(self._number, offset, value & 0xFFFFFFFF)
+
+    def direct(self, offset: int) -> Hva | None:
+        """Find the address where a plain access reaches register `offset`."""
+        return self._function.direct_address(self._number, offset)

@@ -1,0 +1,233 @@
+"""An embedded guest: physical memory of its own, virtual interrupts, and the drivers of the functions it was given.
+
+The guest is an operating system as far as a NIC can tell: it finds a function that is plugged into it by its
+configuration space, sizes and places its BARs, binds the driver for its IDs, and handles its interrupts by vector.
+
+    interrupt -> pending bit -> `run_interrupts` -> driver's handler        as on a vCPU: between, not inside, its work
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virtfn.drivers.igbvf import Igbvf
+from virtfn.hw.pci import Address, MsiX, MsiXControl, Type0
+from virtfn.hw.types import Gpa, Hpa, Hva, Iova, Rid, format_rid
+from virtfn.machine.memory import PAGE, GuestMemory
+from virtfn.machine.ports import Clock, ConfigSpace, Device, VirtfnError
+from virtfn.vmm.assign import AssignedFunction
+from virtfn.vmm.host import Host
+
+__all__ = ["Guest", "GuestDma", "Nic"]
+
+VENDOR_INTEL, DEVICE_82576_VF = 0x8086, 0x10CA
+_MMIO_BASE = 0xE000_0000
+
+
+class GuestDma:
+    """Memory that the guest's drivers share with their devices: first fit, whole pages, by guest physical address."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._free: list[tuple[int, int]] = [(0, memory.size)]
+        self._used: dict[int, int] = {}
+
+    def alloc(self, size: int, align: int = PAGE) -> tuple[Iova, Hva]:
+        """Allocate zeroed memory: address for the device, address here.
+
+        Raises VirtfnError when the guest's memory is exhausted.
+        """
+        size = -(-size // PAGE) * PAGE
+        for i, (start, length) in enumerate(self._free):
+            at = -(-start // align) * align
+            if at + size <= start + length:
+                rest = [(start, at - start), (at + size, start + length - at - size)]
+                self._free[i : i + 1] = [piece for piece in rest if piece[1]]
+                self._used[at] = size
+                self._memory.bytes[at : at + size] = 0
+                return Iova(at), Hva(self._memory.base + at)
+        raise VirtfnError(
+            f"the guest has no {size >> 10} KiB of memory left; give it more memory-mib", errno_name="ENOMEM"
+        )
+
+    def free(self, iova: Iova) -> None:
+        """Give an allocation back, and merge what is free."""
+        size = self._used.pop(iova)
+        pieces = sorted([*self._free, (int(iova), size)])
+        merged: list[tuple[int, int]] = []
+        for start, length in pieces:
+            if merged and sum(merged[-1]) == start:
+                merged[-1] = merged[-1][0], merged[-1][1] + length
+            else:
+                merged.append((start, length))
+        self._free = merged
+
+
+@dataclass(slots=True)
+class Nic:
+    """A function plugged into a guest, and the driver bound to it."""
+
+    function: AssignedFunction
+    driver: Igbvf
+
+
+class Guest:
+    """A guest of this process. size: bytes of memory, a multiple of 2 MiB. chunk: granularity of its scatter.
+
+    ring, mtu: what its driver uses. Raises VirtfnError if host memory is exhausted.
+    """
+
+    def __init__(
+        self, host: Host, name: str, size: int, *, chunk: int = 2 << 20, ring: int = 512, mtu: int = 1500
+    ) -> None:
+        self.name = name
+        self.host = host
+        self.memory = GuestMemory(host.memory, size, host.random, chunk)
+        self.dma = GuestDma(self.memory)
+        self.nics: list[Nic] = []
+        self.interrupts = 0
+        self._pending: list[tuple[Rid, int]] = []
+        self._ring, self._mtu = ring, mtu
+        self._next_bar = _MMIO_BASE
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the machine."""
+        return self.host.clock
+
+    def mappings(self) -> list[tuple[Gpa, Hpa, int]]:
+        """List the guest's memory, for whoever lets its devices reach it."""
+        return self.memory.mappings()
+
+    # Hot-plug.
+
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> Nic:
+        """Plug a function in; the guest finds it, places its BARs and binds a driver.
+
+        Raises VirtfnError if no driver of the guest knows the function, or the driver cannot start it.
+        """
+        function = self._enumerate(device, rid, config, direct)
+        ids = function.config.read(0, 4)
+        if ids != DEVICE_82576_VF << 16 | VENDOR_INTEL:
+            function.release()
+            raise VirtfnError(
+                f"guest {self.name} has no driver for {ids & 0xFFFF:04x}:{ids >> 16:04x}", errno_name="ENODEV"
+            )
+        driver = Igbvf(function.bar(0), self.dma, self.clock, ring=self._ring, mtu=self._mtu)
+        nic = Nic(function, driver)
+        self.nics.append(nic)
+        driver.probe()
+        return nic
+
+    def _enumerate(self, device: Device, rid: Rid, config: ConfigSpace, direct: bool) -> AssignedFunction:
+        """Do what a guest's PCI core does with a new function: BARs, MSI-X, Command."""
+        msix = self._capability(config, 0x11)
+        vectors = MsiXControl(config.read(msix + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
+        bir = config.read(msix + MsiX.TABLE.offset, 4) & 7
+        function = AssignedFunction(
+            device,
+            rid,
+            config,
+            self.host.interrupts,
+            lambda vector: self._inject(rid, vector),
+            msix_bar=bir,
+            vectors=vectors,
+            direct=direct,
+        )
+        space = function.config
+        index = 0
+        while index < Type0.BAR.count:
+            at = Type0.BAR.at(index)
+            space.write(at, 4, 0xFFFFFFFF)
+            mask = space.read(at, 4)
+            wide = Address(mask).MEM_TYPE == 2
+            if mask:
+                size = mask & 0xFFFFFFF0
+                size &= -size
+                self._next_bar = -(-self._next_bar // size) * size
+                space.write(at, 4, self._next_bar)
+                if wide:
+                    space.write(at + 4, 4, 0)
+                self._next_bar += size
+            index += 2 if wide else 1
+        for vector in range(vectors):
+            function.write(bir, vector * 16, 0xFEE00000)
+            function.write(bir, vector * 16 + 4, 0)
+            function.write(bir, vector * 16 + 8, 0x4000 | vector)
+            function.write(bir, vector * 16 + 12, 0)
+        space.write(msix + MsiX.CONTROL.offset, 2, MsiXControl.of(ENABLE=1).value)
+        space.write(Type0.COMMAND.offset, 2, 0x0006)
+        return function
+
+    @staticmethod
+    def _capability(config: ConfigSpace, wanted: int) -> int:
+        """Find a capability by its ID.
+
+        Raises VirtfnError if the function has none.
+        """
+        at, seen = config.read(Type0.CAP_POINTER.offset, 1) & ~3, 0
+        while at >= 0x40 and seen < 48:
+            if config.read(at, 1) == wanted:
+                return at
+            at, seen = config.read(at + 1, 1) & ~3, seen + 1
+        raise VirtfnError("the function has no MSI-X", errno_name="ENODEV")
+
+    def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
+        """Take a function out. surprise: without asking the guest, as when a card is pulled.
+
+        Raises VirtfnError if the guest does not have it.
+        """
+        nic = self.nic(rid)
+        if not surprise:
+            try:
+                nic.driver.stop()
+            except VirtfnError:
+                surprise = True  # a driver that cannot say goodbye is not waited for
+        nic.function.release()
+        nic.driver.remove()
+        self.nics.remove(nic)
+        self._pending = [p for p in self._pending if p[0] != rid]
+
+    def nic(self, rid: Rid) -> Nic:
+        """Find a plugged function.
+
+        Raises VirtfnError if the guest does not have it.
+        """
+        for nic in self.nics:
+            if nic.function.rid == rid:
+                return nic
+        raise VirtfnError(f"guest {self.name} does not have {format_rid(rid)}", errno_name="ENODEV")
+
+    # Virtual interrupts.
+
+    def _inject(self, rid: Rid, vector: int) -> None:
+        self.interrupts += 1
+        if (rid, vector) not in self._pending:
+            self._pending.append((rid, vector))
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt waits to be handled."""
+        return bool(self._pending)
+
+    def run_interrupts(self) -> int:
+        """Let the guest handle what is pending, by vector; return how many handlers ran."""
+        taken, self._pending = self._pending, []
+        for rid, vector in taken:
+            for nic in self.nics:
+                if nic.function.rid == rid:
+                    nic.driver.interrupt(vector)
+        return len(taken)
+
+    @property
+    def exits(self) -> int:
+        """Accesses that trapped."""
+        return sum(sum(nic.function.exits.values()) for nic in self.nics)
+
+    def close(self) -> None:
+        """Give the guest's memory back; its functions must be gone."""
+        for nic in self.nics:
+            nic.function.release()
+            nic.driver.remove()
+        self.nics.clear()
+        self.memory.close()
