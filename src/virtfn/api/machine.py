@@ -179,9 +179,9 @@ class Machine:
 
     def stop(self) -> None:
         """Take every VF back from its guest, and the VFs away."""
-        for run in self.guests:
-            if run.vf.vm is not None:
-                self.iovm.take_back(run.vf)
+        taken = [run.vf for run in self.guests if run.vf.vm is not None]
+        if taken:
+            self.iovm.take_back(*taken)
         for pf in self.pfs:
             pf.driver.stop()
             if pf.vfs:

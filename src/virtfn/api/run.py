@@ -10,7 +10,7 @@ from pathlib import Path
 from virtfn import __version__
 from virtfn.api.lab import Lab, refuse_unsupported
 from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
-from virtfn.api.report import GuestProgress, GuestReport, IommuReport, PfReport, Progress, Report, Totals
+from virtfn.api.report import GuestReport, IommuReport, PfReport, Progress, Report, Totals
 from virtfn.hw.i82576.desc import FCS_BYTES
 from virtfn.hw.types import format_mac, format_rid
 from virtfn.iomodels.engine import Engine
@@ -75,7 +75,7 @@ class _Run:
             return
         self._shown = now
         guests = tuple(
-            GuestProgress(
+            (
                 run.lab.name,
                 int(self._row(run)["tx_frames"]),
                 int(self._row(run)["rx_frames"]),
@@ -107,7 +107,7 @@ class _Run:
     def compile(self) -> None:
         """Load the kernels, or compile them at the first run."""
         before = self.clock.now()
-        self.tell("compiling" if not warm.cached() else "starting", force=True)
+        self.tell("starting" if warm.cached() else "compiling kernels (first run only)", force=True)
         self.compile_ps = warm.load() and self.clock.now() - before
 
     def prepare(self, machine: Machine, frames: Frames | None) -> None:
@@ -142,7 +142,7 @@ class _Run:
             self.groups.append(_Group(pf, runs, workload, engine))
 
     def _open_capture(self, machine: Machine, path: Path) -> None:
-        names = []
+        names: list[str] = []
         for i, pf in enumerate(machine.pfs):
             for run in machine.guests_of(pf):
                 self._interfaces[i, run.vf.index] = len(names)

@@ -58,7 +58,7 @@ class Igb:
     def probe(self) -> None:
         """Reset the port and read its identity.
 
-        Raises VirtfnError if the NVM's checksum is wrong, DeviceTimeout if the port does not come out of reset.
+        Raises VirtfnError if the NVM's checksum is wrong, DeviceTimeoutError if the port does not come out of reset.
         """
         self._reset()
         image = [self._nvm(address) for address in range(64)]

@@ -18,7 +18,7 @@ import secrets
 
 import numpy as np
 
-from virtfn.drivers.window import DeviceTimeout, Window
+from virtfn.drivers.window import DeviceTimeoutError, Window
 from virtfn.hw.i82576 import (
     MAILBOX_WORDS,
     MULTICAST_OVERFLOW,
@@ -160,7 +160,7 @@ class Igbvf:
     def probe(self) -> None:
         """Reset the VF and introduce it to the PF.
 
-        Raises DeviceTimeout if the PF stays in reset, MailboxError if it does not answer as it should.
+        Raises DeviceTimeoutError if the PF stays in reset, MailboxError if it does not answer as it should.
         """
         self._regs.set(VfRegs.VTEIMC, 7)
         self._regs.set(VfRegs.VTEIAC, 0)
@@ -174,7 +174,7 @@ class Igbvf:
         deadline = self._clock.now() + 20 * MS_PS
         while (value := self._regs.get(VfRegs.V2PMAILBOX)) & busy:
             if self._clock.now() >= deadline:
-                raise DeviceTimeout("V2PMAILBOX", value)
+                raise DeviceTimeoutError("V2PMAILBOX", value)
             self._clock.sleep(5 * US_PS)
         reply = self.ask([Message.of(OPCODE=Opcode.RESET).value], 3)
         given = words_mac(reply[1], reply[2])
@@ -322,7 +322,7 @@ class Igbvf:
     def recover(self) -> None:
         """Reset and start again, as after a reset of the PF or a lost mailbox.
 
-        Raises DeviceTimeout or MailboxError if the PF is not back.
+        Raises DeviceTimeoutError or MailboxError if the PF is not back.
         """
         self.netdev["up"] = self.netdev["polling"] = 0
         self._regs.set(VfRegs.VTEIMC, 7)

@@ -188,7 +188,7 @@ class Pools:
         self._update(Regs.VMOLR, n, AUPE=0, STRVLAN=1)
 
     def new_driver(self, n: int, port_vlan: int) -> None:
-        """Take back what a driver of VF `n` asked for: group filters, further addresses, VLANs, frame size, write-back."""
+        """Take back what a driver of VF `n` asked for: groups, further addresses, VLANs, frame size, write-back."""
         self.clear_addresses(n)
         self.set_multicast(n, [], False)
         for i in range(Regs.VLVF.count):

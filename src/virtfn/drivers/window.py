@@ -6,10 +6,10 @@ from virtfn.hw.bits import Decl
 from virtfn.machine.clock import US_PS
 from virtfn.machine.ports import Bar, Clock, VirtfnError
 
-__all__ = ["DeviceTimeout", "Window"]
+__all__ = ["DeviceTimeoutError", "Window"]
 
 
-class DeviceTimeout(VirtfnError):
+class DeviceTimeoutError(VirtfnError):
     """A device did not do in time what its driver waited for. Carries the register and its last value."""
 
     def __init__(self, register: str, value: int) -> None:
@@ -42,7 +42,7 @@ class Window:
     def wait(self, decl: Decl, mask: int, wanted: int, within_ps: int, index: int = 0, step_ps: int = 5 * US_PS) -> int:
         """Read a register until its bits under `mask` are `wanted`; return it.
 
-        Raises DeviceTimeout when they are not after `within_ps`.
+        Raises DeviceTimeoutError when they are not after `within_ps`.
         """
         deadline = self.clock.now() + within_ps
         while True:
@@ -50,5 +50,5 @@ class Window:
             if value & mask == wanted:
                 return value
             if self.clock.now() >= deadline:
-                raise DeviceTimeout(decl.label(index), value)
+                raise DeviceTimeoutError(decl.label(index), value)
             self.clock.sleep(step_ps)

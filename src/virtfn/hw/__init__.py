@@ -1,0 +1,1 @@
+"""Facts of the hardware: registers, descriptors, table entries, messages. No state, no input or output."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar, Self, overload
 
 __all__ = ["Access", "Decl", "Field", "RegMap", "Register", "Status", "array", "reg"]
@@ -116,7 +117,7 @@ class Register:
 
     def __init_subclass__(cls) -> None:
         fields = sorted((f for f in vars(cls).values() if isinstance(f, Field)), key=lambda f: f.lsb)
-        for low, high in zip(fields, fields[1:], strict=False):
+        for low, high in pairwise(fields):
             if high.lsb <= low.msb:
                 raise TypeError(f"{cls.__name__}: {low.name} and {high.name} overlap")
         cls.FIELDS = tuple(fields)

@@ -111,18 +111,16 @@ class Workload:
             case "pairs":
                 return [[g ^ 1 if g ^ 1 < n else 0] for g in range(n)]
             case "fan-in":
-                return [[], *([0] for _ in range(1, n))]
+                return [[] if g == 0 else [0] for g in range(n)]
             case "broadcast":
-                return [[None], *([] for _ in range(1, n))]
+                return [[None] if g == 0 else [] for g in range(n)]
         raise VirtfnError(f"there is no workload of kind {kind}", errno_name="EINVAL")
 
     def _prepare_generated(self, kind: str, frames: int, seed: int, raw: bool) -> None:
         n = len(self.stations)
         words = -(-frames // 64) if not raw else 1
         if n * n * words * 8 > _MAX_SEQUENCE_BYTES:
-            raise VirtfnError(
-                f"{frames} frames for each of {n} guests are too many to keep track of", errno_name="E2BIG"
-            )
+            raise VirtfnError(f"{frames} frames for each of {n} guests: too many to keep track of", errno_name="E2BIG")
         ring = max(int(station.row[0]["tx_size"]) for station in self.stations)
         self.row["ring"], self.row["words"] = ring, words
         self._table("sums", np.zeros((n, ring), np.int64))

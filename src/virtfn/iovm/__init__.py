@@ -1,0 +1,1 @@
+"""Management of virtual functions: finding them, giving them to guests, taking them back."""

@@ -149,8 +149,8 @@ class Iovm:
         Raises VirtfnError: EBUSY if the VF is not free, what the policy or the VM's driver refuses.
         """
         if vf.state is not VfState.FREE:
-            owner = f" by {vf.vm.name}" if vf.vm is not None else ""
-            raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}{owner}", errno_name="EBUSY")
+            holder = f", by {vf.vm.name}" if vf.vm is not None else ""
+            raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}{holder}", errno_name="EBUSY")
         owner = self._pf(vf.found.physfn)
         vf.policy = policy or VfPolicy()
         owner.driver.set_policy(vf.index, vf.policy)
@@ -175,27 +175,31 @@ class Iovm:
             self._domains[vm.name] = domain
         return domain
 
-    def take_back(self, vf: Vf, *, surprise: bool = False) -> None:
-        """Unplug a VF from its VM and make it as new. surprise: do not ask the guest.
+    def take_back(self, *vfs: Vf, surprise: bool = False) -> None:
+        """Unplug VFs from their VMs and make them as new; one wait serves all. surprise: do not ask the guests.
 
-        Raises VirtfnError, errno EINVAL, if nobody has it.
+        Raises VirtfnError, errno EINVAL, if nobody has one of them.
         """
-        vm = vf.vm
-        if vm is None:
-            raise VirtfnError(f"VF {format_rid(vf.rid)} is assigned to nobody", errno_name="EINVAL")
-        owner = self._pf(vf.found.physfn)
-        try:
-            vm.unplug(vf.rid, surprise=surprise)
-        except VirtfnError:
-            if not surprise:
-                raise
-        self.reset(vf)
-        owner.driver.serve()
-        owner.driver.release_vf(vf.index)
-        self._remapping.detach(vf.rid)
-        vf.config.reset()
-        vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
-        self._drop_domain(vm)
+        owners = []
+        for vf in vfs:
+            if vf.vm is None:
+                raise VirtfnError(f"VF {format_rid(vf.rid)} is assigned to nobody", errno_name="EINVAL")
+            owners.append(vf.vm)
+        for vf, vm in zip(vfs, owners, strict=True):
+            try:
+                vm.unplug(vf.rid, surprise=surprise)
+            except VirtfnError:
+                if not surprise:
+                    raise
+        self.reset(*vfs)
+        for vf, vm in zip(vfs, owners, strict=True):
+            driver = self._pf(vf.found.physfn).driver
+            driver.serve()
+            driver.release_vf(vf.index)
+            self._remapping.detach(vf.rid)
+            vf.config.reset()
+            vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
+            self._drop_domain(vm)
 
     def _drop_domain(self, vm: Vm) -> None:
         domain = self._domains.get(vm.name)
@@ -203,15 +207,16 @@ class Iovm:
             domain.destroy()
             del self._domains[vm.name]
 
-    def reset(self, vf: Vf) -> None:
-        """Reset a VF by FLR and wait until it answers again.
+    def reset(self, *vfs: Vf) -> None:
+        """Reset VFs by FLR and wait until they answer again.
 
-        Raises VirtfnError if it has no FLR.
+        Raises VirtfnError if one has no FLR.
         """
-        pcie = capability_of(self.pcim.bus, vf.rid, Pcie)
-        if pcie is None:
-            raise VirtfnError(f"{format_rid(vf.rid)} cannot be reset", errno_name="EIO")
-        pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
+        for vf in vfs:
+            pcie = capability_of(self.pcim.bus, vf.rid, Pcie)
+            if pcie is None:
+                raise VirtfnError(f"{format_rid(vf.rid)} cannot be reset", errno_name="EIO")
+            pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
         self._clock.sleep(100 * MS_PS)
 
     def quarantine(self, vf: Vf) -> None:

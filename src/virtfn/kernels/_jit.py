@@ -55,7 +55,7 @@ def _cache_dir() -> str:
 
 
 CACHE_DIR = _cache_dir()
-numba.config.CACHE_DIR = CACHE_DIR
+setattr(numba.config, "CACHE_DIR", CACHE_DIR)  # noqa: B010
 
 from llvmlite import ir  # noqa: E402
 from numba import njit, types  # noqa: E402

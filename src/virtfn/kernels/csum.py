@@ -66,7 +66,7 @@ def crc32c(address: int, size: int, skip: int) -> int:
     value = 0xFFFFFFFF
     for i in range(size):
         byte = 0 if skip <= i < skip + 4 else load8(address + i)
-        value = value >> 8 ^ np.int64(CRC32C[(value ^ byte) & 0xFF])
+        value = value >> 8 ^ int(CRC32C[(value ^ byte) & 0xFF])
     return value ^ 0xFFFFFFFF
 
 
@@ -75,7 +75,7 @@ def toeplitz(table: npt.NDArray[np.uint32], address: int, size: int, first: int)
     """Contribution to the RSS hash of `size` bytes at `address` that are input bytes `first`... of the hash."""
     value = 0
     for i in range(size):
-        value ^= np.int64(table[first + i, load8(address + i)])
+        value ^= int(table[first + i, load8(address + i)])
     return value
 
 

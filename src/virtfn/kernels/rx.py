@@ -9,8 +9,6 @@ Decisions are made on private bytes only, so a sender that changes its buffer me
 
 from __future__ import annotations
 
-import numpy as np
-
 from virtfn.hw.i82576.desc import (
     RSS_IPV4,
     RSS_IPV6,
@@ -210,10 +208,10 @@ def choose_queue(nic: Row, pool: int, q0: int) -> int:
     p = nic.port
     if p.vmdq:
         if p.rss and nic.pools[pool].rsse and q0 & 0xF:
-            return pool + 8 * (np.int64(nic.reta[q0 >> 32 & 0x7F]) & 1)
+            return pool + 8 * (int(nic.reta[q0 >> 32 & 0x7F]) & 1)
         return pool
     if p.rss and q0 & 0xF:
-        return np.int64(nic.reta[q0 >> 32 & 0x7F]) & 0xF
+        return int(nic.reta[q0 >> 32 & 0x7F]) & 0xF
     return 0
 
 
@@ -370,7 +368,7 @@ def legacy_word(size: int, status: int, tci: int) -> int:
 
 @kernel
 def split_point(frame: int, length: int, room: int, always: bool) -> int:
-    """Bytes that go to the header buffer: the headers of an IP frame if they fit; else, if `always`, as much as fits."""
+    """Bytes for the header buffer: the headers of an IP frame if they fit; else, if `always`, as much as fits."""
     ethertype = load16(frame + 12)
     start = 14
     if ethertype == 0x0081:

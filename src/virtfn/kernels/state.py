@@ -33,7 +33,7 @@ __all__ = [
 POOLS = 8
 QUEUES = 16
 VECTORS = 25
-# The scratch area: private copies. A head, a gathered frame (up to the largest segmentation), a segment, a frame to split.
+# The scratch area, private copies: a head, a gathered frame (up to the largest segmentation), a segment, one to split.
 HEAD_AREA = 0
 GATHER_AREA = 16 << 10
 GATHER_BYTES = 272 << 10

@@ -361,14 +361,17 @@ def take_frames(t: Row, g: int, d: Row, budget: int) -> int:
 
 @kernel
 def poll_guest(t: Row, g: int, d: Row, budget: int) -> tuple[int, int]:
-    """Let guest `g` run: receive if it polls, and send what its work asks for. Returns (received, sent)."""
+    """Let guest `g` run: take all there is if it polls, and send what its work asks for, up to `budget` frames.
+
+    Returns (received, sent).
+    """
     task = t.tasks[g]
     received = 0
     sent = 0
     if d.up == 0:
         return 0, 0
     if d.polling:
-        received = take_frames(t, g, d, budget)
+        received = take_frames(t, g, d, d.rx_size)
         d.empty_polls = 0 if received else d.empty_polls + 1
     if task.kind == GENERATE:
         sent = send_generated(t, g, d, budget)

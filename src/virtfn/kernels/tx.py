@@ -4,8 +4,8 @@
     anything else                  gathered into private memory first (several buffers, VLAN insertion, checksums,
                                    segmentation, padding), see `offload.py`
 
-The head moves, and done bits appear, only when a frame is finished; a frame that has to wait for a receiver stays at the
-head of its queue, with the pools that still lack it in the port's state.
+The head moves, and done bits appear, only when a frame is finished; a frame that has to wait for a receiver stays at
+the head of its queue, with the pools that still lack it in the port's state.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The board before a card is plugged in: memory, configuration space, root complex, interrupts, time."""

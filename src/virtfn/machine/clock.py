@@ -1,4 +1,4 @@
-"""Time. The only module that may read the machine's clock or sleep. Unit: integer picoseconds (1 byte at 1 Gb/s = 8000 ps)."""
+"""Time, in integer picoseconds (1 byte at 1 Gb/s = 8000 ps). The only module that may read a clock or sleep."""
 
 from __future__ import annotations
 

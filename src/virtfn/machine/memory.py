@@ -3,12 +3,11 @@
 `HostMemory` is one shared mapping; the host physical address of a byte is its address in this process. A guest's
 physical memory is made of chunks of it, taken in shuffled order:
 
-    host physical   | c7 | c2 | guard | c9 | c0 | ...        what the IOMMU's page tables name
-                       \\    \\            /    /
-    guest view      | c0 | c1 | c2 | ...                      one contiguous range: the CPU's own second-level paging
+    host physical   | c7 | c2 | tables | c9 | c0 | ...     what the IOMMU's page tables name
+    guest view      | c0 | c1 | c2 | ...                   one contiguous range: the CPU's own second-level paging
 
 The guest's drivers use the view, as a CPU does through nested paging; devices go through the IOMMU to the scattered
-chunks. Chunks are separated by guard chunks' worth of canary bytes only where a test asks for it (`guards`).
+chunks.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ __all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "SharedRegion", "view_b
 
 PAGE = 4096
 CHUNK = 2 << 20
-CANARY = 0xA5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -71,7 +69,7 @@ class HostMemory:
         self._closed = False
 
     def alloc_chunks(self, count: int, rng: random.Random | None = None) -> list[Hpa]:
-        """Take `count` chunks of 2 MiB, in shuffled order if `rng` is given; contents are whatever was there: zero at first.
+        """Take `count` zeroed chunks of 2 MiB, in shuffled order if `rng` is given.
 
         Raises VirtfnError when memory is exhausted.
         """

@@ -18,7 +18,7 @@ __all__ = ["Bar", "Clock", "ConfigSpace", "Device", "DeviceHost", "DmaMemory", "
 
 
 class VirtfnError(Exception):
-    """Root of every error that virtfn raises on purpose. `errno_name` is the errno that iproute2 would show, or empty."""
+    """Root of every error that virtfn raises on purpose. errno_name: the errno that iproute2 would show, or empty."""
 
     def __init__(self, message: str, *, errno_name: str = "") -> None:
         super().__init__(message)

@@ -76,7 +76,7 @@ class RegFile:
     ) -> None:
         self.map = regmap
         self.size = size
-        self._memory = memoryview(memory)
+        self._memory = memoryview(memory)  # type: ignore[arg-type]
         self._place: list[int] | None = None if place is None else place.tolist()
         self._masks: dict[int, tuple[int, int, int, int, int]] = {}
         self._wide = any(d.width != 32 for d in regmap.DECLS)

@@ -5,13 +5,13 @@
     mailbox.py     PF and VF talk                  nvm.py phy.py   EEPROM, link
 
 Reset kinds: power-on and FLR of the PF put everything back; CTRL.RST all but packet buffers, throttles and the SR-IOV
-capability; a VF's reset (VTCTRL.RST or FLR) stops its queues and clears its interrupts, mailbox and counters, but leaves
-its queues' addresses as they are. Spec: 82576 datasheet, chapter "Reset Operation" and specification update.
+capability; a VF's reset (VTCTRL.RST or FLR) stops its queues and clears its interrupts, mailbox and counters, but
+leaves its queues' addresses as they are. Spec: 82576 datasheet, chapter "Reset Operation" and specification update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Port(Handlers):
 
     # Wiring: who owns which queue.
 
-    def wire(self, pf_rid: int, pf_master: bool, vfs: list[tuple[int, bool]]) -> None:
+    def wire(self, pf_rid: int, pf_master: bool, vfs: Sequence[tuple[int, bool]]) -> None:
         """Give each queue to its function. vfs: (routing ID, Bus Master Enable) of each enabled VF.
 
         A function that may not master the bus has queues that stand still.

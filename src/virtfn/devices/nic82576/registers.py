@@ -3,9 +3,9 @@
     00000..1ffff   BAR0 of the PF, as in the map
     20000 + n*2000 VF n's receive page (VF BAR0 2000..2fff), then its transmit page (3000..3fff)
 
-Ring registers of queue q live in the pages of VF q & 7, at 800 + 100 * (q >> 3) of the receive or transmit page, whoever
-owns the queue; the PF's windows on them lead there. The two pages hold nothing but ring registers, so a guest can have
-them mapped, and its tail writes trap nowhere.
+Ring registers of queue q live in the pages of VF q & 7, at 800 + 100 * (q >> 3) of the receive or transmit page,
+whoever owns the queue; the PF's windows on them lead there. The two pages hold nothing but ring registers, so a guest
+can have them mapped, and its tail writes trap nowhere.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 All descriptors are 16 bytes, little-endian, seen here as two 64-bit words (Q0, Q1):
 
-    Tx data     Q0 buffer address            Q1 length 15:0, DTYP 23:20, DCMD 31:24, STA 35:32, IDX 38:36, POPTS 45:40, PAYLEN 63:46
+    Tx data     Q0 buffer address
+                Q1 length 15:0, DTYP 23:20, DCMD 31:24, STA 35:32, IDX 38:36, POPTS 45:40, PAYLEN 63:46
     Tx context  Q0 IPLEN 8:0, MACLEN 15:9, VLAN 31:16    Q1 TUCMD 20:9, DTYP 23:20, IDX 38:36, L4LEN 47:40, MSS 63:48
     Tx legacy   Q0 buffer address            Q1 length 15:0, CSO 23:16, CMD 31:24, STA 35:32, CSS 47:40, VLAN 63:48
     Rx read     Q0 packet buffer             Q1 header buffer
-    Rx written  Q0 RSS type 3:0, packet type 16:4, HDR_LEN 30:21, SPH 31, hash 63:32   Q1 status and errors 31:0, length 47:32, VLAN 63:48
+    Rx written  Q0 RSS type 3:0, packet type 16:4, HDR_LEN 30:21, SPH 31, hash 63:32
+                Q1 status and errors 31:0, length 47:32, VLAN 63:48
     Rx legacy   Q0 buffer address            Q1 length 15:0, checksum 31:16, status 39:32, errors 47:40, VLAN 63:48
 
 Spec: 82576 datasheet, chapters "Receive Descriptors" and "Transmit Descriptors".
