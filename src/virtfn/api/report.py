@@ -1,11 +1,54 @@
-"""What a run tells: the report's keys, which never change meaning, and the progress of a run under way."""
+"""What a run says: progress while it goes, the report at its end, and the report as a person reads it.
+
+The TypedDicts are the JSON documents of `virtfn run --json` and `virtfn bench --json`, key for key; keys never change
+meaning. `verdict` is the one place that decides whether a run accounts for every frame.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
-__all__ = ["GuestProgress", "GuestReport", "IommuReport", "PfReport", "Progress", "Report", "SwitchReport", "Totals"]
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "BenchPoint",
+    "BenchReport",
+    "GuestReport",
+    "IommuReport",
+    "OnProgress",
+    "PfReport",
+    "Progress",
+    "Report",
+    "SwitchReport",
+    "Totals",
+    "Verdict",
+    "plain_progress",
+    "render",
+    "render_bench",
+    "render_progress",
+    "verdict",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A moment of a run. phase: what goes on, in words. guests: (name, tx_frames, rx_frames, dropped) of each guest."""
+
+    phase: str
+    elapsed_s: float = 0.0
+    frames: int = 0
+    total_frames: int = 0
+    mpps: float = 0.0
+    gbps: float = 0.0
+    guests: tuple[tuple[str, int, int, int], ...] = ()
+
+
+OnProgress = Callable[[Progress], None]
 
 
 class SwitchReport(TypedDict):
@@ -29,7 +72,7 @@ class PfReport(TypedDict):
 class GuestReport(TypedDict):
     """One guest. lost: meant for it, and neither arrived nor counted as dropped anywhere. exits: accesses that trapped.
 
-    copies: frames that software between guest and device copied.
+    copies: frames that software between guest and device copied. ping_ms: mean round trip, kind ping only.
     """
 
     name: str
@@ -72,7 +115,7 @@ class Totals(TypedDict):
 
 
 class Report(TypedDict):
-    """The report of a run. compile_s: part of elapsed_s that compiled kernels."""
+    """The document of `virtfn run --json`. compile_s: part of elapsed_s that compiled kernels."""
 
     virtfn: str
     lab: str
@@ -84,24 +127,190 @@ class Report(TypedDict):
     totals: Totals
 
 
+class BenchPoint(TypedDict):
+    """One measurement."""
+
+    path: str
+    frame_bytes: int
+    mpps: float
+    gbps: float
+    copy_ratio: float
+    vfs: int
+
+
+class BenchReport(TypedDict):
+    """The document of `virtfn bench --json`; copy_gbps by frame size."""
+
+    cpu: str
+    copy_gbps: dict[str, float]
+    points: list[BenchPoint]
+
+
 @dataclass(frozen=True, slots=True)
-class GuestProgress:
-    """A guest in the middle of a run."""
+class Verdict:
+    """Whether a run accounts for every frame, in one line."""
 
-    name: str
-    tx_frames: int
-    rx_frames: int
-    dropped: int
+    passed: bool
+    words: str
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A run in the middle. phase: `compiling`, `starting`, `running`, `stopping`."""
+def verdict(report: Report) -> Verdict:
+    """Judge a run: nothing altered, repeated or out of order, and every frame there or dropped for a counted reason."""
+    guests = report["guests"]
+    corrupt, reordered, lost = (sum(g[key] for g in guests) for key in ("corrupt", "reordered", "lost"))
+    wrong = [
+        f"{_count(number)} {word}"
+        for number, word in ((corrupt, "corrupt"), (reordered, "repeated or out of order"), (lost, "lost"))
+        if number
+    ]
+    if wrong:
+        return Verdict(False, f"frames are not accounted for: {', '.join(wrong)}")
+    # A switch counts the drops of its pools; what a driver refused to send is in the guest's own count only.
+    by_switch = sum(n for pf in report["pfs"] for n in pf["switch"]["dropped"].values())
+    dropped = max(by_switch, sum(n for g in guests for n in g["dropped"].values()))
+    if not report["totals"]["frames"] and not dropped:
+        return Verdict(False, "no frame was moved")
+    if dropped:
+        counted = f"{_plural(dropped, 'frame')} dropped for a counted reason"
+        return Verdict(True, f"{counted}, the others arrived once, unaltered and in order")
+    return Verdict(True, "every frame arrived once, unaltered and in order")
 
-    phase: str
-    elapsed_s: float
-    frames: int = 0
-    total_frames: int = 0
-    mpps: float = 0.0
-    gbps: float = 0.0
-    guests: tuple[GuestProgress, ...] = ()
+
+def render(report: Report) -> RenderableType:
+    """Lay the report out for a person."""
+    judged = verdict(report)
+    word = Text("passed ", style="bold green") if judged.passed else Text("FAILED ", style="bold red")
+    return Group(
+        Text.assemble(("lab ", "dim"), (report["lab"], "bold")),
+        _guest_table(report["guests"]),
+        _facts(report),
+        Text(""),
+        word + Text(judged.words, style="not bold"),
+    )
+
+
+def _guest_table(guests: list[GuestReport]) -> Table:
+    table = _table("guest", "function")
+    for title in ("sent", "received", "lost", "corrupt", "reord.", "dropped", "exits", "irqs"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for g in guests:
+        table.add_row(
+            Text(g["name"]),
+            Text(g["address"], style="dim"),
+            _number(g["tx_frames"]),
+            _number(g["rx_frames"]),
+            *(_number(n, bad=True) for n in (g["lost"], g["corrupt"], g["reordered"])),
+            _number(sum(g["dropped"].values()), worth_a_look=True),
+            _number(g["exits"]),
+            _number(g["interrupts"]),
+        )
+    return table
+
+
+def _facts(report: Report) -> Table:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    for pf in report["pfs"]:
+        facts.add_row(pf["name"], f"{pf['model']} at {pf['address']}, {_plural(pf['vfs'], 'VF')}")
+        switch = pf["switch"]
+        words = f"{_count(switch['forwarded'])} forwarded, {_count(switch['flooded'])} flooded"
+        facts.add_row("  switch", f"{words}, {_drops(switch['dropped'])}")
+    for g in report["guests"]:
+        if any(g["dropped"].values()):
+            facts.add_row(f"  {g['name']}", _drops(g["dropped"]))
+    mmu = report["iommu"]
+    hits = f", {100 * mmu['iotlb_hits'] / mmu['translations']:.1f} % by the IOTLB" if mmu["translations"] else ""
+    facts.add_row(
+        "IOMMU",
+        f"{_plural(mmu['domains'], 'domain')}, {_count(mmu['translations'])} translations{hits}, "
+        f"{_plural(mmu['page_walks'], 'page walk')}, {_plural(mmu['faults'], 'fault')}",
+    )
+    sums = report["totals"]
+    compiled = f" (kernels compiled in {report['compile_s']:.1f} s)" if report["compile_s"] >= 0.05 else ""
+    facts.add_row(
+        "total",
+        f"{_count(sums['frames'])} frames, {_bytes(sums['bytes'])} in {report['elapsed_s']:.2f} s{compiled}: "
+        f"{sums['mpps']:.2f} Mpps, {sums['gbps']:.2f} Gb/s",
+    )
+    return facts
+
+
+def render_bench(report: BenchReport) -> RenderableType:
+    """Lay a bench report out for a person."""
+    table = _table("path")
+    for title in ("frame bytes", "VFs", "Mpps", "Gb/s", "copy Gb/s", "of copy"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for p in report["points"]:
+        copy = report["copy_gbps"].get(str(p["frame_bytes"]))
+        table.add_row(
+            Text(p["path"]),
+            str(p["frame_bytes"]),
+            str(p["vfs"]),
+            Text(f"{p['mpps']:.2f}", style="bold"),
+            f"{p['gbps']:.2f}",
+            Text("-" if copy is None else f"{copy:.2f}", style="dim"),
+            f"{100 * p['copy_ratio']:.0f} %",
+        )
+    return Group(Text(report["cpu"], style="dim"), table)
+
+
+def render_progress(progress: Progress) -> RenderableType:
+    """Lay a moment of a run out: one line for the run, one for each guest."""
+    head = Text.assemble((progress.phase, "bold"), f"  {progress.elapsed_s:.1f} s")
+    if progress.total_frames:
+        share = min(1.0, progress.frames / progress.total_frames)
+        full = round(24 * share)
+        head.append_text(
+            Text.assemble("  ", ("=" * full, "green"), ("-" * (24 - full), "dim"), f" {100 * share:3.0f} %")
+        )
+    if progress.frames:
+        head.append(f"  {_count(progress.frames)} frames, {progress.mpps:.2f} Mpps, {progress.gbps:.2f} Gb/s")
+    lines = Table.grid(padding=(0, 2))
+    for name, tx, rx, dropped in progress.guests:
+        late = Text(f"dropped {_count(dropped)}", style="yellow") if dropped else Text("")
+        lines.add_row(Text(f"  {name}"), Text(f"sent {_count(tx)}"), Text(f"received {_count(rx)}"), late)
+    return Group(head, *([lines] if progress.guests else []))
+
+
+def plain_progress(progress: Progress) -> Iterator[str]:
+    """Say a moment of a run in lines for a log."""
+    share = f" {progress.frames} of {progress.total_frames} frames" if progress.total_frames and progress.frames else ""
+    yield f"{progress.phase}{share}"
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=True)
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    return table
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _number(number: int, *, bad: bool = False, worth_a_look: bool = False) -> Text:
+    style = "bold red" if bad and number else "yellow" if worth_a_look and number else "dim" if not number else ""
+    return Text(_count(number), style=style)
+
+
+def _drops(dropped: dict[str, int]) -> str:
+    counted = {reason: n for reason, n in dropped.items() if n}
+    if not counted:
+        return "0 dropped"
+    return f"{_count(sum(counted.values()))} dropped: " + ", ".join(
+        f"{_count(n)} {r}" for r, n in sorted(counted.items())
+    )
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"

@@ -1,0 +1,197 @@
+"""What this machine can do, and what is missing for the rest.
+
+run        embedded labs: Python, the packages, memory
+qemu       guests that are real virtual machines: QEMU with vfio-user (10.1), quick with KVM
+hardware   real VFs: an IOMMU and an SR-IOV NIC in this machine
+judges     programs that check virtfn from outside: tshark, tcpdump, lspci
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from virtfn import __version__
+
+__all__ = ["Check", "Machine", "examine", "render_doctor"]
+
+QEMU_VERSION = (10, 1)
+MIN_MEMORY_MIB = 1024
+_PACKAGES = ("numba", "numpy", "pydantic", "ruamel.yaml", "rich", "click", "python-pcapng")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. purpose: run, qemu, hardware or judges. remedy: how to get it; empty if it is there."""
+
+    name: str
+    purpose: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def _kernels_cached() -> bool:
+    from virtfn.kernels import warm  # half a second, and it fails where Numba is broken
+
+    return warm.cached()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where to look: the root of the file system, and how to find and ask programs."""
+
+    root: Path = Path("/")
+    which: Callable[[str], str | None] = shutil.which
+    kernels_cached: Callable[[], bool] = _kernels_cached
+
+    def version_line(self, program: str) -> str:
+        """Return the first line of `program --version`, or empty if it does not answer."""
+        try:
+            done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return (done.stdout or done.stderr).partition("\n")[0].strip()
+
+
+def examine(machine: Machine | None = None) -> dict[str, object]:
+    """Look at this machine: the document of `virtfn doctor --json`."""
+    machine = machine or Machine()
+    checks = [*_software(machine), *_qemu(machine), *_hardware(machine), *_judges(machine)]
+    purposes = dict.fromkeys(check.purpose for check in checks)
+    # KVM makes real guests quick, a warm cache makes the first run quick; neither is needed.
+    needed = [check for check in checks if check.name not in ("KVM", "kernel cache")]
+    return {
+        "virtfn": __version__,
+        "can": {purpose: all(c.ok for c in needed if c.purpose == purpose) for purpose in purposes},
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def _software(machine: Machine) -> Iterator[Check]:
+    yield Check("Python", "run", True, f"{platform.python_version()} ({platform.python_implementation()})")
+    for package in _PACKAGES:
+        try:
+            yield Check(package, "run", True, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            yield Check(package, "run", False, "not installed", f"pip install {package}")
+    yield Check("cores", "run", True, str(len(os.sched_getaffinity(0))))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    enough = memory >= MIN_MEMORY_MIB
+    yield Check("memory", "run", enough, f"{memory} MiB", "" if enough else f"labs want {MIN_MEMORY_MIB} MiB or more")
+    yield _kernel_cache(machine)
+
+
+def _kernel_cache(machine: Machine) -> Check:
+    try:
+        warm = machine.kernels_cached()
+    except Exception as error:  # a broken Numba is a finding, not a failure of the doctor
+        reason = " ".join(str(error).split())[:80]
+        return Check("kernel cache", "run", False, f"Numba fails: {reason}", "pip install --force-reinstall numba")
+    if warm:
+        return Check("kernel cache", "run", True, "warm")
+    return Check("kernel cache", "run", False, "cold: the first run compiles", "virtfn run fills it")
+
+
+def _qemu(machine: Machine) -> Iterator[Check]:
+    remedy = "Debian package qemu-system-x86, version 10.1 or newer (Debian 13: from trixie-backports)"
+    path = machine.which("qemu-system-x86_64")
+    line = machine.version_line(path) if path else ""
+    match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", line)
+    if path is None:
+        yield Check("QEMU", "qemu", False, "not installed", remedy)
+    elif match is None:
+        yield Check("QEMU", "qemu", False, f"{path} does not say its version", remedy)
+    elif (int(match[1]), int(match[2])) < QEMU_VERSION:
+        yield Check("QEMU", "qemu", False, f"{match[0].removeprefix('version ')}: no vfio-user client", remedy)
+    else:
+        yield Check("QEMU", "qemu", True, match[0].removeprefix("version "))
+    kvm = machine.root / "dev/kvm"
+    if not kvm.exists():
+        yield Check(
+            "KVM", "qemu", False, "no /dev/kvm", "enable virtualization in firmware, or load kvm_intel or kvm_amd"
+        )
+    elif not os.access(kvm, os.R_OK | os.W_OK):
+        yield Check("KVM", "qemu", False, "/dev/kvm may not be opened", "add this user to group kvm")
+    else:
+        yield Check("KVM", "qemu", True, "/dev/kvm")
+
+
+def _hardware(machine: Machine) -> Iterator[Check]:
+    groups = len(_entries(machine.root / "sys/kernel/iommu_groups"))
+    if groups:
+        yield Check("IOMMU", "hardware", True, f"{groups} groups")
+    else:
+        yield Check(
+            "IOMMU", "hardware", False, "no groups", "enable VT-d or AMD-Vi in firmware; intel_iommu=on on Intel"
+        )
+    nics = [
+        f"{device.name} ({total} VFs)"
+        for device in _entries(machine.root / "sys/bus/pci/devices")
+        if _read(device / "class").startswith("0x02") and (total := _read(device / "sriov_totalvfs")) not in ("", "0")
+    ]
+    if nics:
+        yield Check("SR-IOV NIC", "hardware", True, ", ".join(nics))
+    else:
+        yield Check("SR-IOV NIC", "hardware", False, "none", "only real VFs need one; embedded labs do not")
+
+
+def _judges(machine: Machine) -> Iterator[Check]:
+    for program, package in (("tshark", "tshark"), ("tcpdump", "tcpdump"), ("lspci", "pciutils")):
+        path = machine.which(program)
+        yield Check(
+            program, "judges", path is not None, path or "not installed", "" if path else f"Debian package {package}"
+        )
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+_TITLES = {
+    "run": "embedded labs",
+    "qemu": "QEMU guests",
+    "hardware": "real VFs",
+    "judges": "outside judges",
+}
+
+
+def render_doctor(document: dict[str, object]) -> RenderableType:
+    """Lay the doctor's findings out for a person."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for title in ("for", "what", "", "found", "how to get it"):
+        table.add_column(title, overflow="fold", no_wrap=title in ("for", "what", ""))
+    last = ""
+    checks = document["checks"]
+    assert isinstance(checks, list)
+    for check in checks:
+        mark = Text("ok", style="green") if check["ok"] else Text("-", style="yellow")
+        title = _TITLES[check["purpose"]] if check["purpose"] != last else ""
+        table.add_row(title, check["name"], mark, Text(check["found"]), Text(check["remedy"], style="dim"))
+        last = check["purpose"]
+    can = document["can"]
+    assert isinstance(can, dict)
+    able = [_TITLES[purpose] for purpose, yes in can.items() if yes]
+    return Group(table, Text(f"this machine is ready for: {', '.join(able) or 'nothing yet'}", style="bold"))

@@ -1,0 +1,231 @@
+"""The command line: `virtfn COMMAND`. Parses, calls `virtfn.api`, and turns what goes wrong into one line and a status.
+
+    0    done
+    1    the work failed, or a device refused; the line names the errno
+    2    the input is wrong: where, what, and how to mend it
+    130  interrupted
+
+Only click is imported here; everything else when a command runs, so that `virtfn --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from virtfn import __version__
+from virtfn.cli.outputs import STDOUT, claim, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from virtfn.api.lab import Lab
+
+__all__ = ["cli", "main"]
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+SIGPIPE_STATUS = 141
+INTERRUPTED = 130
+
+
+def json_option(command: _Command) -> _Command:
+    """Give a command its --json FILE."""
+    return click.option("--json", "json_to", metavar="FILE", help="Write one JSON document; -: standard output.")(
+        command
+    )
+
+
+def lab_argument(command: _Command) -> _Command:
+    """Give a command its optional LAB."""
+    return click.argument("lab_file", metavar="[LAB.yaml]", required=False)(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="virtfn %(version)s")
+def cli() -> None:
+    """SR-IOV in software: an Intel 82576 cut into virtual functions, each driven by its own guest."""
+
+
+@cli.command()
+@lab_argument
+@json_option
+@click.option("--capture", metavar="FILE.pcapng", help="Record what each function sends and receives.")
+@click.option("--trace", metavar="FILE", help="Write register accesses, mailbox messages, interrupts and faults.")
+def run(lab_file: str | None, json_to: str | None, capture: str | None, trace: str | None) -> None:
+    """Bring a lab up, run its workload, take it down, report.
+
+    Without a file: the built-in lab, two guests with a VF each.
+    """
+    outputs = {"--json": json_to, "--capture": capture, "--trace": trace}
+    claim(outputs, lab_file)
+    lab = _lab(lab_file)
+    claim(outputs, lab_file, lab.workload.pcap)
+    from virtfn.api.lab import refuse_unsupported
+
+    refuse_unsupported(lab)
+    from virtfn.api.report import render, verdict
+    from virtfn.api.run import run_lab
+    from virtfn.cli.progress import Watcher
+
+    with Watcher(_console(stderr=True), quiet=json_to == STDOUT) as watcher:
+        report = run_lab(lab, capture=_path(capture), trace=_path(trace), progress=watcher)
+    _deliver(json_to, report, lambda: render(report))
+    judged = verdict(report)
+    if not judged.passed:
+        raise click.ClickException(judged.words)
+
+
+@cli.command()
+@lab_argument
+@json_option
+@click.option("--dump", is_flag=True, help="Print hexadecimal that pciutils' lspci -F reads.")
+def lspci(lab_file: str | None, json_to: str | None, dump: bool) -> None:
+    """Show the machine's PCI tree in the manner of lspci."""
+    if dump and json_to == STDOUT:
+        raise click.UsageError("--dump and --json - both want standard output; give --json a file")
+    claim({"--json": json_to}, lab_file)
+    lab = _lab(lab_file)
+    from virtfn.api.run import machine_for
+
+    with machine_for(lab) as machine:
+        document, text = machine.json(), machine.dump() if dump else machine.tree()
+    if json_to is not None:
+        write_json(json_to, document)
+    if json_to != STDOUT:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+
+
+@cli.command()
+@json_option
+@click.option(
+    "--frame-bytes",
+    type=click.IntRange(64, 9728),
+    multiple=True,
+    help="Frame size with FCS; may be given several times.",
+)
+@click.option("--vfs", type=click.IntRange(2, 8), default=2, show_default=True, help="VFs in use.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Time of each measurement, 0.1 to 600.")
+def bench(json_to: str | None, frame_bytes: tuple[int, ...], vfs: int, seconds: float) -> None:
+    """Measure data-plane rates against this machine's copy limit."""
+    if not 0.1 <= seconds <= 600:  # refuses not-a-number too, which a range type lets through
+        raise click.UsageError(f"--seconds {seconds}: is not in the range 0.1 to 600")
+    claim({"--json": json_to})
+    from virtfn.api.bench import run_bench
+    from virtfn.api.report import render_bench
+    from virtfn.cli.progress import Watcher
+
+    with Watcher(_console(stderr=True), quiet=json_to == STDOUT) as watcher:
+        report = run_bench(list(frame_bytes) or [64, 512, 1518], vfs, seconds, watcher)
+    _deliver(json_to, report, lambda: render_bench(report))
+
+
+@cli.command()
+@json_option
+def doctor(json_to: str | None) -> None:
+    """Say what this machine can do, and what is missing for the rest."""
+    claim({"--json": json_to})
+    from virtfn.api.doctor import examine, render_doctor
+
+    document = examine()
+    _deliver(json_to, document, lambda: render_doctor(document))
+
+
+def _lab(file: str | None) -> Lab:
+    from virtfn.api.lab import builtin_lab, load_lab
+
+    return builtin_lab() if file is None else load_lab(Path(file))
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    # A log or a file has no width; tables there are as wide as they need.
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def _deliver(json_to: str | None, document: object, picture: Callable[[], RenderableType]) -> None:
+    """Write the JSON where it was asked for, and the picture unless the JSON has standard output to itself."""
+    if json_to is not None:
+        write_json(json_to, document)
+    if json_to != STDOUT:
+        _console().print(picture())
+
+
+def _fail(message: str, status: int) -> int:
+    line = " ".join(message.split())
+    click.echo("virtfn: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), err=True)
+    return status
+
+
+def _unexpected(error: Exception) -> int:
+    # A VirtfnError exists only if its module was loaded; asking sys.modules spares --help the import.
+    ports = sys.modules.get("virtfn.machine.ports")
+    if ports is not None and isinstance(error, ports.VirtfnError):
+        name = error.errno_name
+        return _fail(
+            f"{error} ({name})" if name and name not in str(error) else str(error), getattr(error, "exit_status", 1)
+        )
+    if isinstance(error, MemoryError):
+        return _fail("this machine's memory is exhausted; use fewer guests or a smaller memory-mib", 1)
+    if os.environ.get("VIRTFN_DEBUG"):
+        traceback.print_exception(error)
+    hint = "set VIRTFN_DEBUG=1 for the traceback, and report it"
+    return _fail(f"this is a bug in virtfn: {type(error).__name__}: {str(error)[:200]}; {hint}", 1)
+
+
+def _quiet_stdout() -> None:
+    """Let what is still buffered for a reader that has gone away vanish."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    try:
+        with cli.make_context("virtfn", list(arguments)) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.exceptions.Exit as error:
+        sys.stdout.flush()
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "virtfn"
+        return _fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open until exit
+    if "_VIRTFN_COMPLETE" in os.environ:
+        cli.main(prog_name="virtfn")
+    try:
+        status = _serve(sys.argv[1:] if arguments is None else arguments)
+    except (KeyboardInterrupt, click.Abort):
+        status = _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _quiet_stdout()
+        status = SIGPIPE_STATUS
+    except OSError as error:
+        status = _fail(error.strerror or str(error), 1) if error.filename is None else _unexpected(error)
+    except Exception as error:
+        status = _unexpected(error)
+    sys.exit(status)

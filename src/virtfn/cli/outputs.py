@@ -1,0 +1,70 @@
+"""Where results go: output files are claimed before the work starts, and JSON is written at its end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["STDOUT", "claim", "write_json"]
+
+STDOUT = "-"
+
+
+def claim(outputs: dict[str, str | None], *inputs: str | Path | None) -> None:
+    """Check that every output file can be written and none would destroy another or an input.
+
+    Raises click.UsageError (status 2) for the first that cannot; nothing is created.
+    """
+    taken = {os.path.realpath(path): "an input of this run" for path in inputs if path}
+    for option, name in outputs.items():
+        if name is None or name == STDOUT:
+            continue
+        reason = _unwritable(name)
+        if reason:
+            raise click.UsageError(f"{option} {name}: cannot be written ({reason}); choose another file")
+        real = os.path.realpath(name)
+        if real in taken and not _is_device(real):
+            raise click.UsageError(f"{option} {name}: is {taken[real]}; choose another file")
+        taken[real] = f"the file of {option}"
+
+
+def _unwritable(name: str) -> str:
+    if not name or "\0" in name:
+        return "not a file name"
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.realpath(name))
+        if not os.path.isdir(folder):
+            return os.strerror(errno.ENOENT)
+        return "" if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        return error.strerror or "not a file name"
+    if stat.S_ISDIR(mode):
+        return os.strerror(errno.EISDIR)
+    return "" if os.access(name, os.W_OK) else os.strerror(errno.EACCES)
+
+
+def _is_device(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def write_json(name: str, document: object) -> None:
+    """Write one JSON document to a file, or to standard output for `-`.
+
+    Raises click.ClickException (status 1) when the disk refuses.
+    """
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if name == STDOUT:
+        sys.stdout.write(text)
+        return
+    try:
+        Path(name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{name}: cannot be written ({error.strerror})") from None
