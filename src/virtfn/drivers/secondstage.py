@@ -25,6 +25,7 @@ __all__ = ["Leaf", "Range", "SecondStage", "TablePages"]
 
 SHIFTS = (12, 21, 30)
 _RW = SecondStageEntry.of(R=1, W=1).value
+_ADDR = SecondStageEntry.ADDR.mask
 
 
 class Leaf(NamedTuple):
@@ -98,6 +99,14 @@ def _adjust(counts: dict[int, Counter[int]], shifts: tuple[int, ...], address: i
             del counts[shift][page]
 
 
+def _present(row: npt.NDArray[np.uint64], first: int, last: int) -> list[int]:
+    """List the entries from `first` to `last` that are not zero; the two may lie outside the table."""
+    first, last = max(first, 0), min(last, 511)
+    if first == last:  # as almost always when a single page is looked up
+        return [first] if row[first] else []
+    return [first + i for i in np.flatnonzero(row[first : last + 1]).tolist()]
+
+
 class SecondStage:
     """One tree of second-stage tables.
 
@@ -131,7 +140,7 @@ class SecondStage:
             i = leaf.iova >> level_shift(above) & 511
             if not table[i]:
                 table[i] = self._pages.alloc() | _RW
-            table = self._pages.row(SecondStageEntry(int(table[i])).value & SecondStageEntry.ADDR.mask)
+            table = self._pages.row(int(table[i]) & _ADDR)
         entry = SecondStageEntry.of(R=int(leaf.read), W=int(leaf.write), PS=int(level > 1)).value | leaf.hpa
         table[leaf.iova >> leaf.shift & 511] = entry
         self._pages.adjust_mapped(leaf.hpa, leaf.shift, 1)
@@ -176,11 +185,10 @@ class SecondStage:
     def _leaves(self, table: int, level: int, base: int, first: int, last: int) -> Iterator[Leaf]:
         row = self._pages.row(table)
         shift = level_shift(level)
-        low, high = max(first - base, 0) >> shift, min((last - 1 - base >> shift) + 1, 512)
-        for i in np.flatnonzero(row[low:high]).tolist():
-            entry = SecondStageEntry(int(row[low + i]))
-            at = base + (low + i << shift)
-            target = Hpa(entry.value & SecondStageEntry.ADDR.mask)
+        for i in _present(row, first - base >> shift, last - 1 - base >> shift):
+            entry = SecondStageEntry(int(row[i]))
+            at = base + (i << shift)
+            target = Hpa(entry.value & _ADDR)
             if level == 1 or entry.PS:
                 yield Leaf(Iova(at), target, shift, bool(entry.R), bool(entry.W))
             else:
@@ -199,7 +207,7 @@ class SecondStage:
                 self._pages.adjust_mapped(leaf.hpa + (i << smaller), smaller, 1)
             table = self._pages.row(self.root)
             for level in range(self.levels, (leaf.shift - 12) // 9 + 1, -1):
-                table = self._pages.row(int(table[leaf.iova >> level_shift(level) & 511]) & SecondStageEntry.ADDR.mask)
+                table = self._pages.row(int(table[leaf.iova >> level_shift(level) & 511]) & _ADDR)
             table[leaf.iova >> leaf.shift & 511] = page | _RW
             self._pages.adjust_mapped(leaf.hpa, leaf.shift, -1)
             (leaf,) = self.leaves(edge, 1)
@@ -207,18 +215,17 @@ class SecondStage:
     def _clear(self, table: int, level: int, base: int, first: int, last: int, idle: list[Hpa]) -> int:
         row = self._pages.row(table)
         shift = level_shift(level)
-        low, high = max(first - base, 0) >> shift, min((last - 1 - base >> shift) + 1, 512)
         done = 0
-        for i in np.flatnonzero(row[low:high]).tolist():
-            entry = SecondStageEntry(int(row[low + i]))
-            target = Hpa(entry.value & SecondStageEntry.ADDR.mask)
+        for i in _present(row, first - base >> shift, last - 1 - base >> shift):
+            entry = SecondStageEntry(int(row[i]))
+            target = Hpa(entry.value & _ADDR)
             if level == 1 or entry.PS:
-                row[low + i] = 0
+                row[i] = 0
                 self._pages.adjust_mapped(target, shift, -1)
                 done += 1 << shift
             else:
-                done += self._clear(target, level - 1, base + (low + i << shift), first, last, idle)
+                done += self._clear(target, level - 1, base + (i << shift), first, last, idle)
                 if not self._pages.row(target).any():
-                    row[low + i] = 0
+                    row[i] = 0
                     idle.append(target)
         return done

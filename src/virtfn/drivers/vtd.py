@@ -115,8 +115,9 @@ class Domain:
     def destroy(self) -> None:
         """Free the tables.
 
-        Raises VirtfnError while a requester is attached.
+        Raises VirtfnError while a requester is attached, or the second time.
         """
+        self.check_alive()
         if self.rids:
             raise VirtfnError(f"domain {self.id} is in use by {self._users()}", errno_name="EBUSY")
         self._driver.drop_domain(self)
@@ -129,6 +130,10 @@ class Domain:
             raise VirtfnError(f"{iova:#x}+{nbytes:#x} is not a range of whole pages", errno_name="EINVAL")
         if iova + nbytes > self.tables.limit:
             raise VirtfnError(f"{iova:#x}+{nbytes:#x} is beyond {self.tables.levels} levels", errno_name="EINVAL")
+        self.check_alive()
+
+    def check_alive(self) -> None:
+        """Raise VirtfnError if the domain has been destroyed."""
         if self._driver.domains.get(self.id) is not self:
             raise VirtfnError(f"domain {self.id} has been destroyed", errno_name="ENOENT")
 
@@ -206,8 +211,7 @@ class VtdDriver:
 
         Raises VirtfnError if it is attached already, or the domain is destroyed.
         """
-        if self.domains.get(domain.id) is not domain:
-            raise VirtfnError(f"domain {domain.id} has been destroyed", errno_name="ENOENT")
+        domain.check_alive()
         self._attach(
             rid,
             domain,
