@@ -36,7 +36,7 @@ from virtfn.hw.vtd.tables import (
     FaultReason,
     Translation,
 )
-from virtfn.kernels._jit import Row, copy_bytes, kernel, row_at
+from virtfn.kernels._jit import Row, copy_bytes, inlined, kernel, row_at
 from virtfn.kernels.pagewalk import walk_context, walk_iova
 
 __all__ = [
@@ -160,6 +160,9 @@ def translate(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple
         unit.bypassed += 1
         return iova, nbytes
     return translate_miss(iommu, rid & 0xFFFF, iova, nbytes, write & 1)
+
+
+translate_hot = inlined(translate.py_func)  # type: ignore[attr-defined]
 
 
 @kernel

@@ -25,6 +25,7 @@ from virtfn.hw.i82576.desc import (
 from virtfn.kernels._jit import (
     Row,
     copy_bytes,
+    inlined,
     kernel,
     load16,
     load32_acquire,
@@ -74,13 +75,13 @@ def tx_room(d: Row) -> int:
     return free if free >= 0 else free + d.tx_size
 
 
-@kernel
+@inlined
 def tx_buffer(d: Row) -> int:
     """Address of the buffer that the next frame goes into."""
     return d.tx_buffers + d.tx_tail * d.buffer_bytes
 
 
-@kernel
+@inlined
 def tx_push(d: Row, length: int, report: bool) -> None:
     """Hand the next buffer, filled with `length` bytes, to the ring. report: ask the device to tell when it is done."""
     at = d.tx_ring + d.tx_tail * 16
@@ -97,7 +98,7 @@ def tx_kick(d: Row) -> None:
     store32_release(d.tx_tail_register, d.tx_tail)
 
 
-@kernel
+@inlined
 def rx_frame(d: Row) -> int:
     """Length of the next received frame; 0 if there is none, -1 if it is in pieces.
 
@@ -112,7 +113,7 @@ def rx_frame(d: Row) -> int:
     return load16(at + 12)
 
 
-@kernel
+@inlined
 def rx_buffer(d: Row) -> int:
     """Address of the next received frame."""
     return d.rx_buffers + d.rx_next * d.buffer_bytes
@@ -136,7 +137,7 @@ def rx_retag(d: Row, length: int) -> int:
     return d.bounce
 
 
-@kernel
+@inlined
 def rx_release(d: Row) -> None:
     """Give the descriptor of the frame just taken back to the ring."""
     at = d.rx_ring + d.rx_next * 16

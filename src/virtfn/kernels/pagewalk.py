@@ -102,7 +102,7 @@ def walk_iova(
             return (WRITE_NOT_ALLOWED if write else READ_NOT_ALLOWED), 0, 0, 0
         if level == 1 or entry & SS_PS:
             low_bits = (1 << shift) - 1 & SS_ADDR
-            if entry & (SS_RESERVED_LEAF | low_bits) or (level > 1 and (level > 3 or not large >> (level - 2) & 1)):
+            if entry & (SS_RESERVED_LEAF | low_bits) or (level > 1 and not large >> (level - 2) & 1):
                 return PAGING_ENTRY_RESERVED, 0, 0, 0
             return 0, entry & SS_ADDR, shift, rights
         if entry & SS_RESERVED:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.kernels._jit import Row, kernel, load32, load32_acquire, load64, store32_release
+from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, store32_release
 from virtfn.kernels.dma import iommu_at, translate
 from virtfn.kernels.state import EV_MALICIOUS
 
@@ -104,6 +104,9 @@ def window(nic: Row, r: Row) -> int:
         r.win_hi = head + run // 16
         r.win_hpa = hpa
     return r.win_hpa + (head - r.win_lo) * 16
+
+
+window_hot = inlined(window.py_func)  # type: ignore[attr-defined]
 
 
 @kernel

@@ -37,10 +37,21 @@ from virtfn.hw.i82576.desc import (
     SRRCTL_LEGACY,
     SRRCTL_SPLIT_ALWAYS,
 )  # fmt: skip
-from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load32, load64, store64, store64_release
+from virtfn.kernels._jit import (
+    Row,
+    copy_bytes,
+    inlined,
+    kernel,
+    load8,
+    load16,
+    load32,
+    load64,
+    store64,
+    store64_release,
+)
 from virtfn.kernels.csum import fold, sum_bytes, sum_words, swap16, toeplitz
-from virtfn.kernels.dma import dma_copy_out, iommu_at, translate
-from virtfn.kernels.ring import latch, ring_count, window
+from virtfn.kernels.dma import dma_copy_out, iommu_at, translate_hot
+from virtfn.kernels.ring import latch, ring_count, window, window_hot
 from virtfn.kernels.state import (
     CAPTURE_BYTES,
     CAPTURE_SLOTS,
@@ -182,7 +193,7 @@ def copy_frame(target: int, head: int, body: int, length: int) -> None:
 @kernel
 def write_frame(nic: Row, rid: int, iova: int, head: int, body: int, length: int) -> bool:
     """DMA a frame to `iova`; False if the IOMMU refused, and then no byte was written."""
-    hpa, run = translate(iommu_at(nic.port.iommu), rid, iova, length, 1)
+    hpa, run = translate_hot(iommu_at(nic.port.iommu), rid, iova, length, 1)
     if run == length:
         copy_frame(hpa, head, body, length)
         return True
@@ -193,7 +204,7 @@ def write_frame(nic: Row, rid: int, iova: int, head: int, body: int, length: int
     return dma_copy_out(iommu_at(nic.port.iommu), rid, iova, length, target) == length
 
 
-@kernel
+@inlined
 def complete(nic: Row, q: int, at: int, q0: int, q1: int) -> None:
     """Write a receive descriptor back and move the head; DD becomes visible last."""
     r = nic.rx[q]
@@ -202,7 +213,7 @@ def complete(nic: Row, q: int, at: int, q0: int, q1: int) -> None:
     r.head = r.head + 1 if r.head + 1 < r.size else 0
 
 
-@kernel
+@inlined
 def choose_queue(nic: Row, pool: int, q0: int) -> int:
     """Queue of a pool, by the RSS hash in `q0` where that is on."""
     p = nic.port
@@ -246,7 +257,7 @@ def receive(
     if r.head == r.tail:
         return refuse(nic, pool, q)
     if r.layout == SRRCTL_ADV_ONE and size <= r.packet_bytes:
-        at = window(nic, r)
+        at = window_hot(nic, r)
         if at == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
             return RX_DROPPED

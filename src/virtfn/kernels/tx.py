@@ -30,9 +30,9 @@ from virtfn.hw.i82576.desc import (
 )  # fmt: skip
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load64, store32_release
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.dma import iommu_at, translate
+from virtfn.kernels.dma import iommu_at, translate, translate_hot
 from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, gather, segment
-from virtfn.kernels.ring import misbehave, window
+from virtfn.kernels.ring import misbehave, window, window_hot
 from virtfn.kernels.rx import HEAD_BYTES, RX_STALL, capture_frame, capture_room, classify, receive
 from virtfn.kernels.state import (
     DROP_DMA_FAULT,
@@ -228,7 +228,7 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
         if length < 14 or length > MAX_FRAME:
             nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
             return FORWARDED, 1, 0
-        hpa, run = translate(iommu_at(nic.port.iommu), r.rid, q0, length, 0)
+        hpa, run = translate_hot(iommu_at(nic.port.iommu), r.rid, q0, length, 0)
         if run == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
             return FORWARDED, 1, 0
@@ -304,7 +304,7 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
         if owner.ps_per_byte and owner.next_ps > p.now:
             events |= EV_TIMER
             break
-        at = window(nic, r)
+        at = window_hot(nic, r)
         if at == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
             events |= misbehave(nic, q)
