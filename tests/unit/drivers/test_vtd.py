@@ -190,6 +190,7 @@ def test_detach_and_give_to_another(rig: Rig) -> None:
     assert first.rids == {R}
     rig.driver.detach(R)
     assert first.rids == set()
+    assert not rig.unit.iommu.iotlb["rights"].any(), "nothing remains cached"
     assert rig.reach(R, 0) is None
     assert rig.driver.take_faults()[-1] == Fault(R, Iova(0), FaultReason.CONTEXT_NOT_PRESENT, True)
     rig.driver.attach(R, second)

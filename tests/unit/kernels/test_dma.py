@@ -342,6 +342,24 @@ def test_smallest_iotlb_is_right() -> None:
     t.memory.close()
 
 
+def test_one_slot_serves_domains_and_sizes_without_mixing_them() -> None:
+    t = ByHand(iotlb_entries=1)
+    tables = [t.memory.alloc_page() for _ in range(3)]
+    t.put(tables[0], tables[1] | 3)
+    t.put(tables[1], tables[2] | 3)
+    mine, theirs, large = t.memory.alloc_page(), t.memory.alloc_page(), t.memory.alloc_chunks(1)[0]
+    t.put(t.ss[1] + 8, mine | 3)
+    t.put(t.ss[2] + 8, large | 0x83)
+    t.put(tables[2] + 8, theirs | 3)
+    t.set_context(RID + 1, tables[0] | 1, 1 | 6 << 8)
+    for _ in range(2):
+        assert t.ask(4096) == (mine, 64)
+        assert t.ask(MIB2) == (large, 64)
+        assert t.ask(4096) == (mine, 64), "page 1 of another size was in the slot"
+        assert t.ask(4096, rid=RID + 1) == (theirs, 64), "page 1 of another domain was in the slot"
+    t.memory.close()
+
+
 @pytest.mark.parametrize("entries", [0, -1, 3, 1 << 15])
 def test_iotlb_size_is_checked(entries: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
