@@ -99,7 +99,7 @@ def _kernel_cache(machine: Machine) -> Check:
         warm = machine.kernels_cached()
     except Exception as error:  # a broken Numba is a finding, not a failure of the doctor
         reason = " ".join(str(error).split())[:80]
-        return Check("kernel cache", "run", False, f"Numba fails: {reason}", "pip install --force-reinstall numba")
+        return Check("kernels", "run", False, f"Numba fails: {reason}", "pip install --force-reinstall numba")
     if warm:
         return Check("kernel cache", "run", True, "warm")
     return Check("kernel cache", "run", False, "cold: the first run compiles", "virtfn run fills it")
@@ -180,7 +180,7 @@ _TITLES = {
 
 def render_doctor(document: dict[str, object]) -> RenderableType:
     """Lay the doctor's findings out for a person."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
     for title in ("for", "what", "", "found", "how to get it"):
         table.add_column(title, overflow="fold", no_wrap=title in ("for", "what", ""))
     last = ""
@@ -194,4 +194,4 @@ def render_doctor(document: dict[str, object]) -> RenderableType:
     can = document["can"]
     assert isinstance(can, dict)
     able = [_TITLES[purpose] for purpose, yes in can.items() if yes]
-    return Group(table, Text(f"this machine is ready for: {', '.join(able) or 'nothing yet'}", style="bold"))
+    return Group(table, Text(""), Text(f"this machine is ready for: {', '.join(able) or 'nothing yet'}", style="bold"))

@@ -6,7 +6,7 @@ meaning. `verdict` is the one place that decides whether a run accounts for ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -182,7 +182,9 @@ def render(report: Report) -> RenderableType:
     word = Text("passed ", style="bold green") if judged.passed else Text("FAILED ", style="bold red")
     return Group(
         Text.assemble(("lab ", "dim"), (report["lab"], "bold")),
+        Text(""),
         _guest_table(report["guests"]),
+        Text(""),
         _facts(report),
         Text(""),
         word + Text(judged.words, style="not bold"),
@@ -219,6 +221,9 @@ def _facts(report: Report) -> Table:
     for g in report["guests"]:
         if any(g["dropped"].values()):
             facts.add_row(f"  {g['name']}", _drops(g["dropped"]))
+    pings = [f"{g['name']} {1000 * g['ping_ms']:.1f} us" for g in report["guests"] if "ping_ms" in g]
+    if pings:
+        facts.add_row("ping", f"mean round trip: {', '.join(pings)}")
     mmu = report["iommu"]
     hits = f", {100 * mmu['iotlb_hits'] / mmu['translations']:.1f} % by the IOTLB" if mmu["translations"] else ""
     facts.add_row(
@@ -252,12 +257,14 @@ def render_bench(report: BenchReport) -> RenderableType:
             Text("-" if copy is None else f"{copy:.2f}", style="dim"),
             f"{100 * p['copy_ratio']:.0f} %",
         )
-    return Group(Text(report["cpu"], style="dim"), table)
+    return Group(Text(report["cpu"], style="dim"), Text(""), table)
 
 
 def render_progress(progress: Progress) -> RenderableType:
     """Lay a moment of a run out: one line for the run, one for each guest."""
-    head = Text.assemble((progress.phase, "bold"), f"  {progress.elapsed_s:.1f} s")
+    # Nothing reports while kernels compile; a time that stands still would look like a hang.
+    elapsed = f"  {progress.elapsed_s:.1f} s" if progress.elapsed_s >= 0.1 else ""
+    head = Text.assemble((_phase(progress), "bold"), elapsed)
     if progress.total_frames:
         share = min(1.0, progress.frames / progress.total_frames)
         full = round(24 * share)
@@ -273,14 +280,18 @@ def render_progress(progress: Progress) -> RenderableType:
     return Group(head, *([lines] if progress.guests else []))
 
 
-def plain_progress(progress: Progress) -> Iterator[str]:
-    """Say a moment of a run in lines for a log."""
+def plain_progress(progress: Progress) -> str:
+    """Say a moment of a run in a line for a log."""
     share = f" {progress.frames} of {progress.total_frames} frames" if progress.total_frames and progress.frames else ""
-    yield f"{progress.phase}{share}"
+    return f"{_phase(progress)}{share}"
+
+
+def _phase(progress: Progress) -> str:
+    return "compiling kernels (first run only)" if progress.phase == "compiling" else progress.phase
 
 
 def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
     for title in titles:
         table.add_column(title, no_wrap=True)
     return table

@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _quiet_stdout()
         status = SIGPIPE_STATUS
     except OSError as error:
-        status = _fail(error.strerror or str(error), 1) if error.filename is None else _unexpected(error)
+        status = _fail(f"standard output: {error.strerror}", 1) if error.filename is None else _unexpected(error)
     except Exception as error:
         status = _unexpected(error)
     sys.exit(status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -39,11 +39,10 @@ class Watcher:
         if self._live is not None:
             self._live.update(self._turning(render_progress(progress)))
         elif not self._quiet and progress.phase != self._phase:
-            for line in plain_progress(progress):
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(plain_progress(progress), markup=False, highlight=False, soft_wrap=True)
         self._phase = progress.phase
 
     def _turning(self, picture: RenderableType) -> RenderableType:
         row = Table.grid(padding=(0, 1))
-        row.add_row(self._spinner, Group(picture))
+        row.add_row(self._spinner, picture)
         return row
