@@ -43,6 +43,7 @@ SCRATCH_BYTES = SPLIT_AREA + (16 << 10)
 MAC_SLOTS = 128
 CAPTURE_SLOTS = 8192
 CAPTURE_BYTES = 16 << 20
+LOWEST = np.array([0] + [(n & -n).bit_length() - 1 for n in range(1, 256)], np.int64)  # first pool of a bitmap
 WIRE = 8  # the interface after the pools, in captures and drop tables
 
 

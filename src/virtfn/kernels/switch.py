@@ -26,9 +26,18 @@ from virtfn.kernels.state import (
     MAC_SLOTS,
 )
 
-__all__ = ["BROADCAST", "find_pools", "mac_slot", "mirror_pools", "select_pools", "switch_receive", "switch_transmit"]
+__all__ = [
+    "BROADCAST",
+    "MAC",
+    "find_pools",
+    "mac_slot",
+    "mirror_pools",
+    "select_pools",
+    "switch_receive",
+    "switch_transmit",
+]
 
-BROADCAST = 0xFFFFFFFFFFFF
+MAC = BROADCAST = (1 << 48) - 1
 IN_VFTA = 1 << 8
 IN_VLVF = 1 << 9
 LOCAL_VLAN = 1 << 10

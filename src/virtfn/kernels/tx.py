@@ -10,29 +10,20 @@ the head of its queue, with the pools that still lack it in the port's state.
 
 from __future__ import annotations
 
-import numpy as np
-
 from virtfn.hw.i82576.desc import (
     MAX_FRAME,
     MIN_FRAME,
     RXD_LB,
-    TXD_DEXT,
-    TXD_DTYP_DATA,
-    TXD_DTYP_MASK,
-    TXD_EOP,
-    TXD_IXSM,
     TXD_LEN_MASK,
     TXD_PAYLEN_SHIFT,
     TXD_RS,
-    TXD_TSE,
-    TXD_TXSM,
-    TXD_VLE,
 )  # fmt: skip
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load64, store32_release
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.dma import iommu_at, translate, translate_hot
 from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, gather, segment
 from virtfn.kernels.ring import misbehave, window, window_hot
+from virtfn.kernels.runs import PLAIN, PLAIN_MASK, serve_run
 from virtfn.kernels.rx import HEAD_BYTES, RX_STALL, capture_frame, capture_room, classify, receive
 from virtfn.kernels.state import (
     DROP_DMA_FAULT,
@@ -46,19 +37,17 @@ from virtfn.kernels.state import (
     EV_TIMER,
     GATHER_AREA,
     HEAD_AREA,
+    LOWEST,
     SEGMENT_AREA,
     WIRE,
 )
-from virtfn.kernels.switch import BROADCAST, find_pools, switch_receive, switch_transmit
+from virtfn.kernels.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
 
 __all__ = ["FORWARDED", "STALLED", "WAITING", "forward", "serve_queue"]
 
 FORWARDED, STALLED, WAITING = range(3)
 
-_PLAIN_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_VLE | TXD_TSE | TXD_IXSM | TXD_TXSM
-_PLAIN = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
-_MAC = (1 << 48) - 1
-_LOWEST = np.array([0] + [(n & -n).bit_length() - 1 for n in range(1, 256)], np.int64)
+_PATIENCE = 4  # frames that were no run, before a call stops looking for one
 _BURST_PS = 2_000_000_000  # credit that an idle sender keeps: 2 ms
 
 
@@ -111,7 +100,7 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
     replicated = pools & (pools - 1) != 0 or load8(head) & 1 != 0
     capture = nic.port.capture
     while pools:
-        pool = _LOWEST[pools & 0xFF]
+        pool = LOWEST[pools & 0xFF]
         code = receive(nic, pool, head, body, length, tci, replicated, q0, status)
         if code == RX_STALL:
             return pools
@@ -156,11 +145,11 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
     if load16(head + 12) == swap16(p.vet & 0xFFFF) and length >= 18:
         tci = swap16(load16(head + 14))
         vid = tci & 0xFFF
-    destination = load64(head) & _MAC
+    destination = load64(head) & MAC
     first = p.stalled == 0
     if first:
         if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
-            nic, q, pool, load64(head + 6) & _MAC, vid
+            nic, q, pool, load64(head + 6) & MAC, vid
         ):
             return FORWARDED
         pools, wire, why = switch_transmit(nic, pool, destination, vid)
@@ -221,7 +210,7 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
     owner = nic.pools[pool]
     scratch = nic.port.scratch
     length = q1 & TXD_LEN_MASK
-    if q1 & _PLAIN_MASK == _PLAIN and (length >= MIN_FRAME or not p.pad) and owner.vlan_mode != 1:
+    if q1 & PLAIN_MASK == PLAIN and (length >= MIN_FRAME or not p.pad) and owner.vlan_mode != 1:
         if q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
             nic.drops[pool, DROP_MALFORMED] += 1
             return FORWARDED, 1, misbehave(nic, q)
@@ -300,7 +289,15 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
     events = 0
     frames = 0
     asked = False
+    extraordinary = 0
     while frames < budget and r.head != r.tail:
+        if extraordinary < _PATIENCE:
+            count, told = serve_run(nic, q, budget - frames)
+            frames += count
+            asked = asked or told
+            extraordinary = 0 if count else extraordinary + 1
+            if count:
+                continue
         if owner.ps_per_byte and owner.next_ps > p.now:
             events |= EV_TIMER
             break
