@@ -79,18 +79,18 @@ def _measure(size: int, vfs: int, seconds: float, clock: WallClock) -> tuple[Ben
         engine = Engine(machine.host, machine.pfs[0].nic, [run.guest for run in runs], workload)
         source, target = drivers[0], drivers[1]
         addresses = int(source.row.ctypes.data), int(target.row.ctypes.data)
-        copy_buffers(*addresses, length, 1)
+        copied = 0
+
+        def copy() -> None:
+            nonlocal copied
+            copied += copy_buffers(*addresses, length, _COPY_BATCH)
+
+        copy()
         engine.step()
         path_rates, copy_rates = [], []
         slice_ps = int(seconds * S_PS / (2 * _SLICES))
         for _ in range(_SLICES):
             path_rates.append(_rate(clock, slice_ps, engine.step, lambda: int(target.netdev["rx_frames"])))
-            copied = 0
-
-            def copy() -> None:
-                nonlocal copied
-                copied += copy_buffers(*addresses, length, _COPY_BATCH)
-
             copy_rates.append(_rate(clock, slice_ps, copy, lambda: copied))
         workload.row["tasks"][0]["stop"] = 0
         while engine.step() or source.tx_pending:

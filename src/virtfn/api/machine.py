@@ -17,7 +17,6 @@ from virtfn.hw.types import Mac, format_rid, parse_mac
 from virtfn.iovm import lspci
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
-from virtfn.kernels._jit import cached
 from virtfn.machine.captures import Frames, read_capture
 from virtfn.machine.ports import Clock
 from virtfn.machine.trace import Tracer
@@ -62,7 +61,6 @@ class Machine:
         self, lab: Lab, clock: Clock, *, seed: int = 1, ring: int = 512, mtu: int = 1500, trace: Path | None = None
     ) -> None:
         self.lab = lab
-        self.compiled_before = cached()
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests)
         self.host = Host(clock, guest_bytes, seed, slots=len(lab.pfs))

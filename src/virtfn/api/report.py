@@ -155,24 +155,22 @@ class Verdict:
 
 
 def verdict(report: Report) -> Verdict:
-    """Judge a run: nothing altered, repeated or out of order, and every frame there or dropped for a counted reason."""
+    """Judge a run: nothing altered, nothing out of order, and no frame lost without a counted reason."""
     guests = report["guests"]
     corrupt, reordered, lost = (sum(g[key] for g in guests) for key in ("corrupt", "reordered", "lost"))
-    wrong = [
-        f"{_count(number)} {word}"
-        for number, word in ((corrupt, "corrupt"), (reordered, "repeated or out of order"), (lost, "lost"))
-        if number
-    ]
+    counts = ((corrupt, "corrupt"), (reordered, "out of order"), (lost, "lost without a reason"))
+    wrong = [f"{_count(number)} {word}" for number, word in counts if number]
     if wrong:
         return Verdict(False, f"frames are not accounted for: {', '.join(wrong)}")
-    # A switch counts the drops of its pools; what a driver refused to send is in the guest's own count only.
-    by_switch = sum(n for pf in report["pfs"] for n in pf["switch"]["dropped"].values())
-    dropped = max(by_switch, sum(n for g in guests for n in g["dropped"].values()))
+    dropped = sum(count for pf in report["pfs"] for count in pf["switch"]["dropped"].values())
+    dropped += sum(count for g in guests for count in g["dropped"].values()) if not dropped else 0
     if not report["totals"]["frames"] and not dropped:
         return Verdict(False, "no frame was moved")
     if dropped:
-        counted = f"{_plural(dropped, 'frame')} dropped for a counted reason"
-        return Verdict(True, f"{counted}, the others arrived once, unaltered and in order")
+        plural = "frame was" if dropped == 1 else "frames were"
+        return Verdict(
+            True, f"{_count(dropped)} {plural} dropped, each for a counted reason; all others arrived intact"
+        )
     return Verdict(True, "every frame arrived once, unaltered and in order")
 
 

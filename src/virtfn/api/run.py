@@ -20,7 +20,7 @@ from virtfn.machine.captures import Direction, Frames, Recorder, read_capture
 from virtfn.machine.clock import MS_PS, S_PS, WallClock, epoch_ps
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["accounted", "machine_for", "run_lab"]
+__all__ = ["machine_for", "run_lab"]
 
 _PROGRESS_PS = 100 * MS_PS
 
@@ -34,11 +34,6 @@ def machine_for(lab: Lab) -> Iterator[Machine]:
     refuse_unsupported(lab)
     with Machine(lab, WallClock()) as machine:
         yield machine
-
-
-def accounted(report: Report) -> bool:
-    """Tell whether every frame of a run arrived as it was sent, or was dropped with a reason."""
-    return not any(guest["lost"] or guest["corrupt"] for guest in report["guests"])
 
 
 @dataclass(slots=True)

@@ -71,13 +71,7 @@ def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def inlined(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a kernel into each of its callers: for the few that run once or more a frame."""
-    options = {"nogil": True, "cache": True, "error_model": "numpy", "forceinline": True}
-    return cast("Callable[_P, _R]", njit(**options)(function))
-
-
-def cached() -> bool:
-    """Tell whether compiled kernels of this version are already on disk."""
-    return compiled_files() > 0
+    return cast("Callable[_P, _R]", njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function))
 
 
 def compiled_files() -> int:

@@ -1,0 +1,89 @@
+"""How far is a hop through virtfn from a hop through DPDK's shared-memory interface, on the same core and in one run?
+
+    A  virtfn    VF to VF: both drivers, IOMMU, sorting, anti-spoofing, statistics
+    B  testpmd   two memif ports in one process, io mode: a frame is handed from port to port, nobody looks at it
+
+Both move 64-byte frames (60 without the frame check sequence) in bursts of 64 on one core; rounds of A and B alternate.
+Prints median and spread of each. DPDK's testpmd comes from Debian's package dpdk-dev, which this script installs if it
+may. Usage: python benchmarks/memif.py [ROUNDS] [SECONDS]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from virtfn.api.bench import run_bench
+
+
+def find_testpmd() -> str | None:
+    found = shutil.which("dpdk-testpmd")
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "update", "-q"], check=False, stdout=subprocess.DEVNULL)
+        command = ["apt-get", "install", "-y", "-q", "dpdk-dev"]
+        subprocess.run(
+            command, check=False, stdout=subprocess.DEVNULL, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        )
+        found = shutil.which("dpdk-testpmd")
+    return found
+
+
+def memif_mpps(testpmd: str, seconds: float) -> float:
+    """Run testpmd for a while; return million frame hops a second, from its own statistics."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("not run: testpmd needs a second core for its own thread of control")
+    with tempfile.TemporaryDirectory() as folder:
+        ports = [
+            f"--vdev=net_memif{i},role={role},id=0,socket={folder}/memif.sock,socket-abstract=no"
+            for i, role in enumerate(("server", "client"))
+        ]
+        command = [testpmd, "-l", f"{cores[0]},{cores[1]}", "--no-huge", "-m", "512", "--no-pci", "--no-telemetry",
+                   f"--file-prefix={Path(folder).name}", *ports, "--", "--nb-cores=1", "--forward-mode=io", "--txpkts=60",
+                   "--burst=64", "--tx-first", "--stats-period=1", "--total-num-mbufs=8192", "--no-lsc-interrupt"]  # fmt: skip
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            output, _ = run.communicate(timeout=seconds + 3)
+        except subprocess.TimeoutExpired:
+            run.terminate()
+            output, _ = run.communicate(timeout=20)
+    # Each port prints its receive rate every second; both ports together are the hops. The first second warms up.
+    rates = [int(rate) for rate in re.findall(r"Rx-pps:\s+(\d+)", output)]
+    pairs = [a + b for a, b in zip(rates[::2], rates[1::2], strict=False)][1:]
+    if not pairs:
+        raise SystemExit(f"not run: testpmd gave no rates:\n{output[-2000:]}")
+    return median(pairs) / 1e6
+
+
+def show(name: str, values: list[float]) -> None:
+    print(
+        f"{name:8} {median(values):7.2f} Mpps   {min(values):.2f} to {max(values):.2f}   {median([1000 / v for v in values]):.1f} ns a hop"
+    )
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
+    testpmd = find_testpmd()
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(rounds):
+        ours.append(run_bench([64], 2, seconds)["points"][0]["mpps"])
+        if testpmd is not None:
+            theirs.append(memif_mpps(testpmd, seconds))
+    show("virtfn", ours)
+    if testpmd is None:
+        print("memif    not run: dpdk-testpmd is not installed (Debian package dpdk-dev)")
+        return
+    show("memif", theirs)
+    print(f"virtfn moves {median(a / b for a, b in zip(ours, theirs, strict=True)):.2f} times what memif does")
+
+
+if __name__ == "__main__":
+    main()
