@@ -1,4 +1,4 @@
-"""Does a frame cost more when more VFs are enabled, or when queues stand unused?
+"""See whether a frame costs more when more VFs are enabled, or when queues stand unused.
 
 One sender, one receiver, 64-byte frames; 2, 4 and 8 VFs enabled and driven. Rounds alternate; median and spread.
 Usage: python benchmarks/scale.py [ROUNDS] [SECONDS]

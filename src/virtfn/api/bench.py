@@ -70,7 +70,7 @@ def _lab(vfs: int) -> str:
 
 def _measure(size: int, vfs: int, seconds: float, clock: WallClock) -> tuple[BenchPoint, float]:
     length = size - FCS_BYTES
-    with Machine(parse_lab(_lab(vfs)), clock, ring=256, mtu=max(1500, length - 14)) as machine:
+    with Machine(parse_lab(_lab(vfs)), clock, ring=1024, mtu=max(1500, length - 14)) as machine:
         runs = machine.guests
         drivers = [run.guest.nics[0].driver for run in runs]
         workload = Workload("pairs", [Station(d.row, d.mac) for d in drivers], length=length, frames=_ENDLESS, raw=True)
