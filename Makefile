@@ -23,6 +23,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/gen_reference.py --check
+	$(BIN)/python tools/gen_schema.py --check
 	$(BIN)/python tools/line_budget.py
 
 bench: $(VENV)/.installed
@@ -30,6 +31,7 @@ bench: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python tools/gen_reference.py
+	$(BIN)/python tools/gen_schema.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
     "hw": 2500,
-    "kernels": 1800,
+    "kernels": 3000,
     "machine": 1800,
     "devices": 4000,
     "drivers": 1500,
     "vmm": 1200,
     "iovm": 1500,
     "iomodels": 1000,
-    "api": 1200,
+    "api": 1600,
     "cli": 900,
 }
 

@@ -200,7 +200,7 @@ def test_drops_with_a_reason_are_accounted_for(virtfn: Callable[..., Result], en
     code, out, _ = virtfn("run")
     assert code == 0
     assert "4 dropped: 4 spoofed" in out
-    assert "4 frames dropped for a counted reason" in out
+    assert "4 frames were dropped, each for a counted reason" in out
 
 
 def test_a_broken_lab_is_status_2(virtfn: Callable[..., Result], engine: Engine, tmp_path: Path) -> None:
