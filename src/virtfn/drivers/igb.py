@@ -16,7 +16,7 @@ from virtfn.drivers.pfmailbox import PfMailbox
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.window import Window
 from virtfn.hw.i82576 import Regs, checksum_ok
-from virtfn.hw.i82576.fields import CTRL, EECD, EERD, GPIE, ICR, IVAR_MISC, MBVFICR, STATUS, RxMode
+from virtfn.hw.i82576.fields import CTRL, EECD, EERD, GPIE, ICR, IOVCTL, IVAR_MISC, MBVFICR, STATUS, RxMode
 from virtfn.hw.i82576.rxtx import MRQC, RAH, RCTL, RXCSUM, TCTL, VT_CTL
 from virtfn.hw.types import Mac
 from virtfn.machine.clock import MS_PS
@@ -88,19 +88,28 @@ class Igb:
         """Switch pools, forwarding and the mailbox on for `vfs` VFs; VFs may talk from now on."""
         if not 0 <= vfs <= 8:
             raise VirtfnError(f"the 82576 has 0 to 8 VFs, not {vfs}", errno_name="ERANGE")
-        regs = self._regs
         self.vfs = vfs
         self.policies[:] = [VfPolicy() for _ in range(vfs)]
         self.mailbox.start(vfs)
+        self._configure()
+        self._open()
+
+    def _configure(self) -> None:
+        """Set pools and switching up, with every VF stopped."""
+        regs = self._regs
         regs.set(Regs.VFRE, 0)
         regs.set(Regs.VFTE, 0)
-        self.pools.start(vfs)
+        self.pools.start(self.vfs)
         regs.set(Regs.MRQC, MRQC.of(MODE=RxMode.VMDQ).value)
         # The host runs no network stack on the PF here: a frame that no VF takes has no default pool to go to.
         regs.set(Regs.VT_CTL, VT_CTL.of(RPL_EN=1, DIS_DEF_POOL=1).value)
         regs.set(Regs.QDE, 0xFFFF)
         regs.set(Regs.RXCSUM, RXCSUM.of(IPOFLD=1, TUOFLD=1).value)
         regs.update(Regs.DTXCTL, SPOOF_INT=1, MDP_EN=1)
+
+    def _open(self) -> None:
+        """Let frames move, and tell the VFs that the reset is done."""
+        regs = self._regs
         self._start_interrupts()
         regs.set(Regs.RCTL, RCTL.of(RXEN=1, BAM=1, VFE=1, LPE=1, SECRC=1).value)
         regs.update(Regs.TCTL, EN=1, PSP=1)
@@ -118,11 +127,11 @@ class Igb:
         regs.set(Regs.IMS, ICR.of(LSC=1, VMMB=1, DOUTSYNC=1).value)
 
     def stop(self) -> None:
-        """Go away: tell the guests, stop every VF, and leave the port quiet."""
+        """Go away: tell the guests, and leave the port quiet; `reset` comes back, with the policies of before."""
         self.announce()
-        for n in range(self.vfs):
-            self.stop_vf(n)
         regs = self._regs
+        regs.set(Regs.VFRE, 0)
+        regs.set(Regs.VFTE, 0)
         regs.set(Regs.IMC, 0xFFFFFFFF)
         regs.set(Regs.EIMC, 0xFFFFFFFF)
         regs.update(Regs.RCTL, RXEN=0)
@@ -130,13 +139,26 @@ class Igb:
         regs.update(Regs.CTRL_EXT, DRV_LOAD=0)
 
     def reset(self) -> None:
-        """Reset the port under running VFs: they see RSTI, then RSTD, and recover; policy is set again."""
-        policies = [VfPolicy(p.mac, p.vlan, p.qos, p.spoof_check, p.trust, p.max_tx_rate) for p in self.policies]
+        """Reset the port under running VFs: they see RSTI, then RSTD, and recover. Policy holds before they move.
+
+        Raises DeviceTimeoutError if the port does not come out of reset.
+        """
         self.announce()
         self._reset()
-        self.start(self.vfs)
-        for n, policy in enumerate(policies):
-            self.set_policy(n, policy)
+        self._configure()
+        for n, policy in enumerate(self.policies):
+            self._apply(n, policy)
+            self._limit(n, self._link_mbps())
+        self._open()
+
+    def end_vfs(self) -> None:
+        """Take note that the VFs are gone: pools off, policies forgotten, their queues the PF's again."""
+        self.vfs = 0
+        self.policies.clear()
+        self.mailbox.start(0)
+        self._regs.set(Regs.VFRE, 0)
+        self._regs.set(Regs.VFTE, 0)
+        self._regs.set(Regs.IOVCTL, IOVCTL.of(REUSE_VFQ=1).value)
 
     # VFs.
 
@@ -164,6 +186,16 @@ class Igb:
         self.mailbox.allow(n, False)
         self.pools.enable(n, False)
 
+    def start_vfs(self) -> None:
+        """Let every VF receive and transmit again."""
+        for n in range(self.vfs):
+            self.start_vf(n)
+
+    def stop_vfs(self) -> None:
+        """Stop every VF, until `start_vfs`, or `start_vf` for one."""
+        for n in range(self.vfs):
+            self.stop_vf(n)
+
     def release_vf(self, n: int) -> None:
         """Forget everything about VF `n`'s driver, after its function level reset: filters, rings' write-back, mailbox.
 
@@ -179,11 +211,14 @@ class Igb:
 
         Raises VirtfnError as the single settings do.
         """
+        self._apply(n, policy)
+        self.set_rate(n, policy.max_tx_rate)
+
+    def _apply(self, n: int, policy: VfPolicy) -> None:
         self.set_mac(n, policy.mac)
         self.set_vlan(n, policy.vlan, policy.qos)
         self.set_spoof_check(n, policy.spoof_check)
         self.set_trust(n, policy.trust)
-        self.set_rate(n, policy.max_tx_rate)
 
     def set_mac(self, n: int, mac: Mac) -> None:
         """Give VF `n` its address; 0 leaves the choice to the guest. A running driver learns it at its next reset.
@@ -196,6 +231,8 @@ class Igb:
         policy.mac = mac
         if mac:
             self.pools.set_address(n, mac)
+        elif not self.mailbox.mac(n):
+            self.pools.clear_address(n)
 
     def offer_mac(self, n: int, mac: Mac) -> None:
         """Offer VF `n` an address that its guest may change.
@@ -235,11 +272,18 @@ class Igb:
         Raises VirtfnError above the speed of the link.
         """
         policy = self._check(n)
-        link = (10, 100, 1000, 1000)[STATUS(self._regs.get(Regs.STATUS)).SPEED]
+        link = self._link_mbps()
         if not 0 <= mbps <= link:
             raise VirtfnError(f"a rate of {mbps} Mb/s is not within the link's {link}", errno_name="EINVAL")
         policy.max_tx_rate = mbps
-        self.pools.set_rate(n, mbps, link)
+        self._limit(n, link)
+
+    def _limit(self, n: int, link: int) -> None:
+        """Enforce the limit of VF `n` at this speed of the link; the register holds the ratio of the two."""
+        self.pools.set_rate(n, min(self.policies[n].max_tx_rate, link), link)
+
+    def _link_mbps(self) -> int:
+        return (10, 100, 1000, 1000)[STATUS(self._regs.get(Regs.STATUS)).SPEED]
 
     # Events.
 
@@ -250,8 +294,10 @@ class Igb:
             self.mailbox.ping(n)
 
     def link_changed(self) -> None:
-        """Tell every VF to look at the link."""
+        """Keep the limits of VFs what they are at the speed of now, and tell every VF to look at the link."""
+        link = self._link_mbps()
         for n in range(self.vfs):
+            self._limit(n, link)
             self.mailbox.ping(n)
 
     def interrupt(self, vector: int) -> None:

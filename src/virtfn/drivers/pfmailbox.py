@@ -92,7 +92,7 @@ class PfMailbox:
 
     def distrust(self, n: int) -> None:
         """Take back what only a trusted VF may have."""
-        self._pools.set_promiscuous(n, False, False)
+        self._pools.end_unicast_promiscuity(n)
 
     def forget(self, n: int) -> None:
         """Forget VF `n`'s driver, and clear the mailbox's words."""

@@ -6,6 +6,8 @@ VLVF entry         found by VLAN, taken when the first pool joins, free when the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from virtfn.drivers.window import Window
 from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import Regs
@@ -21,19 +23,30 @@ _PRIMARY, _EXTRA = 23, range(1, 16)
 _STANDARD_FRAME = 1522
 
 
+@dataclass(slots=True)
+class _Groups:
+    """The groups that a pool wants: by hash, more than fit into a message, or all for a promiscuous driver."""
+
+    hashes: frozenset[int] = frozenset()
+    overflow: bool = False
+    promiscuous: bool = False
+
+
 class Pools:
     """Filters and switching of a port, as its PF driver sets them."""
 
     def __init__(self, regs: Window) -> None:
         self._regs = regs
         self._extra: dict[int, int] = {}
-        self._hashes: dict[int, set[int]] = {}
+        self._groups: dict[int, _Groups] = {}
+        self._mta: list[int] = []
 
     def start(self, vfs: int) -> None:
         """Switch forwarding between pools on and clear every filter."""
         regs = self._regs
         self._extra.clear()
-        self._hashes = {n: set() for n in range(vfs)}
+        self._groups = {n: _Groups() for n in range(vfs)}
+        self._mta = [0] * Regs.MTA.count
         for decl in (Regs.MTA, Regs.UTA, Regs.VFTA, Regs.VLVF, Regs.VMVIR):
             for i in range(decl.count):
                 regs.set(decl, 0, i)
@@ -94,20 +107,35 @@ class Pools:
             del self._extra[entry]
             self._address(entry, Mac(0), 0)
 
-    def set_multicast(self, n: int, hashes: list[int], everything: bool) -> None:
-        """Let pool `n` have the groups with these hashes, or every group."""
-        self._hashes[n] = set(hashes)
-        table = [0] * Regs.MTA.count
-        for owned in self._hashes.values():
-            for number in owned:
-                table[number >> 5] |= 1 << (number & 31)
-        for i, word in enumerate(table):
-            self._regs.set(Regs.MTA, word, i)
-        self._update(Regs.VMOLR, n, ROMPE=int(bool(hashes)), MPME=int(everything))
+    def set_multicast(self, n: int, hashes: list[int], overflow: bool) -> None:
+        """Let pool `n` have the groups with these hashes, or every group if there are more than that."""
+        groups = self._groups[n]
+        groups.hashes, groups.overflow = frozenset(hashes), overflow
+        self._write_groups(n)
 
     def set_promiscuous(self, n: int, unicast: bool, multicast: bool) -> None:
         """Let pool `n` have unicast frames that no address claims, and every group."""
-        self._update(Regs.VMOLR, n, ROPE=int(unicast), MPME=int(multicast))
+        self._update(Regs.VMOLR, n, ROPE=int(unicast))
+        self._groups[n].promiscuous = multicast
+        self._write_groups(n)
+
+    def end_unicast_promiscuity(self, n: int) -> None:
+        """Give pool `n` only frames to its own addresses; its groups stay."""
+        self._update(Regs.VMOLR, n, ROPE=0)
+
+    def _write_groups(self, n: int) -> None:
+        """Write the groups of pool `n`, and the words of the table shared by all that differ now."""
+        groups = self._groups[n]
+        table = [0] * Regs.MTA.count
+        for owner in self._groups.values():
+            for number in owner.hashes:
+                table[number >> 5] |= 1 << (number & 31)
+        for i, word in enumerate(table):
+            if word != self._mta[i]:
+                self._regs.set(Regs.MTA, word, i)
+        self._mta = table
+        everything = groups.overflow or groups.promiscuous
+        self._update(Regs.VMOLR, n, ROMPE=int(bool(groups.hashes)), MPME=int(everything))
 
     def set_max_frame(self, n: int, size: int) -> None:
         """Set the longest frame of pool `n`, in bytes with the frame check sequence."""
@@ -116,14 +144,9 @@ class Pools:
     def set_spoof_check(self, n: int, on: bool) -> None:
         """Check source address and VLAN of what pool `n` sends."""
         dtxswc = DTXSWC(self._regs.get(Regs.DTXSWC))
-        macs, vlans = (
-            (dtxswc.MACAS | 1 << n, dtxswc.VLANAS | 1 << n)
-            if on
-            else (
-                dtxswc.MACAS & ~(1 << n),
-                dtxswc.VLANAS & ~(1 << n),
-            )
-        )
+        macs, vlans = dtxswc.MACAS & ~(1 << n), dtxswc.VLANAS & ~(1 << n)
+        if on:
+            macs, vlans = macs | 1 << n, vlans | 1 << n
         self._regs.set(Regs.DTXSWC, dtxswc.replace(MACAS=macs, VLANAS=vlans).value)
 
     def set_rate(self, n: int, mbps: int, link: int) -> None:
@@ -176,35 +199,47 @@ class Pools:
 
         Raises VirtfnError if the VLAN table is full.
         """
-        if old:
+        if old and old != vlan:
             self.leave_vlan(n, old)
         if not vlan:
             self._regs.set(Regs.VMVIR, 0, n)
             self._update(Regs.VMOLR, n, AUPE=1, STRVLAN=1)
             return
         if not self.join_vlan(n, vlan):
+            if old:
+                self.join_vlan(n, old)
             raise VirtfnError("the table of VLANs is full: the 82576 has 32", errno_name="ENOSPC")
+        self._leave_vlans(n, vlan)
         self._regs.set(Regs.VMVIR, VMVIR.of(PORT_VLAN=vlan | qos << 13, VLANA=VlanInsert.ALWAYS).value, n)
         self._update(Regs.VMOLR, n, AUPE=0, STRVLAN=1)
+
+    def _leave_vlans(self, n: int, kept: int) -> None:
+        """End pool `n`'s memberships but one."""
+        for i in range(Regs.VLVF.count):
+            vlan = VLVF(self._regs.get(Regs.VLVF, i))
+            if vlan.VI_EN and vlan.POOLSEL >> n & 1 and not (kept and kept == vlan.VID):
+                self.leave_vlan(n, vlan.VID)
 
     def new_driver(self, n: int, port_vlan: int) -> None:
         """Take back what a driver of VF `n` asked for: groups, further addresses, VLANs, frame size, write-back."""
         self.clear_addresses(n)
-        self.set_multicast(n, [], False)
-        for i in range(Regs.VLVF.count):
-            vlan = VLVF(self._regs.get(Regs.VLVF, i))
-            if vlan.VI_EN and vlan.POOLSEL >> n & 1 and port_vlan != vlan.VID:
-                self.leave_vlan(n, vlan.VID)
+        self._groups[n] = _Groups()
+        self._write_groups(n)
+        self._leave_vlans(n, port_vlan)
         self._regs.set(Regs.VMOLR, VMOLR(self._vmolr(_STANDARD_FRAME)).replace(AUPE=int(not port_vlan)).value, n)
         for q in (n, n + 8):
             self._regs.set(Regs.TDWBAL, 0, q)
             self._regs.set(Regs.TDWBAH, 0, q)
 
+    def clear_address(self, n: int) -> None:
+        """Take the address of pool `n` away."""
+        self._address(_PRIMARY - n, Mac(0), 0)
+
     def forget(self, n: int) -> None:
         """Take everything of VF `n` away, its address, port VLAN and rate included."""
         self.enable(n, False)
         self.new_driver(n, 0)
-        self._address(_PRIMARY - n, Mac(0), 0)
+        self.clear_address(n)
         self._regs.set(Regs.VMVIR, 0, n)
         self.set_rate(n, 0, 1000)
         self.set_spoof_check(n, True)
@@ -213,3 +248,4 @@ class Pools:
                 self._regs.set(decl, 0, q)
             for decl in (Regs.TDH, Regs.TDT, Regs.RXDCTL, Regs.TXDCTL, Regs.SRRCTL, Regs.RXCTL, Regs.TXCTL):
                 self._regs.set(decl, decl.reset, q)
+            self._regs.get(Regs.RQDPC, q)  # reading clears
