@@ -183,7 +183,7 @@ class Machine:
         for pf in self.pfs:
             pf.driver.stop()
             if pf.vfs:
-                self.iovm.destroy(pf.nic.pf_rid)
+                self.iovm.destroy(pf.nic.pf_rid, last=True)
 
     def close(self) -> None:
         """Release everything, whatever state it is in."""

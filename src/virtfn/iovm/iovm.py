@@ -13,7 +13,9 @@ It knows VMs by the small Protocol below, and no VMM.
 from __future__ import annotations
 
 import enum
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 from virtfn.drivers.igb import Igb, VfPolicy
@@ -90,8 +92,7 @@ class Iovm:
         self._remapping = remapping
         self._clock = clock
         self._pfs: dict[Rid, _Pf] = {}
-        self._domains: dict[str, Domain] = {}
-        self._next_domain = 1
+        self._domains: dict[int, Domain] = {}
 
     # PFs and their VFs.
 
@@ -106,12 +107,16 @@ class Iovm:
         """
         owner = self._pf(pf)
         found = self.pcim.enable_vfs(pf, count)
-        owner.driver.start(count)
+        try:
+            owner.driver.start(count)
+        except VirtfnError:
+            self.pcim.disable_vfs(pf, last=last)
+            raise
         owner.vfs = [Vf(vf, VirtualConfig(self.pcim.bus, vf)) for vf in found]
         return owner.vfs
 
-    def destroy(self, pf: Rid) -> None:
-        """Take a PF's VFs away.
+    def destroy(self, pf: Rid, *, last: bool = False) -> None:
+        """Take a PF's VFs away. last: the PF goes too, nobody will use it after this.
 
         Raises VirtfnError, errno EBUSY, while a VM has one.
         """
@@ -120,6 +125,7 @@ class Iovm:
         if busy:
             raise VirtfnError(f"VFs are in use: {', '.join(busy)}", errno_name="EBUSY")
         self.pcim.disable_vfs(pf)
+        owner.driver.end_vfs()
         owner.vfs = []
 
     def _pf(self, pf: Rid) -> _Pf:
@@ -143,69 +149,75 @@ class Iovm:
 
     # Assigning and taking back.
 
-    def assign(self, vf: Vf, vm: Vm, policy: VfPolicy | None = None, mac: Mac | None = None) -> None:
-        """Give a VF to a VM and plug it in. mac: an address to offer that the guest may change.
+    def assign(
+        self, vf: Vf, vm: Vm, policy: VfPolicy | None = None, mac: Mac | None = None, *, direct: bool = True
+    ) -> None:
+        """Give a VF to a VM and plug it in; if anything refuses, the VF is free again, and as new.
 
-        Raises VirtfnError: EBUSY if the VF is not free, what the policy or the VM's driver refuses.
+        mac: an address to offer that the guest may change. direct: map its ring registers into the VM. Raises
+        VirtfnError: EBUSY if the VF is not free, ENODEV if it is no more, what the policy or the VM's driver refuses.
         """
         if vf.state is not VfState.FREE:
             holder = f", by {vf.vm.name}" if vf.vm is not None else ""
             raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}{holder}", errno_name="EBUSY")
         owner = self._pf(vf.found.physfn)
+        if not any(vf is known for known in owner.vfs):
+            raise VirtfnError(f"VF {format_rid(vf.rid)} was taken away", errno_name="ENODEV")
         vf.policy = policy or VfPolicy()
-        owner.driver.set_policy(vf.index, vf.policy)
-        if mac is not None and not vf.policy.mac:
-            owner.driver.offer_mac(vf.index, mac)
-        self._remapping.attach(vf.rid, self._domain_of(vm))
         vf.state, vf.vm = VfState.ASSIGNED, vm
-        vf.assignments += 1
         try:
-            vm.plug(owner.device, vf.rid, vf.config)
+            owner.driver.set_policy(vf.index, vf.policy)
+            if mac is not None and not vf.policy.mac:
+                owner.driver.offer_mac(vf.index, mac)
+            self._remapping.attach(vf.rid, self._domain_of(vm))
+            vm.plug(owner.device, vf.rid, vf.config, direct=direct)
         except VirtfnError:
             self.take_back(vf, surprise=True)
             raise
+        vf.assignments += 1
 
     def _domain_of(self, vm: Vm) -> Domain:
-        domain = self._domains.get(vm.name)
+        """Find the domain of a VM, or make it. Two VMs of one name are two all the same."""
+        domain = self._domains.get(id(vm))
         if domain is None:
-            domain = self._remapping.create_domain(self._next_domain)
-            self._next_domain += 1
+            used = {known.id for known in self._domains.values()}
+            domain = self._remapping.create_domain(next(n for n in count(1) if n not in used))
+            self._domains[id(vm)] = domain
             for gpa, hpa, size in vm.mappings():
                 domain.map(Iova(gpa), hpa, size)
-            self._domains[vm.name] = domain
         return domain
 
     def take_back(self, *vfs: Vf, surprise: bool = False) -> None:
         """Unplug VFs from their VMs and make them as new; one wait serves all. surprise: do not ask the guests.
 
-        Raises VirtfnError, errno EINVAL, if nobody has one of them.
+        Raises VirtfnError, errno EINVAL, if nobody has one of them; then none is touched.
         """
-        owners = []
+        owners: list[tuple[Vf, Vm]] = []
         for vf in vfs:
             if vf.vm is None:
                 raise VirtfnError(f"VF {format_rid(vf.rid)} is assigned to nobody", errno_name="EINVAL")
-            owners.append(vf.vm)
-        for vf, vm in zip(vfs, owners, strict=True):
-            try:
+            if not any(vf is known for known, _ in owners):
+                owners.append((vf, vf.vm))
+        for vf, vm in owners:
+            # A VM that has lost its function already is no reason to leave the VF as it is.
+            with suppress(VirtfnError):
                 vm.unplug(vf.rid, surprise=surprise)
-            except VirtfnError:
-                if not surprise:
-                    raise
         self.reset(*vfs)
-        for vf, vm in zip(vfs, owners, strict=True):
+        for vf, vm in owners:
             driver = self._pf(vf.found.physfn).driver
             driver.serve()
             driver.release_vf(vf.index)
-            self._remapping.detach(vf.rid)
+            if vf.rid in self._remapping.attached:
+                self._remapping.detach(vf.rid)
             vf.config.reset()
             vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
             self._drop_domain(vm)
 
     def _drop_domain(self, vm: Vm) -> None:
-        domain = self._domains.get(vm.name)
+        domain = self._domains.get(id(vm))
         if domain is not None and not domain.rids:
             domain.destroy()
-            del self._domains[vm.name]
+            del self._domains[id(vm)]
 
     def reset(self, *vfs: Vf) -> None:
         """Reset VFs by FLR and wait until they answer again.

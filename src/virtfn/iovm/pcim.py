@@ -252,8 +252,8 @@ class Pcim:
         device = view.regs.get(SrIov.VF_DEVICE_ID)
         return FoundVf(rid, found.rid, n, found.vendor_id, device, identity.CLASS, identity.REVISION, bars)
 
-    def disable_vfs(self, pf: Rid) -> None:
-        """Take a PF's VFs away; nothing happens if it has none.
+    def disable_vfs(self, pf: Rid, *, last: bool = False) -> None:
+        """Take a PF's VFs away; nothing happens if it has none. last: nobody will ask the PF for anything after this.
 
         Raises VirtfnError: ENODEV not scanned, ENOSYS not a PF.
         """
@@ -262,5 +262,7 @@ class Pcim:
         view = SrIovView(self.bus, pf)
         if view.control.VFE:
             view.regs.set(SrIov.CONTROL, view.control.replace(VFE=0, MSE=0).value)
+            if last:
+                return  # the second that a PF needs before its capability is used again would be waited for nobody
             self._clock.sleep(S_PS)
         view.regs.set(SrIov.NUM_VFS, 0)
