@@ -54,6 +54,8 @@ NETDEV = np.dtype(
             "bounce "
             # cursors
             "tx_tail tx_reaped tx_unkicked rx_next rx_unreleased "
+            # 1 while descriptors belong to a frame that came in pieces, which this driver does not take
+            "in_pieces "
             # 1 while the receive interrupt is masked and the guest polls; empty polls in a row
             "up polling empty_polls "
             # statistics
@@ -100,7 +102,7 @@ def tx_kick(d: Row) -> None:
 
 @inlined
 def rx_frame(d: Row) -> int:
-    """Length of the next received frame; 0 if there is none, -1 if it is in pieces.
+    """Length of the next received frame; 0 if there is none, -1 if more of it follows, -2 if it is empty.
 
     A wrong checksum inside the frame is no reason to drop it: that is for the stack above to decide.
     """
@@ -110,7 +112,8 @@ def rx_frame(d: Row) -> int:
         return 0
     if not status & RXD_EOP:
         return -1
-    return load16(at + 12)
+    length = load16(at + 12)
+    return length if length > 0 else -2
 
 
 @inlined

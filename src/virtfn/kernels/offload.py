@@ -3,17 +3,19 @@
 The device does what the context descriptor says (MACLEN, IPLEN, L4LEN, MSS), it does not look for headers itself.
 Nothing a driver writes is trusted: lengths are bounded by the gathered bytes before any is used.
 
-    chain   [context]  data ... data EOP       ->  GATHER_AREA: one contiguous private frame
+    chain   [context]  data ... data EOP       ->  GATHER_AREA: four bytes of room for a VLAN tag, one private frame
 Spec: 82576 datasheet, chapter "Transmit Functionality", sections on checksum offload and TCP segmentation.
 """
 
 from __future__ import annotations
 
 from virtfn.hw.i82576.desc import (
+    MAX_FRAME,
     MIN_FRAME,
     TXC_L4LEN_SHIFT,
     TXC_L4T_SCTP,
     TXC_L4T_TCP,
+    TXC_L4T_UDP,
     TXC_MACLEN_SHIFT,
     TXC_MSS_SHIFT,
     TXC_TUCMD_IPV4,
@@ -57,6 +59,7 @@ __all__ = ["CHAIN_BAD", "CHAIN_CONTEXT", "CHAIN_DONE", "CHAIN_FAULT", "CHAIN_OPE
 
 CHAIN_DONE, CHAIN_OPEN, CHAIN_BAD, CHAIN_FAULT, CHAIN_CONTEXT = range(5)
 
+TAG_BYTES = 4
 _SWAP32_MASK = 0xFF00FF
 
 
@@ -68,15 +71,15 @@ def swap32(value: int) -> int:
 
 
 @kernel
-def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int]:
+def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
     """Collect the chain at the head of transmit queue `q` into private memory and apply its offloads.
 
-    Returns (code, descriptors used, bytes, MSS or 0, header bytes of a segmentation). A context descriptor alone is a
-    finished chain without a frame.
+    Returns (code, descriptors used, where in GATHER_AREA the frame starts, its bytes, MSS or 0, header bytes of a
+    segmentation). A context descriptor alone is a finished chain without a frame.
     """
     r = nic.tx[q]
     available = ring_count(r)
-    frame = nic.port.scratch + GATHER_AREA + 4  # room for a VLAN tag in front
+    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
     saved = r.head
     used = 0
     length = 0
@@ -125,11 +128,8 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int]:
         length += size
         if q1 & TXD_EOP:
             code = CHAIN_DONE
-            first = (
-                first & ~(TXD_IC | 0xFF << TXL_CSO_SHIFT | 0xFF << TXL_CSS_SHIFT | 0xFFFF << TXL_VLAN_SHIFT) | q1
-                if (not q1 & TXD_DEXT)
-                else first
-            )
+            if not q1 & TXD_DEXT:
+                first = q1  # a legacy chain's last descriptor says what to do with it
             break
     if code == CHAIN_BAD and used:
         used = skip_chain(nic, q, used, available)
@@ -138,7 +138,7 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int]:
     r.head = saved
     r.win_hi = 0
     if code != CHAIN_DONE:
-        return code, used, 0, 0, 0
+        return code, used, 0, 0, 0, 0
     if first & TXD_DEXT:
         return finish_advanced(nic, q, pool, first, used, length)
     return finish_legacy(nic, pool, first, used, length)
@@ -161,42 +161,53 @@ def skip_chain(nic: Row, q: int, used: int, available: int) -> int:
 
 
 @kernel
-def insert_tag(nic: Row, frame: int, tci: int) -> int:
-    """Put a VLAN tag in front of byte 12 by moving the addresses down four bytes; returns the new start."""
-    low = load64(frame)
-    high = load32(frame + 8)
-    store64(frame - 4, low)
-    store32(frame + 4, high)
-    store16(frame + 8, swap16(nic.port.vet & 0xFFFF))
-    store16(frame + 10, swap16(tci))
-    return frame - 4
+def put_tag(nic: Row, pool: int, length: int, insert: bool, tci: int) -> int:
+    """Tag the gathered frame as descriptor and port say; returns where in GATHER_AREA it starts now.
 
-
-@kernel
-def settle(nic: Row, pool: int, length: int, insert: bool, tci: int, pad: bool) -> int:
-    """Tag the gathered frame as descriptor and port say, move it to the start of the area, and pad it."""
-    frame = nic.port.scratch + GATHER_AREA + 4
+    The addresses move into the room in front of them; the rest of the frame stays where it is.
+    """
+    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
     owner = nic.pools[pool]
     if owner.vlan_mode == 1:
         insert = True
         tci = owner.vlan_tag
     elif owner.vlan_mode == 2:
         insert = False
-    if insert and length >= 12:
-        insert_tag(nic, frame, tci)
-        length += 4
-    else:
-        for i in range(0, length, 4):
-            store32(frame - 4 + i, load32(frame + i))
-    if pad and nic.port.pad and 14 <= length < MIN_FRAME:
-        for i in range(length, MIN_FRAME):
-            store8(frame - 4 + i, 0)
-        length = MIN_FRAME
-    return length
+    if not insert or length < 14:
+        return TAG_BYTES
+    low = load64(frame)
+    high = load32(frame + 8)
+    store64(frame - 4, low)
+    store32(frame + 4, high)
+    store16(frame + 8, swap16(nic.port.vet & 0xFFFF))
+    store16(frame + 10, swap16(tci))
+    return 0
 
 
 @kernel
-def finish_advanced(nic: Row, q: int, pool: int, first: int, used: int, length: int) -> tuple[int, int, int, int, int]:
+def pad_frame(nic: Row, frame: int, length: int) -> int:
+    """Fill a short frame up with zeros, if the port pads; returns its bytes."""
+    if not nic.port.pad or length < 14:
+        return length
+    for i in range(length, MIN_FRAME):
+        store8(frame + i, 0)
+    return max(length, MIN_FRAME)
+
+
+@kernel
+def finish_frame(
+    nic: Row, pool: int, used: int, length: int, insert: bool, tci: int
+) -> tuple[int, int, int, int, int, int]:
+    """Tag and pad a gathered frame that is not segmented."""
+    start = put_tag(nic, pool, length, insert, tci)
+    length = pad_frame(nic, nic.port.scratch + GATHER_AREA + start, length + TAG_BYTES - start)
+    return CHAIN_DONE, used, start, length, 0, 0
+
+
+@kernel
+def finish_advanced(
+    nic: Row, q: int, pool: int, first: int, used: int, length: int
+) -> tuple[int, int, int, int, int, int]:
     """Apply the offloads of an advanced chain to the gathered frame."""
     r = nic.tx[q]
     if first >> TXD_IDX_SHIFT & 1:
@@ -205,7 +216,7 @@ def finish_advanced(nic: Row, q: int, pool: int, first: int, used: int, length: 
     else:
         c0 = r.context0_q0
         c1 = r.context0_q1
-    frame = nic.port.scratch + GATHER_AREA + 4
+    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
     l3 = c0 >> TXC_MACLEN_SHIFT & 0x7F
     l4 = l3 + (c0 & 0x1FF)
     l4_type = c1 >> 11 & 3
@@ -215,31 +226,36 @@ def finish_advanced(nic: Row, q: int, pool: int, first: int, used: int, length: 
     if first & TXD_TSE:
         header = l4 + (c1 >> TXC_L4LEN_SHIFT & 0xFF)
         mss = c1 >> TXC_MSS_SHIFT & 0xFFFF
-        valid = l3 >= 14 and l4 >= l3 + 20 and header >= l4 + (20 if l4_type == TXC_L4T_TCP else 8)
-        if not valid or mss == 0 or l4_type > 1 or header + payload != length or header + mss > 9724 or payload == 0:
-            return CHAIN_BAD, used, 0, 0, 0
+        valid = l3 >= 14 and l4 >= l3 + (20 if c1 & TXC_TUCMD_IPV4 else 40)
+        valid = valid and (l4_type == TXC_L4T_TCP or l4_type == TXC_L4T_UDP)
+        valid = valid and header >= l4 + (20 if l4_type == TXC_L4T_TCP else 8) and header + payload == length
+        if not valid or payload == 0 or mss == 0 or header + mss + TAG_BYTES > MAX_FRAME:
+            return CHAIN_BAD, used, 0, 0, 0, 0
         # Segments are cut later, from the gathered frame: remember what each needs.
         r.seg_l3 = l3
         r.seg_l4 = l4
         r.seg_flags = first & (TXD_IXSM | TXD_TXSM)
         r.seg_kind = l4_type | (0x10 if c1 & TXC_TUCMD_IPV4 else 0)
-        grown = settle(nic, pool, length, insert, tci, False) - length
+        start = put_tag(nic, pool, length, insert, tci)
+        grown = TAG_BYTES - start
         r.seg_l3 += grown
         r.seg_l4 += grown
         nic.port.segment_queue = q
-        return CHAIN_DONE, used, length + grown, mss, header + grown
+        return CHAIN_DONE, used, start, length + grown, mss, header + grown
     if payload != length:
-        return CHAIN_BAD, used, 0, 0, 0
+        return CHAIN_BAD, used, 0, 0, 0, 0
     if first & TXD_TXSM:
+        if l4_type > TXC_L4T_SCTP:
+            return CHAIN_BAD, used, 0, 0, 0, 0
         field = l4 + (16 if l4_type == TXC_L4T_TCP else 8 if l4_type == TXC_L4T_SCTP else 6)
         if field + (4 if l4_type == TXC_L4T_SCTP else 2) > length:
-            return CHAIN_BAD, used, 0, 0, 0
+            return CHAIN_BAD, used, 0, 0, 0, 0
         put_l4_checksum(frame, l4, length, l4_type)
     if first & TXD_IXSM:
         if l4 > length or l3 + 12 > length or l4 < l3 + 20:
-            return CHAIN_BAD, used, 0, 0, 0
+            return CHAIN_BAD, used, 0, 0, 0, 0
         put_ip_checksum(frame, l3, l4)
-    return CHAIN_DONE, used, settle(nic, pool, length, insert, tci, True), 0, 0
+    return finish_frame(nic, pool, used, length, insert, tci)
 
 
 @kernel
@@ -262,17 +278,16 @@ def put_ip_checksum(frame: int, l3: int, l4: int) -> None:
 
 
 @kernel
-def finish_legacy(nic: Row, pool: int, first: int, used: int, length: int) -> tuple[int, int, int, int, int]:
+def finish_legacy(nic: Row, pool: int, first: int, used: int, length: int) -> tuple[int, int, int, int, int, int]:
     """Apply the offloads of a legacy chain: one checksum from CSS to the end, put at CSO; a VLAN tag."""
-    frame = nic.port.scratch + GATHER_AREA + 4
+    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
     if first & TXD_IC:
         start = first >> TXL_CSS_SHIFT & 0xFF
         place = first >> TXL_CSO_SHIFT & 0xFF
         if start >= length or place + 2 > length:
-            return CHAIN_BAD, used, 0, 0, 0
+            return CHAIN_BAD, used, 0, 0, 0, 0
         store16(frame + place, fold(sum_bytes(frame + start, length - start)) ^ 0xFFFF)
-    insert = first & TXD_VLE != 0
-    return CHAIN_DONE, used, settle(nic, pool, length, insert, first >> TXL_VLAN_SHIFT & 0xFFFF, True), 0, 0
+    return finish_frame(nic, pool, used, length, first & TXD_VLE != 0, first >> TXL_VLAN_SHIFT & 0xFFFF)
 
 
 @kernel
@@ -309,8 +324,4 @@ def segment(nic: Row, frame: int, length: int, header: int, offset: int, mss: in
         put_l4_checksum(target, l4, total, r.seg_kind & 3)
     if r.seg_flags & TXD_IXSM:
         put_ip_checksum(target, l3, l4)
-    if total < MIN_FRAME and nic.port.pad:
-        for i in range(total, MIN_FRAME):
-            store8(target + i, 0)
-        total = MIN_FRAME
-    return total
+    return pad_frame(nic, target, total)

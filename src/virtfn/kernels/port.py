@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load32, load64
+from virtfn.kernels.classify import HEAD_BYTES
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.dma import iommu_at
 from virtfn.kernels.ring import CONTROL, ENABLE, latch, misbehave, publish
-from virtfn.kernels.rx import HEAD_BYTES, capture_frame, capture_room
+from virtfn.kernels.rx import capture_frame, capture_room
 from virtfn.kernels.state import (
     DROP_OVERSIZE,
     DROP_UNDERSIZE,
@@ -93,9 +94,11 @@ def send_ready(nic: Row, q: int, budget: int) -> tuple[int, int]:
     r = nic.tx[q]
     if r.regs == 0 or not (load32(r.regs + CONTROL) & ENABLE or r.enabled):
         return 0, 0
+    if p.blocked >> q & 1:
+        return 0, 0
     if not latch(r, p.epoch, False):
         return 0, misbehave(nic, q)
-    if not r.enabled or r.head == r.tail or p.blocked >> q & 1:
+    if not r.enabled or r.head == r.tail:
         return 0, 0
     if not p.tx_enable or not p.tx_pools >> r.pool & 1:
         return 0, 0
@@ -127,6 +130,8 @@ def serve(nic: Row, now: int, budget: int) -> tuple[int, int]:
     events = 0
     if p.stalled and p.stalled != WIRE_STALL:
         frames, events = send_ready(nic, p.stalled - 1, budget)
+        if p.stall_epoch != p.epoch:
+            p.stalled = 0  # its sender has taken the frame away: the line moves on
     if not p.stalled:
         for q in range(QUEUES):
             sent, event = send_ready(nic, q, budget)
@@ -187,7 +192,7 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
     p = nic.port
     c = nic.counters
     if p.stalled:
-        pools = p.stall_pools
+        pools = p.stall_pools & p.rx_pools if p.rx_enable else 0
         tci = p.stall_tci
     else:
         c.tpr += 1

@@ -34,7 +34,7 @@ DROP_EN = 1 << 31
 def latch(r: Row, epoch: int, receive: bool) -> bool:
     """Take over what the driver wrote into the registers of a queue; once a call, before its first use.
 
-    Returns False if the tail lies outside the ring; the queue then stands still.
+    Returns False if the tail has been put outside the ring; the queue then stands still until it is moved.
     """
     r.epoch = epoch
     r.win_hi = 0
@@ -42,6 +42,7 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     regs = r.regs
     if regs == 0:
         r.enabled = 0
+        r.raw_control = -1  # look again when the function may master the bus again
         r.published = r.head
         return True
     control = load32(regs + CONTROL)
@@ -71,11 +72,15 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     if r.head >= r.size:
         r.head = 0
     tail = load32_acquire(regs + TAIL)
-    if tail >= r.size:
-        r.tail = r.head
-        return tail == 0 or r.enabled == 0
-    r.tail = tail
-    return True
+    if tail < r.size:
+        r.tail = tail
+        r.bad_tail = 0
+        return True
+    r.tail = r.head
+    news = r.enabled != 0 and tail != r.bad_tail
+    if r.enabled:
+        r.bad_tail = tail
+    return not news
 
 
 @kernel

@@ -54,7 +54,7 @@ def _row(names: str) -> np.dtype[np.void]:
 PORT = _row(
     # receive and transmit enables and filters (RCTL, TCTL, VT_CTL, MRQC, DTXSWC, RPLOLR, DTXCTL)
     "rx_enable tx_enable vmdq rss rss_fields bam upe mpe vfe multicast_shift pad ign_mac default_pool replicate "
-    "loopback self_loop strip_replicated max_frame vet mdp spoof_int mirror "
+    "loopback self_loop strip_replicated max_frame max_tagged vet mdp spoof_int mirror "
     # pool bitmaps (VMOLR, VFRE, VFTE, DTXSWC, QDE)
     "bam_pools rompe_pools rope_pools mpme_pools aupe_pools rx_pools tx_pools mac_spoof_pools vlan_spoof_pools "
     "lle_pools drop_queues "
@@ -64,8 +64,8 @@ PORT = _row(
     "eicr eims eiac eiam automask pending fired throttled "
     # the wire
     "wire_up wire_ps_per_byte wire_next_ps wire_rx_next_ps "
-    # a frame that waits at the head of the line: pools still owed; segments sent of a large send
-    "stalled stall_pools stall_tci segments_done segment_queue "
+    # a frame that waits at the head of the line: who sent it, pools still owed, the call that last found it waiting
+    "stalled stall_pools stall_tci stall_replicated stall_epoch segment_queue "
     # malicious drivers seen (bitmap of transmit queues), and blocked
     "misbehaved blocked "
     # this call
@@ -75,7 +75,7 @@ PORT = _row(
 )
 
 POOL = _row(
-    "rid strip max_frame rsse vlan_mode vlan_tag ps_per_byte next_ps "
+    "rid strip max_frame max_tagged rsse vlan_mode vlan_tag ps_per_byte next_ps "
     "gprc gorc mprc gptc gotc gprlbc gorlbc gptlbc gotlbc bprc"
 )
 
@@ -83,7 +83,7 @@ QUEUE = _row(
     # wiring: register block, requester, pool, interrupt cause bit (0: none)
     "regs rid pool cause "
     # as latched from the registers
-    "raw_base raw_len raw_control layout_raw enabled base size head published tail "
+    "raw_base raw_len raw_control layout_raw enabled base size head published tail bad_tail "
     # receive: SRRCTL; transmit: head write-back
     "layout default_bytes packet_bytes header_bytes drop_enable head_wb "
     # the piece of the ring whose translation this call knows: descriptors win_lo..win_hi-1 at win_hpa
@@ -91,7 +91,7 @@ QUEUE = _row(
     # two transmit contexts (advanced descriptors)
     "context0_q0 context0_q1 context1_q0 context1_q1 "
     # what the segments of the large send at the head need
-    "seg_l3 seg_l4 seg_flags seg_kind "
+    "seg_l3 seg_l4 seg_flags seg_kind segments_done "
     "drops"
 )
 
@@ -157,7 +157,7 @@ NIC = np.dtype(
         ("tx", QUEUE, (QUEUES,)),
         ("drops", np.int64, (POOLS + 1, len(DROP_NAMES))),  # by pool, or the wire
         ("macs", np.int64, (MAC_SLOTS, 2)),  # address or -1, pool bitmap
-        ("vlans", np.int64, (4096,)),  # pool bitmap 7:0, in VFTA 8, in VLVF 9, local 10, VLVF entries 47:16
+        ("vlans", np.int64, (4096,)),  # pool bitmap 7:0, in VFTA 8, local 10, VLVF entries 47:16
         ("multicast", np.uint32, (128,)),  # MTA
         ("unicast", np.uint32, (128,)),  # UTA
         ("reta", np.uint8, (128,)),

@@ -1,6 +1,7 @@
 """Layer-2 sorting: which pools get a frame, and whether the wire does.
 
     destination   pools
+    any           none, if its VLAN does not pass VFTA
     exact         those of the receive address registers (RAR) that hold it
     unicast       else, if the unicast table has its hash, those that accept hashed unicast (VMOLR.ROPE)
     multicast     else, if the multicast table has its hash, those with ROMPE; and always those with MPME
@@ -39,7 +40,6 @@ __all__ = [
 
 MAC = BROADCAST = (1 << 48) - 1
 IN_VFTA = 1 << 8
-IN_VLVF = 1 << 9
 LOCAL_VLAN = 1 << 10
 
 _HASH = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio, as a signed 64-bit number
@@ -76,9 +76,11 @@ def in_hash_table(table: npt.NDArray[np.uint32], mac: int, shift: int) -> bool:
 def select_pools(nic: Row, mac: int, vid: int) -> tuple[int, int]:
     """Pools addressed by `mac` in VLAN `vid` (-1: untagged), before the default pool.
 
-    Returns (bitmap, why it is empty).
+    VLANs matter only where RCTL.VFE asks for it. Returns (bitmap, why it is empty).
     """
     p = nic.port
+    if p.vfe and vid >= 0 and not nic.vlans[vid] & IN_VFTA:
+        return 0, DROP_VLAN_FILTER
     pools = find_pools(nic.macs, mac)
     if mac & 1:
         if mac == BROADCAST:
@@ -93,16 +95,8 @@ def select_pools(nic: Row, mac: int, vid: int) -> tuple[int, int]:
         pools = 0xFF
     if pools == 0:
         return 0, DROP_NO_MATCH
-    if vid < 0:
-        pools &= p.aupe_pools
-    else:
-        entry = nic.vlans[vid]
-        if p.vfe and not entry & IN_VFTA:
-            return 0, DROP_VLAN_FILTER
-        if entry & IN_VLVF:
-            pools &= entry & 0xFF
-        elif p.vfe:
-            pools = 0
+    if p.vfe:
+        pools &= p.aupe_pools if vid < 0 else nic.vlans[vid] & 0xFF
     return pools, DROP_VLAN_MEMBERSHIP
 
 
@@ -161,10 +155,8 @@ def accept_frame(nic: Row, mac: int, vid: int) -> tuple[int, int]:
     p = nic.port
     known = find_pools(nic.macs, mac) != 0
     if mac & 1:
-        if mac == BROADCAST:
-            known = known or p.bam != 0 or p.mpe != 0
-        else:
-            known = known or p.mpe != 0 or in_hash_table(nic.multicast, mac, p.multicast_shift)
+        known = known or p.mpe != 0 or in_hash_table(nic.multicast, mac, p.multicast_shift)
+        known = known or (p.bam != 0 and mac == BROADCAST)
     else:
         known = known or p.upe != 0 or in_hash_table(nic.unicast, mac, p.multicast_shift)
     if not known:
@@ -178,24 +170,27 @@ def accept_frame(nic: Row, mac: int, vid: int) -> tuple[int, int]:
 def switch_transmit(nic: Row, source: int, mac: int, vid: int) -> tuple[int, bool, int]:
     """Where a frame of pool `source` goes: (local pools, to the wire, why nowhere).
 
-    A unicast frame with a local taker stays inside; group frames go both ways; no frame returns to its sender unless
-    DTXSWC.LLE says so; a frame of a local VLAN never leaves.
+    A unicast frame stays inside if a pool has its very address; group frames, and frames that only promiscuous pools
+    take, go both ways; no frame returns to its sender unless DTXSWC.LLE says so; a frame of a local VLAN never leaves.
     """
     p = nic.port
-    if p.vmdq == 0 or not p.loopback:
+    if p.vmdq == 0:
         return 0, True, 0
+    local = vid >= 0 and nic.vlans[vid] & LOCAL_VLAN != 0
+    if not p.loopback:
+        return 0, not local, DROP_VLAN_MEMBERSHIP if local else 0
     pools, why = select_pools(nic, mac, vid)
     wire = mac & 1 != 0 or pools == 0
-    if vid >= 0 and nic.vlans[vid] & LOCAL_VLAN:
+    if p.rope_pools | p.ign_mac and not wire:
+        wire = find_pools(nic.macs, mac) & pools == 0
+    if local:
         wire = False
-    if not p.lle_pools >> source & 1:
-        alone = pools
-        pools &= ~(1 << source)
-        if pools == 0 and alone:
-            why = DROP_ECHO
-    pools = first_pool(nic, pools)
+    others = -1 if p.lle_pools >> source & 1 else ~(1 << source)
+    if pools and pools & others == 0:
+        why = DROP_ECHO
+    pools = first_pool(nic, pools & others)
     if p.mirror:
-        pools = mirror_pools(nic, pools, source, wire, vid)
+        pools = mirror_pools(nic, pools, source, wire, vid) & others
     if pools and not p.rx_enable:
         pools = 0
         why = DROP_RX_DISABLED

@@ -46,6 +46,7 @@ from virtfn.kernels.netdev import (
 __all__ = ["ETHERTYPE", "GUESTS", "TASK", "TRAFFIC", "digest", "fill_buffers", "poll_guest", "traffic_at"]
 
 ETHERTYPE = 0xB588  # 88B5, local experimental, as loaded little-endian
+HEADER = 14
 IDLE, GENERATE, REPLAY, PING, ANSWER = range(5)
 
 TASK = np.dtype(
@@ -331,7 +332,10 @@ def take_frames(t: Row, g: int, d: Row, budget: int) -> int:
         length = rx_frame(d)
         if length == 0:
             break
-        if length < 0 or length > d.buffer_bytes:
+        if length == -1 or d.in_pieces:
+            d.rx_errors += 1 - d.in_pieces
+            d.in_pieces = 1 if length == -1 else 0
+        elif length < HEADER or length > d.buffer_bytes:
             d.rx_errors += 1
         else:
             frame = rx_buffer(d)

@@ -19,12 +19,13 @@ from virtfn.hw.i82576.desc import (
     TXD_RS,
 )  # fmt: skip
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load64, store32_release
+from virtfn.kernels.classify import HEAD_BYTES, classify
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.dma import iommu_at, translate, translate_hot
 from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, gather, segment
 from virtfn.kernels.ring import misbehave, window, window_hot
 from virtfn.kernels.runs import PLAIN, PLAIN_MASK, serve_run
-from virtfn.kernels.rx import HEAD_BYTES, RX_STALL, capture_frame, capture_room, classify, receive
+from virtfn.kernels.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, capture_room, receive
 from virtfn.kernels.state import (
     DROP_DMA_FAULT,
     DROP_MAC_SPOOF,
@@ -90,6 +91,7 @@ def count_size(nic: Row, length: int, sent: bool) -> None:
 @kernel
 def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, looped: bool) -> int:
     """Give a frame to each pool in the bitmap. Returns the pools that still lack it because the line is held up."""
+    p = nic.port
     start = 18 if tci >= 0 else 14
     q0 = 0
     status = RXD_LB if looped else 0
@@ -97,14 +99,20 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
     if kind == 0x0008 or kind == 0xDD86:
         q0, verdict = classify(nic, head, body, length, start)
         status |= verdict
-    replicated = pools & (pools - 1) != 0 or load8(head) & 1 != 0
-    capture = nic.port.capture
+    replicated = pools & (pools - 1) != 0 or (load8(head) & 1 != 0 and p.replicate != 0 and p.vmdq != 0)
+    if p.stalled:
+        replicated = p.stall_replicated != 0
+    capture = p.capture
+    fits = looped or p.stalled != 0
     while pools:
         pool = LOWEST[pools & 0xFF]
         code = receive(nic, pool, head, body, length, tci, replicated, q0, status)
         if code == RX_STALL:
+            p.stall_replicated = replicated
             return pools
-        if code == 0:
+        if code != RX_OVERSIZE:
+            fits = True
+        if code == RX_DONE:
             nic.counters.rpthc += 1
             nic.counters.hgorc += length + 4
             if looped:
@@ -114,6 +122,8 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
             if capture:
                 capture_frame(nic, pool, 0, head, body, length)
         pools &= pools - 1
+    if not fits:
+        nic.counters.roc += 1
     return 0
 
 
@@ -137,7 +147,10 @@ def check_sender(nic: Row, q: int, pool: int, source: int, vid: int) -> bool:
 
 @kernel
 def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> int:
-    """Send one whole frame of a pool through the switch: FORWARDED (or dropped and counted), STALLED or WAITING."""
+    """Send one whole frame of a pool through the switch: FORWARDED (or dropped and counted), STALLED or WAITING.
+
+    A frame that stalled is checked and switched again, since its sender may have changed it meanwhile.
+    """
     p = nic.port
     owner = nic.pools[pool]
     vid = -1
@@ -146,13 +159,17 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         tci = swap16(load16(head + 14))
         vid = tci & 0xFFF
     destination = load64(head) & MAC
-    first = p.stalled == 0
-    if first:
-        if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
-            nic, q, pool, load64(head + 6) & MAC, vid
-        ):
-            return FORWARDED
-        pools, wire, why = switch_transmit(nic, pool, destination, vid)
+    if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
+        nic, q, pool, load64(head + 6) & MAC, vid
+    ):
+        return FORWARDED
+    pools, wire, why = switch_transmit(nic, pool, destination, vid)
+    if wire and p.self_loop:
+        back, why = switch_receive(nic, destination, vid)
+        pools |= back
+    if p.stalled:
+        pools &= p.stall_pools
+    else:
         if wire and p.wire_up and p.wire_ps_per_byte:
             if p.wire_next_ps > p.now:
                 return WAITING
@@ -163,21 +180,18 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         owner.gotc += length + 4
         nic.counters.hgptc += 1
         nic.counters.hgotc += length + 4
-        if wire:
-            if p.self_loop:
-                pools, why = switch_receive(nic, destination, vid)
-            elif p.wire_up:
-                count_size(nic, length, True)
-                if destination & 1:
-                    if destination == BROADCAST:
-                        nic.counters.bptc += 1
-                    else:
-                        nic.counters.mptc += 1
-                if p.capture:
-                    capture_frame(nic, WIRE, 1, head, body, length)
-            elif pools == 0:
-                nic.drops[pool, why if why else DROP_NO_UPLINK] += 1
+        if wire and p.wire_up and not p.self_loop:
+            count_size(nic, length, True)
+            if destination & 1:
+                if destination == BROADCAST:
+                    nic.counters.bptc += 1
+                else:
+                    nic.counters.mptc += 1
+            if p.capture:
+                capture_frame(nic, WIRE, 1, head, body, length)
         elif pools == 0:
+            if wire and not p.self_loop and why == 0:
+                why = DROP_NO_UPLINK
             nic.drops[pool, why] += 1
         if pools:
             if pools & (pools - 1):
@@ -186,8 +200,6 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
                 nic.counters.forwarded += 1
             owner.gptlbc += 1
             owner.gotlbc += length + 4
-    else:
-        pools = p.stall_pools
     if pools == 0:
         return FORWARDED
     left = spread(nic, pools, head, body, length, tci, True)
@@ -226,7 +238,7 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
                 return WAITING, 0, EV_CAPTURE
             copy_bytes(scratch + HEAD_AREA, hpa, min(length, HEAD_BYTES))
             return forward(nic, q, pool, scratch + HEAD_AREA, hpa, length), 1, 0
-    code, used, length, mss, first_payload = gather(nic, q, pool)
+    code, used, start, length, mss, first_payload = gather(nic, q, pool)
     if code == CHAIN_OPEN:
         return WAITING, 0, 0
     if code == CHAIN_FAULT:
@@ -237,27 +249,27 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
         return FORWARDED, used, misbehave(nic, q)
     if code != CHAIN_DONE:
         return FORWARDED, used, 0
-    frame = scratch + GATHER_AREA
-    if p.capture and not capture_room(nic, length):
-        return WAITING, 0, EV_CAPTURE
+    frame = scratch + GATHER_AREA + start
     if mss == 0:
         if length < 14 or length > MAX_FRAME:
             nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
             return FORWARDED, used, 0
+        if p.capture and not capture_room(nic, length):
+            return WAITING, 0, EV_CAPTURE
         return forward(nic, q, pool, frame, frame, length), used, 0
-    nic.counters.tsctc += 1
-    sent = 0
-    offset = first_payload
+    # Segments sent before the line was held up are not sent again.
+    offset = first_payload + r.segments_done * mss
     while offset < length:
         size = segment(nic, frame, length, first_payload, offset, mss, scratch + SEGMENT_AREA)
-        if sent >= p.segments_done:
-            verdict = forward(nic, q, pool, scratch + SEGMENT_AREA, scratch + SEGMENT_AREA, size)
-            if verdict != FORWARDED:
-                p.segments_done = sent
-                return verdict, 0, 0
-        sent += 1
+        if p.capture and not capture_room(nic, size):
+            return WAITING, 0, EV_CAPTURE
+        verdict = forward(nic, q, pool, scratch + SEGMENT_AREA, scratch + SEGMENT_AREA, size)
+        if verdict != FORWARDED:
+            return verdict, used, 0
+        p.stalled = 0
+        r.segments_done += 1
         offset += mss
-    p.segments_done = 0
+    nic.counters.tsctc += 1
     return FORWARDED, used, 0
 
 
@@ -281,7 +293,10 @@ def write_back(nic: Row, q: int, used: int) -> bool:
 
 @kernel
 def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
-    """Send up to `budget` frames of transmit queue `q`, latched before. Returns (frames, events)."""
+    """Send up to `budget` frames of transmit queue `q`, latched before. Returns (frames, events).
+
+    Frames are paid for as they are sent, and the rate may hold up the next one, but not one that others wait for.
+    """
     p = nic.port
     r = nic.tx[q]
     pool = r.pool
@@ -298,7 +313,7 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             extraordinary = 0 if count else extraordinary + 1
             if count:
                 continue
-        if owner.ps_per_byte and owner.next_ps > p.now:
+        if owner.ps_per_byte and owner.next_ps > p.now and not p.stalled:
             events |= EV_TIMER
             break
         at = window_hot(nic, r)
@@ -310,13 +325,17 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
         q1 = load64(at + 8)
         verdict, used, event = send_one(nic, q, pool, at, load64(at), q1)
         events |= event
-        if verdict != FORWARDED or used == 0:
-            if verdict == WAITING and used:
-                events |= EV_TIMER
-            break
         if owner.ps_per_byte:
             cost = (owner.gotc - sent) * owner.ps_per_byte
             owner.next_ps = max(owner.next_ps, p.now - _BURST_PS) + cost
+        if verdict != FORWARDED or used == 0:
+            if verdict == WAITING and used:
+                events |= EV_TIMER
+            if used or event:
+                p.stall_epoch = p.epoch
+            break
+        p.stalled = 0
+        r.segments_done = 0
         if used == 1:
             if q1 & TXD_RS:
                 asked = True

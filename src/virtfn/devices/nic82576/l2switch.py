@@ -34,7 +34,7 @@ from virtfn.hw.i82576.rxtx import (
 )
 from virtfn.kernels.csum import toeplitz_table
 from virtfn.kernels.state import MAC_SLOTS, POOLS
-from virtfn.kernels.switch import IN_VFTA, IN_VLVF, LOCAL_VLAN, mac_slot
+from virtfn.kernels.switch import IN_VFTA, LOCAL_VLAN, mac_slot
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
 __all__ = ["L2Switch"]
@@ -140,7 +140,7 @@ class L2Switch(Handlers):
             vlan = VLVF(self._registers.peek(Regs.VLVF, entry))
             if vlan.VI_EN:
                 local = LOCAL_VLAN if vlan.LVLAN else 0
-                table[vlan.VID] |= vlan.POOLSEL | IN_VLVF | local | 1 << (16 + entry)
+                table[vlan.VID] |= vlan.POOLSEL | local | 1 << (16 + entry)
 
     def _settle_hash(self) -> None:
         self._nic["multicast"][:] = self._registers.words(Regs.MTA)
@@ -162,6 +162,7 @@ class L2Switch(Handlers):
         port["bam"], port["upe"], port["mpe"], port["vfe"] = rctl.BAM, rctl.UPE, rctl.MPE, rctl.VFE
         port["multicast_shift"] = _MULTICAST_SHIFTS[rctl.MO]
         port["max_frame"] = peek(Regs.RLPML) if rctl.LPE else STANDARD_FRAME
+        port["max_tagged"] = peek(Regs.RLPML) if rctl.LPE else STANDARD_FRAME + 4
         port["vmdq"] = int(mrqc.MODE in (RxMode.VMDQ, RxMode.VMDQ_RSS))
         port["rss"] = int(mrqc.MODE in (RxMode.RSS, RxMode.VMDQ_RSS))
         port["rss_fields"] = mrqc.value >> 16
@@ -182,6 +183,7 @@ class L2Switch(Handlers):
         for n, row in enumerate(self._nic["pools"]):
             row["strip"], row["rsse"] = vmolr[n].STRVLAN, vmolr[n].RSSE
             row["max_frame"] = vmolr[n].RLPML if vmolr[n].LPE else STANDARD_FRAME
+            row["max_tagged"] = vmolr[n].RLPML if vmolr[n].LPE else STANDARD_FRAME + 4
             vmvir = VMVIR(peek(Regs.VMVIR, n))
             row["vlan_mode"], row["vlan_tag"] = vmvir.VLANA, vmvir.PORT_VLAN
             row["ps_per_byte"] = (8_000_000 // self.link_mbps) * self._rates[n] >> 14

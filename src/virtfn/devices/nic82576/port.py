@@ -272,7 +272,7 @@ class Port(Handlers):
             # Queue 0 runs without being asked, for drivers from before there were more.
             self.registers.poke(decl, 0, decl.reset | RXDCTL.ENABLE.mask)
         port = self.nic["port"]
-        port["stalled"] = port["stall_pools"] = port["misbehaved"] = port["segments_done"] = 0
+        port["stalled"] = port["stall_pools"] = port["misbehaved"] = 0
         self._timer_due = None
         self.nvm.reset()
         self.mailboxes.pf_reset()
