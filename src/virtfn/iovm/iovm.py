@@ -13,9 +13,9 @@ It knows VMs by the small Protocol below, and no VMM.
 from __future__ import annotations
 
 import enum
+import itertools
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Protocol
 
 from virtfn.drivers.igb import Igb, VfPolicy
@@ -110,7 +110,7 @@ class Iovm:
         try:
             owner.driver.start(count)
         except VirtfnError:
-            self.pcim.disable_vfs(pf, last=last)
+            self.pcim.disable_vfs(pf)
             raise
         owner.vfs = [Vf(vf, VirtualConfig(self.pcim.bus, vf)) for vf in found]
         return owner.vfs
@@ -124,7 +124,7 @@ class Iovm:
         busy = [f"{format_rid(vf.rid)} ({vf.vm.name})" for vf in owner.vfs if vf.vm is not None]
         if busy:
             raise VirtfnError(f"VFs are in use: {', '.join(busy)}", errno_name="EBUSY")
-        self.pcim.disable_vfs(pf)
+        self.pcim.disable_vfs(pf, last=last)
         owner.driver.end_vfs()
         owner.vfs = []
 
@@ -180,8 +180,8 @@ class Iovm:
         """Find the domain of a VM, or make it. Two VMs of one name are two all the same."""
         domain = self._domains.get(id(vm))
         if domain is None:
-            used = {known.id for known in self._domains.values()}
-            domain = self._remapping.create_domain(next(n for n in count(1) if n not in used))
+            number = next(n for n in itertools.count(1) if n not in self._remapping.domains)
+            domain = self._remapping.create_domain(number)
             self._domains[id(vm)] = domain
             for gpa, hpa, size in vm.mappings():
                 domain.map(Iova(gpa), hpa, size)
@@ -207,15 +207,18 @@ class Iovm:
             driver = self._pf(vf.found.physfn).driver
             driver.serve()
             driver.release_vf(vf.index)
-            if vf.rid in self._remapping.attached:
-                self._remapping.detach(vf.rid)
             vf.config.reset()
             vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
-            self._drop_domain(vm)
+            self._detach(vf.rid, vm)
 
-    def _drop_domain(self, vm: Vm) -> None:
+    def _detach(self, rid: Rid, vm: Vm) -> None:
+        """Refuse the VF's DMA, and give up the VM's domain with its last VF."""
         domain = self._domains.get(id(vm))
-        if domain is not None and not domain.rids:
+        if domain is None:
+            return
+        if rid in domain.rids:
+            self._remapping.detach(rid)
+        if not domain.rids:
             domain.destroy()
             del self._domains[id(vm)]
 
