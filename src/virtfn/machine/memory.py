@@ -32,6 +32,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MADV_REMOVE = 9
 _MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -89,7 +91,9 @@ class HostMemory:
         """Give chunks back, zeroed, so that nothing of their owner remains."""
         for chunk in chunks:
             offset = chunk - self.base
-            self.bytes[offset : offset + CHUNK] = 0
+            # Pages that the system takes back read as zero, and what was never touched stays so.
+            if _libc.madvise(chunk, CHUNK, _MADV_REMOVE):
+                self.bytes[offset : offset + CHUNK] = 0
             self._chunks.append(offset)
 
     def alloc_page(self) -> Hpa:
@@ -131,6 +135,10 @@ class GuestMemory:
     def __init__(self, host: HostMemory, size: int, rng: random.Random, chunk: int = CHUNK) -> None:
         if size <= 0 or size % CHUNK:
             raise VirtfnError(f"guest memory is a multiple of 2 MiB, not {size} bytes", errno_name="EINVAL")
+        if chunk not in (PAGE, CHUNK):
+            raise VirtfnError(
+                f"guest memory is scattered in pieces of 4 KiB or 2 MiB, not {chunk}", errno_name="EINVAL"
+            )
         self.size = size
         self.chunk = chunk
         self._host = host
@@ -144,16 +152,17 @@ class GuestMemory:
             size + 2 * CHUNK,
         )
         self.base = Hva(self._reserved[0] + PAGE)
-        for i, hpa in enumerate(self.pieces):
-            _map(
-                self.base + i * chunk,
-                chunk,
-                mmap.PROT_READ | mmap.PROT_WRITE,
-                mmap.MAP_SHARED | _MAP_FIXED,
-                host.fd,
-                hpa - host.base,
-            )
+        try:
+            self._map_pieces()
+        except VirtfnError:
+            self.close()
+            raise
         self.bytes = view_bytes(self.base, size)
+
+    def _map_pieces(self) -> None:
+        rights, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+        for i, hpa in enumerate(self.pieces):
+            _map(self.base + i * self.chunk, self.chunk, rights, flags, self._host.fd, hpa - self._host.base)
 
     def mappings(self) -> list[tuple[Gpa, Hpa, int]]:
         """List (guest address, host address, bytes) of every piece, for whoever fills page tables."""

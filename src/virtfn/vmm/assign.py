@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from virtfn.hw.bits import Decl
 from virtfn.hw.pci import MsiXEntry
 from virtfn.hw.types import Hva, Rid
 from virtfn.machine.function import all_ones
@@ -22,13 +23,16 @@ from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 __all__ = ["AssignedFunction", "GuestBar", "GuestConfig"]
 
 _ENTRY = 16
+_CONTROL = 3
+_WRITABLE = (0xFFFFFFFC, 0xFFFFFFFF, 0xFFFFFFFF, 1)  # of an entry's words
 
 
 class AssignedFunction:
     """One function assigned to one guest.
 
     config: the virtual configuration space. msix_bar, vectors: where its MSI-X table is, and how long. inject: called
-    with a vector's number when its interrupt comes. direct: map what can be mapped.
+    with a vector's number when its interrupt comes. direct: map what can be mapped. A configuration write that
+    resets the function empties its virtual MSI-X table too.
     """
 
     def __init__(
@@ -73,9 +77,13 @@ class AssignedFunction:
         """Handle a trapped read of a BAR; all ones once the function is gone."""
         if not self.attached:
             return all_ones(size)
-        if bar == self._msix_bar and offset < len(self._table) * _ENTRY:
+        if bar == self._msix_bar and 0 <= offset < len(self._table) * _ENTRY:
             self.exits["msix"] += 1
-            return self._table[offset // _ENTRY][offset % _ENTRY // 4]
+            words = self._table[offset // _ENTRY]
+            at = offset % _ENTRY
+            # Only whole words and pairs of them are defined; a narrow read gets its part of the word.
+            value = words[at // 4] >> at % 4 * 8 | (words[at // 4 + 1] << 32 if size == 8 and at < 12 else 0)
+            return value & all_ones(size)
         self.exits["bar"] += 1
         return self.device.bar_read(self.rid, bar, offset, size)
 
@@ -83,24 +91,41 @@ class AssignedFunction:
         """Handle a trapped write of a BAR; ignored once the function is gone."""
         if not self.attached:
             return
-        if bar == self._msix_bar and offset < len(self._table) * _ENTRY:
+        if bar == self._msix_bar and 0 <= offset < len(self._table) * _ENTRY:
             self.exits["msix"] += 1
-            self._write_table(offset // _ENTRY, offset % _ENTRY // 4, value)
+            if size in (4, 8) and offset % size == 0:
+                for shift in range(0, size, 4):
+                    self._write_table((offset + shift) // _ENTRY, (offset + shift) % _ENTRY // 4, value >> 8 * shift)
         else:
             self.exits["bar"] += 1
             self.device.bar_write(self.rid, bar, offset, size, value)
 
     def _write_table(self, vector: int, word: int, value: int) -> None:
         """Store the guest's word; once the vector is unmasked, give the device a message of the host's for it."""
-        self._table[vector][word] = value
-        at = vector * _ENTRY
-        if not self._table[vector][3] & 1 and vector not in self._messages:
-            address, message = self._interrupts.allocate(self.rid, lambda: self._inject(vector))
-            self._messages[vector] = address, message
-            self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.ADDRESS.offset, 4, address & 0xFFFFFFFF)
-            self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.ADDRESS_HIGH.offset, 4, address >> 32)
-            self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.MESSAGE.offset, 4, message)
-        self.device.bar_write(self.rid, self._msix_bar, at + MsiXEntry.CONTROL.offset, 4, self._table[vector][3] & 1)
+        self._table[vector][word] = value & _WRITABLE[word]
+        if word != _CONTROL:
+            return
+        masked = self._table[vector][_CONTROL]
+        if not masked:
+            if vector not in self._messages:
+                self._messages[vector] = self._interrupts.allocate(self.rid, lambda: self._inject(vector))
+            address, message = self._messages[vector]
+            self._tell(vector, MsiXEntry.ADDRESS, address & 0xFFFFFFFF)
+            self._tell(vector, MsiXEntry.ADDRESS_HIGH, address >> 32)
+            self._tell(vector, MsiXEntry.MESSAGE, message)
+        self._tell(vector, MsiXEntry.CONTROL, masked)
+
+    def _tell(self, vector: int, decl: Decl, value: int) -> None:
+        """Write a word of the device's own table."""
+        self.device.bar_write(self.rid, self._msix_bar, vector * _ENTRY + decl.offset, 4, value)
+
+    def follow_reset(self) -> None:
+        """Empty the virtual table if the device's has been: a vector that was open here is masked there."""
+        for vector, words in enumerate(self._table):
+            at = vector * _ENTRY + MsiXEntry.CONTROL.offset
+            if not words[_CONTROL] and self.device.bar_read(self.rid, self._msix_bar, at, 4) & 1:
+                self._table = [[0, 0, 0, 1] for _ in self._table]
+                return
 
     def release(self) -> None:
         """Take the function out of the guest's hands: every access reads all ones, no interrupt comes any more."""
@@ -127,6 +152,7 @@ class GuestConfig:
         self._function.exits["config"] += 1
         if self._function.attached:
             self._space.write(offset, size, value)
+            self._function.follow_reset()
 
 
 class GuestBar:

@@ -8,6 +8,7 @@ configuration space, sizes and places its BARs, binds the driver for its IDs, an
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from virtfn.drivers.igbvf import Igbvf
@@ -22,6 +23,7 @@ __all__ = ["Guest", "GuestDma", "Nic"]
 
 VENDOR_INTEL, DEVICE_82576_VF = 0x8086, 0x10CA
 _MMIO_BASE = 0xE000_0000
+_HOLE = range(0xFEE0_0000, 0xFF00_0000)  # a device that writes here sends an interrupt: no memory for DMA
 
 
 class GuestDma:
@@ -29,14 +31,18 @@ class GuestDma:
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
-        self._free: list[tuple[int, int]] = [(0, memory.size)]
+        usable = [(0, min(memory.size, _HOLE.start)), (_HOLE.stop, memory.size - _HOLE.stop)]
+        self._free = [(start, length) for start, length in usable if length > 0]
         self._used: dict[int, int] = {}
 
     def alloc(self, size: int, align: int = PAGE) -> tuple[Iova, Hva]:
         """Allocate zeroed memory: address for the device, address here.
 
-        Raises VirtfnError when the guest's memory is exhausted.
+        Raises VirtfnError when the guest's memory is exhausted, or for what is no size or alignment.
         """
+        if size <= 0 or align <= 0 or align & align - 1:
+            raise VirtfnError(f"{size} bytes aligned to {align} cannot be allocated", errno_name="EINVAL")
+        align = max(align, PAGE)
         size = -(-size // PAGE) * PAGE
         for i, (start, length) in enumerate(self._free):
             at = -(-start // align) * align
@@ -51,8 +57,13 @@ class GuestDma:
         )
 
     def free(self, iova: Iova) -> None:
-        """Give an allocation back, and merge what is free."""
-        size = self._used.pop(iova)
+        """Give an allocation back, and merge what is free.
+
+        Raises VirtfnError if there is no such allocation.
+        """
+        size = self._used.pop(iova, 0)
+        if not size:
+            raise VirtfnError(f"nothing is allocated at {iova:#x}", errno_name="EINVAL")
         pieces = sorted([*self._free, (int(iova), size)])
         merged: list[tuple[int, int]] = []
         for start, length in pieces:
@@ -86,6 +97,7 @@ class Guest:
         self.dma = GuestDma(self.memory)
         self.nics: list[Nic] = []
         self.interrupts = 0
+        self._past_exits: Counter[str] = Counter()
         self._pending: list[tuple[Rid, int]] = []
         self._ring, self._mtu = ring, mtu
         self._next_bar = _MMIO_BASE
@@ -97,7 +109,7 @@ class Guest:
 
     def mappings(self) -> list[tuple[Gpa, Hpa, int]]:
         """List the guest's memory, for whoever lets its devices reach it."""
-        return self.memory.mappings()
+        return [mapping for mapping in self.memory.mappings() if mapping[0] not in _HOLE]
 
     # Hot-plug.
 
@@ -113,7 +125,11 @@ class Guest:
             raise VirtfnError(
                 f"guest {self.name} has no driver for {ids & 0xFFFF:04x}:{ids >> 16:04x}", errno_name="ENODEV"
             )
-        driver = Igbvf(function.bar(0), self.dma, self.clock, ring=self._ring, mtu=self._mtu)
+        try:
+            driver = Igbvf(function.bar(0), self.dma, self.clock, ring=self._ring, mtu=self._mtu)
+        except VirtfnError:
+            function.release()
+            raise
         nic = Nic(function, driver)
         self.nics.append(nic)
         driver.probe()
@@ -186,6 +202,7 @@ class Guest:
         nic.function.release()
         nic.driver.remove()
         self.nics.remove(nic)
+        self._past_exits.update(nic.function.exits)
         self._pending = [p for p in self._pending if p[0] != rid]
 
     def nic(self, rid: Rid) -> Nic:
@@ -220,14 +237,20 @@ class Guest:
         return len(taken)
 
     @property
+    def exits_by_kind(self) -> dict[str, int]:
+        """Accesses that trapped, of functions it has and had: to configuration space, BARs, MSI-X tables."""
+        total = self._past_exits.copy()
+        for nic in self.nics:
+            total.update(nic.function.exits)
+        return dict(total)
+
+    @property
     def exits(self) -> int:
         """Accesses that trapped."""
-        return sum(sum(nic.function.exits.values()) for nic in self.nics)
+        return sum(self.exits_by_kind.values())
 
     def close(self) -> None:
         """Give the guest's memory back; its functions must be gone."""
-        for nic in self.nics:
-            nic.function.release()
-            nic.driver.remove()
-        self.nics.clear()
+        for nic in list(self.nics):
+            self.unplug(nic.function.rid, surprise=True)
         self.memory.close()
