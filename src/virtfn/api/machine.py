@@ -63,13 +63,14 @@ class Machine:
         self.lab = lab
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests)
+        tracer = Tracer(trace, clock) if trace is not None else None
         self.host = Host(clock, guest_bytes, seed, slots=len(lab.pfs))
         self.pcim = Pcim(self.host.root, clock)
         self.iovm = Iovm(self.pcim, self.host.remapping, clock)
         self.pfs: list[LabPf] = []
         self.guests: list[LabGuestRun] = []
-        if trace is not None:
-            self.host.tracer = Tracer(trace, clock)
+        self.host.tracer = tracer
+        self._cards: list[Nic82576] = []
 
     def __enter__(self) -> Machine:
         try:
@@ -91,6 +92,7 @@ class Machine:
             wire = read_capture(self._beside(pf.uplink[5:])) if pf.uplink.startswith("pcap:") else None
             card = Card(Mac(_CARD_MAC | i << 40), total_vfs=pf.total_vfs)
             nic = Nic82576(self.host, self.host.iommu.iommu, card)
+            self._cards.append(nic)
             nic.port.set_wire(wire is not None, pf.link_mbps)
             self.host.root.attach(nic, i)
             nics.append((nic, wire))
@@ -195,8 +197,9 @@ class Machine:
         for run in self.guests:
             run.guest.close()
         self.guests.clear()
-        for pf in self.pfs:
-            pf.nic.close()
+        for nic in self._cards:
+            nic.close()
+        self._cards.clear()
         self.pfs.clear()
         self.host.close()
 

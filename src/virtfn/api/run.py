@@ -170,6 +170,11 @@ class _Run:
         self.moving_ps = self.clock.now() - before
         return done
 
+    def unfinished(self) -> str:
+        """Say whose work is not done."""
+        names = [group.runs[g].lab.name for group in self.groups for g in group.workload.unfinished()]
+        return f"{', '.join(names)} cannot go on" if names else "frames wait in the NIC and nobody takes them"
+
     # The report.
 
     def report(self, machine: Machine) -> Report:
@@ -229,6 +234,9 @@ class _Run:
     def _guest_reports(self, group: _Group, machine: Machine) -> list[GuestReport]:
         findings = group.workload.findings()
         drops = [dict(group.pf.nic.drops(run.vf.index)) for run in group.runs]
+        for run, dropped in zip(group.runs, drops, strict=True):
+            if run.guest.nics[0].driver.given_up:
+                dropped["driver-reset"] = run.guest.nics[0].driver.given_up
         lost = _unexplained(group.workload, findings, drops)
         reports: list[GuestReport] = []
         for g, run in enumerate(group.runs):
@@ -320,7 +328,8 @@ def run_lab(
         run.tell("starting", force=True)
         machine.start(lambda: run.tell("starting"))
         run.prepare(machine, frames)
-        run.work()
+        if not run.work():
+            raise VirtfnError(f"the work got stuck: {run.unfinished()}", errno_name="ETIMEDOUT")
         report = run.report(machine)
         run.tell("stopping", force=True)
         machine.stop()

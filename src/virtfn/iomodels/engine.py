@@ -1,7 +1,8 @@
 """The engine: lets guests and NIC run until the work is done, and does what the data plane cannot.
 
 breath   guests and port in compiled code, some hundred rounds
-between  interrupts are handled by guests, captured frames written, faults recorded, pollers put to sleep, timers
+between  interrupts are handled by guests, captured frames written, faults recorded, pollers put to sleep, timers,
+         drivers reset that must be, tails shown that nothing maps
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from virtfn.kernels.port import wire_in
 from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_TIMER
 from virtfn.machine.captures import Frames
 from virtfn.machine.clock import MS_PS, S_PS, US_PS
+from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 
@@ -24,6 +26,7 @@ __all__ = ["Engine"]
 _ROUNDS = 128
 _BUDGET = 64
 _STUCK_PS = 2 * S_PS
+_RETRY_PS = 100 * MS_PS
 
 
 class Engine:
@@ -53,7 +56,7 @@ class Engine:
         self._wire_next = 0
         self._on_capture = on_capture
         self._on_tick = on_tick
-        self._quiet_since: int | None = None
+        self._retry_ps = 0
         self._timer = False
 
     def _drivers(self) -> list[Igbvf]:
@@ -64,10 +67,14 @@ class Engine:
         nic, host = self.nic, self.host
         nic.port.settle()
         nic.port.tick()
-        rounds = 1 if self.workload.kind == "ping" else _ROUNDS
+        drivers = self._drivers()
+        trapping = [driver for driver in drivers if driver.rings.traps]
+        rounds = 1 if self.workload.kind == "ping" or trapping else _ROUNDS
         moved, events = breathe(
             nic.port.block.ctypes.data, self.workload.block.ctypes.data, host.now(), rounds, _BUDGET
         )
+        for driver in trapping:
+            driver.rings.show_tails()
         moved += self._feed_wire()
         nic.handle(events)
         if events & EV_FAULT:
@@ -76,16 +83,27 @@ class Engine:
             self._on_capture()
         handled = sum(guest.run_interrupts() for guest in self.guests if guest.interrupted)
         if events & EV_IDLE:
-            for driver in self._drivers():
+            for driver in drivers:
                 if driver.netdev["polling"] and driver.netdev["empty_polls"] >= PATIENCE:
                     driver.idle()
-        for driver in self._drivers():
-            if driver.state is State.RESET_NEEDED:
-                driver.recover()
-                handled += 1
+        handled += self._recover()
         self._note_pings()
         self._timer = bool(events & EV_TIMER)
         return moved + handled > 0
+
+    def _recover(self) -> int:
+        """Let drivers recover that must; one whose PF is not back is left alone for a while. Returns how many did."""
+        done = 0
+        if self.host.now() < self._retry_ps:
+            return done
+        for driver in self._drivers():
+            if driver.state is State.RESET_NEEDED:
+                try:
+                    driver.recover()
+                    done += 1
+                except VirtfnError:
+                    self._retry_ps = self.host.now() + _RETRY_PS
+        return done
 
     def _feed_wire(self) -> int:
         """Let frames come in from the uplink."""

@@ -41,7 +41,7 @@ class Station:
 
 @dataclass(slots=True)
 class Findings:
-    """What became of the frames meant for one guest."""
+    """What became of the frames meant for one guest. An altered frame is corrupt, and not missing too."""
 
     missing: int = 0
     corrupt: int = 0
@@ -258,12 +258,16 @@ class Workload:
     @property
     def finished(self) -> bool:
         """Whether every guest has sent all it had to, and every ping has its answer."""
-        for task in self.row["tasks"][: len(self.stations)]:
-            if task["kind"] in (GENERATE, REPLAY) and task["next"] < task["stop"]:
-                return False
-            if task["kind"] == PING and task["answered"] < task["stop"]:
-                return False
-        return True
+        return not self.unfinished()
+
+    def unfinished(self) -> list[int]:
+        """List the guests that have frames left to send, or wait for an answer."""
+        left = []
+        for g, task in enumerate(self.row["tasks"][: len(self.stations)]):
+            done = task["answered"] if task["kind"] == PING else task["next"]
+            if task["kind"] in (GENERATE, REPLAY, PING) and done < task["stop"]:
+                left.append(g)
+        return left
 
     def findings(self) -> list[Findings]:
         """What each guest got of what was meant for it; missing is before any drop counter explains it."""
@@ -279,6 +283,8 @@ class Workload:
                 f.missing = int(task["asked"] - task["answered"])
             else:
                 f.missing = sum(self.missing(s, g) for s in range(n))
+            if self.kind != "ping":
+                f.missing = max(0, f.missing - f.corrupt)
             found.append(f)
         return found
 
@@ -296,22 +302,28 @@ class Workload:
 
     def _compare(self, g: int, f: Findings) -> None:
         """Compare what a guest logged with what it should have had: by digest, in the order of each sender."""
-        logged = self._log[g, : min(int(self.row["tasks"][g]["logged"]), self._log.shape[1])]
+        had = int(self.row["tasks"][g]["logged"])
+        logged = self._log[g, : min(had, self._log.shape[1])]
         places: dict[int, list[int]] = {}
         for i, value in enumerate(logged.tolist()):
             places.setdefault(value, []).append(i)
         for where in places.values():
             where.reverse()
-        used = 0
+        known: set[int] = set()
         for _, expected in self._expected[g]:
             last = -1
+            known.update(expected.tolist())
             for value in expected.tolist():
                 where_left = places.get(value)
                 if not where_left:
                     f.missing += 1
                     continue
                 at = where_left.pop()
-                used += 1
                 f.reordered += at < last
                 last = max(last, at)
-        f.corrupt += len(logged) - used
+        for value, left in places.items():
+            if value in known:
+                f.repeated += len(left)
+            else:
+                f.corrupt += len(left)
+        f.repeated += had - len(logged)
