@@ -84,18 +84,22 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
     used = 0
     length = 0
     first = 0
+    ended = False
     code = CHAIN_OPEN
     while used < available:
         at = window(nic, r)
         if at == 0:
             code = CHAIN_FAULT
+            ended = True
             used += 1
             break
         q0 = load64(at)
         q1 = load64(at + 8)
         used += 1
         r.head = r.head + 1 if r.head + 1 < r.size else 0
+        ended = q1 & TXD_EOP != 0
         if q1 & TXD_DEXT and q1 & TXD_DTYP_MASK == TXD_DTYP_CONTEXT:
+            ended = False
             if used > 1:
                 code = CHAIN_BAD
             else:
@@ -121,17 +125,14 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
             break
         if dma_copy_in(iommu_at(nic.port.iommu), r.rid, q0, size, frame + length) != size:
             code = CHAIN_FAULT
-            if q1 & TXD_EOP:
-                break
-            used = skip_chain(nic, q, used, available)
             break
         length += size
-        if q1 & TXD_EOP:
+        if ended:
             code = CHAIN_DONE
             if not q1 & TXD_DEXT:
                 first = q1  # a legacy chain's last descriptor says what to do with it
             break
-    if code == CHAIN_BAD and used:
+    if (code == CHAIN_BAD or code == CHAIN_FAULT) and not ended:
         used = skip_chain(nic, q, used, available)
     if code == CHAIN_OPEN and available == r.size - 1:
         code = CHAIN_BAD  # a frame longer than the ring would never end
