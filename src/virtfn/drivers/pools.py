@@ -249,3 +249,5 @@ class Pools:
             for decl in (Regs.TDH, Regs.TDT, Regs.RXDCTL, Regs.TXDCTL, Regs.SRRCTL, Regs.RXCTL, Regs.TXCTL):
                 self._regs.set(decl, decl.reset, q)
             self._regs.get(Regs.RQDPC, q)  # reading clears
+        for decl in (Regs.PSRTYPE, Regs.VTEIAC, Regs.VTEIAM):
+            self._regs.set(decl, decl.reset, n)

@@ -1,0 +1,438 @@
+"""The PF driver against VF drivers that talk by the book, and against ones that do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from unit.bed import BROADCAST, Bed, frame, send, take
+from virtfn.drivers.igb import VfPolicy
+from virtfn.drivers.igbvf import MailboxError, State
+from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, hash_words, mac_words, multicast_hash
+from virtfn.hw.i82576.fields import V2PMAILBOX, VTCTRL
+from virtfn.hw.i82576.rxtx import VLVF, VMOLR
+from virtfn.hw.types import Mac, parse_mac
+from virtfn.machine.clock import MS_PS, S_PS
+from virtfn.machine.ports import VirtfnError
+
+GROUP = parse_mac("01:00:5e:01:02:03")
+OTHER = parse_mac("02:00:00:00:00:77")
+ACK, NACK, CTS = 0x80000000, 0x40000000, 0x20000000
+
+
+@pytest.fixture
+def bed():
+    with Bed() as made:
+        yield made
+
+
+def pf_register(bed, decl, index=0):
+    return bed.nic.port.registers.peek(decl, index)
+
+
+def vmolr(bed, n):
+    return VMOLR(pf_register(bed, Regs.VMOLR, n))
+
+
+# The protocol, word by word.
+
+
+def test_reset_is_answered_with_the_address_and_no_cts(bed):
+    bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    reply = bed.mailbox(0).ask([Opcode.RESET], 3)
+    assert reply == [ACK | Opcode.RESET, *mac_words(parse_mac("02:00:00:00:00:10"))]
+    assert pf_register(bed, Regs.VFRE) & 1
+    assert pf_register(bed, Regs.VFTE) & 1
+
+
+def test_reset_without_an_address_is_a_nack_and_the_guest_chooses(bed):
+    guest = bed.spare_guest()
+    bed.iovm.assign(bed.vf(2), guest)
+    mac = guest.nics[0].driver.mac
+    assert mac & 3 == 2  # unicast, locally administered
+    assert bed.igb.mailbox.mac(2) == mac
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ([Opcode.SET_MAC, *mac_words(OTHER)], ACK),
+        ([Opcode.SET_MAC, *mac_words(GROUP)], NACK),
+        ([Opcode.SET_MAC, 0, 0], NACK),
+        ([Opcode.SET_MAC | MacAction.CLEAR_FILTERS << 16, 0, 0], ACK),
+        ([Opcode.SET_MAC | MacAction.ADD_FILTER << 16, *mac_words(OTHER)], ACK),
+        ([Opcode.SET_MAC | MacAction.ADD_FILTER << 16, *mac_words(GROUP)], NACK),
+        ([Opcode.SET_MAC | 3 << 16, *mac_words(OTHER)], NACK),
+        ([Opcode.SET_MULTICAST | 2 << 16, *hash_words([1, 2])], ACK),
+        ([Opcode.SET_MULTICAST], ACK),
+        ([Opcode.SET_VLAN | 1 << 16, 5], ACK),
+        ([Opcode.SET_VLAN, 5], ACK),
+        ([Opcode.SET_VLAN | 1 << 16, 4096], NACK),
+        ([Opcode.SET_LPE, 9000], ACK),
+        ([Opcode.SET_LPE, 10], NACK),
+        ([Opcode.SET_LPE, 9729], NACK),
+        ([Opcode.SET_PROMISC | 1 << 16], NACK),
+        ([Opcode.SET_PROMISC | 2 << 16], ACK),
+        ([0x0042 | 7 << 16], NACK),
+        ([0], NACK),
+        ([Opcode.CONTROL], NACK),
+    ],
+)
+def test_every_answer_repeats_the_message_with_cts(bed, words, answer):
+    assert bed.mailbox(0).ask(list(words)) == [words[0] | CTS | answer]
+
+
+def test_before_reset_a_vf_is_told_no_once_in_two_seconds(bed):
+    bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    box = bed.mailbox(0)
+    assert box.ask([Opcode.SET_LPE, 1518]) == [NACK]
+    start = bed.clock.now()
+    with pytest.raises(MailboxError, match="does not answer"):
+        box.ask([Opcode.SET_LPE, 1518])
+    assert bed.clock.now() - start >= S_PS
+    bed.clock.sleep(S_PS)
+    assert box.ask([Opcode.SET_LPE, 1518]) == [NACK]
+
+
+def test_a_vf_that_keeps_the_buffer_is_answered_all_the_same(bed):
+    regs = bed.registers(0)
+    regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.VFU.mask)
+    regs.set(VfRegs.VMBMEM, Opcode.SET_LPE, 0)
+    regs.set(VfRegs.VMBMEM, 1518, 1)
+    regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.REQ.mask | V2PMAILBOX.VFU.mask)
+    assert regs.get(VfRegs.VMBMEM, 0) == Opcode.SET_LPE | CTS | ACK
+
+
+def test_a_flood_of_messages_harms_nobody(bed):
+    box = bed.mailbox(0)
+    for number in range(300):
+        box.ask([number & 0xFFFF | (number & 0xFF) << 16, number, number * 7])
+    send(bed.driver(1), frame(BROADCAST, bed.driver(1).mac))
+    bed.serve()
+    assert bed.driver(1).state is State.RUNNING
+
+
+# Filters.
+
+
+def test_groups_share_the_table_and_leave_with_their_pool(bed):
+    bed.driver(0).set_multicast([GROUP, Mac(GROUP + (1 << 40))])
+    bed.driver(1).set_multicast([GROUP])
+    number = multicast_hash(GROUP)
+    assert vmolr(bed, 0).ROMPE
+    assert pf_register(bed, Regs.MTA, number >> 5) >> (number & 31) & 1
+    bed.driver(0).set_multicast([])
+    assert not vmolr(bed, 0).ROMPE
+    assert pf_register(bed, Regs.MTA, number >> 5) >> (number & 31) & 1
+    bed.driver(1).set_multicast([])
+    assert not any(pf_register(bed, Regs.MTA, i) for i in range(128))
+
+
+def test_only_words_of_the_table_that_change_are_written(bed):
+    written = []
+    bed.nic.on_access = lambda rid, regmap, offset, value, write: written.append(offset) if write else None
+    bed.driver(0).set_multicast([GROUP])
+    mta = [at for at in written if Regs.MTA.offset <= at < Regs.MTA.offset + 512]
+    assert mta == [Regs.MTA.at(multicast_hash(GROUP) >> 5)]
+
+
+def test_more_groups_than_fit_means_all(bed):
+    bed.driver(0).set_multicast([Mac(GROUP + (n << 40)) for n in range(31)])
+    assert vmolr(bed, 0).MPME
+    bed.driver(0).set_multicast([GROUP])
+    assert not vmolr(bed, 0).MPME
+
+
+def test_promiscuous_for_groups_survives_a_new_list(bed):
+    bed.driver(0).set_promiscuous(False, True)
+    bed.driver(0).set_multicast([GROUP])
+    assert vmolr(bed, 0).MPME
+    bed.driver(0).set_promiscuous(False, False)
+    assert not vmolr(bed, 0).MPME
+    assert vmolr(bed, 0).ROMPE
+
+
+def test_three_further_addresses_and_no_more(bed):
+    driver = bed.driver(0)
+    for n in range(3):
+        driver.add_mac(Mac(OTHER + (n << 40)))
+    with pytest.raises(MailboxError, match="refuses SET_MAC"):
+        driver.add_mac(Mac(OTHER + (5 << 40)))
+    send(bed.driver(1), frame(OTHER, bed.driver(1).mac))
+    bed.serve()
+    assert len(take(driver)) == 1
+    driver.clear_macs()
+    send(bed.driver(1), frame(OTHER, bed.driver(1).mac))
+    bed.serve()
+    assert take(driver) == []
+
+
+def test_the_vlan_table_fills_and_empties(bed):
+    for vid in range(1, 33):
+        bed.driver(0).set_vlan(vid)
+    with pytest.raises(MailboxError):
+        bed.driver(1).set_vlan(33)
+    bed.driver(1).set_vlan(32)
+    bed.driver(0).set_vlan(32, False)
+    entries = [VLVF(pf_register(bed, Regs.VLVF, i)) for i in range(32)]
+    assert [e.POOLSEL for e in entries if e.VID == 32] == [2]
+    with pytest.raises(VirtfnError, match="full"):
+        bed.igb.set_vlan(2, 100)
+    assert bed.igb.policies[2].vlan == 0
+
+
+def test_a_port_vlan_that_does_not_fit_leaves_the_old_one(bed):
+    bed.igb.set_vlan(1, 40)
+    bed.driver(0).set_vlan(40)
+    for vid in range(1, 32):
+        bed.driver(0).set_vlan(vid)
+    with pytest.raises(VirtfnError, match="full"):
+        bed.igb.set_vlan(1, 41)
+    entries = [VLVF(pf_register(bed, Regs.VLVF, i)) for i in range(32)]
+    assert [e.POOLSEL for e in entries if e.VID == 40] == [3]
+
+
+# Policy.
+
+
+def test_an_address_of_the_host_is_not_the_guests_to_change(bed):
+    bed.igb.set_mac(0, OTHER)
+    bed.driver(0).recover()
+    assert bed.driver(0).mac == OTHER
+    with pytest.raises(MailboxError, match="refuses SET_MAC"):
+        bed.driver(0).set_mac(parse_mac("02:00:00:00:00:99"))
+    with pytest.raises(MailboxError):
+        bed.driver(0).add_mac(parse_mac("02:00:00:00:00:99"))
+    bed.igb.set_trust(0, True)
+    bed.driver(0).set_mac(parse_mac("02:00:00:00:00:99"))
+    assert bed.driver(0).mac == parse_mac("02:00:00:00:00:99")
+
+
+def test_an_address_taken_away_before_the_guest_used_it_leads_nowhere(bed):
+    bed.igb.set_mac(3, OTHER)
+    bed.igb.set_mac(3, Mac(0))
+    assert all(bed.nic.port.l2switch.address(entry)[0] != OTHER for entry in range(24))
+
+
+def test_unicast_promiscuity_needs_trust_and_ends_with_it(bed):
+    with pytest.raises(MailboxError, match="SET_PROMISC"):
+        bed.driver(0).set_promiscuous(True, False)
+    bed.igb.set_trust(0, True)
+    bed.driver(0).set_promiscuous(True, True)
+    send(bed.driver(1), frame(OTHER, bed.driver(1).mac))
+    bed.serve()
+    assert len(take(bed.driver(0))) == 1
+    bed.igb.set_trust(0, False)
+    assert not vmolr(bed, 0).ROPE
+    assert vmolr(bed, 0).MPME
+    send(bed.driver(1), frame(OTHER, bed.driver(1).mac))
+    bed.serve()
+    assert take(bed.driver(0)) == []
+
+
+def test_a_strange_source_is_dropped_and_counted(bed):
+    a, b = bed.driver(0), bed.driver(1)
+    send(a, frame(b.mac, OTHER), frame(b.mac, a.mac))
+    bed.serve()
+    assert len(take(b)) == 1
+    assert bed.drops(0) == {"mac-spoof": 1}
+    assert bed.igb.misbehaved == {0: 1}
+    bed.igb.set_spoof_check(0, False)
+    send(a, frame(b.mac, OTHER))
+    bed.serve()
+    assert len(take(b)) == 1
+
+
+def test_a_strange_vlan_is_dropped_and_counted(bed):
+    a, b = bed.driver(0), bed.driver(1)
+    b.set_vlan(7)
+    send(a, frame(b.mac, a.mac, vid=7))
+    bed.serve()
+    assert bed.drops(0) == {"vlan-spoof": 1}
+    a.set_vlan(7)
+    send(a, frame(b.mac, a.mac, vid=7))
+    bed.serve()
+    assert len(take(b)) == 1
+
+
+def test_port_vlans_isolate_and_are_invisible():
+    with Bed([("pf0", n) for n in range(4)]) as bed:
+        for n, vid in enumerate((10, 10, 20, 20)):
+            bed.igb.set_vlan(n, vid, qos=3)
+        a, b, c, d = (bed.driver(i) for i in range(4))
+        bed.nic.start_capture()
+        plain = frame(b.mac, a.mac, b"in the same VLAN")
+        send(a, plain, frame(c.mac, a.mac), frame(BROADCAST, a.mac))
+        bed.serve()
+        assert take(b) == [plain, frame(BROADCAST, a.mac)]
+        assert take(c) == take(d) == []
+        assert sum(bed.drops(0).values()) == 1
+        sent = [bytes(body) for pool, out, _, body in bed.nic.take_capture() if pool == 0 and out]
+        assert all(body[12:16] == bytes((0x81, 0, 3 << 5, 10)) for body in sent)
+        with pytest.raises(MailboxError, match="SET_VLAN"):
+            a.set_vlan(20)
+        # A tag of the guest's own goes inside the host's: no way out.
+        send(a, frame(c.mac, a.mac, vid=20))
+        bed.serve()
+        assert take(c) == []
+        bed.igb.set_vlan(0, 0)
+        send(a, frame(b.mac, a.mac))
+        bed.serve()
+        assert take(b) == []
+
+
+def test_a_port_vlan_ends_the_memberships_of_before(bed):
+    bed.driver(0).set_vlan(5)
+    bed.igb.set_vlan(0, 9)
+    entries = [VLVF(pf_register(bed, Regs.VLVF, i)) for i in range(32)]
+    assert [e.VID for e in entries if e.VI_EN] == [9]
+    bed.driver(0).recover()
+    assert bed.driver(0).vlans == []
+    assert bed.driver(0).state is State.RUNNING
+
+
+@pytest.mark.parametrize("mbps", [10, 100, 500])
+def test_a_rate_holds_within_five_percent(bed, mbps):
+    bed.igb.set_rate(0, mbps)
+    a, b = bed.driver(0), bed.driver(1)
+    body = frame(b.mac, a.mac, length=1514)
+    sent = received = 0
+    start = None
+    while received < 600:
+        if sent - received < 64:
+            send(a, *[body] * 32)
+            sent += 32
+        bed.serve(1)
+        received += len(take(b))
+        if start is None and received >= 150:  # the credit of an idle sender, 2 ms, is used up first
+            start = bed.clock.now(), received
+        bed.clock.sleep(MS_PS // 50)
+    seconds = (bed.clock.now() - start[0]) / S_PS
+    rate = (received - start[1]) * 1518 * 8 / seconds / 1e6
+    assert rate == pytest.approx(mbps, rel=0.05)
+
+
+def test_what_cannot_be_is_refused_by_name(bed):
+    for refused, errno in (
+        (lambda: bed.igb.set_rate(0, 1001), "EINVAL"),
+        (lambda: bed.igb.set_vlan(0, 4095), "EINVAL"),
+        (lambda: bed.igb.set_vlan(0, 5, 8), "EINVAL"),
+        (lambda: bed.igb.set_mac(0, GROUP), "EINVAL"),
+        (lambda: bed.igb.offer_mac(0, Mac(0)), "EINVAL"),
+        (lambda: bed.igb.set_mac(4, OTHER), "EINVAL"),
+        (lambda: bed.igb.stop_vf(-1), "EINVAL"),
+        (lambda: bed.igb.start(9), "ERANGE"),
+    ):
+        with pytest.raises(VirtfnError) as caught:
+            refused()
+        assert caught.value.errno_name == errno
+
+
+# Starting, stopping, events.
+
+
+def test_one_vf_stops_and_the_others_go_on():
+    with Bed([("pf0", n) for n in range(3)]) as bed:
+        a, b, c = (bed.driver(i) for i in range(3))
+        bed.igb.stop_vf(1)
+        send(a, frame(b.mac, a.mac), frame(c.mac, a.mac))
+        send(b, frame(c.mac, b.mac))
+        bed.serve()
+        assert (len(take(b)), len(take(c))) == (0, 1)
+        assert bed.drops(0) == {"rx-disabled": 1}
+        b.recover()  # its driver may do what it likes
+        send(b, frame(c.mac, b.mac))
+        bed.serve()
+        assert take(c) == []
+        bed.igb.start_vf(1)
+        bed.serve()
+        assert len(take(c)) == 1
+
+
+def test_all_vfs_stop_and_start(bed):
+    a, b = bed.driver(0), bed.driver(1)
+    bed.igb.stop_vfs()
+    send(a, frame(b.mac, a.mac))
+    bed.serve()
+    assert take(b) == []
+    assert pf_register(bed, Regs.VFTE) == 0
+    bed.igb.start_vfs()
+    bed.serve()
+    assert len(take(b)) == 1
+    assert pf_register(bed, Regs.VFTE) == 3  # the two that have introduced themselves
+
+
+def test_a_reset_of_the_pf_keeps_policy_stops_and_offers(bed):
+    bed.igb.set_policy(0, VfPolicy(mac=OTHER, vlan=10, qos=2, spoof_check=False, trust=True, max_tx_rate=100))
+    bed.igb.stop_vf(1)
+    names = (Regs.VMVIR, Regs.VMOLR, Regs.RALX, Regs.RAHX, Regs.VLVF, Regs.DTXSWC, Regs.VFTA)
+    bed.driver(0).recover()
+    bed.nic.port.settle()
+    before = {d.name: [pf_register(bed, d, i) for i in range(d.count)] for d in names}
+    rate = int(bed.nic.port.nic["pools"][0]["ps_per_byte"])
+    bed.igb.reset()
+    bed.serve()
+    for i in range(2):
+        assert bed.driver(i).state is State.RESET_NEEDED
+        bed.driver(i).recover()
+    bed.nic.port.settle()
+    assert {d.name: [pf_register(bed, d, i) for i in range(d.count)] for d in names} == before
+    assert int(bed.nic.port.nic["pools"][0]["ps_per_byte"]) == rate
+    assert pf_register(bed, Regs.VFTE) == 1
+    assert bed.driver(1).mac == parse_mac("02:00:00:00:00:11")
+    send(bed.driver(1), frame(BROADCAST, bed.driver(1).mac))
+    bed.serve()
+    assert take(bed.driver(0)) == []
+
+
+def test_a_guest_that_probes_during_the_pfs_reset_is_told_to_wait(bed):
+    bed.igb._reset()
+    assert V2PMAILBOX(bed.registers(0).get(VfRegs.V2PMAILBOX)).RSTI
+    with pytest.raises(VirtfnError, match="V2PMAILBOX stayed"):
+        bed.driver(0).recover()
+    assert bed.driver(0).state is State.RESET_NEEDED
+    bed.igb.reset()
+    bed.driver(0).recover()
+    assert bed.driver(0).state is State.RUNNING
+
+
+def test_going_away_reaches_the_guests_and_coming_back_too(bed):
+    a, b = bed.driver(0), bed.driver(1)
+    bed.igb.stop()
+    bed.serve()
+    assert a.state is State.RESET_NEEDED
+    assert not a.link
+    with pytest.raises(MailboxError):
+        a.recover()
+    bed.igb.reset()
+    for driver in (a, b):
+        driver.recover()
+    assert a.link
+    send(a, frame(b.mac, a.mac))
+    bed.serve()
+    assert len(take(b)) == 1
+
+
+def test_a_link_that_goes_and_comes_reaches_the_guests(bed):
+    assert bed.driver(0).link
+    bed.nic.port.phy.set_link(False, 1000)
+    bed.nic.serve()
+    bed.serve()
+    assert not bed.driver(0).link
+    assert bed.driver(0).state is State.RUNNING
+    bed.nic.port.phy.set_link(True, 1000)
+    bed.serve()
+    assert bed.driver(0).link
+    assert bed.driver(1).link
+
+
+def test_limits_follow_the_speed_of_the_link(bed):
+    bed.igb.set_rate(0, 50)
+    bed.nic.port.set_wire(False, 100)
+    bed.serve()
+    assert int(bed.nic.port.nic["pools"][0]["ps_per_byte"]) == pytest.approx(8_000_000 // 50, rel=0.01)
+
+
+def test_message_words_are_what_the_device_counts(bed):
+    before = bed.machine.mailbox_messages(bed.pf, bed.vf(0))
+    bed.mailbox(0).ask([Message.of(OPCODE=Opcode.SET_LPE).value, 1518])
+    assert bed.machine.mailbox_messages(bed.pf, bed.vf(0)) == before + 2
