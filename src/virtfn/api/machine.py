@@ -132,6 +132,7 @@ class Machine:
         tracer = self.host.tracer
         if tracer is None:
             return
+        self.host.iommu.on_fault = lambda f: tracer.fault(f.rid, f.iova, f.reason.text, f.write)
         nic.on_access = tracer.register
         nic.on_reset = tracer.reset
         nic.port.mailboxes.on_message = lambda vf, to_pf, words: tracer.mailbox(nic.vf_rid(vf), to_pf, words)
@@ -190,8 +191,7 @@ class Machine:
     def close(self) -> None:
         """Release everything, whatever state it is in."""
         if self.host.tracer is not None:
-            for fault in self.host.iommu.faults():
-                self.host.tracer.fault(fault.rid, fault.iova, fault.reason.name, fault.write)
+            self.host.iommu.service()
             self.host.tracer.close()
             self.host.tracer = None
         for run in self.guests:

@@ -63,6 +63,7 @@ class IommuUnit(Handlers):
         self.iommu: Iommu = new_iommu(memory.base, memory.size, iotlb_entries, CAPABILITIES.SAGAW, CAPABILITIES.SSLPS)
         self._memory = memory
         self._history: deque[Fault] = deque(maxlen=FAULT_HISTORY)
+        self.on_fault: Callable[[Fault], None] | None = None
         self._lost_seen = 0
         self._regs = RegFile(Regs, np.zeros(WINDOW_BYTES, np.uint8), WINDOW_BYTES)
         self._recording = FaultRecording(self._regs, send or _discard)
@@ -121,6 +122,8 @@ class IommuUnit(Handlers):
             iova = Iova(int(row["iova"]) & (1 << 64) - 1)
             fault = Fault(Rid(int(row["rid"])), iova, FaultReason(int(row["reason"])), bool(row["write"]))
             self._history.append(fault)
+            if self.on_fault is not None:
+                self.on_fault(fault)
             self._recording.record(fault)
         unit["fault_head"] = tail
         if lost != self._lost_seen:
