@@ -58,10 +58,10 @@ class HostMemory:
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // CHUNK) * CHUNK
-        self.fd = os.memfd_create("virtfn-memory", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.size)
         # Reserve with slack so that the mapping can start on a chunk boundary: large pages need aligned addresses.
         whole = _map(None, self.size + CHUNK, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        self.fd = os.memfd_create("virtfn-memory", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.size)
         self._reserved = (whole, self.size + CHUNK)
         self.base = Hpa(-(-whole // CHUNK) * CHUNK)
         _map(self.base, self.size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, self.fd, 0)
