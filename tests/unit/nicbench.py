@@ -376,6 +376,15 @@ class Bench:
         assert not parts
         return out
 
+    def captured(self, interface: int, *, outbound: bool) -> list[bytes]:
+        """List the frames that the capture has of a pool, or of the wire (8)."""
+        records = self.nic["capture"][: int(self.port["capture_head"])]
+        return [
+            self.nic["captured"][int(r["offset"]) : int(r["offset"]) + int(r["length"])].tobytes()
+            for r in records
+            if r["interface"] == interface and bool(r["outbound"]) == outbound
+        ]
+
     def tx_done(self, q: int, slot: int) -> bool:
         return bool(self.words(q % POOLS, self.ring(1, q) + slot * 16)[1] >> 32 & 1)
 
