@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, store32_release
+from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, store32, store32_release
 from virtfn.kernels.dma import iommu_at, translate
 from virtfn.kernels.state import EV_MALICIOUS
 
@@ -103,7 +103,10 @@ def window(nic: Row, r: Row) -> int:
         if run >= 16:
             hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.base + head * 16, want, 1)
         if run < 16:
+            # The queue reads as stopped, and runs again when its driver enables it anew.
             r.enabled = 0
+            r.raw_control = load32(r.regs + CONTROL) & ~ENABLE
+            store32(r.regs + CONTROL, r.raw_control)
             return 0
         r.win_lo = head
         r.win_hi = head + run // 16
