@@ -15,6 +15,7 @@ from virtfn.api.lab import builtin_lab, parse_lab
 from virtfn.api.machine import Machine
 from virtfn.api.report import verdict
 from virtfn.api.run import machine_for, run_lab
+from virtfn.iomodels.engine import Engine
 from virtfn.machine.clock import VirtualClock
 from virtfn.machine.ports import VirtfnError
 
@@ -117,22 +118,30 @@ def test_runs_leave_no_files_and_no_mappings():
     assert left_behind()[1] <= maps + 4  # the allocator's own arenas
 
 
-def test_ctrl_c_at_any_moment_leaves_nothing_behind():
-    lab = parse_lab(lab_text(workload="{kind: pairs, frames: 200000}"))
+@pytest.mark.parametrize("moment", ["compiling", "starting", "working", "stopping"])
+def test_ctrl_c_at_any_moment_leaves_nothing_behind(moment, monkeypatch):
+    lab = parse_lab(lab_text(workload="{kind: pairs, frames: 20000}"))
     run_lab(builtin_lab())
     files, maps = left_behind()
+    calls = {"compiling": 1, "starting": 2, "stopping": 0, "working": 0}[moment]
 
-    for moment in range(1, 6):
-        calls = 0
+    def interrupt(progress):
+        nonlocal calls
+        calls -= 1
+        if calls == 0 or progress.phase == moment == "stopping":
+            raise KeyboardInterrupt
 
-        def interrupt(_, moment=moment):
-            nonlocal calls
-            calls += 1
-            if calls == moment:
-                raise KeyboardInterrupt
+    def interrupt_work(engine, steps=[3]):  # noqa: B006
+        steps[0] -= 1
+        if steps[0] == 0:
+            raise KeyboardInterrupt
+        return step(engine)
 
-        with pytest.raises(KeyboardInterrupt):
-            run_lab(lab, progress=interrupt)
+    step = Engine.step
+    if moment == "working":
+        monkeypatch.setattr(Engine, "step", interrupt_work)
+    with pytest.raises(KeyboardInterrupt):
+        run_lab(lab, progress=interrupt)
     assert left_behind()[0] == files
     assert left_behind()[1] <= maps + 4
 
