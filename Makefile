@@ -14,7 +14,9 @@ run: $(VENV)/.installed
 	$(BIN)/virtfn run
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -n auto -m "not slow"
+	tools/judges.sh
+	$(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
+	$(BIN)/pytest -n 2 -m "not slow"
 	$(BIN)/pytest -m slow
 
 check: $(VENV)/.installed-dev
