@@ -117,7 +117,7 @@ _frames = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(values=registers(), mode=st.sampled_from([3, 5]), frames=_frames)
 def test_pools(
     port: Port, values: dict[tuple[str, int], int], mode: int, frames: list[tuple[bytes, int | None, int]]
