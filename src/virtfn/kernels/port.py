@@ -26,6 +26,8 @@ from virtfn.kernels.state import (
     EV_TIMER,
     HEAD_AREA,
     QUEUES,
+    RX_CAUSE,
+    TX_CAUSE,
     VECTORS,
     WIRE,
     nic_at,
@@ -50,10 +52,15 @@ def begin(nic: Row, now: int) -> None:
 def raise_vectors(nic: Row) -> int:
     """Fire the vectors that are pending, enabled and not throttled; apply auto-clear and auto-mask."""
     p = nic.port
+    events = 0
+    if p.pending >> 32:
+        # Whether they are enabled is up to ICR and IMS, which Python looks after.
+        p.fired |= p.pending & (RX_CAUSE | TX_CAUSE)
+        p.pending &= ~(RX_CAUSE | TX_CAUSE)
+        events = EV_INTERRUPT
     due = p.pending & p.eims
     if due == 0:
-        return 0
-    events = 0
+        return events
     for v in range(VECTORS):
         bit = 1 << v
         if not due & bit:

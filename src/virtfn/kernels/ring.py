@@ -64,14 +64,14 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
             r.header_bytes = (layout >> 8 & 0xF) << 6
             r.drop_enable = 1 if layout & DROP_EN else 0
         else:
-            r.head_wb = layout & ~np.int64(3) if layout & 1 else 0
-    head = load32(regs + HEAD)
+            r.head_wb = layout if layout & 1 else 0  # the enable stays in: 0 is an address too
+    head = load32(regs + HEAD) & 0xFFFF  # the bits that the registers have
     if head != r.published:
         r.published = head
         r.head = head
     if r.head >= r.size:
         r.head = 0
-    tail = load32_acquire(regs + TAIL)
+    tail = load32_acquire(regs + TAIL) & 0xFFFF
     if tail < r.size:
         r.tail = tail
         r.bad_tail = 0

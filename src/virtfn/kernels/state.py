@@ -145,6 +145,10 @@ EV_MALICIOUS = 4  # port.misbehaved has new bits
 EV_FAULT = 8  # the IOMMU recorded a fault
 EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
 
+# Causes above the vectors, for a port without vectors: a queue received, a queue sent (RXDW and TXDW of ICR).
+TX_CAUSE = 1 << 32
+RX_CAUSE = 1 << 33
+
 CAPTURE_RECORD = _row("interface outbound length offset time_ps")
 
 

@@ -10,6 +10,8 @@ the head of its queue, with the pools that still lack it in the port's state.
 
 from __future__ import annotations
 
+import numpy as np
+
 from virtfn.hw.i82576.desc import (
     MAX_FRAME,
     MIN_FRAME,
@@ -48,6 +50,7 @@ __all__ = ["FORWARDED", "STALLED", "WAITING", "forward", "serve_queue"]
 
 FORWARDED, STALLED, WAITING = range(3)
 
+_SEGMENTS = 512  # of one large send in one call: with tiny segments there could be a quarter of a million
 _PATIENCE = 4  # frames that were no run, before a call stops looking for one
 _BURST_PS = 2_000_000_000  # credit that an idle sender keeps: 2 ms
 
@@ -259,7 +262,10 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
         return forward(nic, q, pool, frame, frame, length), used, 0
     # Segments sent before the line was held up are not sent again.
     offset = first_payload + r.segments_done * mss
+    stop = offset + _SEGMENTS * mss
     while offset < length:
+        if offset == stop:
+            return WAITING, used, 0
         size = segment(nic, frame, length, first_payload, offset, mss, scratch + SEGMENT_AREA)
         if p.capture and not capture_room(nic, size):
             return WAITING, 0, EV_CAPTURE
@@ -349,7 +355,7 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             break
     if asked:
         if r.head_wb:
-            hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.head_wb, 4, 1)
+            hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.head_wb & ~np.int64(3), 4, 1)
             if run == 4:
                 store32_release(hpa, r.head)
         p.pending |= r.cause
