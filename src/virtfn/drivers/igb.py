@@ -110,10 +110,11 @@ class Igb:
     def _open(self) -> None:
         """Let frames move, and tell the VFs that the reset is done."""
         regs = self._regs
+        regs.update(Regs.CTRL, SLU=1, GIO_MASTER_DISABLE=0)
+        regs.get(Regs.ICR)  # a link that comes as it is asked for is no news
         self._start_interrupts()
         regs.set(Regs.RCTL, RCTL.of(RXEN=1, BAM=1, VFE=1, LPE=1, SECRC=1).value)
         regs.update(Regs.TCTL, EN=1, PSP=1)
-        regs.update(Regs.CTRL, SLU=1, GIO_MASTER_DISABLE=0)
         regs.update(Regs.CTRL_EXT, DRV_LOAD=1, PFRSTD=1)
 
     def _start_interrupts(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.i82576 import Regs
-from virtfn.hw.i82576.fields import RxMode
+from virtfn.hw.i82576.fields import CTRL, RxMode
 from virtfn.hw.i82576.rxtx import (
     DTXCTL,
     DTXSWC,
@@ -158,7 +158,9 @@ class L2Switch(Handlers):
         def pools(name: str) -> int:
             return sum(1 << n for n in range(POOLS) if VMOLR.field(name).get(vmolr[n].value))
 
-        port["rx_enable"], port["tx_enable"], port["pad"] = rctl.RXEN, tctl.EN, tctl.PSP
+        # A port that was told to stay off the bus moves nothing.
+        master = not CTRL(peek(Regs.CTRL)).GIO_MASTER_DISABLE
+        port["rx_enable"], port["tx_enable"], port["pad"] = rctl.RXEN and master, tctl.EN and master, tctl.PSP
         port["bam"], port["upe"], port["mpe"], port["vfe"] = rctl.BAM, rctl.UPE, rctl.MPE, rctl.VFE
         port["multicast_shift"] = _MULTICAST_SHIFTS[rctl.MO]
         port["max_frame"] = peek(Regs.RLPML) if rctl.LPE else STANDARD_FRAME

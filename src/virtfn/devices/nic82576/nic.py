@@ -19,7 +19,7 @@ from virtfn.devices.nic82576.config import BAR_CSR, BAR_IO, BAR_MSIX, Card, buil
 from virtfn.devices.nic82576.port import Port
 from virtfn.devices.nic82576.registers import RING_PAGES
 from virtfn.devices.pci import MsiXTable, Place
-from virtfn.hw.bits import RegMap
+from virtfn.hw.bits import Access, RegMap
 from virtfn.hw.i82576 import BAR0_BYTES, VF_BAR0_BYTES, Regs, VfRegs, default_image, vf_view
 from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
@@ -33,6 +33,11 @@ __all__ = ["Nic82576"]
 
 _IO_ADDRESS, _IO_VALUE = 0, 4
 _RING_START = 0x2000
+
+
+def _carried(offset: int, size: int) -> bool:
+    """Tell whether an access reaches registers: 1, 2, 4 or 8 bytes, aligned, so that no neighbour's is touched."""
+    return size in (1, 2, 4, 8) and offset >= 0 and offset % size == 0
 
 
 class Nic82576:
@@ -57,6 +62,8 @@ class Nic82576:
             vf.on_change.append(self._rewire)
         self._pf.function.on_reset.append(self._pf_was_reset)
         self._pf.function.on_change.append(self._rewire)
+        self._pf.function.on_change.append(self._flush_msi)
+        self.port.registers.on(Regs.PBACL, write=self._forget_pending)
         self._vfs = 0
         if self._pf.sriov is not None:
             self._pf.sriov.on_change.append(self._vfs_changed)
@@ -110,9 +117,9 @@ class Nic82576:
     # BARs.
 
     def bar_read(self, rid: Rid, bar: int, offset: int, size: int) -> int:
-        """Read from a BAR; all ones where no register can be."""
+        """Read from a BAR; all ones where no register can be, and for an access that is not aligned to its size."""
         place = self.endpoint.find(rid)
-        if place is None or size not in (1, 2, 4, 8) or offset < 0:
+        if place is None or not _carried(offset, size):
             return all_ones(size if size in (1, 2, 4, 8) else 4)
         if size == 8:
             low = self.bar_read(rid, bar, offset, 4)
@@ -125,10 +132,10 @@ class Nic82576:
             value = self.port.registers.read(offset, size)
             self._seen(rid, Regs, offset, value, False)
             return value
-        if bar == BAR_IO:
-            if offset == _IO_ADDRESS:
-                return self._io_address
-            return self.bar_read(rid, BAR_CSR, self._io_address, 4) if offset == _IO_VALUE else all_ones(size)
+        if bar == BAR_IO and size == 4 and offset == _IO_ADDRESS:
+            return self._io_address
+        if bar == BAR_IO and size == 4 and offset == _IO_VALUE:
+            return self.bar_read(rid, BAR_CSR, self._io_address, 4)
         return all_ones(size)
 
     def bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
@@ -138,12 +145,12 @@ class Nic82576:
 
     def _fire(self) -> None:
         port = self.port.nic["port"]
-        if int(port["pending"]) & int(port["eims"]):
+        if int(port["pending"]) & int(port["eims"]) or port["fired"]:
             self.handle(fire_vectors(self.port.block.ctypes.data, self._host.now()))
 
     def _bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
         place = self.endpoint.find(rid)
-        if place is None or size not in (1, 2, 4, 8) or offset < 0:
+        if place is None or not _carried(offset, size):
             return
         value &= all_ones(size)
         if size == 8:
@@ -157,9 +164,9 @@ class Nic82576:
         elif bar == BAR_CSR and offset < BAR0_BYTES:
             self._seen(rid, Regs, offset, value, True)
             self.port.registers.write(offset, size, value)
-        elif bar == BAR_IO and offset == _IO_ADDRESS:
-            self._io_address = value & (BAR0_BYTES - 4)
-        elif bar == BAR_IO and offset == _IO_VALUE:
+        elif bar == BAR_IO and size == 4 and offset == _IO_ADDRESS:
+            self._io_address = value & ~3
+        elif bar == BAR_IO and size == 4 and offset == _IO_VALUE:
             self._bar_write(rid, BAR_CSR, self._io_address, 4, value)
 
     def _vf_read(self, n: int, offset: int, size: int) -> int:
@@ -170,8 +177,10 @@ class Nic82576:
 
     def _vf_write(self, n: int, offset: int, size: int, value: int) -> None:
         self._seen(self.vf_rid(n), VfRegs, offset, value, True)
+        if offset & ~3 == VfRegs.VTPBACL.offset:
+            self._tables[n].pending &= ~(value << 8 * (offset & 3))
         source = self._views[n].get(offset & ~3)
-        if source is not None:
+        if source is not None and VfRegs.INDEX[offset & ~3][0].access is not Access.RO:
             self.port.registers.write(source + (offset & 3), size, value)
 
     def _seen(self, rid: Rid, regmap: type[RegMap], offset: int, value: int, write: bool) -> None:
@@ -215,6 +224,10 @@ class Nic82576:
 
     # Interrupts and frames.
 
+    def _forget_pending(self, index: int, written: int, old: int) -> None:
+        """Clear pending bits of the PF's MSI-X table."""
+        self._tables[None].pending &= ~written
+
     def _send_vector(self, function: int | None, vector: int) -> None:
         table = self._tables[function]
         if table.enabled:
@@ -223,12 +236,21 @@ class Nic82576:
             self._send_msi()
 
     def _send_msi(self) -> None:
-        """Send the PF's one MSI message, where software chose MSI instead of MSI-X."""
+        """Send the PF's one MSI message, where software chose MSI instead of MSI-X; a masked one becomes pending."""
+        msi = self._pf.function[Msi]
+        if MsiControl(msi.peek(Msi.CONTROL)).ENABLE:
+            msi.poke(Msi.PENDING, 0, 1)
+            self._flush_msi()
+
+    def _flush_msi(self) -> None:
+        """Send the MSI message that is pending, if it can leave now."""
         function = self._pf.function
-        if Msi not in function or not function.bus_master:
-            return
         msi = function[Msi]
-        if MsiControl(msi.peek(Msi.CONTROL)).ENABLE and not msi.peek(Msi.MASK) & 1:
+        enabled = MsiControl(msi.peek(Msi.CONTROL)).ENABLE
+        if not msi.peek(Msi.PENDING) or (enabled and (msi.peek(Msi.MASK) & 1 or not function.bus_master)):
+            return
+        msi.poke(Msi.PENDING, 0, 0)
+        if enabled:
             address = msi.peek(Msi.ADDRESS) | msi.peek(Msi.ADDRESS_HIGH) << 32
             self._host.msi(self.pf_rid, address, msi.peek(Msi.MESSAGE))
 
@@ -247,6 +269,7 @@ class Nic82576:
         """Do what a call of the data plane asked for: report misbehaviour, send interrupts."""
         if events & EV_MALICIOUS:
             self.port.report_misbehaviour()
+            self._fire()
         if events & EV_INTERRUPT or self.port.nic["port"]["fired"]:
             self.port.interrupts.deliver()
 

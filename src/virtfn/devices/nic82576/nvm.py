@@ -55,9 +55,9 @@ class Nvm(Handlers):
     def _eecd(self, index: int, written: int, old: int) -> None:
         value, before = EECD(self._registers.peek(Regs.EECD)), EECD(old)
         value = value.replace(GNT=value.REQ)
-        # The part's select is active low; this bit is the level of the wire.
-        if value.CS:
-            if not before.CS:
+        # The part's select is active low; this bit is the level of the wire. Without the grant the wires are not ours.
+        if value.CS or not value.GNT:
+            if before.GNT and not before.CS:
                 self._deselected()
         elif value.SK and not before.SK:
             self._shifted.append(value.DI)
@@ -75,7 +75,7 @@ class Nvm(Handlers):
         address_bits = 16 if self._wide else 8
         if command == _READ_STATUS and len(bits) == 8:
             self._out = [0] * 6 + [int(self._write_enabled), 0]
-        elif command & ~_A8 == _READ and len(bits) >= 8 + address_bits and (len(bits) - 8 - address_bits) % 8 == 0:
+        elif self._is(command, _READ) and len(bits) >= 8 + address_bits and (len(bits) - 8 - address_bits) % 8 == 0:
             self._out = _bits(self._byte(self._address(command, bits) + (len(bits) - 8 - address_bits) // 8))
 
     def _deselected(self) -> None:
@@ -89,12 +89,15 @@ class Nvm(Handlers):
             self._write_enabled = True
         elif command == _WRITE_DISABLE:
             self._write_enabled = False
-        elif command & ~_A8 == _WRITE and self._write_enabled:
+        elif self._is(command, _WRITE) and self._write_enabled:
             self._write_enabled = False
             start = self._address(command, bits)
             payload = bits[8 + address_bits :]
             for i in range(len(payload) // 8):
                 self._put_byte(start + i, _number(payload[8 * i : 8 * i + 8]))
+
+    def _is(self, command: int, wanted: int) -> bool:
+        return command == wanted or (command == wanted | _A8 and not self._wide)
 
     def _address(self, command: int, bits: list[int]) -> int:
         if self._wide:
@@ -116,7 +119,7 @@ class Nvm(Handlers):
         self._registers.poke(Regs.RAH, 0, mac >> 32 | 1 << 31)
         self._shifted, self._out, self._write_enabled = [], [], False
         size = max(0, (len(self.image) // 64).bit_length() - 1)
-        self._registers.poke(Regs.EECD, 0, EECD.of(CS=1, PRES=1, AUTO_RD=1, SIZE_EX=size).value)
+        self._registers.poke(Regs.EECD, 0, EECD.of(PRES=1, AUTO_RD=1, ADDR16=int(size > 1), SIZE_EX=size).value)
 
 
 def _number(bits: list[int]) -> int:

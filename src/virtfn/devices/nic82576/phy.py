@@ -21,7 +21,7 @@ _SPEEDS = {10: 0, 100: 1, 1000: 2}
 
 
 class Phy(Handlers):
-    """The PHY of a port. on_link: called when the link comes or goes, or loopback changes."""
+    """The PHY of a port. on_link: called when the link may have come or gone, or loopback changed."""
 
     def __init__(self, registers: PortRegisters, on_link: Callable[[], None]) -> None:
         self._registers = registers
@@ -67,15 +67,13 @@ class Phy(Handlers):
 
     def set_link(self, carrier: bool, mbps: int) -> None:
         """Plug or pull the cable. mbps: 10, 100 or 1000."""
-        changed = carrier != self.carrier or mbps != self.mbps
-        self._lost = self._lost or not carrier
         self.carrier, self.mbps = carrier, mbps
         self.settle()
-        if changed:
-            self._on_link()
+        self._on_link()
 
     def settle(self) -> None:
         """Let the status registers say what the link is."""
+        self._lost = self._lost or not self.link
         bmsr = BMSR(PhyRegs.BMSR.reset).replace(LINK=int(self.link), AN_DONE=int(self.link))
         self._file.poke(PhyRegs.BMSR, 0, bmsr.value)
         status = PORT_STATUS.of(DUPLEX=1, SPEED=self.speed + 1) if self.link else PORT_STATUS(0)
@@ -85,15 +83,14 @@ class Phy(Handlers):
         """Read the status register; a link that was lost since the last read shows as down once."""
         value = BMSR(self._file.peek(PhyRegs.BMSR))
         if self._lost:
-            self._lost = False
+            self._lost = not self.link
             value = value.replace(LINK=0)
         return value.value
 
-    def controlled(self, old: int) -> None:
-        """Follow a write of the control register: reset, or loopback on or off."""
-        if BMCR(old).LOOPBACK != BMCR(self._file.peek(PhyRegs.BMCR)).LOOPBACK:
-            self._on_link()
+    def controlled(self) -> None:
+        """Follow a write of the control register: loopback on or off, power down or up."""
         self.settle()
+        self._on_link()
 
     def reset(self) -> None:
         """Reset the PHY."""
@@ -117,4 +114,4 @@ class _PhySide(Handlers):
     def _control(self, index: int, written: int, old: int) -> None:
         if BMCR(written).RESET:
             self._phy.reset()
-        self._phy.controlled(old)
+        self._phy.controlled()

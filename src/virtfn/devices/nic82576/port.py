@@ -29,13 +29,13 @@ from virtfn.hw.types import Ps
 from virtfn.kernels.dma import Iommu
 from virtfn.kernels.port import WIRE_STALL
 from virtfn.kernels.state import QUEUE, new_nic
-from virtfn.machine.clock import US_PS
+from virtfn.machine.clock import MS_PS, US_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
 __all__ = ["Port"]
 
 _KEPT_BY_RST = (Regs.RXPBS, Regs.TXPBS, Regs.SWPBS, Regs.EITR, Regs.EECD)
-_TIMER_TICK_PS = 256 * US_PS // 1000 * 1000
+_TIMER_TICK_PS = MS_PS
 
 
 class Port(Handlers):
@@ -49,6 +49,8 @@ class Port(Handlers):
     ) -> None:
         self._now = now
         self._timer_due: int | None = None
+        self._link_seen = 0
+        self._pooled = False
         self.block = new_nic(iommu)
         self.nic: np.void = self.block[0]
         self.registers = PortRegisters()
@@ -79,10 +81,16 @@ class Port(Handlers):
             rid, master = vfs[n] if n < len(vfs) else (pf_rid, pf_master)
             for rows, block in ((self.nic["rx"], self.registers.rx_block), (self.nic["tx"], self.registers.tx_block)):
                 rows[q]["rid"] = rid
-                rows[q]["pool"] = n if self.vmdq or vfs else 0
                 rows[q]["regs"] = block(q) if master else 0
         for n, row in enumerate(self.nic["pools"]):
             row["rid"] = vfs[n][0] if n < len(vfs) else pf_rid
+        self._share_queues()
+
+    def _share_queues(self) -> None:
+        """Give each queue to its pool; without pools, all to the first."""
+        self._pooled = self.vmdq or self.interrupts.vfs > 0
+        for rows in (self.nic["rx"], self.nic["tx"]):
+            rows["pool"] = np.arange(QUEUES) % VFS * self._pooled
 
     @property
     def vmdq(self) -> bool:
@@ -93,6 +101,8 @@ class Port(Handlers):
     def settle(self) -> None:
         """Bring what the data plane looks up in line with the registers."""
         self.l2switch.settle()
+        if self._pooled != (self.vmdq or self.interrupts.vfs > 0):
+            self._share_queues()
 
     # Device control and status.
 
@@ -104,17 +114,23 @@ class Port(Handlers):
             self._phy_was_reset = True
         if command.RST:
             self.port_reset()
+        self.l2switch.touch()
         self._loopback()
+        self._note_link()
+
+    @property
+    def link(self) -> bool:
+        """Whether the port has a link: the PHY has, and the driver wants one (CTRL.SLU)."""
+        return self.phy.link and bool(CTRL(self.registers.peek(Regs.CTRL)).SLU)
 
     @on_read(Regs.STATUS)
     def _status(self, index: int) -> int:
         ctrl = CTRL(self.registers.peek(Regs.CTRL))
         vfs = self.interrupts.vfs
-        link = self.phy.link and ctrl.SLU
         speed = self.phy.speed
         return STATUS.of(
             FD=1,
-            LU=int(link),
+            LU=int(self.link),
             SPEED=speed,
             ASDV=int(speed == 1),
             LAN_INIT_DONE=1,
@@ -165,7 +181,7 @@ class Port(Handlers):
             timer = TCPTIMER(self.registers.peek(Regs.TCPTIMER))
             again = timer.LOOP and timer.DURATION
             self._timer_due = self._now() + timer.DURATION * _TIMER_TICK_PS if again else None
-            self.interrupts.raise_other(ICR.TCP_TIMER.mask)
+            self.interrupts.raise_timer()
 
     @on_write(Regs.RCTL)
     def _rctl(self, index: int, written: int, old: int) -> None:
@@ -187,9 +203,16 @@ class Port(Handlers):
         self.l2switch.touch()
         self.phy.set_link(True, mbps or 1000)
 
+    def _note_link(self) -> None:
+        """Interrupt if the link has come, gone, or changed its speed since it was last looked at."""
+        state = self.phy.mbps if self.link else 0
+        if state != self._link_seen:
+            self._link_seen = state
+            self.interrupts.raise_other(ICR.LSC.mask)
+
     def _link_changed(self) -> None:
         self._loopback()
-        self.interrupts.raise_other(ICR.LSC.mask)
+        self._note_link()
 
     # Malicious drivers.
 
@@ -279,6 +302,7 @@ class Port(Handlers):
         self.statistics.reset()
         self.l2switch.reset()
         self._loopback()
+        self._link_seen = 0
 
     def port_reset(self) -> None:
         """Do what CTRL.RST does."""

@@ -1,7 +1,7 @@
 """The PF's statistics: 4000..42ff. Reading clears; of a 64-bit pair the low half rests until the high half is read.
 
 Those marked stored count what cannot happen between software and software: symbol errors, collisions, flow control,
-traffic of manageability firmware.
+wrong check sequences, traffic of manageability firmware.
 
 Spec: 82576 datasheet, chapter "Statistics Registers".
 """
@@ -31,7 +31,7 @@ def low(offset: int, about: str) -> Decl:
 class Counters:
     """Statistics of a port."""
 
-    CRCERRS = counted(0x4000, "Frames with a wrong frame check sequence.")
+    CRCERRS = still(0x4000, "Frames with a wrong frame check sequence.")
     ALGNERRC = still(0x4004, "Alignment errors.")
     SYMERRS = still(0x4008, "Symbol errors.")
     RXERRC = still(0x400C, "Receive errors of the PHY.")
@@ -45,8 +45,8 @@ class Counters:
     DC = still(0x4030, "Deferred transmissions.")
     TNCRS = still(0x4034, "Transmissions without carrier sense.")
     SEC = still(0x4038, "Sequence errors.")
-    HTDPMC = counted(0x403C, "Frames of the host that the MAC discarded.")
-    RLEC = counted(0x4040, "Frames shorter or longer than their length field.")
+    HTDPMC = still(0x403C, "Frames of the host that the MAC discarded.")
+    RLEC = still(0x4040, "Frames shorter or longer than their length field.")
     CBRDPC = still(0x4044, "Circuit breaker: frames dropped.")
     XONRXC = still(0x4048, "XON frames received.")
     XONTXC = still(0x404C, "XON frames transmitted.")
@@ -100,7 +100,7 @@ class Counters:
     HGORCH = counted(0x412C, "Good bytes handed to the host, high half; reading clears both.")
     HGOTCL = low(0x4130, "Good bytes of the host transmitted, low half.")
     HGOTCH = counted(0x4134, "Good bytes of the host transmitted, high half; reading clears both.")
-    LENERRS = counted(0x4138, "Frames whose length field is wrong.")
+    LENERRS = still(0x4138, "Frames whose length field is wrong.")
     SSVPC = counted(0x41A0, "Frames that the switch dropped for security: spoofed MAC address or VLAN.")
-    SDPC = counted(0x41A4, "Frames that the switch dropped.")
+    SDPC = still(0x41A4, "Frames that the switch dropped.")
     SCVPC = still(0x4228, "Code violations of the SerDes.")

@@ -120,6 +120,7 @@ class EECD(Register):
     GNT = Field(7, access=Access.RO)
     PRES = Field(8, access=Access.RO)
     AUTO_RD = Field(9, access=Access.RO)
+    ADDR16 = Field(10, access=Access.RO)  # addresses on the wires have 16 bits, not 8
     SIZE_EX = Field(14, 11, access=Access.RO)
     BLOCKED = Field(15, access=Access.RO)
 

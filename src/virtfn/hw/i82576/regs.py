@@ -30,7 +30,7 @@ VF_VECTORS = 3
 
 RO, RW, RC, WO = Access.RO, Access.RW, Access.RC, Access.WO
 W1S, W1C, RC_W1C = Access.W1S, Access.W1C, Access.RC_W1C
-MODELLED = Status.MODELLED
+MODELLED, ABSENT = Status.MODELLED, Status.ABSENT
 
 
 def per_vf(offset: int, kind: type[Register], access: Access = RW, *, writable: int | None = None, about: str) -> Decl:
@@ -110,8 +110,8 @@ class General:
     FCRTV = reg(0x2460, f.LOW16, writable=0xFFFF, about="Flow control refresh time.")
     SWSM = reg(0x5B50, f.SWSM, writable=0x3, status=MODELLED)
     FWSM = reg(0x5B54, access=RO, about="Firmware semaphore; 0: no manageability firmware.")
-    SW_FW_SYNC = reg(0x5B5C, f.SW_FW_SYNC, status=MODELLED)
-    IOVCTL = reg(0x5BBC, f.IOVCTL, writable=0x1, status=MODELLED)
+    SW_FW_SYNC = reg(0x5B5C, f.SW_FW_SYNC)
+    IOVCTL = reg(0x5BBC, f.IOVCTL, writable=0x1)
 
 
 class Interrupts:
@@ -217,7 +217,7 @@ class Filters:
     MTA = array(0x5200, stride=4, count=128, status=MODELLED, about="Multicast table: 4096 bits by hash.")
     RAL = array(0x5400, x.RAL, stride=8, count=16, status=MODELLED)
     RAH = array(0x5404, x.RAH, stride=8, count=16, writable=0x83FFFFFF, status=MODELLED)
-    PSRTYPE = array(0x5480, stride=4, count=VFS, status=MODELLED, about="Headers at which a pool's frames are split.")
+    PSRTYPE = array(0x5480, stride=4, count=VFS, status=ABSENT, about="Headers at which a pool's frames are split.")
     RALX = array(0x54E0, x.RAL, stride=8, count=8, status=MODELLED, about="RAL of addresses 16 to 23.")
     RAHX = array(
         0x54E4, x.RAH, stride=8, count=8, writable=0x83FFFFFF, status=MODELLED, about="RAH of addresses 16 to 23."
@@ -230,14 +230,14 @@ class Filters:
     RPLOLR = reg(0x5AF0, x.RPLOLR, reset=0x80000000, writable=0xC0000000, status=MODELLED)
     RETA = array(0x5C00, x.RETA, stride=4, count=32, status=MODELLED)
     RSSRK = array(0x5C80, stride=4, count=10, status=MODELLED, about="RSS key, first byte lowest.")
-    ETQF = array(0x5CB0, x.ETQF, stride=4, count=8, status=MODELLED)
+    ETQF = array(0x5CB0, x.ETQF, stride=4, count=8, status=ABSENT)
     VLVF = array(0x5D00, x.VLVF, stride=4, count=32, writable=0x801FFFFF, status=MODELLED)
     VMRCTL = array(0x5D80, x.VMRCTL, stride=4, count=4, writable=0x70F, status=MODELLED)
     VMRVLAN = array(0x5D90, stride=4, count=4, status=MODELLED, about="VLVF entries that a mirror rule copies.")
     VMRVM = array(0x5DA0, f.VF_BITS, stride=4, count=4, writable=0xFF, status=MODELLED, about="Pools of a mirror rule.")
-    SCCRL = reg(0x5DB0, x.SCCRL, writable=0x3FF1F, status=MODELLED)
-    BSCTRH = reg(0x5DB8, x.STORM_THRESHOLD, writable=0x7FFFF, status=MODELLED, about="Broadcast storm threshold.")
-    MSCTRH = reg(0x5DBC, x.STORM_THRESHOLD, writable=0x7FFFF, status=MODELLED, about="Multicast storm threshold.")
+    SCCRL = reg(0x5DB0, x.SCCRL, writable=0x3FF1F, status=ABSENT)
+    BSCTRH = reg(0x5DB8, x.STORM_THRESHOLD, writable=0x7FFFF, status=ABSENT, about="Broadcast storm threshold.")
+    MSCTRH = reg(0x5DBC, x.STORM_THRESHOLD, writable=0x7FFFF, status=ABSENT, about="Multicast storm threshold.")
     # Write-only on silicon; here a read gives the table, which only helps.
     UTA = array(0xA000, stride=4, count=128, status=MODELLED, about="Unicast table: 4096 bits by hash.")
 

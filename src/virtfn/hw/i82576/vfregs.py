@@ -51,8 +51,8 @@ class VfRegs(RegMap):
     VTSTATUS = seen(0x0008, Regs.STATUS)
     VMBMEM = seen(0x0800, Regs.VMBMEM, count=MAILBOX_WORDS, stride=4)
     V2PMAILBOX = seen(0x0C40, Regs.V2PMAILBOX)
-    # Not part of the view: a VF must not reach the pending bits of the PF's MSI-X table.
-    VTPBACL = reg(0x0F04, Register, Access.WO, status=Status.ABSENT, about="Clear pending bits of the MSI-X table.")
+    # Not part of the view: it is about the VF's own MSI-X table, which the PF does not have.
+    VTPBACL = reg(0x0F04, Register, Access.WO, status=Status.MODELLED, about="Clear pending bits of the MSI-X table.")
     PSRTYPE = seen(0x0F0C, Regs.PSRTYPE)
     VFGPRC = seen(0x0F10, Regs.VFGPRC)
     VFGPTC = seen(0x0F14, Regs.VFGPTC)
