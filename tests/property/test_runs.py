@@ -25,6 +25,7 @@ class Sent:
     size: int
     report: bool
     lie: bool
+    nowhere: bool
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,7 @@ frames = st.lists(
         st.sampled_from([14, 59, 60, 61, 128, 129, 500, 1514, 1519, 3000]),
         st.booleans(),
         st.sampled_from([False] * 15 + [True]),
+        st.sampled_from([False] * 15 + [True]),
     ),
     min_size=1,
     max_size=40,
@@ -56,7 +58,9 @@ def memory_of(bench: Bench, pool: int) -> npt.NDArray[np.uint8]:
     return bench.memory.bytes[start : start + CHUNK]
 
 
-def set_up(bench: Bench, *, rings: int, drop: bool, spoof: bool, blocking: bool, head_wb: bool, wire: bool) -> None:
+def set_up(
+    bench: Bench, *, rings: int, drop: bool, spoof: bool, blocking: bool, head_wb: bool, wire: bool, hole: bool
+) -> None:
     bench.reset()
     for pool in (SENDER, *RECEIVERS):
         memory_of(bench, pool)[:] = 0
@@ -64,6 +68,7 @@ def set_up(bench: Bench, *, rings: int, drop: bool, spoof: bool, blocking: bool,
     bench.open_tx(SENDER, 64, head_wb=head_wb)
     for n in RECEIVERS:
         bench.open_rx(n, rings, drop=drop)
+    bench.protect(1, bench.places(1, 1)[0], 0 if hole else 3)
 
 
 def post(bench: Bench, sent: list[Sent]) -> None:
@@ -72,7 +77,7 @@ def post(bench: Bench, sent: list[Sent]) -> None:
         frame = ether(TARGETS[s.target], source, 0x88B5 if s.kind == 0x8100 else s.kind, bytes([i]), s.size)
         frame = tagged(frame, 5)[: s.size] if s.kind == 0x8100 and s.size >= 18 else frame
         flags = EOP | IFCS | (RS if s.report else 0)
-        at = bench.store(SENDER, frame)
+        at = bench.store(SENDER, frame) if not s.nowhere else 0x7000_0000 + i * 4096
         bench.post(SENDER, data(at, len(frame), flags, len(frame) + s.lie))
 
 
@@ -96,7 +101,7 @@ def state(bench: Bench) -> dict[str, object]:
 @settings(max_examples=60, deadline=None)
 @given(
     sent=frames, rings=st.sampled_from([8, 16, 48]), drop=st.booleans(), spoof=st.booleans(), blocking=st.booleans(),
-    head_wb=st.booleans(), wire=st.booleans(), budget=st.sampled_from([1, 3, 64]),
+    head_wb=st.booleans(), wire=st.booleans(), budget=st.sampled_from([1, 3, 64]), hole=st.booleans(),
 )  # fmt: skip
 def test_a_run_equals_the_general_path(
     pair: tuple[Bench, Bench],
@@ -108,10 +113,11 @@ def test_a_run_equals_the_general_path(
     head_wb: bool,
     wire: bool,
     budget: int,
+    hole: bool,
 ) -> None:
     short, general = pair
     for bench in pair:
-        set_up(bench, rings=rings, drop=drop, spoof=spoof, blocking=blocking, head_wb=head_wb, wire=wire)
+        set_up(bench, rings=rings, drop=drop, spoof=spoof, blocking=blocking, head_wb=head_wb, wire=wire, hole=hole)
         post(bench, sent)
     general.set(mirror=1)  # mirroring, with no rule: nothing is mirrored, but no frame is ordinary any more
     for _ in range(4):
@@ -124,9 +130,9 @@ def test_a_run_equals_the_general_path(
 def test_runs_are_taken(pair: tuple[Bench, Bench]) -> None:
     # The property above would hold of a short path that never ran. The general path copies heads to the scratch area.
     short, _ = pair
-    set_up(short, rings=16, drop=True, spoof=True, blocking=False, head_wb=False, wire=False)
+    set_up(short, rings=16, drop=True, spoof=True, blocking=False, head_wb=False, wire=False, hole=False)
     short.nic["scratch"][:64] = 0xCC
-    post(short, [Sent("a", False, 0x88B5, 60, True, False)] * 5)
+    post(short, [Sent("a", False, 0x88B5, 60, True, False, False)] * 5)
     assert short.serve()[0] == 5
     assert len(short.frames(1)) == 5
     assert (short.nic["scratch"][:64] == 0xCC).all()

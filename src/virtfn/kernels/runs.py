@@ -36,7 +36,7 @@ from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, store32_release
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.dma import iommu_at, translate_hot
 from virtfn.kernels.ring import latch, window
-from virtfn.kernels.state import LOWEST
+from virtfn.kernels.state import DROP_DMA_FAULT, LOWEST
 from virtfn.kernels.switch import MAC, find_pools, switch_transmit
 
 __all__ = ["PLAIN", "PLAIN_MASK", "serve_run"]
@@ -84,8 +84,13 @@ def receiver_of(nic: Row, pool: int, word0: int, word1: int) -> int:
 
 
 @kernel
-def settle_run(nic: Row, pool: int, target: int, frames: int, size: int, head: int) -> None:
-    """Enter `frames` frames of `size` bytes in all, frame check sequences included, into every counter they concern."""
+def settle_run(
+    nic: Row, pool: int, target: int, frames: int, size: int, refused: int, refused_size: int, head: int
+) -> None:
+    """Enter `frames` frames of `size` bytes in all, frame check sequences included, into every counter they concern.
+
+    refused, refused_size: those among them that the receiver's memory did not take.
+    """
     if frames == 0:
         return
     p = nic.port
@@ -96,15 +101,17 @@ def settle_run(nic: Row, pool: int, target: int, frames: int, size: int, head: i
     sender.gotc += size
     sender.gptlbc += frames
     sender.gotlbc += size
+    c.hgptc += frames
+    c.hgotc += size
+    c.forwarded += frames
+    frames -= refused
+    size -= refused_size
     receiver.gprc += frames
     receiver.gorc += size
     receiver.gprlbc += frames
     receiver.gorlbc += size
-    c.hgptc += frames
-    c.hgotc += size
     c.rpthc += frames
     c.hgorc += size
-    c.forwarded += frames
     r = nic.rx[target]
     r.head = head
     p.pending |= r.cause
@@ -135,8 +142,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
     word1 = 0
     r_rid = r_head = r_tail = r_end = r_at = limit = 0
     frames = 0
-    in_run = 0
-    size = 0
+    in_run = size = refused = refused_size = 0
     asked = False
     while frames < budget and head != tail:
         if head >= end or head < t.win_lo:
@@ -153,46 +159,56 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
         if length < MIN_FRAME or length > MAX_FRAME:
             break
         source, run = translate_hot(iommu, rid, q0, length, 0)
-        if run != length:
+        if run == 0:
+            nic.drops[pool, DROP_DMA_FAULT] += 1
+        elif run != length:
             break
-        first = load64(source)
-        second = load64(source + 8)
-        if target < 0 or first != word0 or (second ^ word1) & MAC:
-            if target >= 0:
-                settle_run(nic, pool, target, in_run, size, r_head)
-                in_run = 0
-                size = 0
-            target = receiver_of(nic, pool, first, second)
-            if target < 0:
+        else:
+            first = load64(source)
+            second = load64(source + 8)
+            if target < 0 or first != word0 or (second ^ word1) & MAC:
+                if target >= 0:
+                    settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
+                    in_run = size = refused = refused_size = 0
+                target = receiver_of(nic, pool, first, second)
+                if target < 0:
+                    break
+                word0 = first
+                word1 = second
+                r = nic.rx[target]
+                r_rid = r.rid
+                r_head = r.head
+                r_tail = r.tail
+                r_end = 0
+                limit = min(nic.pools[target].max_frame - 4, r.packet_bytes)
+            if length > limit or r_head == r_tail:
                 break
-            word0 = first
-            word1 = second
-            r = nic.rx[target]
-            r_rid = r.rid
-            r_head = r.head
-            r_tail = r.tail
-            r_end = 0
-            limit = min(nic.pools[target].max_frame - 4, r.packet_bytes)
-        if length > limit or r_head == r_tail:
-            break
-        if r_head >= r_end or r_head < r.win_lo:
-            r.head = r_head
-            r_at = window(nic, r)
-            if r_at == 0:
+            if r_head >= r_end or r_head < r.win_lo:
+                r.head = r_head
+                r_at = window(nic, r)
+                if r_at == 0:
+                    break
+                r_end = r.win_hi
+            place, run = translate_hot(iommu, r_rid, load64(r_at), length, 1)
+            if run == length:
+                copy_bytes(place, source, length)
+                store64(place, first)
+                store64(place + 8, second)
+            elif run:
                 break
-            r_end = r.win_hi
-        place, run = translate_hot(iommu, r_rid, load64(r_at), length, 1)
-        if run != length:
-            break
-        copy_bytes(place, source, length)
-        store64(place, first)
-        store64(place + 8, second)
-        store64(r_at, 0)
-        store64_release(r_at + 8, _DONE | length << RXD_LEN_SHIFT)
-        r_at += 16
-        r_head += 1
-        if r_head == r.size:
-            r_head = 0
+            else:
+                # A posted write that the IOMMU refuses: the device does not learn of it, and goes on.
+                nic.drops[target, DROP_DMA_FAULT] += 1
+                refused += 1
+                refused_size += length + 4
+            store64(r_at, 0)
+            store64_release(r_at + 8, _DONE | length << RXD_LEN_SHIFT)
+            r_at += 16
+            r_head += 1
+            if r_head == r.size:
+                r_head = 0
+            in_run += 1
+            size += length + 4
         if q1 & TXD_RS:
             asked = True
             if t.head_wb == 0:
@@ -202,9 +218,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
         if head == t.size:
             head = 0
         frames += 1
-        in_run += 1
-        size += length + 4
     if target >= 0:
-        settle_run(nic, pool, target, in_run, size, r_head)
+        settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
     t.head = head
     return frames, asked
