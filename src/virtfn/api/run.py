@@ -124,6 +124,7 @@ class _Run:
                 frames=work.frames_each,
                 capture=frames,
                 rewrite=work.rewrite,
+                uplink=pf.wire,
             )
             engine = Engine(
                 machine.host,
@@ -287,13 +288,18 @@ def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
                 break  # the host chose this guest's VLAN, or the table is full: the NIC counts what it then drops
 
 
+_ONLY_ON_THE_WAY_IN = {"no-descriptor", "queue-disabled"}
+_ON_THE_WAY_IN = _ONLY_ON_THE_WAY_IN | {"oversize", "dma-fault", "driver-reset"}
+
+
 def _unexplained(workload: Workload, findings: list[Findings], drops: list[dict[str, int]]) -> list[int]:
-    """Frames that each guest lacks and no drop counter of its own pool, or of a sender's, explains."""
+    """Frames that each guest lacks and no drop counter explains: its own pool's on the way in, or a sender's."""
     n = len(findings)
-    left = [sum(d.values()) for d in drops]
+    own = [sum(count for reason, count in d.items() if reason in _ON_THE_WAY_IN) for d in drops]
+    left = [sum(count for reason, count in d.items() if reason not in _ONLY_ON_THE_WAY_IN) for d in drops]
     lost = []
     for g in range(n):
-        missing = findings[g].missing - min(findings[g].missing, left[g])
+        missing = findings[g].missing - min(findings[g].missing, own[g])
         for s in range(n):
             if missing and s != g:
                 flow = missing if workload.kind in ("pcap", "ping") else min(missing, workload.missing(s, g))

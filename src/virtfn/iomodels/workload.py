@@ -54,7 +54,8 @@ class Workload:
     """The work of the guests of one NIC.
 
     stations: the guests, at most 64. length: bytes of a frame without frame check sequence. frames: for each sender,
-    None for a capture once. capture: frames to replay. Raises VirtfnError for a workload that these guests cannot do.
+    None for a capture once. capture: frames to replay. uplink: frames that may come from outside meanwhile. Raises
+    VirtfnError for a workload that these guests cannot do.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Workload:
         frames: int | None = None,
         capture: Frames | None = None,
         rewrite: bool = True,
+        uplink: Frames | None = None,
         seed: int = 1,
         raw: bool = False,
     ) -> None:
@@ -81,6 +83,7 @@ class Workload:
         self._expected: list[list[tuple[int, npt.NDArray[np.int64]]]] = [[] for _ in stations]
         self.refused: list[dict[str, int]] = [{} for _ in stations]
         self.total_frames = 0
+        self._strangers: set[int] = set()
         n = len(stations)
         self.row["guests"] = n
         self.row["highest"][:] = -1
@@ -93,6 +96,8 @@ class Workload:
             if capture is None:
                 raise VirtfnError("a workload of kind pcap needs a capture", errno_name="EINVAL")
             self._prepare_replay(capture, frames, rewrite)
+            if uplink is not None:
+                self._strangers = set(self._digests(uplink.bytes, uplink.offsets, uplink.lengths).tolist())
         elif kind == "ping":
             self._prepare_ping(frames or 1000)
         else:
@@ -324,6 +329,6 @@ class Workload:
         for value, left in places.items():
             if value in known:
                 f.repeated += len(left)
-            else:
+            elif value not in self._strangers:
                 f.corrupt += len(left)
         f.repeated += had - len(logged)
