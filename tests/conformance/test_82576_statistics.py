@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from conformance.pooled import DATA, Pooled, mac, untagged
 from conformance.rig import BROADCAST, data_descriptor, ethernet
-from conformance.test_82576_gaps import DATA, Pooled, mac, untagged
 from virtfn.hw.i82576 import Regs, VfRegs
 
 SIZES = {"PRC64": 60, "PRC127": 61, "PRC255": 124, "PRC511": 252, "PRC1023": 508, "PRC1522": 1020}
