@@ -307,9 +307,10 @@ class Igb:
         causes = ICR(self._regs.get(Regs.ICR))
         if causes.DOUTSYNC:
             self._misbehaviour()
+        # Messages first: a ping takes the buffer that one may wait in.
+        self.serve()
         if causes.LSC:
             self.link_changed()
-        self.serve()
         self._regs.set(Regs.EIMS, 1 << OTHER_VECTOR)
 
     def serve(self) -> None:

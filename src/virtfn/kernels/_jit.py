@@ -7,7 +7,6 @@ changed constant or callee elsewhere would silently keep running old machine cod
     load32_acquire                  tails and descriptor done words: what they publish is read after them
     store32_release, store64_release  heads and write-backs: what they publish is written before them
     copy_bytes                      memcpy; the regions do not overlap
-    prefetch                        hint that an address will be read soon; never faults
     row_at(dtype)                   makes an intrinsic: the structured row of that dtype at an address
 
 State reaches kernels as the address of one row that holds everything: tables of arrays would be passed member by
@@ -139,21 +138,7 @@ def _copy_bytes(typingctx, target, source, size):  # type: ignore[no-untyped-def
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        byte = ir.IntType(8).as_pointer()
-        i32 = ir.IntType(32)
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch", (byte,), ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        )
-        builder.call(function, [builder.inttoptr(args[0], byte), i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
 copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
-prefetch = cast("Callable[[int], None]", intrinsic(_prefetch))
 
 
 def row_at(dtype: np.dtype[np.void]) -> Callable[[int], Row]:
