@@ -13,12 +13,14 @@ from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.lab import Lab, VfPolicy
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.drivers import igb
+from virtfn.hw.pci import Location, MsiX, MsiXControl, MsiXEntry
 from virtfn.hw.types import Mac, format_rid, parse_mac
 from virtfn.iovm import lspci
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
+from virtfn.iovm.walk import capability_of
 from virtfn.machine.captures import Frames, read_capture
-from virtfn.machine.ports import Clock
+from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host, HostBar
@@ -122,11 +124,17 @@ class Machine:
     def _bind_interrupt(self, nic: Nic82576, found: Found, driver: igb.Igb) -> None:
         """Give the PF's vector for everything but queues a message that calls its driver."""
         address, message = self.host.interrupts.allocate(nic.pf_rid, lambda: driver.interrupt(igb.OTHER_VECTOR))
-        table = next(bar for bar in found.bars if bar.bar == 3)
-        bar = HostBar(self.host.root, table.address)
-        for offset, value in ((0, address & 0xFFFFFFFF), (4, address >> 32), (8, message), (12, 0)):
-            bar.write(offset, value)
-        self.host.root.config_write(nic.pf_rid, 0x72, 2, 0x8000)
+        msix = capability_of(self.pcim.bus, nic.pf_rid, MsiX)
+        if msix is None:
+            raise VirtfnError(f"{format_rid(nic.pf_rid)} has no MSI-X", errno_name="ENODEV")
+        place = Location(msix.get(MsiX.TABLE))
+        table = next(bar for bar in found.bars if bar.bar == place.BIR)
+        bar = HostBar(self.host.root, table.address + place.OFFSET * 8)
+        bar.write(MsiXEntry.ADDRESS.offset, address & 0xFFFFFFFF)
+        bar.write(MsiXEntry.ADDRESS_HIGH.offset, address >> 32)
+        bar.write(MsiXEntry.MESSAGE.offset, message)
+        bar.write(MsiXEntry.CONTROL.offset, 0)
+        msix.set(MsiX.CONTROL, MsiXControl.of(ENABLE=1).value)
 
     def _watch(self, nic: Nic82576) -> None:
         tracer = self.host.tracer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from virtfn.hw.types import Rid
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["InterruptController"]
+__all__ = ["APIC_BASE", "InterruptController"]
 
 APIC_BASE = 0xFEE00000
 _FIRST_VECTOR, _VECTORS, _APICS = 0x20, 0xD0, 256

@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from virtfn.drivers.igbvf import Igbvf
-from virtfn.hw.pci import Address, MsiX, MsiXControl, Type0
+from virtfn.hw.pci import Address, Command, MsiX, MsiXControl, MsiXEntry, Type0
 from virtfn.hw.types import Gpa, Hpa, Hva, Iova, Rid, format_rid
+from virtfn.machine.irq import APIC_BASE
 from virtfn.machine.memory import PAGE, GuestMemory
 from virtfn.machine.ports import Clock, ConfigSpace, Device, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
@@ -23,7 +24,7 @@ __all__ = ["Guest", "GuestDma", "Nic"]
 
 VENDOR_INTEL, DEVICE_82576_VF = 0x8086, 0x10CA
 _MMIO_BASE = 0xE000_0000
-_HOLE = range(0xFEE0_0000, 0xFF00_0000)  # a device that writes here sends an interrupt: no memory for DMA
+_HOLE = range(APIC_BASE, 0xFF00_0000)  # a device that writes here sends an interrupt: no memory for DMA
 
 
 class GuestDma:
@@ -167,12 +168,13 @@ class Guest:
                 self._next_bar += size
             index += 2 if wide else 1
         for vector in range(vectors):
-            function.write(bir, vector * 16, 0xFEE00000)
-            function.write(bir, vector * 16 + 4, 0)
-            function.write(bir, vector * 16 + 8, 0x4000 | vector)
-            function.write(bir, vector * 16 + 12, 0)
+            entry = vector * 16
+            function.write(bir, entry + MsiXEntry.ADDRESS.offset, APIC_BASE)
+            function.write(bir, entry + MsiXEntry.ADDRESS_HIGH.offset, 0)
+            function.write(bir, entry + MsiXEntry.MESSAGE.offset, 0x4000 | vector)
+            function.write(bir, entry + MsiXEntry.CONTROL.offset, 0)
         space.write(msix + MsiX.CONTROL.offset, 2, MsiXControl.of(ENABLE=1).value)
-        space.write(Type0.COMMAND.offset, 2, 0x0006)
+        space.write(Type0.COMMAND.offset, 2, Command.of(MEM=1, BME=1).value)
         return function
 
     @staticmethod
