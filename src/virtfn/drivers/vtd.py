@@ -22,7 +22,6 @@ from virtfn.hw.vtd.regs import (
     CAP,
     CCMD,
     ECAP,
-    FECTL,
     FRCD_HIGH,
     FSTS,
     GCMD,
@@ -30,6 +29,7 @@ from virtfn.hw.vtd.regs import (
     IOTLB,
     IVA,
     RTADDR,
+    EventControl,
     Fault,
     Granularity,
     Regs,
@@ -178,7 +178,7 @@ class VtdDriver:
 
     def stop(self) -> None:
         """Switch remapping off: every requester reaches all memory."""
-        self._write(Regs.FECTL, FECTL.IM.mask)
+        self._write(Regs.FECTL, EventControl.IM.mask)
         self._command(0, 0, clear=GCMD.TE.mask)
 
     def close(self) -> None:

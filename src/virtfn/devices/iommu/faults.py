@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from virtfn.hw.vtd.regs import FAULT_RECORDS, FECTL, FRCD_HIGH, FSTS, Fault, Regs, encode_fault
+from virtfn.hw.vtd.regs import FAULT_RECORDS, FRCD_HIGH, FSTS, EventControl, Fault, Regs, encode_fault
 from virtfn.machine.regfile import Handlers, RegFile, on_write
 
 __all__ = ["FaultRecording"]
@@ -64,7 +64,7 @@ class FaultRecording(Handlers):
         return bool(status.PFO or status.IQE or status.ICE or status.ITE)
 
     def _event(self) -> None:
-        control = FECTL(self._regs.peek(Regs.FECTL))
+        control = EventControl(self._regs.peek(Regs.FECTL))
         if control.IM:
             self._regs.poke(Regs.FECTL, 0, control.replace(IP=1).value)
         else:
@@ -74,7 +74,7 @@ class FaultRecording(Handlers):
 
     @on_write(Regs.FECTL)
     def _control(self, index: int, written: int, old: int) -> None:
-        if FECTL(self._regs.peek(Regs.FECTL)).IP:
+        if EventControl(self._regs.peek(Regs.FECTL)).IP:
             self._event()
 
     @on_write(Regs.FSTS)
@@ -92,5 +92,5 @@ class FaultRecording(Handlers):
         """Withdraw a pending event when software has cleared all that it was about."""
         status = FSTS(self._regs.peek(Regs.FSTS))
         if not status.PPF and not self._others_pending(status):
-            control = FECTL(self._regs.peek(Regs.FECTL))
+            control = EventControl(self._regs.peek(Regs.FECTL))
             self._regs.poke(Regs.FECTL, 0, control.replace(IP=0).value)

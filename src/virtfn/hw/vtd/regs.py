@@ -1,9 +1,11 @@
 """Registers of a remapping unit: one 4 KiB window of memory-mapped registers.
 
-64-bit registers are declared whole. Software may access them whole, or as two 32-bit halves, low then high; whatever a
-write sets off is asked for by a bit of the high half, so that it happens once.
+64-bit registers are declared whole. Software may access them whole, or as two 32-bit halves, low then high. What a
+write sets off is asked for by a bit of the high half, so that it happens once; the tail of a queue, in the low half,
+may be written again without harm.
 
-    00 VER CAP ECAP | 18 GCMD GSTS RTADDR CCMD | 34 FSTS FECTL FEDATA FEADDR | 80 queue | b8 IRTA | c0 page requests
+    00 VER CAP ECAP | 18 GCMD GSTS RTADDR CCMD | 34 FSTS FECTL FEDATA FEADDR | 80 invalidation queue | b8 IRTA |
+    c0 page request queue |
     f0 IVA IOTLB (where ECAP.IRO says) | 220 FRCD[8] (where CAP.FRO says)
 
 Spec: VT-d, register descriptions.
@@ -25,19 +27,25 @@ __all__ = [
     "ECAP",
     "EXTENDED_CAPABILITIES",
     "FAULT_RECORDS",
-    "FECTL",
     "FRCD_HIGH",
     "FRCD_LOW",
     "FSTS",
     "GCMD",
     "GSTS",
+    "ICS",
     "IOTLB",
+    "IQA",
+    "IRTA",
     "IVA",
+    "PQA",
+    "PRS",
     "RTADDR",
     "VER",
     "WINDOW_BYTES",
+    "EventControl",
     "Fault",
     "Granularity",
+    "QueueOffset",
     "Regs",
     "decode_fault",
     "encode_fault",
@@ -174,18 +182,60 @@ class FSTS(Register):
     PPF = Field(1)
     AFO = Field(2)
     APF = Field(3)
-    IQE = Field(4)
-    ICE = Field(5)
-    ITE = Field(6)
+    IQE = Field(4, access=Access.W1C)
+    ICE = Field(5, access=Access.W1C)
+    ITE = Field(6, access=Access.W1C)
     PRO = Field(7)
     FRI = Field(15, 8)
 
 
-class FECTL(Register):
-    """Fault Event Control."""
+class EventControl(Register):
+    """Control of one of the unit's own interrupts: fault event, invalidation completion event, page request event."""
 
     IP = Field(30, access=Access.RO)
     IM = Field(31)
+
+
+class QueueOffset(Register):
+    """Head or tail of a queue, as an offset from its start in bytes."""
+
+    OFFSET = Field(18, 4)
+
+
+class IQA(Register):
+    """Invalidation Queue Address."""
+
+    QS = Field(2, 0)  # log2 of the 4 KiB pages
+    DW = Field(11, access=Access.RSV)  # 256-bit descriptors belong to scalable mode
+    IQA = Field(63, 12)
+
+
+class ICS(Register):
+    """Invalidation Completion Status."""
+
+    IWC = Field(0, access=Access.W1C)
+
+
+class IRTA(Register):
+    """Interrupt Remapping Table Address; takes effect with GCMD.SIRTP."""
+
+    S = Field(3, 0)  # 2**(S + 1) entries
+    EIME = Field(11)  # 32-bit destinations (x2APIC)
+    IRTA = Field(63, 12)
+
+
+class PQA(Register):
+    """Page Request Queue Address."""
+
+    PQS = Field(2, 0)
+    PQA = Field(63, 12)
+
+
+class PRS(Register):
+    """Page Request Status."""
+
+    PPR = Field(0, access=Access.W1C)
+    PRO = Field(1, access=Access.W1C)
 
 
 class IVA(Register):
@@ -257,7 +307,7 @@ class Regs(RegMap):
     RTADDR = reg(0x20, RTADDR, width=64, writable=RTADDR.RTA.mask, status=_DONE)
     CCMD = reg(0x28, CCMD, width=64, status=_DONE)
     FSTS = reg(0x34, FSTS, Access.RO, status=_DONE)
-    FECTL = reg(0x38, FECTL, writable=FECTL.IM.mask, reset=FECTL.IM.mask, status=_DONE)
+    FECTL = reg(0x38, EventControl, reset=EventControl.IM.mask, about="Fault Event Control", status=_DONE)
     FEDATA = reg(0x3C, about="Fault Event Data", status=_DONE)
     FEADDR = reg(0x40, writable=0xFFFF_FFFC, about="Fault Event Address", status=_DONE)
     FEUADDR = reg(0x44, about="Fault Event Upper Address", status=_DONE)
@@ -267,24 +317,24 @@ class Regs(RegMap):
     PLMLIMIT = reg(0x6C, access=Access.RSV, about="Protected Low-Memory Limit", status=_NO)
     PHMBASE = reg(0x70, access=Access.RSV, width=64, about="Protected High-Memory Base", status=_NO)
     PHMLIMIT = reg(0x78, access=Access.RSV, width=64, about="Protected High-Memory Limit", status=_NO)
-    IQH = reg(0x80, access=Access.RSV, width=64, about="Invalidation Queue Head", status=_NO)
-    IQT = reg(0x88, access=Access.RSV, width=64, about="Invalidation Queue Tail", status=_NO)
-    IQA = reg(0x90, access=Access.RSV, width=64, about="Invalidation Queue Address", status=_NO)
-    ICS = reg(0x9C, access=Access.RSV, about="Invalidation Completion Status", status=_NO)
-    IECTL = reg(0xA0, access=Access.RSV, about="Invalidation Event Control", status=_NO)
-    IEDATA = reg(0xA4, access=Access.RSV, about="Invalidation Event Data", status=_NO)
-    IEADDR = reg(0xA8, access=Access.RSV, about="Invalidation Event Address", status=_NO)
-    IEUADDR = reg(0xAC, access=Access.RSV, about="Invalidation Event Upper Address", status=_NO)
+    IQH = reg(0x80, QueueOffset, Access.RO, width=64, about="Invalidation Queue Head", status=_DONE)
+    IQT = reg(0x88, QueueOffset, width=64, about="Invalidation Queue Tail", status=_DONE)
+    IQA = reg(0x90, IQA, width=64, status=_DONE)
+    ICS = reg(0x9C, ICS, Access.RO, status=_DONE)
+    IECTL = reg(0xA0, EventControl, reset=EventControl.IM.mask, about="Invalidation Event Control", status=_DONE)
+    IEDATA = reg(0xA4, about="Invalidation Event Data", status=_DONE)
+    IEADDR = reg(0xA8, writable=0xFFFF_FFFC, about="Invalidation Event Address", status=_DONE)
+    IEUADDR = reg(0xAC, about="Invalidation Event Upper Address", status=_DONE)
     IQERCD = reg(0xB0, access=Access.RSV, width=64, about="Invalidation Queue Error Record", status=_NO)
-    IRTA = reg(0xB8, access=Access.RSV, width=64, about="Interrupt Remapping Table Address", status=_NO)
-    PQH = reg(0xC0, access=Access.RSV, width=64, about="Page Request Queue Head", status=_NO)
-    PQT = reg(0xC8, access=Access.RSV, width=64, about="Page Request Queue Tail", status=_NO)
-    PQA = reg(0xD0, access=Access.RSV, width=64, about="Page Request Queue Address", status=_NO)
-    PRS = reg(0xDC, access=Access.RSV, about="Page Request Status", status=_NO)
-    PECTL = reg(0xE0, access=Access.RSV, about="Page Request Event Control", status=_NO)
-    PEDATA = reg(0xE4, access=Access.RSV, about="Page Request Event Data", status=_NO)
-    PEADDR = reg(0xE8, access=Access.RSV, about="Page Request Event Address", status=_NO)
-    PEUADDR = reg(0xEC, access=Access.RSV, about="Page Request Event Upper Address", status=_NO)
+    IRTA = reg(0xB8, IRTA, width=64, status=_DONE)
+    PQH = reg(0xC0, QueueOffset, width=64, about="Page Request Queue Head", status=_DONE)
+    PQT = reg(0xC8, QueueOffset, Access.RO, width=64, about="Page Request Queue Tail", status=_DONE)
+    PQA = reg(0xD0, PQA, width=64, status=_DONE)
+    PRS = reg(0xDC, PRS, Access.RO, status=_DONE)
+    PECTL = reg(0xE0, EventControl, reset=EventControl.IM.mask, about="Page Request Event Control", status=_DONE)
+    PEDATA = reg(0xE4, about="Page Request Event Data", status=_DONE)
+    PEADDR = reg(0xE8, writable=0xFFFF_FFFC, about="Page Request Event Address", status=_DONE)
+    PEUADDR = reg(0xEC, about="Page Request Event Upper Address", status=_DONE)
     IVA = reg(INVALIDATION_OFFSET, IVA, width=64, about="written before IOTLB", status=_DONE)
     IOTLB = reg(INVALIDATION_OFFSET + 8, IOTLB, width=64, status=_DONE)
     FRCD_LOW = array(FAULT_OFFSET, FRCD_LOW, Access.RO, stride=16, count=FAULT_RECORDS, width=64, status=_DONE)
@@ -292,7 +342,10 @@ class Regs(RegMap):
 
 
 class Fault(NamedTuple):
-    """A refused request: who asked for which page, why it was refused, and whether it was a write."""
+    """A refused request: who asked for which page, why it was refused, and whether it was a write.
+
+    Of an interrupt message, iova holds the index of the table entry in bits 63:48, and it is neither read nor write.
+    """
 
     rid: Rid
     iova: Iova
@@ -300,6 +353,9 @@ class Fault(NamedTuple):
     write: bool
 
     def __str__(self) -> str:
+        if self.reason.of_interrupt:
+            entry = self.iova >> 48
+            return f"{format_rid(self.rid)}: interrupt by entry {entry} refused: {self.reason.text}"
         what = "write to" if self.write else "read of"
         return f"{format_rid(self.rid)}: {what} {self.iova:#x} refused: {self.reason.text}"
 
@@ -307,13 +363,15 @@ class Fault(NamedTuple):
 def encode_fault(fault: Fault) -> tuple[FRCD_LOW, FRCD_HIGH]:
     """Put a fault into the two halves of a fault recording register."""
     low = FRCD_LOW(fault.iova & FRCD_LOW.FI.mask)
-    return low, FRCD_HIGH.of(F=1, T1=int(not fault.write), FR=fault.reason, SID=fault.rid)
+    read = not (fault.write or fault.reason.of_interrupt)
+    return low, FRCD_HIGH.of(F=1, T1=int(read), FR=fault.reason, SID=fault.rid)
 
 
 def decode_fault(low: int, high: int) -> Fault:
     """Read a fault out of the two halves of a fault recording register; the address is that of the page.
 
-    Raises ValueError if the reason is none of DMA remapping.
+    Raises ValueError if the reason is none that this module knows.
     """
     record = FRCD_HIGH(high)
-    return Fault(Rid(record.SID), Iova(low & FRCD_LOW.FI.mask), FaultReason(record.FR), not record.T1)
+    reason = FaultReason(record.FR)
+    return Fault(Rid(record.SID), Iova(low & FRCD_LOW.FI.mask), reason, not (record.T1 or reason.of_interrupt))

@@ -57,6 +57,18 @@ class FaultReason(enum.IntEnum):
     PAGING_ENTRY_RESERVED = 0xC
     BLOCKED_BY_TYPE = 0xD
     INTERRUPT_RANGE_OUTPUT = 0xE
+    INTERRUPT_REQUEST_RESERVED = 0x20
+    INTERRUPT_INDEX_BEYOND_TABLE = 0x21
+    INTERRUPT_ENTRY_NOT_PRESENT = 0x22
+    INTERRUPT_ENTRY_ACCESS = 0x23
+    INTERRUPT_ENTRY_RESERVED = 0x24
+    COMPATIBILITY_FORMAT_BLOCKED = 0x25
+    INTERRUPT_SOURCE = 0x26
+
+    @property
+    def of_interrupt(self) -> bool:
+        """Whether it is an interrupt message that was refused, not a memory access."""
+        return self >= FaultReason.INTERRUPT_REQUEST_RESERVED
 
     @property
     def text(self) -> str:

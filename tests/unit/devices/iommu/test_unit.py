@@ -12,7 +12,6 @@ from virtfn.hw.vtd.regs import (
     CAP,
     CCMD,
     ECAP,
-    FECTL,
     FRCD_HIGH,
     FSTS,
     GCMD,
@@ -21,6 +20,7 @@ from virtfn.hw.vtd.regs import (
     IVA,
     RTADDR,
     WINDOW_BYTES,
+    EventControl,
     Fault,
     Granularity,
     Regs,
@@ -263,7 +263,7 @@ def test_fault_event(w: Wired) -> None:
     w.write(Regs.FEDATA, 0x41)
     w.refuse()
     assert w.sent == []
-    assert w.read(Regs.FECTL) == FECTL.IM.mask | FECTL.IP.mask
+    assert w.read(Regs.FECTL) == EventControl.IM.mask | EventControl.IP.mask
     w.write(Regs.FECTL, 0)
     assert w.sent == [(0x1_FEE0_1000, 0x41)]
     assert w.read(Regs.FECTL) == 0
@@ -278,9 +278,9 @@ def test_fault_event(w: Wired) -> None:
 def test_event_that_nobody_saw_is_withdrawn(w: Wired) -> None:
     w.enable()
     w.refuse()
-    assert FECTL(w.read(Regs.FECTL)).IP == 1
+    assert EventControl(w.read(Regs.FECTL)).IP == 1
     w.write(Regs.FRCD_HIGH, FRCD_HIGH.F.mask)
-    assert FECTL(w.read(Regs.FECTL)).IP == 0
+    assert EventControl(w.read(Regs.FECTL)).IP == 0
     w.write(Regs.FECTL, 0)
     assert w.sent == []
 
