@@ -13,16 +13,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
-    "hw": 2500,
-    "kernels": 3000,
-    "machine": 1800,
-    "devices": 4000,
-    "drivers": 1500,
-    "vmm": 1200,
-    "iovm": 1500,
-    "iomodels": 1000,
-    "api": 1600,
-    "cli": 900,
+    "hw": 2900,
+    "kernels": 3500,
+    "machine": 2100,
+    "devices": 4800,
+    "drivers": 2200,
+    "vmm": 4000,
+    "iovm": 1800,
+    "iomodels": 1500,
+    "api": 2800,
+    "cli": 1300,
 }
 
 _LAYOUT = {
