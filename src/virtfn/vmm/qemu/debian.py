@@ -28,7 +28,7 @@ from pathlib import Path
 
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["fetch", "own_suite", "unpack"]
+__all__ = ["errno_name", "fetch", "own_suite", "unpack"]
 
 KEYRING_PACKAGE = "debian-archive-keyring"
 _KEYRINGS = ("usr/share/keyrings/debian-archive-keyring.gpg", "usr/share/keyrings/debian-archive-keyring.pgp")
@@ -39,8 +39,7 @@ _COMPLAINTS = (
     ("Unable to locate package", "ENOENT", "no such package"),
     ("has no installation candidate", "ENOENT", "no such package"),
     ("does not have a Release file", "ENOENT", "the mirror has no such suite"),
-    ("Unmet dependencies", "ENOENT", "the suite cannot satisfy a dependency"),
-    ("unmet dependencies", "ENOENT", "the suite cannot satisfy a dependency"),
+    ("held broken packages", "EINVAL", "these packages do not go together"),
     ("NO_PUBKEY", "EKEYREJECTED", "the suite is signed with a key that is not in the keyring"),
     ("is not signed", "EKEYREJECTED", "the suite is not signed"),
     ("verification failed", "EBADMSG", "what the mirror sent is not what its signature says"),
@@ -115,7 +114,7 @@ def fetch(
                 _write(request, json.dumps([file.name for file in files]))
             return files
     except OSError as error:
-        raise VirtfnError(f"package cache: {error}", errno_name=_errno_name(error)) from error
+        raise VirtfnError(f"package cache: {error}", errno_name=errno_name(error)) from error
 
 
 def unpack(debs: Iterable[Path], root: Path) -> None:
@@ -182,7 +181,7 @@ class _Apt:
             cwd=cwd or self.folder, env=_env(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise _complaint(self.suite, done.stderr or done.stdout)
+            raise _complaint(self.suite, done.stderr)
         return done.stdout
 
 
@@ -295,5 +294,6 @@ def _last_line(said: str) -> str:
     return _bare(said.strip().rpartition("\n")[2]) or "no word why"
 
 
-def _errno_name(error: OSError) -> str:
+def errno_name(error: OSError) -> str:
+    """Name the errno of an error of the operating system, such as ENOSPC."""
     return errno.errorcode.get(error.errno or 0, "EIO")
