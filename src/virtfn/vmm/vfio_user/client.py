@@ -1,0 +1,373 @@
+"""One connected client: its requests, and what it lends the device: memory, interrupts, DMA.
+
+    accepted --VERSION--> served --end of stream, nonsense, or too slow--> ended
+
+The device hears of the client after VERSION, and hears of its end once everything of it is gone.
+
+Spec: vfio-user protocol specification 0.9.2.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.vfio_user.connection import Connection, Message
+from virtfn.vmm.vfio_user.device import Irq, IrqIndex, Region, RegionIndex, VfioUserDevice
+from virtfn.vmm.vfio_user.irqs import Interrupts
+from virtfn.vmm.vfio_user.memory import DmaMapper, DmaRange, DmaRanges, check_file
+from virtfn.vmm.vfio_user.messages import (
+    DEVICE_INFO,
+    DMA_MAP,
+    DMA_UNMAP,
+    HEADER,
+    IRQ_INFO,
+    MAJOR,
+    MINOR,
+    MULTI_COUNT,
+    MULTI_WRITE,
+    NO_REPLY,
+    REGION_ACCESS,
+    REGION_INFO,
+    SPARSE_AREA,
+    SPARSE_MMAP,
+    VERSION,
+    Capabilities,
+    Command,
+    DroppedError,
+    Header,
+    RefusedError,
+    RegionFlags,
+    UnmapFlags,
+    at_start,
+    check,
+    error_reply,
+    exactly,
+    parse_version,
+    reply,
+)
+from virtfn.vmm.vfio_user.transfers import Done, Transfers
+
+_DEVICE_FLAGS = 3  # can be reset, is a PCI device
+_CAP_SPARSE_MMAP = 1
+_MULTI_BYTES = 8
+_SCM_MAX_FD = 253  # what the kernel passes in one message
+_LEAST_XFER = 4096  # a client reads the configuration space in one piece
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one client may have.
+
+    max_msg_fds: descriptors in a message; max_data_xfer_size: bytes in an access; max_dma_maps: ranges of memory;
+    max_output: bytes that it has not taken yet; max_transfers: DMA messages that it has not answered yet;
+    max_multi: writes in one message.
+    """
+
+    max_msg_fds: int = 16
+    max_data_xfer_size: int = 1 << 20
+    max_dma_maps: int = 4096
+    max_output: int = 8 << 20
+    max_transfers: int = 1024
+    max_multi: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check that they fit together.
+
+        Raises VirtfnError.
+        """
+        if not 0 <= self.max_msg_fds <= _SCM_MAX_FD or self.max_data_xfer_size < _LEAST_XFER:
+            raise VirtfnError(f"a message takes 0..{_SCM_MAX_FD} descriptors and {_LEAST_XFER} bytes or more")
+        if self.max_output < 2 * self.largest_message:
+            raise VirtfnError(f"max_output must be {2 * self.largest_message} or more: room for two messages")
+
+    @property
+    def largest_message(self) -> int:
+        """The size of the largest message that makes sense."""
+        multi = MULTI_COUNT.size + self.max_multi * MULTI_WRITE.size
+        return HEADER.size + max(REGION_ACCESS.size + self.max_data_xfer_size, multi)
+
+
+class Offer(NamedTuple):
+    """What a server has for its clients, the same for each."""
+
+    device: VfioUserDevice
+    regions: Mapping[int, Region]
+    irqs: Mapping[int, Irq]
+    mapper: DmaMapper
+    limits: Limits
+
+
+class _Answer(NamedTuple):
+    body: bytes = b""
+    fds: tuple[int, ...] = ()
+
+
+class Client:
+    """A client, as the device sees it. Everything here does nothing any more when the client is gone.
+
+    interrupts: to raise them; ranges: the memory that it told of; capabilities: what it can take, None before VERSION.
+    """
+
+    def __init__(self, connection: Connection, offer: Offer, counters: Counter[str]) -> None:
+        self._connection = connection
+        self._offer = offer
+        self._counters = counters
+        self._transfers = Transfers(connection, 1, 0, 0)
+        self.interrupts = Interrupts(offer.irqs)
+        self.ranges = DmaRanges(offer.limits.max_dma_maps)
+        self.capabilities: Capabilities | None = None
+        self.last_refusal = ""
+        self._handlers: dict[int, Callable[[bytes, list[int]], _Answer]] = {
+            Command.VERSION: self._version,
+            Command.DMA_MAP: self._dma_map,
+            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DEVICE_GET_INFO: self._device_info,
+            Command.DEVICE_GET_REGION_INFO: self._region_info,
+            Command.DEVICE_GET_IRQ_INFO: self._irq_info,
+            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.REGION_READ: self._region_read,
+            Command.REGION_WRITE: self._region_write,
+            Command.REGION_WRITE_MULTI: self._region_write_multi,
+            Command.DEVICE_RESET: self._device_reset,
+        }
+
+    # For the device.
+
+    def dma_read(self, iova: int, count: int, done: Done) -> None:
+        """Ask for `count` bytes of the client's memory by messages."""
+        self._transfers.read(iova, count, done)
+
+    def dma_write(self, iova: int, data: bytes, done: Done | None = None) -> None:
+        """Write to the client's address space by messages; without `done` the client is not asked to answer.
+
+        A write of four bytes to the address of a message-signalled interrupt raises it. A client that does not take
+        posted writes is dropped when too many wait; an answered write that has no room is done with EAGAIN.
+        """
+        self._transfers.write(iova, data, done)
+
+    # For the server.
+
+    @property
+    def lost(self) -> str:
+        """Why the connection came to its end, or empty."""
+        return self._connection.lost
+
+    def serve(self, events: int, budget: int) -> int:
+        """Serve up to `budget` messages; return how many.
+
+        Raises DroppedError at the end.
+        """
+        connection, served = self._connection, 0
+        if events & ~select.EPOLLIN:
+            connection.flush()
+        while served < budget and not connection.lost and not connection.paused:
+            message = connection.receive()
+            if message is None:
+                break
+            served += 1
+            try:
+                self._take(message)
+            finally:
+                self._counters["fds-not-wanted"] += message.close_fds()
+        if connection.lost:
+            raise DroppedError(connection.lost)
+        return served
+
+    def end(self) -> None:
+        """Give back everything of this client, and tell the device."""
+        self._connection.close()
+        self.interrupts.close()
+        self._transfers.abandon()
+        for old in list(self.ranges):
+            self._unmap(old)
+        if self.capabilities is not None:
+            self._offer.device.disconnected()
+
+    def _take(self, message: Message) -> None:
+        header = message.header
+        if header.is_reply and self.capabilities is not None:
+            wrong = self._transfers.answered(message)
+            self._counters["replies"] += 1
+            if wrong:
+                self._counters[f"refused:{wrong}"] += 1
+            return
+        if header.is_reply:
+            self._connection.lose("no-version")
+            return
+        known = header.command in Command.__members__.values()
+        self._counters[Command(header.command).name if known else "UNKNOWN"] += 1
+        handler = self._handlers.get(header.command)
+        try:
+            if handler is None:
+                raise RefusedError(*((errno.ENOTSUP, "not-supported") if known else (errno.ENOSYS, "unknown-command")))
+            check((header.command == Command.VERSION) == (self.capabilities is None), "version-first")
+            answer = handler(message.body, message.fds)
+        except VirtfnError as e:
+            self._refuse(header, e)
+            return
+        if not header.flags & NO_REPLY:
+            self._connection.send(reply(header, answer.body), answer.fds)
+        if header.command == Command.VERSION:
+            self._offer.device.connected(self)
+
+    def _refuse(self, header: Header, error: VirtfnError) -> None:
+        """Count a refusal and tell the client; without an agreed version there is nothing more to say."""
+        if isinstance(error, RefusedError):
+            number, reason = error.errno, error.reason
+        else:
+            number, reason = getattr(errno, error.errno_name or "EIO", errno.EIO), "failed"
+        self._counters[f"refused:{reason}"] += 1
+        self.last_refusal = str(error)
+        if not header.flags & NO_REPLY:
+            self._connection.send(error_reply(header, number))
+        if self.capabilities is None:
+            self._connection.lose("no-version")
+
+    # Requests: the start.
+
+    def _version(self, body: bytes, fds: list[int]) -> _Answer:
+        major, minor, theirs = parse_version(body)
+        check(major == MAJOR, "version-major", text=f"the client speaks version {major}.{minor}, not {MAJOR}.{MINOR}")
+        limits, connection = self._offer.limits, self._connection
+        ours = Capabilities(limits.max_msg_fds, limits.max_data_xfer_size, limits.max_dma_maps, theirs.write_multiple)
+        largest = min(theirs.max_data_xfer_size, limits.max_data_xfer_size)
+        self._transfers = Transfers(connection, largest, limits.max_transfers, limits.max_output // 2)
+        connection.largest = limits.largest_message
+        self.capabilities = theirs
+        return _Answer(VERSION.pack(MAJOR, min(minor, MINOR)) + ours.to_json())
+
+    def _device_info(self, body: bytes, fds: list[int]) -> _Answer:
+        argsz, *_ = at_start(DEVICE_INFO, body)
+        check(argsz >= DEVICE_INFO.size, "argsz")
+        return _Answer(DEVICE_INFO.pack(DEVICE_INFO.size, _DEVICE_FLAGS, self._num_regions, self._num_irqs))
+
+    @property
+    def _num_regions(self) -> int:
+        return max(len(RegionIndex), *(i + 1 for i in self._offer.regions), 0)
+
+    @property
+    def _num_irqs(self) -> int:
+        return max(len(IrqIndex), *(i + 1 for i in self._offer.irqs), 0)
+
+    def _region_info(self, body: bytes, fds: list[int]) -> _Answer:
+        argsz, _, index, *_ = at_start(REGION_INFO, body)
+        check(argsz >= REGION_INFO.size, "argsz")
+        check(index < self._num_regions, "no-such-region")
+        region = self._offer.regions.get(index, Region())
+        flags = (RegionFlags.READ if region.read else 0) | (RegionFlags.WRITE if region.write else 0)
+        if region.size == 0:
+            return _Answer(REGION_INFO.pack(REGION_INFO.size, 0, index, 0, 0, 0))
+        sparse = b""
+        if region.areas:
+            flags |= RegionFlags.CAPS
+            sparse = SPARSE_MMAP.pack(_CAP_SPARSE_MMAP, 1, 0, len(region.areas), 0)
+            sparse += b"".join(SPARSE_AREA.pack(*area) for area in region.areas)
+        attached = () if region.fd is None else (region.fd,)
+        if attached:
+            flags |= RegionFlags.MMAP
+        needed = REGION_INFO.size + len(sparse)
+        at = REGION_INFO.size if sparse else 0
+        head = REGION_INFO.pack(needed, flags, index, at, region.size, region.fd_offset)
+        # What does not fit is asked for again, with room for it; the descriptor comes with the whole.
+        return _Answer(head) if argsz < needed else _Answer(head + sparse, attached)
+
+    def _irq_info(self, body: bytes, fds: list[int]) -> _Answer:
+        argsz, _, index, _ = at_start(IRQ_INFO, body)
+        check(argsz >= IRQ_INFO.size, "argsz")
+        check(index < self._num_irqs, "no-such-interrupt-type")
+        irq = self._offer.irqs.get(index, Irq())
+        return _Answer(IRQ_INFO.pack(IRQ_INFO.size, irq.flags, index, irq.count))
+
+    # Requests: memory and interrupts.
+
+    def _dma_map(self, body: bytes, fds: list[int]) -> _Answer:
+        argsz, prot, offset, iova, size = exactly(DMA_MAP, body)
+        check(argsz >= DMA_MAP.size, "argsz")
+        check(len(fds) <= 1, "map-with-fds")
+        self.ranges.check_new(iova, size, prot, offset if fds else 0)
+        shared = bool(fds)
+        if shared:
+            self._place(fds.pop(), offset, iova, size, prot)
+        self.ranges.add(DmaRange(iova, size, prot, shared))
+        self._offer.device.dma_mapped(iova, size, prot)
+        return _Answer()
+
+    def _place(self, fd: int, offset: int, iova: int, size: int, prot: int) -> None:
+        try:
+            check_file(fd, offset, size, prot)
+            self._offer.mapper.map(fd, offset, iova, size, prot)
+        finally:
+            os.close(fd)
+
+    def _dma_unmap(self, body: bytes, fds: list[int]) -> _Answer:
+        argsz, flags, iova, size = at_start(DMA_UNMAP, body)
+        check(not flags & UnmapFlags.GET_DIRTY_BITMAP, "not-supported", errno.ENOTSUP)
+        exactly(DMA_UNMAP, body)
+        check(argsz >= DMA_UNMAP.size, "argsz")
+        check(flags in (0, UnmapFlags.ALL), "unmap-flags")
+        if flags & UnmapFlags.ALL:
+            check(iova == size == 0, "unmap-all-of-some")
+            for old in list(self.ranges):
+                self._unmap(old)
+        else:
+            self._unmap(self.ranges.exactly(iova, size))
+        return _Answer(body)
+
+    def _unmap(self, old: DmaRange) -> None:
+        self.ranges.remove(old)
+        self._offer.device.dma_unmapped(old.iova, old.size)
+        if old.mapped:
+            self._offer.mapper.unmap(old.iova, old.size)
+
+    def _set_irqs(self, body: bytes, fds: list[int]) -> _Answer:
+        self.interrupts.set(body, fds)
+        return _Answer()
+
+    # Requests: accesses.
+
+    def _region(self, index: int, offset: int, count: int, *, write: bool) -> None:
+        """Check an access."""
+        region = self._offer.regions.get(index, Region())
+        check(region.size > 0, "no-such-region")
+        check(0 < count <= self._offer.limits.max_data_xfer_size, "access-size")
+        check(offset + count <= region.size, "access-beyond-region")
+        check(region.write if write else region.read, "access-not-permitted", errno.EACCES)
+
+    def _region_read(self, body: bytes, fds: list[int]) -> _Answer:
+        offset, index, count = exactly(REGION_ACCESS, body)
+        self._region(index, offset, count, write=False)
+        data = self._offer.device.region_read(index, offset, count)
+        if len(data) != count:
+            raise VirtfnError(f"the device read {len(data)} bytes of region {index}, not {count}")
+        return _Answer(body + data)
+
+    def _region_write(self, body: bytes, fds: list[int]) -> _Answer:
+        offset, index, count = at_start(REGION_ACCESS, body)
+        check(len(body) == REGION_ACCESS.size + count, "wrong-size")
+        self._region(index, offset, count, write=True)
+        self._offer.device.region_write(index, offset, body[REGION_ACCESS.size :])
+        return _Answer(body[: REGION_ACCESS.size])
+
+    def _region_write_multi(self, body: bytes, fds: list[int]) -> _Answer:
+        (writes,) = at_start(MULTI_COUNT, body)
+        check(0 < writes <= self._offer.limits.max_multi, "multi-count", errno.E2BIG)
+        check(len(body) == MULTI_COUNT.size + writes * MULTI_WRITE.size, "wrong-size")
+        accesses = list(MULTI_WRITE.iter_unpack(body[MULTI_COUNT.size :]))
+        for offset, index, count, _ in accesses:
+            check(count <= _MULTI_BYTES, "access-size")
+            self._region(index, offset, count, write=True)
+        for offset, index, count, data in accesses:
+            self._offer.device.region_write(index, offset, data[:count])
+        return _Answer(body[: MULTI_COUNT.size])
+
+    def _device_reset(self, body: bytes, fds: list[int]) -> _Answer:
+        check(not body, "wrong-size")
+        self._offer.device.reset()
+        return _Answer()

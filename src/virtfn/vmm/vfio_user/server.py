@@ -1,0 +1,188 @@
+"""The server: a UNIX socket at a path, one client at a time, no thread and no loop.
+
+    epoll (this is `fileno`) --+-- listening socket
+                               +-- the client's socket
+
+Whoever embeds it waits until `fileno()` is readable, alone or among others, and calls `serve()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.vfio_user.client import Client, Limits, Offer
+from virtfn.vmm.vfio_user.connection import Connection
+from virtfn.vmm.vfio_user.device import VfioUserDevice
+from virtfn.vmm.vfio_user.memory import DmaMapper, MmapMapper
+from virtfn.vmm.vfio_user.messages import DroppedError
+
+_ACCEPTS = 8  # in one call of `serve`
+
+
+class Server:
+    """Serve a device at a path.
+
+    path: of the socket, mode 0600; one that a dead server left behind is replaced. mapper: who places the client's
+    memory; a MmapMapper of its own if None. Not for use by several threads at a time.
+
+    Raises VirtfnError if the path cannot be had, or the device's regions cannot be.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: VfioUserDevice,
+        *,
+        mapper: DmaMapper | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.path = Path(path)
+        regions = dict(device.regions())
+        for index, region in regions.items():
+            region.validate(index)
+        self.mapper: DmaMapper = mapper if mapper is not None else MmapMapper()
+        self._offer = Offer(device, regions, dict(device.irqs()), self.mapper, limits or Limits())
+        self._counters: Counter[str] = Counter()
+        self._client: Client | None = None
+        self._client_fd = -1
+        self._last_refusal = ""
+        self._listening, self._identity = _listen(self.path)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listening, select.EPOLLIN)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `serve` has something to do; it stays the same."""
+        return self._epoll.fileno()
+
+    @property
+    def client(self) -> Client | None:
+        """The client that is served now."""
+        client = self._client
+        return client if client is not None and client.capabilities is not None and not client.lost else None
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What came: messages by command, `refused:REASON`, `dropped:REASON`, clients connected and turned away."""
+        return {name: count for name, count in self._counters.items() if count}
+
+    @property
+    def last_refusal(self) -> str:
+        """Why a request was refused last, for people."""
+        return self._client.last_refusal if self._client and self._client.last_refusal else self._last_refusal
+
+    def serve(self, budget: int = 64) -> int:
+        """Do what is ready, at most `budget` messages, and return how many there were. Never waits."""
+        if self._epoll.closed:
+            return 0
+        ready = dict(self._epoll.poll(0))
+        events = ready.pop(self._client_fd, 0)
+        served = self._serve_client(events, budget) if events else 0
+        # A client that has hung up is about to make room; the next one waits at the door meanwhile.
+        if ready and not self._epoll.closed and (self._client is None or not events & select.EPOLLHUP):
+            self._accept()
+        return served
+
+    def _serve_client(self, events: int, budget: int) -> int:
+        client = self._client
+        if client is None:
+            return 0
+        try:
+            return client.serve(events, budget)
+        except DroppedError as e:
+            self._drop(e.reason)
+            return 0
+
+    def _drop(self, reason: str) -> None:
+        client, self._client, self._client_fd = self._client, None, -1
+        if client is not None:
+            self._counters[f"dropped:{reason}"] += 1
+            self._last_refusal = client.last_refusal or self._last_refusal
+            client.end()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                self._counters["accept-failed"] += 1
+                return
+            if self._client is not None:
+                self._counters["turned-away"] += 1
+                sock.close()
+                continue
+            self._counters["connected"] += 1
+            limits = self._offer.limits
+            connection = Connection(sock, self._epoll, limits.max_msg_fds, limits.max_output)
+            self._client, self._client_fd = Client(connection, self._offer, self._counters), connection.fileno()
+
+    def close(self) -> None:
+        """End the client, remove the socket. Closing twice is harmless."""
+        if self._epoll.closed:
+            return
+        self._drop("server-closed")
+        self._epoll.close()
+        self._listening.close()
+        with contextlib.suppress(OSError):
+            state = self.path.lstat()
+            if (state.st_dev, state.st_ino) == self._identity:
+                self.path.unlink()
+
+
+def _listen(path: Path) -> tuple[socket.socket, tuple[int, int]]:
+    """Make the listening socket. Returns it and what tells its file from another's: device and inode."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        # The mode of the descriptor becomes that of the file: there is no moment in which others could connect.
+        os.fchmod(listening.fileno(), 0o600)
+        _remove_stale(path)
+        listening.bind(str(path))
+        listening.listen(_ACCEPTS)
+        state = path.lstat()
+    except OSError as e:
+        listening.close()
+        raise VirtfnError(
+            f"cannot listen at {path}: {e.strerror or e}", errno_name=errno.errorcode.get(e.errno or 0, "")
+        ) from None
+    except VirtfnError:
+        listening.close()
+        raise
+    return listening, (state.st_dev, state.st_ino)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a server that is dead.
+
+    Raises VirtfnError if somebody listens there, or it is no socket.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise VirtfnError(f"{path} exists and is not a socket", errno_name="EEXIST")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass
+    raise VirtfnError(f"another server listens at {path}", errno_name="EADDRINUSE")
