@@ -40,7 +40,9 @@ class Rig:
         self.pcim.scan()
         self.pcim.enable_function(self.nic.pf_rid)
         self.messages: list[tuple[Rid, int, int]] = []
-        self.host.interrupts.on_message = lambda rid, address, message: self.messages.append((rid, address, message))
+        self.host.iommu.interrupts.on_message = lambda rid, address, message: self.messages.append(
+            (rid, address, message)
+        )
         if vfs:
             self.pcim.enable_vfs(self.nic.pf_rid, vfs)
         for n in (PF, *range(vfs)):
@@ -141,7 +143,7 @@ class Rig:
         driver = Igb(HostBar(self.host.root, csr.address), self.clock)
         driver.probe()
         handler = on_interrupt or (lambda: driver.interrupt(OTHER_VECTOR))
-        address, message = self.host.interrupts.allocate(self.nic.pf_rid, handler)
+        address, message = self.host.allocate_message(self.nic.pf_rid, handler)
         for word, value in enumerate((address, 0, message, 0)):
             self.nic.bar_write(self.nic.pf_rid, 3, 4 * word, 4, value)
         self.config(PF, 0x72, 0x8000)

@@ -36,6 +36,13 @@ class Refusal:
         return not (self.fpd and self.reason in QUALIFIED)
 
 
+@dataclass(frozen=True)
+class Message:
+    """A write to the interrupt range."""
+
+    size: int
+
+
 class Nothing:
     """A request that the tables allow, or do not decide, and that reaches nothing."""
 
@@ -107,13 +114,14 @@ def walk_page(
 
 def request(
     memory: HostMemory, root: int | None, rid: int, iova: int, nbytes: int, write: bool
-) -> tuple[int, int] | Refusal | Nothing:
-    """Translate as the unit does: (host address, most bytes that may be contiguous there), or what refused it.
+) -> tuple[int, int] | Refusal | Nothing | Message:
+    """Translate as the unit does: (host address, most bytes that may be contiguous there), or what became of it.
 
     root: None when remapping is off. iova: as an unsigned 64-bit number.
     """
-    if root is not None and 0xFEE00000 <= iova <= 0xFEEFFFFF:
-        return Nothing()
+    if 0xFEE00000 <= iova <= 0xFEEFFFFF:
+        size = min(nbytes, 0xFEF00000 - iova, 4096 - iova % 4096)
+        return Message(size) if write and iova % 4 == 0 and size >= 4 else Nothing()
     found = walk(memory, root, rid, iova, write, {1, 2}, {2, 3}) if root is not None else None
     if isinstance(found, Refusal):
         return found

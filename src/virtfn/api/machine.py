@@ -123,7 +123,7 @@ class Machine:
 
     def _bind_interrupt(self, nic: Nic82576, found: Found, driver: igb.Igb) -> None:
         """Give the PF's vector for everything but queues a message that calls its driver."""
-        address, message = self.host.interrupts.allocate(nic.pf_rid, lambda: driver.interrupt(igb.OTHER_VECTOR))
+        address, message = self.host.allocate_message(nic.pf_rid, lambda: driver.interrupt(igb.OTHER_VECTOR))
         msix = capability_of(self.pcim.bus, nic.pf_rid, MsiX)
         if msix is None:
             raise VirtfnError(f"{format_rid(nic.pf_rid)} has no MSI-X", errno_name="ENODEV")
@@ -144,7 +144,7 @@ class Machine:
         nic.on_access = tracer.register
         nic.on_reset = tracer.reset
         nic.port.mailboxes.on_message = lambda vf, to_pf, words: tracer.mailbox(nic.vf_rid(vf), to_pf, words)
-        self.host.interrupts.on_message = lambda rid, address, message: tracer.interrupt(rid, message & 0xFF)
+        self.host.iommu.interrupts.on_message = lambda rid, address, message: tracer.interrupt(rid, message & 0xFF)
 
     def _start_guest(self, lab_guest: LabGuest) -> None:
         pf = next(p for p in self.pfs if p.name == lab_guest.nic.pf)

@@ -13,21 +13,21 @@ Spec: VT-d, software usage of DMA remapping.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import Counter
+from itertools import islice
 
 from virtfn.drivers.secondstage import Range, SecondStage, TablePages
-from virtfn.hw.bits import Decl
+from virtfn.drivers.vtdqueue import ByQueue, ByRegister, Invalidations, blocks
+from virtfn.drivers.vtdregisters import Registers, UnitRegisters
+from virtfn.hw.bits import Register
 from virtfn.hw.types import Hpa, Iova, Rid, format_rid
+from virtfn.hw.vtd.queue import ContextInvalidation, InterruptInvalidation, InvalidationType, IotlbInvalidation
 from virtfn.hw.vtd.regs import (
-    CAP,
-    CCMD,
-    ECAP,
     FRCD_HIGH,
     FSTS,
     GCMD,
     GSTS,
-    IOTLB,
-    IVA,
+    IRTA,
     RTADDR,
     EventControl,
     Fault,
@@ -36,24 +36,14 @@ from virtfn.hw.vtd.regs import (
     decode_fault,
 )
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END, ContextEntry, RootEntry, Translation
-from virtfn.machine.clock import MS_PS, US_PS
 from virtfn.machine.memory import PAGE, HostMemory
 from virtfn.machine.ports import Clock, VirtfnError
 
 __all__ = ["Domain", "Registers", "VtdDriver"]
 
 PASS_THROUGH_DOMAIN = 0
-_ONE_SHOT = GCMD.SRTP.mask | GCMD.SIRTP.mask | GCMD.SFL.mask | GCMD.WBF.mask
-
-
-class Registers(Protocol):
-    """The unit's register window."""
-
-    def read(self, offset: int, size: int) -> int:
-        """Read 4 or 8 bytes."""
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Write 4 or 8 bytes."""
+# Beyond so many page-selective invalidations, filling the IOTLB again for the whole domain costs less.
+_MAX_BLOCKS = 8
 
 
 class Domain:
@@ -141,45 +131,69 @@ class Domain:
 class VtdDriver:
     """The driver of one remapping unit. Made, started, stopped; `close` gives every table page back.
 
+    queue_errors: what the invalidation queue reported, by field of FSTS: IQE, ICE, ITE.
+
     Raises VirtfnError if the unit cannot do what this driver needs.
     """
 
     def __init__(self, registers: Registers, memory: HostMemory, clock: Clock) -> None:
-        self._registers = registers
-        self._clock = clock
-        self._cap = CAP(self._read(Regs.CAP))
-        self._ecap = ECAP(self._read(Regs.ECAP))
+        self._unit = UnitRegisters(registers, clock)
+        self._cap, self._ecap = self._unit.cap, self._unit.ecap
         if not self._ecap.C or self._cap.CM or not self._cap.SAGAW & 0b0110:
             raise VirtfnError(f"cannot drive this remapping unit: {self._cap}; {self._ecap}", errno_name="ENODEV")
-        self._iotlb_at = self._ecap.IRO * 16
         self._faults_at = self._cap.FRO * 16
         self.pages = TablePages(memory)
+        self.queue_errors: Counter[str] = Counter()
+        self._invalidations: Invalidations = ByRegister(self._unit)
         self.domains: dict[int, Domain] = {}
         self._attached: dict[Rid, Domain | None] = {}
         self._contexts: dict[int, Hpa] = {}
         self._root = self.pages.alloc()
 
     def start(self, fault_event: tuple[int, int] | None = None) -> None:
-        """Give the unit its root table and switch remapping on.
+        """Give the unit its invalidation queue and its root table, and switch remapping on.
 
         fault_event: address and message of the interrupt for faults; without it, faults are only recorded.
         """
-        self._write(Regs.RTADDR, RTADDR(self._root).value)
-        self._command(GCMD.SRTP.mask, GSTS.RTPS.mask)
-        self._invalidate_contexts(Granularity.GLOBAL)
-        self._invalidate_iotlb(Granularity.GLOBAL)
+        unit = self._unit
+        if self._ecap.QI:
+            self._invalidations = ByQueue(unit, self.pages, self.queue_errors)
+        unit.write(Regs.RTADDR, RTADDR(self._root).value)
+        unit.command(GCMD.SRTP.mask, until=GSTS.RTPS.mask, wanted=GSTS.RTPS.mask)
+        self.submit(_contexts(Granularity.GLOBAL), self._translations(Granularity.GLOBAL))
         if fault_event is not None:
             address, message = fault_event
-            self._write(Regs.FEDATA, message)
-            self._write(Regs.FEADDR, address & 0xFFFF_FFFF)
-            self._write(Regs.FEUADDR, address >> 32)
-            self._write(Regs.FECTL, 0)
-        self._command(GCMD.TE.mask, GSTS.TES.mask)
+            unit.write(Regs.FEDATA, message)
+            unit.write(Regs.FEADDR, address & 0xFFFF_FFFF)
+            unit.write(Regs.FEUADDR, address >> 32)
+            unit.write(Regs.FECTL, 0)
+        unit.command(GCMD.TE.mask, until=GSTS.TES.mask, wanted=GSTS.TES.mask)
+
+    def start_interrupts(self, table: Hpa, entries: int) -> None:
+        """Give the unit its interrupt remapping table, of a power of two of entries, and switch that remapping on.
+
+        Raises VirtfnError if the unit has no interrupt remapping, or no queue for its invalidations.
+        """
+        if not (self._ecap.IR and self._ecap.QI):
+            raise VirtfnError("the unit has no interrupt remapping", errno_name="ENODEV")
+        unit = self._unit
+        unit.write(Regs.IRTA, IRTA.of(S=entries.bit_length() - 2).value | table)
+        unit.command(GCMD.SIRTP.mask, until=GSTS.IRTPS.mask, wanted=GSTS.IRTPS.mask)
+        self.submit(InterruptInvalidation.of(TYPE=InvalidationType.INTERRUPT_ENTRY_CACHE))
+        unit.command(GCMD.IRE.mask, until=GSTS.IRES.mask, wanted=GSTS.IRES.mask)
+
+    def invalidate_interrupts(self, index: int, mask: int) -> None:
+        """Forget 2**mask cached entries of the interrupt remapping table, from `index` on."""
+        kind = InvalidationType.INTERRUPT_ENTRY_CACHE
+        self.submit(InterruptInvalidation.of(TYPE=kind, G=1, IIDX=index, IM=mask))
 
     def stop(self) -> None:
-        """Switch remapping off: every requester reaches all memory."""
-        self._write(Regs.FECTL, EventControl.IM.mask)
-        self._command(0, 0, clear=GCMD.TE.mask)
+        """Switch all remapping off, and the queue: every requester reaches all memory."""
+        self._unit.write(Regs.FECTL, EventControl.IM.mask)
+        self._unit.command(0, GCMD.IRE.mask, until=GSTS.IRES.mask, wanted=0)
+        self._unit.command(0, GCMD.TE.mask, until=GSTS.TES.mask, wanted=0)
+        self._invalidations.close()
+        self._invalidations = ByRegister(self._unit)
 
     def close(self) -> None:
         """Stop, detach everyone, destroy the domains and free the tables."""
@@ -191,6 +205,13 @@ class VtdDriver:
         for page in [*self._contexts.values(), self._root]:
             self.pages.free(page)
         self._contexts.clear()
+
+    def submit(self, *descriptors: Register) -> None:
+        """Have the unit do descriptors of its invalidation queue, in order, and return when they are done.
+
+        Raises VirtfnError if it refuses one, or it or a device does not answer.
+        """
+        self._invalidations.submit(descriptors)
 
     def create_domain(self, domain_id: int, levels: int = 4) -> Domain:
         """Make an empty domain.
@@ -243,47 +264,43 @@ class VtdDriver:
         row[2 * (rid & 0xFF)] = 0
         row[2 * (rid & 0xFF) + 1] = 0
         self.flush_writes()
-        self._invalidate_contexts(Granularity.SELECTIVE, domain_id, rid)
-        self._invalidate_iotlb(Granularity.DOMAIN, domain_id)
+        self.submit(_contexts(Granularity.SELECTIVE, domain_id, rid), self._translations(Granularity.DOMAIN, domain_id))
         if domain is not None:
             domain.rids.discard(rid)
 
     def take_faults(self) -> list[Fault]:
         """Read the recorded faults, oldest first, and clear their records. A full set means that some were lost."""
         taken = []
-        status = FSTS(self._read(Regs.FSTS))
+        status = FSTS(self._unit.read(Regs.FSTS))
         records = self._cap.NFR + 1
         for i in range(records if status.PPF else 0):
             at = self._faults_at + (status.FRI + i) % records * 16
-            high = self._registers.read(at + 8, 8)
+            high = self._unit.window.read(at + 8, 8)
             if FRCD_HIGH(high).F:
-                taken.append(decode_fault(self._registers.read(at, 8), high))
-                self._registers.write(at + 8, 8, FRCD_HIGH.F.mask)
+                taken.append(decode_fault(self._unit.window.read(at, 8), high))
+                self._unit.window.write(at + 8, 8, FRCD_HIGH.F.mask)
         if status.PFO:
-            self._write(Regs.FSTS, FSTS.PFO.mask)
+            self._unit.write(Regs.FSTS, FSTS.PFO.mask)
         return taken
 
     def invalidate_pages(self, domain_id: int, iova: int, nbytes: int) -> None:
-        """Forget cached translations of a range: page-selective if one aligned block covers it, else the domain's."""
+        """Forget cached translations of a range: page-selective if few blocks cover it, else the domain's."""
         self.flush_writes()
-        last = (iova + nbytes - 1) // PAGE
-        mask = (iova // PAGE ^ last).bit_length()
-        if not self._cap.PSI or mask > self._cap.MAMV:
-            self._invalidate_iotlb(Granularity.DOMAIN, domain_id)
+        pieces = list(islice(blocks(iova // PAGE, nbytes // PAGE, self._cap.MAMV), _MAX_BLOCKS + 1))
+        if not self._cap.PSI or len(pieces) > _MAX_BLOCKS:
+            self.submit(self._translations(Granularity.DOMAIN, domain_id))
         else:
-            where = IVA.of(AM=mask).value | (iova & -(PAGE << mask))
-            self._registers.write(self._iotlb_at, 8, where)
-            self._invalidate_iotlb(Granularity.SELECTIVE, domain_id)
+            self.submit(*(self._translations(Granularity.SELECTIVE, domain_id, *piece) for piece in pieces))
 
     def flush_writes(self) -> None:
         """Make table writes visible to a unit that asks for it."""
         if self._cap.RWBF:
-            self._command(GCMD.WBF.mask, 0, gone=GSTS.WBFS.mask)
+            self._unit.command(GCMD.WBF.mask, until=GSTS.WBFS.mask, wanted=0)
 
     def drop_domain(self, domain: Domain) -> None:
         """Forget a domain that nobody uses, and free its tables."""
         del self.domains[domain.id]
-        self._invalidate_iotlb(Granularity.DOMAIN, domain.id)
+        self.submit(self._translations(Granularity.DOMAIN, domain.id))
         domain.tables.free()
 
     def _attach(self, rid: Rid, domain: Domain | None, entry: int) -> None:
@@ -300,41 +317,21 @@ class VtdDriver:
         self._attached[rid] = domain
         self.flush_writes()
 
-    def _invalidate_contexts(self, granularity: Granularity, domain_id: int = 0, rid: int = 0) -> None:
-        command = CCMD.of(ICC=1, CIRG=granularity, DID=domain_id, SID=rid)
-        self._write(Regs.CCMD, command.value)
-        done = CCMD(self._wait(Regs.CCMD, CCMD.ICC.mask, 0))
-        if not done.CAIG:
-            raise VirtfnError(f"the remapping unit refused to invalidate contexts: {command}", errno_name="EIO")
+    def _translations(
+        self, granularity: Granularity, domain_id: int = 0, page: int = 0, mask: int = 0
+    ) -> IotlbInvalidation:
+        """Describe the invalidation of translations: all, a domain's, or those of its 2**mask pages from `page` on."""
+        return IotlbInvalidation.of(
+            TYPE=InvalidationType.IOTLB,
+            G=granularity,
+            DID=domain_id,
+            DW=self._cap.DWD,
+            DR=self._cap.DRD,
+            ADDR=page,
+            AM=mask,
+        )
 
-    def _invalidate_iotlb(self, granularity: Granularity, domain_id: int = 0) -> None:
-        command = IOTLB.of(IVT=1, IIRG=granularity, DID=domain_id, DW=self._cap.DWD, DR=self._cap.DRD)
-        self._registers.write(self._iotlb_at + 8, 8, command.value)
-        done = IOTLB(self._wait_at(self._iotlb_at + 8, 8, IOTLB.IVT.mask, 0, "IOTLB"))
-        if not done.IAIG:
-            raise VirtfnError(f"the remapping unit refused to invalidate its IOTLB: {command}", errno_name="EIO")
 
-    def _command(self, bits: int, until: int, clear: int = 0, gone: int = 0) -> None:
-        """Change one bit of GCMD, keep the others as they are, and wait until GSTS agrees."""
-        status = self._read(Regs.GSTS) & ~_ONE_SHOT
-        self._write(Regs.GCMD, (status | bits) & ~clear)
-        self._wait(Regs.GSTS, until | clear | gone, until)
-
-    def _wait(self, decl: Decl, mask: int, value: int) -> int:
-        return self._wait_at(decl.offset, decl.size, mask, value, decl.name)
-
-    def _wait_at(self, offset: int, size: int, mask: int, value: int, name: str) -> int:
-        deadline = self._clock.now() + 10 * MS_PS
-        while True:
-            got = self._registers.read(offset, size)
-            if got & mask == value:
-                return got
-            if self._clock.now() >= deadline:
-                raise VirtfnError(f"the remapping unit hangs: {name} is {got:#x}", errno_name="ETIMEDOUT")
-            self._clock.sleep(US_PS)
-
-    def _read(self, decl: Decl) -> int:
-        return self._registers.read(decl.offset, decl.size)
-
-    def _write(self, decl: Decl, value: int) -> None:
-        self._registers.write(decl.offset, decl.size, value)
+def _contexts(granularity: Granularity, domain_id: int = 0, rid: int = 0) -> ContextInvalidation:
+    """Describe the invalidation of contexts: all, a domain's, or that of one requester in it."""
+    return ContextInvalidation.of(TYPE=InvalidationType.CONTEXT_CACHE, G=granularity, DID=domain_id, SID=rid)

@@ -1,6 +1,6 @@
 """The one gate between a device's addresses and the machine's memory: translate, check, copy.
 
-    request (rid, iova, nbytes, write)
+    request (rid, iova, nbytes, write)                        write to FEExxxxx: an interrupt message, not memory
        |  contexts[rid].key: domain << 6 | log2 of the page size last seen     0: not cached
        v
     iotlb[(page + f(domain, size)) & mask]:  page, key, rights, hpa            hit: no walk
@@ -11,16 +11,14 @@
        v
     faults[tail]: requester, address, reason, direction                        full: counted as lost
 
-A host physical address is an address in this process, so what leaves this module lies within the machine's memory,
-whatever the tables say. A page that is not wholly memory, or overlaps the interrupt range, is cached in smaller pieces.
+A host physical address is an address in this process, so what leaves this module lies within the machine's memory or
+the page for messages, whatever the tables say. A page that is not wholly memory, or overlaps the interrupt range, is
+cached in smaller pieces.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import numpy.typing as npt
 
 from virtfn.hw.vtd.tables import (
     ADDRESS_WIDTH,
@@ -36,107 +34,25 @@ from virtfn.hw.vtd.tables import (
     FaultReason,
     Translation,
 )
-from virtfn.kernels._jit import Row, copy_bytes, inlined, kernel, row_at
+from virtfn.kernels._jit import Row, copy_bytes, inlined, kernel
+from virtfn.kernels.iommu import record_fault, record_message
 from virtfn.kernels.pagewalk import walk_context, walk_iova
 
 __all__ = [
-    "FAULT_SLOTS",
-    "IOTLB_MAX",
-    "Iommu",
     "dma_copy_in",
     "dma_copy_out",
     "invalidate_contexts",
     "invalidate_iotlb",
     "invalidate_iotlb_pages",
-    "iommu_at",
-    "new_iommu",
     "translate",
 ]
-
-
-def _row(names: str) -> np.dtype[np.void]:
-    return np.dtype([(name, np.int64) for name in names.split()])
-
-
-UNIT = _row(
-    # from the registers: root table, remapping on; what the unit supports; the machine's memory
-    "root enabled widths large mem_base mem_end iotlb_mask "
-    # requests: every one is counted in exactly one of these
-    "iotlb_hits iotlb_misses bypassed rejected "
-    # what became of the misses; aborted: no fault of the tables, but nothing to reach there
-    "context_walks page_walks faults suppressed aborted "
-    # fault ring, and the number of rows in `cached`
-    "fault_head fault_tail faults_lost cached"
-)
-CONTEXT = _row("key domain bypass table level limit fpd spare")
-IOTLB = _row("page key rights hpa")
-FAULT = _row("rid iova reason write")
-
-FAULT_SLOTS = 64
-IOTLB_MAX = 1 << 14
-IOMMU = np.dtype(
-    [
-        ("unit", UNIT, (1,)),
-        ("contexts", CONTEXT, (1 << 16,)),
-        ("cached", np.int64, (1 << 16,)),
-        ("faults", FAULT, (FAULT_SLOTS,)),
-        ("iotlb", IOTLB, (IOTLB_MAX,)),
-    ]
-)
-iommu_at = row_at(IOMMU)
 
 IDENTITY = 63  # a key whose page size no IOTLB entry has: addresses pass unchanged
 DOMAIN_STRIDE = 131  # spreads domains that use the same addresses,
 SIZE_STRIDE = 37  # and pages of different sizes with the same number
 ADDRESS_BEYOND_WIDTH = int(FaultReason.ADDRESS_BEYOND_WIDTH)
 INTERRUPT_RANGE_OUTPUT = int(FaultReason.INTERRUPT_RANGE_OUTPUT)
-ROOT_NOT_PRESENT = int(FaultReason.ROOT_NOT_PRESENT)
-ROOT_TABLE_ACCESS = int(FaultReason.ROOT_TABLE_ACCESS)
-CONTEXT_TABLE_ACCESS = int(FaultReason.CONTEXT_TABLE_ACCESS)
-ROOT_RESERVED = int(FaultReason.ROOT_RESERVED)
 PASS_THROUGH = int(Translation.PASS_THROUGH)
-
-
-class Iommu(NamedTuple):
-    """State of a remapping unit for Python: views of one IOMMU row. Kernels take the row itself, by `iommu_at`."""
-
-    block: npt.NDArray[np.void]  # (1,) IOMMU, what the rest looks into
-    unit: npt.NDArray[np.void]  # (1,) UNIT
-    contexts: npt.NDArray[np.void]  # (65536,) CONTEXT, by requester ID
-    cached: npt.NDArray[np.int64]  # (65536,) requester IDs with a cached context, unit.cached of them
-    iotlb: npt.NDArray[np.void]  # (power of two,) IOTLB
-    faults: npt.NDArray[np.void]  # (FAULT_SLOTS,) FAULT
-
-    @property
-    def address(self) -> int:
-        """Where the row is, for `iommu_at`."""
-        return int(self.block.ctypes.data)
-
-    @property
-    def row(self) -> Row:
-        """The row, for kernels that Python calls."""
-        return self.block[0]
-
-
-def new_iommu(mem_base: int, mem_bytes: int, iotlb_entries: int = 1024, widths: int = 0b0110, large: int = 3) -> Iommu:
-    """Make a unit that passes addresses unchanged until it is enabled. Parts that are not used cost no memory.
-
-    mem_base, mem_bytes: the machine's memory. iotlb_entries: a power of two. widths: bitmap of supported AW values.
-    large: bitmap of page sizes, bit 0 2 MiB, bit 1 1 GiB.
-
-    Raises ValueError for a size that is not a power of two up to 16384.
-    """
-    if not 1 <= iotlb_entries <= IOTLB_MAX or iotlb_entries & (iotlb_entries - 1):
-        raise ValueError(f"an IOTLB has a power of two of entries up to {IOTLB_MAX}, not {iotlb_entries}")
-    block = np.zeros(1, IOMMU)
-    row = block[0]
-    unit = row["unit"]
-    unit["mem_base"] = mem_base
-    unit["mem_end"] = mem_base + mem_bytes
-    unit["iotlb_mask"] = iotlb_entries - 1
-    unit["widths"] = widths
-    unit["large"] = large
-    return Iommu(block, unit, row["contexts"], row["cached"], row["iotlb"][:iotlb_entries], row["faults"])
 
 
 @kernel
@@ -172,20 +88,23 @@ def translate_miss(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
     if nbytes <= 0:
         unit.rejected += 1
         return 0, 0
-    if not unit.enabled:
-        if iommu.contexts[rid].key == 0:
-            cache_context(iommu, rid, 1, 0)
-        unit.bypassed += 1
-        return clip_to_memory(iommu, iova, nbytes)
     # A write to the interrupt range is a message, not memory; a read of it reaches nothing.
     if INTERRUPT_RANGE <= iova < INTERRUPT_RANGE_END:
         unit.iotlb_misses += 1
+        if write:
+            return record_message(iommu, rid, iova, min(nbytes, INTERRUPT_RANGE_END - iova))
         unit.aborted += 1
         return 0, 0
+    if not unit.enabled:
+        if iommu.contexts[rid].limit == 0:
+            iommu.contexts[rid].limit = ADDRESS_WIDTH
+            cache_context(iommu, rid, 1, 0)
+        unit.bypassed += 1
+        return clip_to_memory(iommu, iova, nbytes)
     context = iommu.contexts[rid]
-    if context.key == 0:
+    if context.limit == 0:
         unit.context_walks += 1
-        reason, fpd, low, high = walk_context(unit.root, rid, unit.mem_base, unit.mem_end, unit.widths)
+        reason, fpd, low, high = walk_context(unit.root, rid, unit.mem_base, unit.mem_end, unit.widths, 0)
         if reason:
             unit.iotlb_misses += 1
             record_fault(iommu, rid, iova, reason, write, fpd)
@@ -222,7 +141,7 @@ def translate_walk(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
     unit.iotlb_misses += 1
     unit.page_walks += 1
     reason, hpa, shift, rights = walk_iova(
-        context.table, context.level, iova, write, unit.mem_base, unit.mem_end, unit.large
+        context.table, context.level, iova, write, unit.mem_base, unit.mem_end, unit.large, 0
     )
     hpa += iova & ((1 << shift) - 1)
     if reason == 0 and INTERRUPT_RANGE <= hpa < INTERRUPT_RANGE_END:
@@ -283,31 +202,6 @@ def clip_to_memory(iommu: Row, hpa: int, nbytes: int) -> tuple[int, int]:
 
 
 @kernel
-def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: int) -> None:
-    """Count a fault, and put it into the ring unless FPD suppresses its kind."""
-    unit = iommu.unit[0]
-    unit.faults += 1
-    qualified = not (
-        reason == ROOT_NOT_PRESENT
-        or reason == ROOT_TABLE_ACCESS
-        or reason == CONTEXT_TABLE_ACCESS
-        or reason == ROOT_RESERVED
-    )
-    if fpd and qualified:
-        unit.suppressed += 1
-        return
-    if unit.fault_tail - unit.fault_head >= FAULT_SLOTS:
-        unit.faults_lost += 1
-        return
-    fault = iommu.faults[unit.fault_tail % FAULT_SLOTS]
-    fault.rid = rid
-    fault.iova = iova
-    fault.reason = reason
-    fault.write = write
-    unit.fault_tail += 1
-
-
-@kernel
 def dma_copy_in(iommu: Row, rid: int, iova: int, nbytes: int, dest: int) -> int:
     """Read `nbytes` at `iova` into private memory at `dest`; return the bytes read, fewer after a refusal."""
     done = 0
@@ -356,6 +250,7 @@ def invalidate_contexts(iommu: Row, rid: int, rid_mask: int, domain: int) -> Non
         context = iommu.contexts[cached]
         if (cached ^ rid) & rid_mask == 0 and (domain < 0 or context.domain == domain):
             context.key = 0
+            context.limit = 0
         else:
             iommu.cached[kept] = cached
             kept += 1

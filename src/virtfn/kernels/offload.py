@@ -51,7 +51,8 @@ from virtfn.kernels._jit import (
     store64,
 )
 from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16
-from virtfn.kernels.dma import dma_copy_in, iommu_at
+from virtfn.kernels.dma import dma_copy_in
+from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import ring_count, window
 from virtfn.kernels.state import GATHER_AREA, GATHER_BYTES
 

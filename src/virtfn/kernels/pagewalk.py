@@ -49,17 +49,20 @@ PASS_THROUGH = int(Translation.PASS_THROUGH)
 
 
 @kernel
-def walk_context(root: int, rid: int, mem_base: int, mem_end: int, widths: int) -> tuple[int, int, int, int]:
+def walk_context(
+    root: int, rid: int, mem_base: int, mem_end: int, widths: int, displacement: int
+) -> tuple[int, int, int, int]:
     """Find the context entry of requester `rid` in the root table at `root`.
 
-    mem_base, mem_end: memory that may be read. widths: bitmap of the AW values that are supported.
+    mem_base, mem_end: memory that may be read. widths: bitmap of the AW values that are supported. displacement: what
+    to add to a physical address to have it in this process.
     Returns (reason, fpd, low word, high word); reason 0 if the entry can be used.
     """
     at = root + (rid >> 8 & 0xFF) * 16
     if at < mem_base or at > mem_end - 16:
         return ROOT_TABLE_ACCESS, 0, 0, 0
-    low = load64(at)
-    high = load64(at + 8)
+    low = load64(at + displacement)
+    high = load64(at + 8 + displacement)
     if not low & ROOT_P:
         return ROOT_NOT_PRESENT, 0, 0, 0
     if low & ROOT_RESERVED_LOW or high:
@@ -67,8 +70,8 @@ def walk_context(root: int, rid: int, mem_base: int, mem_end: int, widths: int) 
     at = (low & PAGE_MASK) + (rid & 0xFF) * 16
     if at < mem_base or at > mem_end - 16:
         return CONTEXT_TABLE_ACCESS, 0, 0, 0
-    low = load64(at)
-    high = load64(at + 8)
+    low = load64(at + displacement)
+    high = load64(at + 8 + displacement)
     fpd = 1 if low & CTX_FPD else 0
     if not low & CTX_P:
         return CONTEXT_NOT_PRESENT, fpd, 0, 0
@@ -82,11 +85,11 @@ def walk_context(root: int, rid: int, mem_base: int, mem_end: int, widths: int) 
 
 @kernel
 def walk_iova(
-    table: int, level: int, iova: int, write: int, mem_base: int, mem_end: int, large: int
+    table: int, level: int, iova: int, write: int, mem_base: int, mem_end: int, large: int, displacement: int
 ) -> tuple[int, int, int, int]:
     """Walk from the top table at `level` to the page of `iova`, which is within the width of the tables.
 
-    write: 1 asks for W, 0 for R. large: bitmap of page sizes with PS, bit 0 2 MiB, bit 1 1 GiB.
+    write: 1 asks for W, 0 for R. large: bitmap of page sizes with PS, bit 0 2 MiB, bit 1 1 GiB. The rest is as above.
     Returns (reason, host address of the page, its log2 size, rights as SS_R | SS_W); reason 0 if allowed.
     """
     need = 1 << write
@@ -96,7 +99,7 @@ def walk_iova(
         at = table + (iova >> shift & 0x1FF) * 8
         if at < mem_base or at > mem_end - 8:
             return PAGING_ENTRY_ACCESS, 0, 0, 0
-        entry = load64(at)
+        entry = load64(at + displacement)
         rights &= entry
         if not rights & need:
             return (WRITE_NOT_ALLOWED if write else READ_NOT_ALLOWED), 0, 0, 0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load32, load64
 from virtfn.kernels.classify import HEAD_BYTES
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.dma import iommu_at
+from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import CONTROL, ENABLE, latch, misbehave, publish
 from virtfn.kernels.rx import capture_frame, capture_room
 from virtfn.kernels.state import (

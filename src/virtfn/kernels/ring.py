@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, store32, store32_release
-from virtfn.kernels.dma import iommu_at, translate
+from virtfn.kernels.dma import translate
+from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.state import EV_MALICIOUS
 
 __all__ = ["HEAD", "TAIL", "latch", "publish", "ring_count", "window"]

@@ -34,7 +34,8 @@ from virtfn.hw.i82576.desc import (
 )
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, store32_release, store64, store64_release
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.dma import iommu_at, translate_hot
+from virtfn.kernels.dma import translate_hot
+from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import latch, window
 from virtfn.kernels.state import DROP_DMA_FAULT, LOWEST
 from virtfn.kernels.switch import MAC, find_pools, switch_transmit

@@ -35,7 +35,8 @@ from virtfn.kernels._jit import (
     store64_release,
 )
 from virtfn.kernels.classify import HEAD_BYTES, split_point
-from virtfn.kernels.dma import dma_copy_out, iommu_at, translate_hot
+from virtfn.kernels.dma import dma_copy_out, translate_hot
+from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import latch, ring_count, window, window_hot
 from virtfn.kernels.state import (
     CAPTURE_BYTES,

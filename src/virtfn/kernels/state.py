@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import row_at
-from virtfn.kernels.dma import Iommu
+from virtfn.kernels.iommu import Iommu
 
 __all__ = [
     "CAPTURE_SLOTS",

@@ -23,7 +23,8 @@ from virtfn.hw.i82576.desc import (
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load64, store32_release
 from virtfn.kernels.classify import HEAD_BYTES, classify
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.dma import iommu_at, translate, translate_hot
+from virtfn.kernels.dma import translate, translate_hot
+from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, gather, segment
 from virtfn.kernels.ring import misbehave, window, window_hot
 from virtfn.kernels.runs import PLAIN, PLAIN_MASK, serve_run

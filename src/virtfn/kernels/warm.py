@@ -23,7 +23,7 @@ def load() -> bool:
     import numpy as np
 
     from virtfn.kernels.breath import breathe
-    from virtfn.kernels.dma import new_iommu
+    from virtfn.kernels.iommu import new_iommu
     from virtfn.kernels.port import fire_vectors, serve_port, wire_in
     from virtfn.kernels.state import new_nic
     from virtfn.kernels.traffic import TRAFFIC

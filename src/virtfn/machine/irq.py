@@ -1,15 +1,14 @@
-"""Interrupt messages and where they go: a write of `message` to `address` calls whoever asked for that pair.
+"""Vectors and who waits for them: the machine's stand-in for local APICs.
 
-The machine's stand-in for local APICs. Every message says who sent it; one that nobody asked for, or that comes from
-another requester than the one it was given to, is counted and goes nowhere.
+    interrupt remapping -> (destination, vector) -> whoever allocated the pair
+
+A vector that nobody waits for is counted and goes nowhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from virtfn.hw.types import Rid
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["APIC_BASE", "InterruptController"]
@@ -18,48 +17,39 @@ APIC_BASE = 0xFEE00000
 _FIRST_VECTOR, _VECTORS, _APICS = 0x20, 0xD0, 256
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
-    rid: Rid
-    deliver: Callable[[], None]
-
-
 class InterruptController:
-    """Gives out messages, and delivers those that come in."""
+    """Gives out vectors, and delivers those that are raised."""
 
     def __init__(self) -> None:
-        self._routes: dict[tuple[int, int], _Route] = {}
+        self._waiting: dict[tuple[int, int], Callable[[], None]] = {}
         self._next = 0
         self.delivered = 0
         self.spurious = 0
-        self.on_message: Callable[[Rid, int, int], object] | None = None
 
-    def allocate(self, rid: Rid, deliver: Callable[[], None]) -> tuple[int, int]:
-        """Reserve a message for requester `rid`; `deliver` is called for each one that comes.
+    def allocate(self, deliver: Callable[[], None]) -> tuple[int, int]:
+        """Reserve a vector; `deliver` is called each time that it is raised.
 
-        Returns (address, message). Raises VirtfnError when there are none left.
+        Returns (destination, vector): an APIC ID below 256, and a vector from 32 on. Raises VirtfnError when there are
+        none left.
         """
         for _ in range(_VECTORS * _APICS):
-            apic, vector = self._next // _VECTORS % _APICS, self._next % _VECTORS
+            pair = self._next // _VECTORS % _APICS, _FIRST_VECTOR + self._next % _VECTORS
             self._next += 1
-            key = APIC_BASE | apic << 12, _FIRST_VECTOR + vector
-            if key not in self._routes:
-                self._routes[key] = _Route(rid, deliver)
-                return key
+            if pair not in self._waiting:
+                self._waiting[pair] = deliver
+                return pair
         raise VirtfnError("no interrupt vectors are left", errno_name="ENOSPC")
 
-    def free(self, address: int, message: int) -> None:
-        """Give a message back; from now on it goes nowhere."""
-        self._routes.pop((address, message), None)
+    def free(self, destination: int, vector: int) -> None:
+        """Give a vector back; from now on it goes nowhere."""
+        self._waiting.pop((destination, vector), None)
 
-    def send(self, rid: Rid, address: int, message: int) -> bool:
-        """Deliver a message of requester `rid`; False if nobody wants it from there."""
-        if self.on_message is not None:
-            self.on_message(rid, address, message)
-        route = self._routes.get((address, message))
-        if route is None or route.rid != rid:
+    def deliver(self, destination: int, vector: int) -> bool:
+        """Raise a vector; False if nobody waits for it."""
+        waiting = self._waiting.get((destination, vector))
+        if waiting is None:
             self.spurious += 1
             return False
         self.delivered += 1
-        route.deliver()
+        waiting()
         return True

@@ -11,28 +11,37 @@ Every trap is an exit, and counted by kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from virtfn.hw.bits import Decl
 from virtfn.hw.pci import MsiXEntry
 from virtfn.hw.types import Hva, Rid
 from virtfn.machine.function import all_ones
-from virtfn.machine.irq import InterruptController
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 
-__all__ = ["AssignedFunction", "GuestBar", "GuestConfig"]
+__all__ = ["AssignedFunction", "GuestBar", "GuestConfig", "Interrupts"]
 
 _ENTRY = 16
 _CONTROL = 3
 _WRITABLE = (0xFFFFFFFC, 0xFFFFFFFF, 0xFFFFFFFF, 1)  # of an entry's words
 
 
+class Interrupts(Protocol):
+    """How interrupts of devices reach the guest."""
+
+    def route(self, rid: Rid, address: int, message: int) -> tuple[int, int]:
+        """Make a message of the host by which `rid` sends the guest the guest's own message; return it."""
+
+    def unroute(self, address: int, message: int) -> None:
+        """Take such a message back: it leads nowhere any more."""
+
+
 class AssignedFunction:
     """One function assigned to one guest.
 
-    config: the virtual configuration space. msix_bar, vectors: where its MSI-X table is, and how long. inject: called
-    with a vector's number when its interrupt comes. direct: map what can be mapped. A configuration write that
-    resets the function empties its virtual MSI-X table too.
+    config: the virtual configuration space. interrupts: how they reach the guest. msix_bar, vectors: where its MSI-X
+    table is, and how long. direct: map what can be mapped. A configuration write that resets the function empties its
+    virtual MSI-X table too.
     """
 
     def __init__(
@@ -40,8 +49,7 @@ class AssignedFunction:
         device: Device,
         rid: Rid,
         config: ConfigSpace,
-        interrupts: InterruptController,
-        inject: Callable[[int], None],
+        interrupts: Interrupts,
         *,
         msix_bar: int,
         vectors: int,
@@ -53,10 +61,9 @@ class AssignedFunction:
         self.exits: dict[str, int] = {"config": 0, "bar": 0, "msix": 0}
         self.attached = True
         self._interrupts = interrupts
-        self._inject = inject
         self._msix_bar = msix_bar
         self._table = [[0, 0, 0, 1] for _ in range(vectors)]
-        self._messages: dict[int, tuple[int, int]] = {}
+        self._messages: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}  # by vector: the guest's, ours
         self._direct = direct
 
     def bar(self, number: int) -> GuestBar:
@@ -107,9 +114,13 @@ class AssignedFunction:
             return
         masked = self._table[vector][_CONTROL]
         if not masked:
+            low, high, data, _ = self._table[vector]
+            wanted = low | high << 32, data
+            if vector in self._messages and self._messages[vector][0] != wanted:
+                self._interrupts.unroute(*self._messages.pop(vector)[1])
             if vector not in self._messages:
-                self._messages[vector] = self._interrupts.allocate(self.rid, lambda: self._inject(vector))
-            address, message = self._messages[vector]
+                self._messages[vector] = wanted, self._interrupts.route(self.rid, *wanted)
+            address, message = self._messages[vector][1]
             self._tell(vector, MsiXEntry.ADDRESS, address & 0xFFFFFFFF)
             self._tell(vector, MsiXEntry.ADDRESS_HIGH, address >> 32)
             self._tell(vector, MsiXEntry.MESSAGE, message)
@@ -130,8 +141,8 @@ class AssignedFunction:
     def release(self) -> None:
         """Take the function out of the guest's hands: every access reads all ones, no interrupt comes any more."""
         self.attached = False
-        for address, message in self._messages.values():
-            self._interrupts.free(address, message)
+        for _, ours in self._messages.values():
+            self._interrupts.unroute(*ours)
         self._messages.clear()
 
 

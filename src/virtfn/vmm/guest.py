@@ -3,7 +3,9 @@
 The guest is an operating system as far as a NIC can tell: it finds a function that is plugged into it by its
 configuration space, sizes and places its BARs, binds the driver for its IDs, and handles its interrupts by vector.
 
-    interrupt -> pending bit -> `run_interrupts` -> driver's handler        as on a vCPU: between, not inside, its work
+    interrupt -> posted descriptor -> notification -> `run_interrupts` -> driver's handler
+
+Interrupts are posted: no exit brings them, and the guest handles them as a vCPU does, between its work, not inside it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ __all__ = ["Guest", "GuestDma", "Nic"]
 
 VENDOR_INTEL, DEVICE_82576_VF = 0x8086, 0x10CA
 _MMIO_BASE = 0xE000_0000
+_FIRST_VECTOR = 0x20  # below are exceptions
 _HOLE = range(APIC_BASE, 0xFF00_0000)  # a device that writes here sends an interrupt: no memory for DMA
 
 
@@ -99,7 +102,11 @@ class Guest:
         self.nics: list[Nic] = []
         self.interrupts = 0
         self._past_exits: Counter[str] = Counter()
-        self._pending: list[tuple[Rid, int]] = []
+        self._pending: list[int] = []
+        self._vectors: dict[int, tuple[Rid, int]] = {}
+        destination, vector = self._notification = host.interrupts.allocate(self._notified)
+        table = host.interrupt_table
+        self._posted = table.descriptor(destination, vector) if table is not None else None
         self._ring, self._mtu = ring, mtu
         self._next_bar = _MMIO_BASE
 
@@ -122,19 +129,23 @@ class Guest:
         function = self._enumerate(device, rid, config, direct)
         ids = function.config.read(0, 4)
         if ids != DEVICE_82576_VF << 16 | VENDOR_INTEL:
-            function.release()
+            self._give_up(function)
             raise VirtfnError(
                 f"guest {self.name} has no driver for {ids & 0xFFFF:04x}:{ids >> 16:04x}", errno_name="ENODEV"
             )
         try:
             driver = Igbvf(function.bar(0), self.dma, self.clock, ring=self._ring, mtu=self._mtu)
         except VirtfnError:
-            function.release()
+            self._give_up(function)
             raise
         nic = Nic(function, driver)
         self.nics.append(nic)
         driver.probe()
         return nic
+
+    def _give_up(self, function: AssignedFunction) -> None:
+        function.release()
+        self._free_vectors(function.rid)
 
     def _enumerate(self, device: Device, rid: Rid, config: ConfigSpace, direct: bool) -> AssignedFunction:
         """Do what a guest's PCI core does with a new function: BARs, MSI-X, Command."""
@@ -145,8 +156,7 @@ class Guest:
             device,
             rid,
             config,
-            self.host.interrupts,
-            lambda vector: self._inject(rid, vector),
+            self,
             msix_bar=bir,
             vectors=vectors,
             direct=direct,
@@ -171,7 +181,7 @@ class Guest:
             entry = vector * 16
             function.write(bir, entry + MsiXEntry.ADDRESS.offset, APIC_BASE)
             function.write(bir, entry + MsiXEntry.ADDRESS_HIGH.offset, 0)
-            function.write(bir, entry + MsiXEntry.MESSAGE.offset, 0x4000 | vector)
+            function.write(bir, entry + MsiXEntry.MESSAGE.offset, self._take_vector(rid, vector))
             function.write(bir, entry + MsiXEntry.CONTROL.offset, 0)
         space.write(msix + MsiX.CONTROL.offset, 2, MsiXControl.of(ENABLE=1).value)
         space.write(Type0.COMMAND.offset, 2, Command.of(MEM=1, BME=1).value)
@@ -205,7 +215,7 @@ class Guest:
         nic.driver.remove()
         self.nics.remove(nic)
         self._past_exits.update(nic.function.exits)
-        self._pending = [p for p in self._pending if p[0] != rid]
+        self._free_vectors(rid)
 
     def nic(self, rid: Rid) -> Nic:
         """Find a plugged function.
@@ -219,10 +229,42 @@ class Guest:
 
     # Virtual interrupts.
 
-    def _inject(self, rid: Rid, vector: int) -> None:
+    def _take_vector(self, rid: Rid, vector: int) -> int:
+        """Choose a vector of this guest's for `vector` of a function, as its operating system does."""
+        for number in range(_FIRST_VECTOR, 256):
+            if number not in self._vectors:
+                self._vectors[number] = rid, vector
+                return number
+        raise VirtfnError(f"guest {self.name} has no interrupt vectors left", errno_name="ENOSPC")
+
+    def _free_vectors(self, rid: Rid) -> None:
+        gone = {number for number, (owner, _) in self._vectors.items() if owner == rid}
+        self._vectors = {number: whose for number, whose in self._vectors.items() if number not in gone}
+        self._pending = [number for number in self._pending if number not in gone]
+
+    def route(self, rid: Rid, address: int, message: int) -> tuple[int, int]:
+        """Make a message of the host by which `rid` posts the vector in the guest's own `message`; return it."""
+        virtual = message & 0xFF
+        if self._posted is None or self.host.interrupt_table is None:
+            return self.host.allocate_message(rid, lambda: self._inject(virtual))
+        return self.host.interrupt_table.post(rid, virtual, self._posted)
+
+    def unroute(self, address: int, message: int) -> None:
+        """Take such a message back."""
+        if self._posted is None or self.host.interrupt_table is None:
+            self.host.free_message(address, message)
+        else:
+            self.host.interrupt_table.free(address)
+
+    def _notified(self) -> None:
+        if self._posted is not None:
+            for number in self._posted.take():
+                self._inject(number)
+
+    def _inject(self, number: int) -> None:
         self.interrupts += 1
-        if (rid, vector) not in self._pending:
-            self._pending.append((rid, vector))
+        if number not in self._pending:
+            self._pending.append(number)
 
     @property
     def interrupted(self) -> bool:
@@ -232,7 +274,8 @@ class Guest:
     def run_interrupts(self) -> int:
         """Let the guest handle what is pending, by vector; return how many handlers ran."""
         taken, self._pending = self._pending, []
-        for rid, vector in taken:
+        for number in taken:
+            rid, vector = self._vectors.get(number, (None, 0))
             for nic in self.nics:
                 if nic.function.rid == rid:
                     nic.driver.interrupt(vector)
@@ -255,4 +298,8 @@ class Guest:
         """Give the guest's memory back; its functions must be gone."""
         for nic in list(self.nics):
             self.unplug(nic.function.rid, surprise=True)
+        self.host.interrupts.free(*self._notification)
+        if self._posted is not None and self.host.interrupt_table is not None:
+            self.host.interrupt_table.free_descriptor(self._posted)
+            self._posted = None
         self.memory.close()

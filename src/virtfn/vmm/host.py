@@ -1,15 +1,22 @@
-"""The embedded host: memory, IOMMU, interrupts and time for devices of this process. Implements `DeviceHost`."""
+"""The host: memory, IOMMU, interrupts and time for devices of this process. Implements `DeviceHost`.
+
+    device's message --> IOMMU: interrupt remapping --> vector --> a driver of the host, or a guest's notification
+
+Every interrupt goes this way, and a message that is no message is a write to memory, translated as any other.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from virtfn.devices.iommu import IommuUnit
 from virtfn.drivers.vtd import VtdDriver
+from virtfn.drivers.vtdirq import ENTRIES, InterruptTable
 from virtfn.hw.types import Hva, Iova, Ps, Rid
-from virtfn.machine.irq import InterruptController
+from virtfn.machine.irq import APIC_BASE, InterruptController
 from virtfn.machine.memory import CHUNK, HostMemory
-from virtfn.machine.ports import Clock
+from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.rootcomplex import RootComplex
 from virtfn.machine.trace import Tracer
 
@@ -19,17 +26,37 @@ _OWN_MEMORY = 16 * CHUNK  # translation tables
 
 
 class Host:
-    """A machine without cards. guest_bytes: memory that guests will have in all. seed: of everything shuffled."""
+    """A machine without cards.
 
-    def __init__(self, clock: Clock, guest_bytes: int, seed: int = 1, slots: int = 4) -> None:
+    guest_bytes: memory that guests will have in all. seed: of everything shuffled. iotlb_entries: a power of two.
+    remapping: off, devices reach all memory by host addresses, and raise any vector by compatibility messages.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        guest_bytes: int,
+        seed: int = 1,
+        slots: int = 4,
+        *,
+        iotlb_entries: int = 1024,
+        remapping: bool = True,
+    ) -> None:
         self.clock = clock
         self.random = random.Random(seed)
         self.memory = HostMemory(guest_bytes + _OWN_MEMORY)
-        self.iommu = IommuUnit(self.memory)
         self.interrupts = InterruptController()
+        self.iommu = IommuUnit(
+            self.memory, iotlb_entries, send=self._own_interrupt, deliver=self.interrupts.deliver, clock=clock
+        )
         self.root = RootComplex(slots)
         self.remapping = VtdDriver(self.iommu, self.memory, clock)
-        self.remapping.start()
+        self.interrupt_table: InterruptTable | None = None
+        if remapping:
+            self.remapping.start()
+            self.interrupt_table = InterruptTable(self.memory, self.remapping)
+            self.remapping.start_interrupts(self.interrupt_table.address, ENTRIES)
+        self._vectors: dict[tuple[int, int], tuple[int, int]] = {}
         self.tracer: Tracer | None = None
 
     def dma_read(self, rid: Rid, iova: Iova, length: int) -> bytes | None:
@@ -42,7 +69,38 @@ class Host:
 
     def msi(self, rid: Rid, address: int, message: int) -> None:
         """Send an interrupt message as requester `rid`."""
-        self.interrupts.send(rid, address, message)
+        if address >> 20 == APIC_BASE >> 20:
+            self.iommu.interrupts.send(rid, address, message)
+        else:
+            self.iommu.dma_write(rid, Iova(address), message.to_bytes(4, "little"))
+
+    def allocate_message(self, rid: Rid, deliver: Callable[[], None]) -> tuple[int, int]:
+        """Make a message by which requester `rid` calls `deliver`.
+
+        Returns (address, message). Raises VirtfnError when vectors or table entries are exhausted.
+        """
+        destination, vector = self.interrupts.allocate(deliver)
+        if self.interrupt_table is None:
+            return APIC_BASE | destination << 12, vector
+        try:
+            made = self.interrupt_table.remap(rid, destination, vector)
+        except VirtfnError:
+            self.interrupts.free(destination, vector)
+            raise
+        self._vectors[made] = destination, vector
+        return made
+
+    def free_message(self, address: int, message: int) -> None:
+        """Take a message back; from now on it goes nowhere."""
+        if self.interrupt_table is None:
+            self.interrupts.free(address >> 12 & 0xFF, message)
+        else:
+            self.interrupt_table.free(address)
+            self.interrupts.free(*self._vectors.pop((address, message)))
+
+    def _own_interrupt(self, address: int, message: int) -> None:
+        """Take an interrupt of the remapping unit itself, which nothing remaps."""
+        self.interrupts.deliver(address >> 12 & 0xFF, message & 0xFF)
 
     def now(self) -> Ps:
         """Return the time now."""

@@ -9,15 +9,8 @@ import pytest
 
 from unit.remapping import GIB, MIB2, RID, ByHand
 from virtfn.hw.vtd.tables import FaultReason as F
-from virtfn.kernels.dma import (
-    FAULT_SLOTS,
-    dma_copy_in,
-    dma_copy_out,
-    invalidate_contexts,
-    invalidate_iotlb,
-    invalidate_iotlb_pages,
-    new_iommu,
-)
+from virtfn.kernels.dma import dma_copy_in, dma_copy_out, invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
+from virtfn.kernels.iommu import FAULT_SLOTS, MESSAGE_SLOTS, new_iommu
 
 
 @pytest.fixture
@@ -166,7 +159,8 @@ def test_read_not_allowed(t: ByHand) -> None:
 
 def test_every_reason_is_reached() -> None:
     # Translated requests and translation requests, which the type of a context may block, come with a device TLB.
-    assert {reason for reason, _, _ in REFUSALS} | {F.READ_NOT_ALLOWED, F.BLOCKED_BY_TYPE} == set(F)
+    of_memory = {reason for reason in F if not reason.of_interrupt}
+    assert {reason for reason, _, _ in REFUSALS} | {F.READ_NOT_ALLOWED, F.BLOCKED_BY_TYPE} == of_memory
 
 
 def test_large_pages_the_unit_does_not_know(t: ByHand) -> None:
@@ -326,9 +320,32 @@ def test_interrupt_range_is_not_memory_even_if_mapped(t: ByHand) -> None:
     t.put(t.ss[3] + 8 * 3, table | 3)
     t.put(table + 8 * (0xFEE0_0000 >> 21 & 511), chunk | 0x83)
     assert t.ask(0xFEF0_0000) == (chunk + 0x10_0000, 64), "the rest of the page"
-    assert t.ask(0xFEE0_0000) == (0, 0)
+    assert t.ask(0xFEE0_0000, write=0) == (0, 0)
     assert t.ask(0xFEEF_FFFF, 1) == (0, 0)
     assert (t.unit["aborted"], t.unit["faults"]) == (2, 0)
+
+
+def test_a_write_to_the_interrupt_range_is_a_message(t: ByHand) -> None:
+    source = np.array([0x41, 0x52], np.uint32)
+    row = t.iommu.row
+    assert dma_copy_out(row, RID, 0xFEE0_1008, 4, source.ctypes.data) == 4
+    assert dma_copy_out(row, RID, 0xFEE0_1008, 4, source.ctypes.data + 4) == 4, "the same again, before it was sent"
+    assert dma_copy_out(row, RID, 0xFEE0_2000, 4, source.ctypes.data) == 4
+    assert [(m["rid"], m["address"]) for m in t.iommu.messages[: t.unit["message_tail"]]] == [
+        (RID, 0xFEE0_1008),
+        (RID, 0xFEE0_2000),
+    ]
+    assert t.iommu.message_page.view(np.uint32)[[2, 0]].tolist() == [0x52, 0x41]
+    for _ in range(MESSAGE_SLOTS):
+        t.ask(0xFEE0_0010, 4)
+        t.ask(0xFEE0_0020, 4)
+    assert (t.unit["message_tail"], t.unit["messages_lost"]) == (MESSAGE_SLOTS, MESSAGE_SLOTS + 2)
+    for odd, nbytes in ((0xFEE0_0002, 4), (0xFEE0_0000, 3), (0xFEEF_FFFE, 64)):
+        assert t.ask(odd, nbytes) == (0, 0)
+    assert t.unit["aborted"] == 3
+    t.unit["enabled"] = 0
+    t.unit["message_head"] = t.unit["message_tail"]
+    assert t.ask(0xFEE0_0000, 4) == (t.iommu.message_page.ctypes.data, 4), "with remapping off as well"
 
 
 def test_smallest_iotlb_is_right() -> None:

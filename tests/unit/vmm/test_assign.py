@@ -8,6 +8,7 @@ from unit.bed import Bed, frame, send, take
 from virtfn.hw.i82576 import VfRegs
 from virtfn.hw.i82576.fields import STATUS
 from virtfn.hw.pci import DevCtl, Pcie, Type0
+from virtfn.hw.vtd.tables import FaultReason
 from virtfn.iovm.walk import capability_of
 from virtfn.machine.memory import view_bytes
 from virtfn.machine.ports import VirtfnError
@@ -85,7 +86,7 @@ def test_there_is_no_negative_bar(function):
 
 def test_the_guest_sees_its_own_messages_and_the_device_the_hosts(bed, function):
     mine = [function.read(TABLE, 16 + at) for at in (0, 4, 8, 12)]
-    assert mine == [0xFEE00000, 0, 0x4001, 0]
+    assert mine == [0xFEE00000, 0, 0x21, 0]
     theirs = device_entry(bed, 1)
     assert theirs != mine
     assert theirs[3] == 0
@@ -134,10 +135,10 @@ def test_beyond_the_table_there_is_nothing(bed, function):
 def test_a_message_of_another_requester_is_refused_and_counted(bed):
     host = bed.machine.host
     address, _, message, _ = device_entry(bed, 1, n=0)
-    spurious, interrupts = host.interrupts.spurious, bed.guest(0).interrupts
+    interrupts = bed.guest(0).interrupts
     host.msi(bed.vf(1).rid, address, message)
     host.msi(bed.nic.pf_rid, address, message)
-    assert host.interrupts.spurious == spurious + 2
+    assert [f.reason for f in host.iommu.faults()] == [FaultReason.INTERRUPT_SOURCE] * 2
     assert bed.guest(0).interrupts == interrupts
     host.msi(bed.vf(0).rid, address, message)
     assert bed.guest(0).interrupts == interrupts + 1
@@ -155,7 +156,7 @@ def test_an_flr_by_the_guest_empties_its_table_and_it_can_start_anew(bed, functi
     # As an operating system does after the reset of a function: restore, then recover.
     bed.clock.sleep(100_000_000_000)
     for vector in range(VECTORS):
-        for offset, value in ((0, 0xFEE00000), (4, 0), (8, 0x4000 | vector), (CONTROL, 0)):
+        for offset, value in ((0, 0xFEE00000), (4, 0), (8, 0x20 + vector), (CONTROL, 0)):
             function.write(TABLE, vector * 16 + offset, value)
     config.write(0x72, 2, control)
     config.write(Type0.COMMAND.offset, 2, command)
@@ -167,9 +168,9 @@ def test_an_flr_by_the_guest_empties_its_table_and_it_can_start_anew(bed, functi
 
 
 def test_released_functions_give_their_messages_back(bed, function):
-    routes = len(bed.machine.host.interrupts._routes)
+    entries = bed.machine.host.interrupt_table.entries()
     function.release()
-    assert len(bed.machine.host.interrupts._routes) == routes - VECTORS
+    assert len(bed.machine.host.interrupt_table.entries()) == len(entries) - VECTORS
     assert function.read(0, 8) == 0xFFFFFFFF
     function.write(0, 8, 0)
     function.config.write(4, 2, 0)

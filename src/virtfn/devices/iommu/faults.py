@@ -1,30 +1,32 @@
-"""Primary fault recording: FRCD registers in turn, overflow, and the fault event.
+"""Primary fault recording, and the status of everything that can go wrong in the unit.
 
-    fault --> FRCD[next] free? --> record, F=1; first one: FSTS.PPF, FRI, event
+    fault --> FRCD[next] free? --> record, F=1; first one: FSTS.PPF, FRI
                        occupied --> FSTS.PFO; nothing is recorded until software clears it
+    error of the invalidation queue --> FSTS.IQE, ICE or ITE
 
-The event is a message to FEADDR; masked (FECTL.IM) it stays pending (FECTL.IP) until unmasked, or until software has
-cleared every fault.
+The fault event is raised when FSTS was clear before, and withdrawn when software has cleared all of it.
 
 Spec: VT-d, non-recoverable fault reporting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from virtfn.hw.vtd.regs import FAULT_RECORDS, FRCD_HIGH, FSTS, EventControl, Fault, Regs, encode_fault
+from virtfn.devices.iommu.events import EventInterrupt, Send
+from virtfn.hw.bits import Field
+from virtfn.hw.vtd.regs import FAULT_RECORDS, FRCD_HIGH, FSTS, Fault, Regs, encode_fault
 from virtfn.machine.regfile import Handlers, RegFile, on_write
 
 __all__ = ["FaultRecording"]
 
+_REASONS = FSTS.PFO.mask | FSTS.PPF.mask | FSTS.IQE.mask | FSTS.ICE.mask | FSTS.ITE.mask
+
 
 class FaultRecording(Handlers):
-    """FSTS, FECTL and FRCD; `send` carries a fault event away: address and message of the interrupt."""
+    """FSTS, FRCD and the fault event; `send` carries the event away. lost: faults that found no record."""
 
-    def __init__(self, regfile: RegFile, send: Callable[[int, int], None]) -> None:
+    def __init__(self, regfile: RegFile, send: Send) -> None:
         self._regs = regfile
-        self._send = send
+        self._event = EventInterrupt(regfile, send, Regs.FECTL, Regs.FEDATA, Regs.FEADDR, Regs.FEUADDR)
         self.reset()
 
     def reset(self) -> None:
@@ -34,63 +36,48 @@ class FaultRecording(Handlers):
 
     def record(self, fault: Fault) -> None:
         """Record one fault, or count it as lost if there is no room."""
-        status = FSTS(self._regs.peek(Regs.FSTS))
-        if status.PFO:
+        if self.status(FSTS.PFO):
             self.lost += 1
             return
         if FRCD_HIGH(self._regs.peek(Regs.FRCD_HIGH, self._next)).F:
             self.overflow(1)
             return
+        at, self._next = self._next, (self._next + 1) % FAULT_RECORDS
         low, high = encode_fault(fault)
-        self._regs.poke(Regs.FRCD_LOW, self._next, low.value)
-        self._regs.poke(Regs.FRCD_HIGH, self._next, high.value)
-        if not status.PPF:
-            self._regs.poke(Regs.FSTS, 0, status.replace(PPF=1, FRI=self._next).value)
-            if not self._others_pending(status):
-                self._event()
-        self._next = (self._next + 1) % FAULT_RECORDS
+        self._regs.poke(Regs.FRCD_LOW, at, low.value)
+        self._regs.poke(Regs.FRCD_HIGH, at, high.value)
+        if not self.status(FSTS.PPF):
+            status = FSTS(self._regs.peek(Regs.FSTS))
+            self._regs.poke(Regs.FSTS, 0, status.replace(FRI=at).value)
+            self.raise_status(FSTS.PPF)
 
     def overflow(self, lost: int) -> None:
         """Note that `lost` faults found no record."""
         self.lost += lost
-        status = FSTS(self._regs.peek(Regs.FSTS))
-        if not status.PFO:
-            self._regs.poke(Regs.FSTS, 0, status.replace(PFO=1).value)
-            if not status.PPF and not self._others_pending(status):
-                self._event()
+        self.raise_status(FSTS.PFO)
 
-    @staticmethod
-    def _others_pending(status: FSTS) -> bool:
-        return bool(status.PFO or status.IQE or status.ICE or status.ITE)
+    def status(self, *fields: Field) -> bool:
+        """Tell whether any of these fields of FSTS is set."""
+        value = self._regs.peek(Regs.FSTS)
+        return any(value & field.mask for field in fields)
 
-    def _event(self) -> None:
-        control = EventControl(self._regs.peek(Regs.FECTL))
-        if control.IM:
-            self._regs.poke(Regs.FECTL, 0, control.replace(IP=1).value)
-        else:
-            self._regs.poke(Regs.FECTL, 0, control.replace(IP=0).value)
-            address = self._regs.peek(Regs.FEUADDR) << 32 | self._regs.peek(Regs.FEADDR)
-            self._send(address, self._regs.peek(Regs.FEDATA))
-
-    @on_write(Regs.FECTL)
-    def _control(self, index: int, written: int, old: int) -> None:
-        if EventControl(self._regs.peek(Regs.FECTL)).IP:
-            self._event()
+    def raise_status(self, field: Field) -> None:
+        """Set a field of FSTS; the event tells of the first one only."""
+        before = self._regs.peek(Regs.FSTS)
+        self._regs.poke(Regs.FSTS, 0, before | field.mask)
+        if not before & _REASONS:
+            self._event.notify()
 
     @on_write(Regs.FSTS)
-    def _status(self, index: int, written: int, old: int) -> None:
+    def _cleared_status(self, index: int, written: int, old: int) -> None:
         self._settle()
 
     @on_write(Regs.FRCD_HIGH)
-    def _cleared(self, index: int, written: int, old: int) -> None:
-        pending = any(FRCD_HIGH(self._regs.peek(Regs.FRCD_HIGH, i)).F for i in range(FAULT_RECORDS))
-        if not pending:
+    def _cleared_record(self, index: int, written: int, old: int) -> None:
+        if not any(FRCD_HIGH(self._regs.peek(Regs.FRCD_HIGH, i)).F for i in range(FAULT_RECORDS)):
             self._regs.poke(Regs.FSTS, 0, FSTS(self._regs.peek(Regs.FSTS)).replace(PPF=0).value)
         self._settle()
 
     def _settle(self) -> None:
-        """Withdraw a pending event when software has cleared all that it was about."""
-        status = FSTS(self._regs.peek(Regs.FSTS))
-        if not status.PPF and not self._others_pending(status):
-            control = EventControl(self._regs.peek(Regs.FECTL))
-            self._regs.poke(Regs.FECTL, 0, control.replace(IP=0).value)
+        if not self._regs.peek(Regs.FSTS) & _REASONS:
+            self._event.withdraw()

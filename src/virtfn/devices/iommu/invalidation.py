@@ -2,19 +2,23 @@
 
     software sets ICC / IVT with a granularity; the unit does it at once, clears the bit, says what it granted
 
-A granularity it does not know, or a page range beyond CAP.MAMV, is granted 0: nothing was invalidated.
+A granularity it does not know, a page range beyond CAP.MAMV, or any command while the queue is on, is granted 0:
+nothing was invalidated.
 
 Spec: VT-d, register-based invalidation interface.
 """
 
 from __future__ import annotations
 
-from virtfn.hw.vtd.regs import CCMD, IOTLB, IVA, Granularity, Regs
-from virtfn.kernels.dma import Iommu, invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
+from virtfn.hw.vtd.regs import CCMD, GSTS, IOTLB, IVA, Granularity, Regs
+from virtfn.kernels.dma import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
+from virtfn.kernels.iommu import Iommu
+from virtfn.kernels.irqremap import invalidate_interrupts
 from virtfn.machine.regfile import Handlers, RegFile, on_write
 
-__all__ = ["Invalidator", "RegisterInvalidation"]
+__all__ = ["ALL_INTERRUPTS", "Invalidator", "RegisterInvalidation"]
 
+ALL_INTERRUPTS = 16
 _FUNCTION_MASKS = (0xFFFF, 0xFFFB, 0xFFF9, 0xFFF8)
 
 
@@ -52,26 +56,40 @@ class Invalidator:
                     invalidate_iotlb_pages(self._row, domain, address & -size, size)
         return granularity
 
+    def interrupts(self, index: int, mask: int) -> None:
+        """Forget 2**mask interrupt entries at `index`; all, from a mask of 16 on."""
+        invalidate_interrupts(self._row, index, min(mask, ALL_INTERRUPTS))
+
 
 class RegisterInvalidation(Handlers):
-    """CCMD and IOTLB."""
+    """CCMD and IOTLB. refused: commands that came while the queue was on."""
 
     def __init__(self, regfile: RegFile, invalidator: Invalidator) -> None:
         self._regs = regfile
         self._invalidator = invalidator
+        self.refused = 0
+
+    def _queued(self) -> bool:
+        queued = bool(GSTS(self._regs.peek(Regs.GSTS)).QIES)
+        self.refused += queued
+        return queued
 
     @on_write(Regs.CCMD)
     def _context_command(self, index: int, written: int, old: int) -> None:
         command = CCMD(self._regs.peek(Regs.CCMD))
         if command.ICC:
-            done = self._invalidator.contexts(command.CIRG, command.DID, command.SID, command.FM)
+            done = 0
+            if not self._queued():
+                done = self._invalidator.contexts(command.CIRG, command.DID, command.SID, command.FM)
             self._regs.poke(Regs.CCMD, 0, command.replace(ICC=0, CAIG=done).value)
 
     @on_write(Regs.IOTLB)
     def _iotlb_command(self, index: int, written: int, old: int) -> None:
         command = IOTLB(self._regs.peek(Regs.IOTLB))
         if command.IVT:
-            where = IVA(self._regs.peek(Regs.IVA))
-            address = where.value & IVA.ADDR.mask
-            done = self._invalidator.translations(command.IIRG, command.DID, address, where.AM)
+            done = 0
+            if not self._queued():
+                where = IVA(self._regs.peek(Regs.IVA))
+                address = where.value & IVA.ADDR.mask
+                done = self._invalidator.translations(command.IIRG, command.DID, address, where.AM)
             self._regs.poke(Regs.IOTLB, 0, command.replace(IVT=0, IAIG=done).value)

@@ -2,11 +2,15 @@
 
     registers (4 KiB window)                 Iommu row, shared with the data plane's kernels
       GCMD, RTADDR  ----------------------->   root table, enabled
-      CCMD, IOTLB   ---- invalidation.py -->   context cache, IOTLB
+      CCMD, IOTLB   ---- invalidation.py -->   context cache, IOTLB, interrupt entry cache
+      IQA, IQH, IQT ---- queue.py ------+-->
+                         devicetlbs.py <+      caches in devices
+      PQA, PQH, PQT <--- pagerequests.py ---   pages that devices ask for
+      IRTA          ---- interrupts.py --->   interrupt remapping table; messages written by DMA
       FSTS, FRCD    <--- faults.py ---------   ring of faults, drained by `service`
 
 Kernels translate without asking this class. It owns the row, runs the register protocol, and serves devices that do
-their DMA in Python. Invalidation by queue and interrupt remapping bind further blocks of registers to the same file.
+their DMA in Python.
 
 Spec: VT-d, DMA remapping; global command register.
 """
@@ -18,18 +22,28 @@ from collections.abc import Callable
 
 import numpy as np
 
+from virtfn.devices.iommu.devicetlbs import DeviceTlb, DeviceTlbs
+from virtfn.devices.iommu.events import Send
 from virtfn.devices.iommu.faults import FaultRecording
-from virtfn.devices.iommu.invalidation import Invalidator, RegisterInvalidation
+from virtfn.devices.iommu.interrupts import Deliver, InterruptRemapping
+from virtfn.devices.iommu.invalidation import ALL_INTERRUPTS, Invalidator, RegisterInvalidation
+from virtfn.devices.iommu.pagerequests import PageRequestQueue
+from virtfn.devices.iommu.queue import InvalidationQueue
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.regs import CAP, CAPABILITIES, GCMD, GSTS, RTADDR, WINDOW_BYTES, Fault, Granularity, Regs
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels.dma import FAULT_SLOTS, Iommu, dma_copy_in, dma_copy_out, invalidate_contexts, new_iommu
+from virtfn.kernels.dma import dma_copy_in, dma_copy_out, invalidate_contexts
+from virtfn.kernels.iommu import FAULT_SLOTS, Iommu, new_iommu
+from virtfn.machine.clock import S_PS
 from virtfn.machine.memory import HostMemory
+from virtfn.machine.ports import Clock
 from virtfn.machine.regfile import Handlers, RegFile, on_write
 
 __all__ = ["IommuUnit"]
 
 FAULT_HISTORY = 1024
+DEVICE_TLB_TIMEOUT_PS = 60 * S_PS
+"""How long a device may take to answer an invalidation; the least that Address Translation Services allow."""
 COUNTERS = (
     "iotlb_hits",
     "iotlb_misses",
@@ -40,6 +54,13 @@ COUNTERS = (
     "suppressed",
     "aborted",
     "rejected",
+    "interrupts",
+    "interrupt_hits",
+    "interrupt_walks",
+    "delivered",
+    "posted",
+    "blocked",
+    "messages_lost",
 )
 
 
@@ -52,13 +73,21 @@ class IommuUnit(Handlers):
     """One remapping unit for all requesters of the machine. Off after reset: addresses pass unchanged.
 
     memory: the machine's memory; no DMA leaves it. iotlb_entries: a power of two. send: takes address and message of
-    the unit's own interrupts (fault events).
+    the unit's own interrupts, which nothing remaps. deliver: takes destination and vector of interrupts that are
+    allowed. clock: measures how long devices take to answer; without one they may take for ever.
+    device_tlb_timeout_ps: how long they may take.
 
     Raises ValueError for a size of the IOTLB that cannot be.
     """
 
     def __init__(
-        self, memory: HostMemory, iotlb_entries: int = 1024, send: Callable[[int, int], None] | None = None
+        self,
+        memory: HostMemory,
+        iotlb_entries: int = 1024,
+        send: Send | None = None,
+        deliver: Deliver | None = None,
+        clock: Clock | None = None,
+        device_tlb_timeout_ps: int = DEVICE_TLB_TIMEOUT_PS,
     ) -> None:
         self.iommu: Iommu = new_iommu(memory.base, memory.size, iotlb_entries, CAPABILITIES.SAGAW, CAPABILITIES.SSLPS)
         self._memory = memory
@@ -66,10 +95,32 @@ class IommuUnit(Handlers):
         self.on_fault: Callable[[Fault], None] | None = None
         self._lost_seen = 0
         self._regs = RegFile(Regs, np.zeros(WINDOW_BYTES, np.uint8), WINDOW_BYTES)
-        self._recording = FaultRecording(self._regs, send or _discard)
+        send = send or _discard
+        self._recording = FaultRecording(self._regs, send)
+        self._device_tlbs = DeviceTlbs(clock, device_tlb_timeout_ps)
         self.invalidator = Invalidator(self.iommu, CAP(CAPABILITIES.value).MAMV)
-        for block in (self, self._recording, RegisterInvalidation(self._regs, self.invalidator)):
+        self.interrupts = InterruptRemapping(self._regs, self.iommu, deliver or _discard)
+        self._by_register = RegisterInvalidation(self._regs, self.invalidator)
+        self._queue = InvalidationQueue(self._regs, memory, self.invalidator, self._device_tlbs, self._recording, send)
+        self._page_requests = PageRequestQueue(self._regs, memory, self._device_tlbs, send)
+        for block in (self, self._recording, self._by_register, self._queue, self._page_requests):
             self._regs.bind(block)
+
+    @property
+    def device_tlbs(self) -> dict[Rid, DeviceTlb]:
+        """The device TLBs of the machine, by requester; whoever plugs a device in or takes it away keeps it true."""
+        return self._device_tlbs.targets
+
+    def complete_device_tlb(self, rid: Rid, itag: int) -> None:
+        """Take the answer of `rid` to the invalidation that it was sent with `itag`."""
+        self._queue.complete(rid, itag)
+
+    def page_request(self, rid: Rid, address: Iova, read: bool, write: bool, last: bool, prgi: int) -> None:
+        """Take a request of `rid` for the page at `address`: one of group `prgi`, and the `last` of it or not.
+
+        The answer to the group comes by `DeviceTlb.page_response`.
+        """
+        self._page_requests.request(rid, address, read, write, last, prgi)
 
     def reset(self) -> None:
         """Return to the state after power-on: off, caches empty, no fault; counters stay."""
@@ -79,9 +130,12 @@ class IommuUnit(Handlers):
         self._lost_seen = int(unit["faults_lost"])
         self._regs.reset()
         self._recording.reset()
+        self._queue.reset()
+        self.interrupts.reset()
         self._history.clear()
         self.invalidator.contexts(Granularity.GLOBAL, 0, 0, 0)
         self.invalidator.translations(Granularity.GLOBAL, 0, 0, 0)
+        self.invalidator.interrupts(0, ALL_INTERRUPTS)
 
     def read(self, offset: int, size: int) -> int:
         """Read 4 or 8 aligned bytes of the register window; others read all ones."""
@@ -95,6 +149,8 @@ class IommuUnit(Handlers):
         if _allowed(offset, size):
             self.service()
             self._regs.write(offset, size, value)
+            # A tail that moved, an error that was cleared, the queue switched on: all mean that there is work.
+            self._queue.run()
 
     def dma_read(self, rid: Rid, iova: Iova, length: int) -> bytes | None:
         """Read memory as requester `rid`; None after a refusal."""
@@ -114,21 +170,24 @@ class IommuUnit(Handlers):
         return done == len(payload)
 
     def service(self) -> None:
-        """Move the faults that kernels met into the fault recording registers, and raise the fault event."""
+        """Send the messages that kernels met, record the faults, and go on with the queue."""
         unit = self.iommu.unit[0]
-        head, tail, lost = int(unit["fault_head"]), int(unit["fault_tail"]), int(unit["faults_lost"])
-        for i in range(head, tail):
-            row = self.iommu.faults[i % FAULT_SLOTS]
+        self.interrupts.send_written()
+        # Taken before it is told: whoever is told may come back here.
+        while unit["fault_head"] < unit["fault_tail"]:
+            row = self.iommu.faults[int(unit["fault_head"]) % FAULT_SLOTS]
+            unit["fault_head"] += 1
             iova = Iova(int(row["iova"]) & (1 << 64) - 1)
             fault = Fault(Rid(int(row["rid"])), iova, FaultReason(int(row["reason"])), bool(row["write"]))
             self._history.append(fault)
             if self.on_fault is not None:
                 self.on_fault(fault)
             self._recording.record(fault)
-        unit["fault_head"] = tail
-        if lost != self._lost_seen:
-            self._recording.overflow(lost - self._lost_seen)
-            self._lost_seen = lost
+        lost = int(unit["faults_lost"]) - self._lost_seen
+        if lost:
+            self._lost_seen += lost
+            self._recording.overflow(lost)
+        self._queue.run()
 
     def faults(self) -> list[Fault]:
         """List the latest faults, oldest first, whether or not software has read and cleared their records."""
@@ -140,7 +199,9 @@ class IommuUnit(Handlers):
 
         translations: requests that the tables decided; iotlb_hits of them were cached, page_walks walked. bypassed:
         passed unchanged. faults: refused by the tables, suppressed of them not to be recorded; faults_lost: no record
-        was free. aborted: allowed, but nothing is there. rejected: not a request at all.
+        was free. aborted: allowed, but nothing is there. rejected: not a request at all. interrupts: messages, each
+        delivered, posted without a notification, or blocked. messages_lost: written by DMA faster than sent. The rest
+        is about the invalidation queue, device TLBs and page requests; `_absent`: of a requester without a device TLB.
         """
         self.service()
         unit = self.iommu.unit[0]
@@ -149,6 +210,9 @@ class IommuUnit(Handlers):
             "translations": counts["iotlb_hits"] + counts["iotlb_misses"],
             **counts,
             "faults_lost": self._recording.lost,
+            **self._queue.counts,
+            **self._page_requests.counts,
+            "register_invalidations_refused": self._by_register.refused,
         }
 
     @on_write(Regs.GCMD)
@@ -160,11 +224,15 @@ class IommuUnit(Handlers):
             # Cached contexts stay: without CAP.ESRTPS it is software that invalidates.
             unit["root"] = _signed(self._regs.peek(Regs.RTADDR) & RTADDR.RTA.mask)
             status = status.replace(RTPS=1)
+        if command.QIE != status.QIES:
+            self._queue.switch(command.QIE)
+            status = status.replace(QIES=command.QIE)
         if command.TE != status.TES:
             unit["enabled"] = command.TE
             status = status.replace(TES=command.TE)
             # Marks of pass-through are kept where contexts are cached, and mean nothing after the switch.
             invalidate_contexts(self.iommu.row, 0, 0, -1)
+        status = self.interrupts.command(command, status)
         self._regs.poke(Regs.GSTS, 0, status.value)
 
 

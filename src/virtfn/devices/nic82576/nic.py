@@ -23,7 +23,7 @@ from virtfn.hw.bits import Access, RegMap
 from virtfn.hw.i82576 import BAR0_BYTES, VF_BAR0_BYTES, Regs, VfRegs, default_image, vf_view
 from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
-from virtfn.kernels.dma import Iommu
+from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.port import fire_vectors, serve_port
 from virtfn.kernels.state import DROP_NAMES, EV_INTERRUPT, EV_MALICIOUS, WIRE
 from virtfn.machine.function import all_ones

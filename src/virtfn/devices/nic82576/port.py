@@ -26,7 +26,7 @@ from virtfn.hw.i82576 import QUEUES, VFS, Regs
 from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, SWSM, TCPTIMER, VTCTRL
 from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
-from virtfn.kernels.dma import Iommu
+from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.port import WIRE_STALL
 from virtfn.kernels.state import QUEUE, new_nic
 from virtfn.machine.clock import MS_PS, US_PS

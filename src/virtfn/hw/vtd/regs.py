@@ -289,11 +289,14 @@ CAPABILITIES = CAP.of(
     MAMV=18,
     DWD=1,
     DRD=1,
+    PI=1,
 )
-EXTENDED_CAPABILITIES = ECAP.of(C=1, PT=1, IRO=INVALIDATION_OFFSET // 16)
+EXTENDED_CAPABILITIES = ECAP.of(C=1, QI=1, IR=1, EIM=1, PT=1, IRO=INVALIDATION_OFFSET // 16, MHMV=15)
 
 _DONE = Status.MODELLED
 _NO = Status.ABSENT
+_OFFSET = QueueOffset.OFFSET.mask
+_IM = EventControl.IM.mask
 
 
 class Regs(RegMap):
@@ -307,7 +310,7 @@ class Regs(RegMap):
     RTADDR = reg(0x20, RTADDR, width=64, writable=RTADDR.RTA.mask, status=_DONE)
     CCMD = reg(0x28, CCMD, width=64, status=_DONE)
     FSTS = reg(0x34, FSTS, Access.RO, status=_DONE)
-    FECTL = reg(0x38, EventControl, reset=EventControl.IM.mask, about="Fault Event Control", status=_DONE)
+    FECTL = reg(0x38, EventControl, reset=_IM, writable=_IM, about="Fault Event Control", status=_DONE)
     FEDATA = reg(0x3C, about="Fault Event Data", status=_DONE)
     FEADDR = reg(0x40, writable=0xFFFF_FFFC, about="Fault Event Address", status=_DONE)
     FEUADDR = reg(0x44, about="Fault Event Upper Address", status=_DONE)
@@ -318,20 +321,20 @@ class Regs(RegMap):
     PHMBASE = reg(0x70, access=Access.RSV, width=64, about="Protected High-Memory Base", status=_NO)
     PHMLIMIT = reg(0x78, access=Access.RSV, width=64, about="Protected High-Memory Limit", status=_NO)
     IQH = reg(0x80, QueueOffset, Access.RO, width=64, about="Invalidation Queue Head", status=_DONE)
-    IQT = reg(0x88, QueueOffset, width=64, about="Invalidation Queue Tail", status=_DONE)
-    IQA = reg(0x90, IQA, width=64, status=_DONE)
+    IQT = reg(0x88, QueueOffset, width=64, writable=_OFFSET, about="Invalidation Queue Tail", status=_DONE)
+    IQA = reg(0x90, IQA, width=64, writable=IQA.IQA.mask | IQA.QS.mask, status=_DONE)
     ICS = reg(0x9C, ICS, Access.RO, status=_DONE)
-    IECTL = reg(0xA0, EventControl, reset=EventControl.IM.mask, about="Invalidation Event Control", status=_DONE)
+    IECTL = reg(0xA0, EventControl, reset=_IM, writable=_IM, about="Invalidation Event Control", status=_DONE)
     IEDATA = reg(0xA4, about="Invalidation Event Data", status=_DONE)
     IEADDR = reg(0xA8, writable=0xFFFF_FFFC, about="Invalidation Event Address", status=_DONE)
     IEUADDR = reg(0xAC, about="Invalidation Event Upper Address", status=_DONE)
     IQERCD = reg(0xB0, access=Access.RSV, width=64, about="Invalidation Queue Error Record", status=_NO)
     IRTA = reg(0xB8, IRTA, width=64, status=_DONE)
-    PQH = reg(0xC0, QueueOffset, width=64, about="Page Request Queue Head", status=_DONE)
+    PQH = reg(0xC0, QueueOffset, width=64, writable=_OFFSET, about="Page Request Queue Head", status=_DONE)
     PQT = reg(0xC8, QueueOffset, Access.RO, width=64, about="Page Request Queue Tail", status=_DONE)
-    PQA = reg(0xD0, PQA, width=64, status=_DONE)
+    PQA = reg(0xD0, PQA, width=64, writable=PQA.PQA.mask | PQA.PQS.mask, status=_DONE)
     PRS = reg(0xDC, PRS, Access.RO, status=_DONE)
-    PECTL = reg(0xE0, EventControl, reset=EventControl.IM.mask, about="Page Request Event Control", status=_DONE)
+    PECTL = reg(0xE0, EventControl, reset=_IM, writable=_IM, about="Page Request Event Control", status=_DONE)
     PEDATA = reg(0xE4, about="Page Request Event Data", status=_DONE)
     PEADDR = reg(0xE8, writable=0xFFFF_FFFC, about="Page Request Event Address", status=_DONE)
     PEUADDR = reg(0xEC, about="Page Request Event Upper Address", status=_DONE)

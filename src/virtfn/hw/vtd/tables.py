@@ -64,6 +64,7 @@ class FaultReason(enum.IntEnum):
     INTERRUPT_ENTRY_RESERVED = 0x24
     COMPATIBILITY_FORMAT_BLOCKED = 0x25
     INTERRUPT_SOURCE = 0x26
+    INTERRUPT_DESCRIPTOR_ACCESS = 0x27
 
     @property
     def of_interrupt(self) -> bool:
