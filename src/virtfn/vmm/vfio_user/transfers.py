@@ -104,7 +104,7 @@ class Transfers:
         del self._parts[header.id]
         wrong, transfer = "", part.transfer
         if header.flags & ERROR:
-            transfer.errno = transfer.errno or header.errno or errno.EIO
+            transfer.errno = transfer.errno or (header.errno if header.errno in errno.errorcode else errno.EIO)
         elif part.command is Command.DMA_READ:
             expected = DMA_ACCESS.pack(part.iova, part.count)
             if len(message.body) == len(expected) + part.count and message.body.startswith(expected):

@@ -173,3 +173,12 @@ def test_numbers_come_round(peer, board, server, results, done):
     peer.answer(kept, DMA_ACCESS.pack(0, 4) + b"1111")
     settle(server)
     assert results == [(b"2222", 0), (b"1111", 0)]
+
+
+@pytest.mark.parametrize(("number", "seen"), [(0xFFFFFFFF, errno.EIO), (4096, errno.EIO), (errno.EPERM, errno.EPERM)])
+def test_an_error_has_an_errno_that_exists(peer, board, results, done, number, seen):
+    board.client.dma_write(0, b"x", done)
+    header, *_ = peer.take_dma(WRITE)
+    peer.answer(header, number=number)
+    settle(peer.server)
+    assert results == [(b"", seen)]
