@@ -88,15 +88,13 @@ def test_nothing_that_software_writes_raises(blows: list) -> None:
     q = Queued()
     tlb = FakeTlb(q.device)
     FakeTlb(q.device, RID + 1, prompt=True)
-    at = q.tail
     for what, first, second in blows:
         match what:
             case "queue":
                 for word in first:
                     q.place(word)
-                if second:  # of the descriptors so far, or also of whatever an error left behind
-                    at = q.tail
-                q.write(Regs.IQT, at)
+                if second:
+                    q.write(Regs.IQT, q.tail)
             case "register":
                 q.device.write(*first, second)
                 q.device.read(*first)

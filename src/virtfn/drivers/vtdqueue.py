@@ -182,7 +182,7 @@ def blocks(first: int, pages: int, max_mask: int) -> Iterator[tuple[int, int]]:
     An end may be rounded out by up to a quarter of the range: forgetting a few neighbours costs less than asking
     for each piece. No block is larger than 2**max_mask pages.
     """
-    grain = max(pages.bit_length() - 3, 0)
+    grain = min(max(pages.bit_length() - 3, 0), max_mask)
     last = -(-(first + pages) >> grain) << grain
     first = first >> grain << grain
     while first < last:

@@ -13,7 +13,7 @@ from virtfn.devices.iommu import IommuUnit
 from virtfn.drivers.secondstage import Range
 from virtfn.drivers.vtd import VtdDriver
 from virtfn.hw.types import Hpa, Iova, Rid
-from virtfn.hw.vtd.regs import CAP, CCMD, ECAP, GCMD, GSTS, IOTLB, Fault, Regs
+from virtfn.hw.vtd.regs import CAP, CCMD, ECAP, EXTENDED_CAPABILITIES, GCMD, GSTS, IOTLB, Fault, Regs
 from virtfn.hw.vtd.tables import FaultReason, SecondStageEntry
 from virtfn.machine.clock import MS_PS, VirtualClock
 from virtfn.machine.memory import CHUNK, PAGE, GuestMemory, HostMemory
@@ -21,16 +21,18 @@ from virtfn.machine.ports import VirtfnError
 
 R = Rid(0x0180)
 GIB = 1 << 30
+WITHOUT_QUEUE = EXTENDED_CAPABILITIES.replace(QI=0).value
 
 
 class Rig:
     """Memory, unit, driver."""
 
-    def __init__(self, size: int = 16 << 20) -> None:
+    def __init__(self, size: int = 16 << 20, queue: bool = True) -> None:
         self.memory = HostMemory(size)
         self.unit = IommuUnit(self.memory)
         self.clock = VirtualClock()
-        self.driver = VtdDriver(self.unit, self.memory, self.clock)
+        window = self.unit if queue else Spy(self.unit, ECAP=WITHOUT_QUEUE)
+        self.driver = VtdDriver(window, self.memory, self.clock)
         self.driver.start()
 
     def reach(self, rid: Rid, iova: int) -> int | None:
@@ -75,12 +77,26 @@ def test_start_goes_by_the_book() -> None:
     driver = VtdDriver(spy, memory, VirtualClock())
     driver.start((0xFEE0_2000, 0x55))
     names = [name for name, _ in spy.writes]
-    assert names == ["RTADDR", "GCMD", "CCMD", "IOTLB", "FEDATA", "FEADDR", "FEUADDR", "FECTL", "GCMD"]
-    assert spy.writes[1] == ("GCMD", GCMD.SRTP.mask)
-    assert CCMD(spy.writes[2][1]).CIRG == IOTLB(spy.writes[3][1]).IIRG == 1
-    assert spy.writes[-1] == ("GCMD", GCMD.TE.mask), "a one-shot bit is not written again"
+    assert names[:6] == ["IQT", "IQA", "GCMD", "RTADDR", "GCMD", "IQT"]
+    assert names[6:] == ["FEDATA", "FEADDR", "FEUADDR", "FECTL", "GCMD"]
+    assert spy.writes[0] == ("IQT", 0)
+    assert spy.writes[2] == ("GCMD", GCMD.QIE.mask)
+    assert spy.writes[4] == ("GCMD", GCMD.QIE.mask | GCMD.SRTP.mask)
+    assert spy.writes[5] == ("IQT", 3 * 16), "contexts, translations, and a wait"
+    assert spy.writes[-1] == ("GCMD", GCMD.QIE.mask | GCMD.TE.mask), "a one-shot bit is not written again"
     driver.stop()
+    assert spy.writes[-2:] == [("GCMD", GCMD.QIE.mask), ("GCMD", 0)]
     assert spy.unit.read(Regs.GSTS.offset, 4) == GSTS.RTPS.mask
+    memory.close()
+
+
+def test_start_without_a_queue() -> None:
+    memory = HostMemory(CHUNK)
+    spy = Spy(IommuUnit(memory), ECAP=WITHOUT_QUEUE)
+    driver = VtdDriver(spy, memory, VirtualClock())
+    driver.start()
+    assert [name for name, _ in spy.writes] == ["RTADDR", "GCMD", "CCMD", "IOTLB", "GCMD"]
+    assert CCMD(spy.writes[2][1]).CIRG == IOTLB(spy.writes[3][1]).IIRG == 1
     memory.close()
 
 
@@ -226,8 +242,10 @@ def test_tables_are_never_mapped(rig: Rig) -> None:
     root = rig.unit.read(Regs.RTADDR.offset, 8)
     context = int(rig.memory.bytes[root - rig.memory.base + 16 :][:8].view("<u8")[0]) & -PAGE
     tables = {root, context} | _tables(rig.memory, domain.tables.root, 4)
-    assert len(tables) == rig.driver.pages.count() == 8
-    for table in tables:
+    ring = rig.unit.read(Regs.IQA.offset, 8)
+    assert len(tables) == 8
+    assert rig.driver.pages.count() == 10, "and the invalidation queue, and the word for its waits"
+    for table in tables | {ring}:
         with pytest.raises(VirtfnError, match="not memory for devices"):
             domain.map(Iova(GIB), Hpa(table), PAGE)
     with pytest.raises(VirtfnError, match="not memory for devices"):
@@ -370,7 +388,7 @@ def test_a_unit_that_hangs_is_given_up(name: str) -> None:
     memory = HostMemory(CHUNK)
     stuck = {"GSTS": 0, "CCMD": CCMD.ICC.mask, "IOTLB": IOTLB.IVT.mask}[name]
     clock = VirtualClock()
-    driver = VtdDriver(Spy(IommuUnit(memory), **{name: stuck}), memory, clock)
+    driver = VtdDriver(Spy(IommuUnit(memory), ECAP=WITHOUT_QUEUE, **{name: stuck}), memory, clock)
     with pytest.raises(VirtfnError, match=f"hangs: {name}") as caught:
         driver.start()
     assert caught.value.errno_name == "ETIMEDOUT"
@@ -381,7 +399,7 @@ def test_a_unit_that_hangs_is_given_up(name: str) -> None:
 @pytest.mark.parametrize("name", ["CCMD", "IOTLB"])
 def test_a_refused_invalidation_is_an_error(name: str) -> None:
     memory = HostMemory(CHUNK)
-    driver = VtdDriver(Spy(IommuUnit(memory), **{name: 0}), memory, VirtualClock())
+    driver = VtdDriver(Spy(IommuUnit(memory), ECAP=WITHOUT_QUEUE, **{name: 0}), memory, VirtualClock())
     with pytest.raises(VirtfnError, match="refused to invalidate"):
         driver.start()
     memory.close()
@@ -418,10 +436,10 @@ _step = st.tuples(
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=st.lists(_step, max_size=25), levels=st.sampled_from([3, 4]), align=st.booleans())
-def test_any_history_of_mappings(steps: list[tuple[str, int, int, int]], levels: int, align: bool) -> None:
+@given(steps=st.lists(_step, max_size=25), levels=st.sampled_from([3, 4]), align=st.booleans(), queue=st.booleans())
+def test_any_history_of_mappings(steps: list[tuple[str, int, int, int]], levels: int, align: bool, queue: bool) -> None:
     """After any steps, devices reach exactly what a dictionary of pages says, through warm caches."""
-    rig = Rig(12 << 20)
+    rig = Rig(12 << 20, queue)
     chunks = rig.memory.alloc_chunks(4)
     domain = rig.driver.create_domain(3, levels)
     rig.driver.attach(R, domain)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unit.remapping import RID, ByHand
+from unit.devices.iommu.wired import RID, R, Wired
 from virtfn.devices.iommu import IommuUnit
-from virtfn.hw.types import Iova, Rid
+from virtfn.hw.types import Iova
 from virtfn.hw.vtd.regs import (
     CAP,
     CCMD,
@@ -29,37 +29,6 @@ from virtfn.hw.vtd.regs import (
 )
 from virtfn.hw.vtd.tables import FaultReason
 
-R = Rid(RID)
-
-
-class Wired(ByHand):
-    """A unit set up by register writes over tables written by hand; page `page` is mapped at 0x1000."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent: list[tuple[int, int]] = []
-        self.device = IommuUnit(self.memory, 64, lambda address, message: self.sent.append((address, message)))
-        self.iommu = self.device.iommu
-        self.unit = self.iommu.unit[0]
-        self.page = self.memory.alloc_page()
-        self.put(self.ss[1] + 8, self.page | 3)
-
-    def read(self, decl, index: int = 0) -> int:
-        return self.device.read(decl.at(index), decl.size)
-
-    def write(self, decl, value: int, index: int = 0) -> None:
-        self.device.write(decl.at(index), decl.size, value)
-
-    def enable(self) -> None:
-        self.write(Regs.RTADDR, self.root)
-        self.write(Regs.GCMD, GCMD.SRTP.mask)
-        self.write(Regs.GCMD, GCMD.TE.mask)
-
-    def refuse(self, count: int = 1) -> None:
-        """Have `count` requests refused."""
-        for i in range(count):
-            assert self.device.dma_read(R, Iova(0x10000 * (i + 1) + 8), 8) is None
-
 
 @pytest.fixture
 def w():
@@ -75,7 +44,8 @@ def test_capabilities_are_honest(w: Wired) -> None:
     assert Regs.FRCD_LOW.count == cap.NFR + 1
     assert Regs.IVA.offset == ecap.IRO * 16
     assert (cap.MGAW, cap.SAGAW, cap.SSLPS, cap.CM, cap.RWBF) == (47, 6, 3, 0, 0)
-    assert (ecap.PT, ecap.C, ecap.QI, ecap.IR, ecap.DT) == (1, 1, 0, 0, 0)
+    assert (ecap.PT, ecap.C, ecap.QI) == (1, 1, 1)
+    assert (ecap.PASID, ecap.SMTS, ecap.PDS, ecap.DIT) == (0, 0, 0, 0)
 
 
 def test_read_only_registers_and_absent_ones(w: Wired) -> None:
