@@ -9,7 +9,7 @@ Spec: VT-d, queued invalidation interface; register-based invalidation interface
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from virtfn.drivers.secondstage import TablePages
@@ -30,8 +30,7 @@ from virtfn.machine.ports import VirtfnError
 
 __all__ = ["ByQueue", "ByRegister", "Invalidations", "blocks"]
 
-SLOTS = PAGE // DESCRIPTOR_BYTES
-BATCH = 100  # twice, for a second try, and the waits still fit in the ring
+BATCH = 100
 _WORD = (1 << 64) - 1
 _PATIENCE_PS = 10 * MS_PS
 _DEVICE_PATIENCE_PS = 120 * S_PS  # a device may take up to 90 s to answer
@@ -117,19 +116,33 @@ class ByQueue:
 
     def _push(self, part: Sequence[Register]) -> bool:
         """Queue descriptors and a wait, and see it through; False after a time-out of a device."""
+        patience = _PATIENCE_PS
+        if any(isinstance(descriptor, DeviceTlbInvalidation) for descriptor in part):
+            patience = _DEVICE_PATIENCE_PS
+        # Devices that did not answer may hold up some of an earlier batch. And whoever the unit has to call, it calls
+        # now, not between the descriptors and IQT.
+        while not self._until(lambda: self._room() > len(part), _DEVICE_PATIENCE_PS, {}):
+            pass
         self._number = self._number + 1 & 0xFFFFFFFF
         number, first = self._number, self._tail
         wait = InvalidationWait.of(TYPE=InvalidationType.WAIT, SW=1, DATA=number, ADDR=self._status >> 2)
         for i, descriptor in enumerate([*part, wait]):
             self._put(first + i * DESCRIPTOR_BYTES, descriptor)
-        # Moved before the unit is told: what the unit calls may want to invalidate, too.
         self._tail = (first + (len(part) + 1) * DESCRIPTOR_BYTES) % PAGE
         self._unit.write(Regs.IQT, self._tail)
-        asks_devices = any(isinstance(descriptor, DeviceTlbInvalidation) for descriptor in part)
-        deadline = self._unit.clock.now() + (_DEVICE_PATIENCE_PS if asks_devices else _PATIENCE_PS)
-        pause = US_PS
         refused: dict[int, Register] = {}
-        while not self._reached(number):
+        if not self._until(lambda: self._reached(number), patience, refused):
+            return False
+        if refused:
+            words = "; ".join(f"{type(d).__name__} {d}" for d in refused.values())
+            raise VirtfnError(f"the remapping unit refused to invalidate: {words}", errno_name="EIO")
+        return True
+
+    def _until(self, done: Callable[[], bool], patience: int, refused: dict[int, Register]) -> bool:
+        """Wait, clearing errors meanwhile; False after a time-out of a device. refused: what the unit did not take."""
+        deadline = self._unit.clock.now() + patience
+        pause = US_PS
+        while not done():
             status = FSTS(self._unit.read(Regs.FSTS))
             if status.IQE:
                 self._skip(refused)
@@ -144,10 +157,11 @@ class ByQueue:
                     raise VirtfnError(f"the remapping unit hangs: IQH is {head:#x}", errno_name="ETIMEDOUT")
                 self._unit.clock.sleep(pause)
                 pause = min(2 * pause, MS_PS)
-        if refused:
-            words = "; ".join(f"{type(d).__name__} {d}" for d in refused.values())
-            raise VirtfnError(f"the remapping unit refused to invalidate: {words}", errno_name="EIO")
         return True
+
+    def _room(self) -> int:
+        """Count the free slots; one stays empty, as a full ring would look empty."""
+        return (self._unit.read(Regs.IQH) - self._tail - DESCRIPTOR_BYTES) % PAGE // DESCRIPTOR_BYTES
 
     def _reached(self, number: int) -> bool:
         """Tell whether the wait with `number` is done; a later one may have been by now."""

@@ -138,7 +138,7 @@ def test_guest_memory_scattered(rig: Rig, levels: int) -> None:
 def test_largest_pages_that_fit() -> None:
     rig = Rig(GIB * 3 + CHUNK)
     domain = rig.driver.create_domain(1)
-    start = -(-rig.memory.base // GIB) * GIB
+    start = -(-(rig.memory.base + 2 * CHUNK) // GIB) * GIB
     domain.map(Iova(GIB - CHUNK - PAGE), Hpa(start - CHUNK - PAGE), PAGE + CHUNK + GIB + CHUNK + PAGE)
     assert [leaf.shift for leaf in domain.tables.leaves()] == [12, 21, 30, 21, 12]
     domain.map(Iova(8 * GIB + PAGE), Hpa(start), CHUNK)

@@ -23,6 +23,7 @@ from virtfn.hw.vtd.queue import (
     PageGroupResponse,
 )
 from virtfn.hw.vtd.regs import CCMD, EXTENDED_CAPABILITIES, FSTS, IOTLB, IVA, Regs
+from virtfn.kernels.dma import translate
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, VirtualClock
 from virtfn.machine.memory import PAGE, HostMemory
 from virtfn.machine.ports import VirtfnError
@@ -250,6 +251,57 @@ def test_a_device_that_answers_too_often(rig: Rig) -> None:
     rig.driver.submit(DEVICE)
     assert rig.driver.queue_errors == {"ICE": 1}
     assert FSTS(rig.unit.read(Regs.FSTS.offset, 4)).ICE == 0
+
+
+def test_a_device_that_holds_up_more_than_a_ring() -> None:
+    rig = Rig(delay_ps=None)
+    for _ in range(4):
+        with pytest.raises(VirtfnError, match="a device does not answer"):
+            rig.driver.submit(*[DEVICE] * 90)
+    before = len(rig.asked)
+    rig.delay_ps = US_PS
+    rig.driver.submit(DEVICE, ALL)
+    assert len(rig.asked) > before
+    assert not rig.due
+    rig.memory.close()
+
+
+@pytest.mark.parametrize("before", [0, 250])
+def test_a_fault_handler_may_invalidate_in_the_middle_of_it(rig: Rig, before: int) -> None:
+    for _ in range(before):
+        rig.driver.submit()
+        rig.driver.submit(ALL)
+    nested = []
+
+    def on_fault(fault: object) -> None:
+        nested.append(fault)
+        rig.driver.submit(ALL, ALL)
+
+    rig.unit.on_fault = on_fault
+    count = rig.done()
+    assert translate(rig.unit.iommu.row, R, 0x5000, 4, 1) == (0, 0)
+    rig.driver.submit(ALL, ALL, ALL)
+    assert len(nested) == 1
+    assert rig.done() == count + 7
+    assert rig.driver.queue_errors == {}
+
+
+def test_a_fault_handler_may_invalidate_while_a_device_is_awaited() -> None:
+    rig = Rig(delay_ps=100 * US_PS)
+    rig.unit.on_fault = lambda fault: rig.driver.submit(ALL)
+    count = rig.done()
+    plain = rig.clock.sleep
+
+    def sleep(duration_ps: int) -> None:
+        plain(duration_ps)
+        rig.clock.sleep = plain  # type: ignore[method-assign]
+        translate(rig.unit.iommu.row, R, 0x5000, 4, 1)
+
+    rig.clock.sleep = sleep  # type: ignore[method-assign]
+    rig.driver.submit(DEVICE)
+    assert rig.done() == count + 4
+    assert rig.clock.now() < MS_PS
+    rig.memory.close()
 
 
 def test_page_group_responses_go_by_the_queue(rig: Rig) -> None:

@@ -149,13 +149,16 @@ class InvalidationQueue(Handlers):
         self._waits.clear()
         self._regs.poke(Regs.IQH, 0, 0)
 
-    def run(self) -> None:
-        """Give up on devices that are late, then do what the queue holds until it is empty, or must wait."""
+    def expire(self) -> None:
+        """Give up on devices that are late; then software has to clear FSTS.ITE before anything more is done."""
         if late := self._device_tlbs.expire():
             self.counts["device_tlb_timeouts"] += len(late)
             self.counts["waits_dropped"] += len(self._waits)
             self._waits.clear()
             self._faults.raise_status(FSTS.ITE)
+
+    def run(self) -> None:
+        """Do what the queue holds until it is empty, or must wait."""
         # Devices and software that are called below may call back; the outer call goes on for them.
         if self._fetching:
             return

@@ -170,7 +170,7 @@ class IommuUnit(Handlers):
         return done == len(payload)
 
     def service(self) -> None:
-        """Send the messages that kernels met, record the faults, and go on with the queue."""
+        """Send the messages that kernels met, record the faults, and give up on device TLBs that are late."""
         unit = self.iommu.unit[0]
         self.interrupts.send_written()
         # Taken before it is told: whoever is told may come back here.
@@ -187,7 +187,7 @@ class IommuUnit(Handlers):
         if lost:
             self._lost_seen += lost
             self._recording.overflow(lost)
-        self._queue.run()
+        self._queue.expire()
 
     def faults(self) -> list[Fault]:
         """List the latest faults, oldest first, whether or not software has read and cleared their records."""

@@ -243,6 +243,8 @@ def test_a_wait_that_tells_nobody_is_done(q: Queued) -> None:
 
 
 def test_tail_beyond_the_queue(q: Queued) -> None:
+    for _ in range(256):
+        q.place(NOTHING)
     q.write(Regs.IQT, 4096)
     assert (q.errors.IQE, q.head) == (1, 0)
     q.write(Regs.FSTS, FSTS.IQE.mask)
