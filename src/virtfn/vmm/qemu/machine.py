@@ -1,0 +1,127 @@
+"""What a guest's virtual machine is made of, as arguments for QEMU.
+
+    pcie.0 --+-- rp0 (slot 1) -- a function over vfio-user, plugged at start or at any time later
+             +-- rp1 (slot 2) -- ...
+             +-- whatever `extra` asks for
+
+Guest memory is a shared memfd, so that QEMU can hand it to the vfio-user server. There is no display, no disk and no
+default device; the two serial ports are the console and the agent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu.acceleration import Acceleration
+from virtfn.vmm.qemu.find import Qemu
+
+__all__ = ["Function", "Machine", "port_name"]
+
+MAX_SLOTS = 14
+MIN_MEMORY_MIB = 64
+MAX_MEMORY_MIB = 1 << 20
+MESSAGE_TIMEOUT_MS = 600_000  # QEMU drops the connection for good after an answer later than this
+_FIRST_PORT = 0x10
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
+
+
+def port_name(slot: int) -> str:
+    """Return the id of the root port of a slot, which is the bus to plug into."""
+    return f"rp{slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A PCI function served over vfio-user. id: its name in QEMU; socket: where its server listens already.
+
+    properties: further properties of QEMU's vfio-user-pci, such as {"bootindex": 1}.
+    """
+
+    id: str
+    socket: Path
+    properties: dict[str, str | int | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse names that QEMU would refuse."""
+        if not _ID.fullmatch(self.id) or re.fullmatch(r"rp\d+|ram", self.id):
+            raise VirtfnError(f"'{self.id}' is not a name for a device of QEMU", errno_name="EINVAL")
+
+    def device(self, slot: int) -> dict[str, object]:
+        """Return the arguments of device_add (or of -device) that plug it into a slot."""
+        return {
+            "driver": "vfio-user-pci",
+            "id": self.id,
+            "bus": port_name(slot),
+            "socket": {"type": "unix", "path": str(self.socket)},
+            "x-msg-timeout": MESSAGE_TIMEOUT_MS,
+            **self.properties,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A guest to be started. append: the kernel's command line, after the console; slots: hot-plug slots.
+
+    functions: plugged in from the start, into slots 0, 1, ...; extra: further arguments for QEMU as they are; those of
+    a -device may name bus pcie.0 with addr 1 to 0xf. reboot: whether a guest's reboot restarts it or ends QEMU.
+    """
+
+    name: str
+    kernel: Path
+    initrd: Path | None = None
+    append: str = ""
+    memory_mib: int = 512
+    cpus: int = 1
+    slots: int = 4
+    functions: tuple[Function, ...] = ()
+    extra: tuple[str, ...] = ()
+    reboot: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work; raise VirtfnError."""
+        if not _NAME.fullmatch(self.name):
+            raise VirtfnError(
+                f"guest name '{self.name}': letters, digits, '_', '.', '-', at most 32", errno_name="EINVAL"
+            )
+        for file in (self.kernel, self.initrd):
+            if file is not None and not file.is_file():
+                raise VirtfnError(f"guest {self.name}: no file {file}", errno_name="ENOENT")
+        for what, value, low, high in (
+            ("memory-mib", self.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB),
+            ("cpus", self.cpus, 1, 255),
+            ("slots", self.slots, len(self.functions), MAX_SLOTS),
+        ):
+            if not low <= value <= high:
+                raise VirtfnError(f"guest {self.name}: {what} {value} is not in {low}..{high}", errno_name="EINVAL")
+        if len({function.id for function in self.functions}) < len(self.functions):
+            raise VirtfnError(f"guest {self.name}: two functions of one name", errno_name="EEXIST")
+
+    def argv(self, qemu: Qemu, acceleration: Acceleration, *, qmp: int, console: int, agent: int) -> list[str]:
+        """Return the command line. qmp, console, agent: file descriptors of connected sockets that QEMU inherits."""
+        argv = [
+            *qemu.command, "-name", self.name, "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none",
+            *acceleration.arguments(), "-smp", str(self.cpus), "-m", f"{self.memory_mib}M",
+            "-M", "q35,memory-backend=ram,sata=off,smbus=off",
+            "-object", f"memory-backend-memfd,id=ram,size={self.memory_mib}M,share=on",
+            "-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp",
+            "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
+            "-chardev", f"socket,id=agent,fd={agent}", "-serial", "chardev:agent",
+            "-kernel", str(self.kernel), "-append", f"console=ttyS0 panic=-1 {self.append}".rstrip(),
+        ]  # fmt: skip
+        if self.initrd is not None:
+            argv += ["-initrd", str(self.initrd)]
+        if not self.reboot:
+            argv.append("-no-reboot")
+        for slot in range(self.slots):
+            # No I/O window: only sixteen would fit, and none of our functions has I/O space.
+            place = f"bus=pcie.0,addr={_FIRST_PORT + slot:#x},chassis={slot + 1},slot={slot + 1},io-reserve=0"
+            argv += ["-device", f"pcie-root-port,id={port_name(slot)},{place}"]
+        for slot, function in enumerate(self.functions):
+            argv += ["-device", json.dumps(function.device(slot))]
+        return [*argv, *self.extra]
