@@ -375,13 +375,23 @@ class World:
                     break
                 if rng.random() < 0.7:
                     self.serve()
-                if rng.random() < 0.01:
-                    Peer(self.server, hello=False).sock.close()
+                if rng.random() < 0.02:
+                    self.knock()
         except BaseException:
             print("last messages:", *hostile.log, sep="\n  ")
             raise
         finally:
             hostile.close()
+
+    def knock(self) -> None:
+        """Let another client come while the device is taken, or may be."""
+        other = Hostile(self.server, self.rng, self.folder)
+        try:
+            for _ in range(self.rng.randrange(4)):
+                other.act()
+                self.serve()
+        finally:
+            other.close()
 
     def check(self) -> None:
         """Everything of the last client is gone, and the next one is served."""

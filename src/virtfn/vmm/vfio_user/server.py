@@ -2,6 +2,7 @@
 
     epoll (this is `fileno`) --+-- listening socket
                                +-- the client's socket
+                               +-- a few of others, that are told EBUSY
 
 Whoever embeds it waits until `fileno()` is readable, alone or among others, and calls `serve()`.
 """
@@ -23,9 +24,10 @@ from virtfn.vmm.vfio_user.client import Client, Limits, Offer
 from virtfn.vmm.vfio_user.connection import Connection
 from virtfn.vmm.vfio_user.device import VfioUserDevice
 from virtfn.vmm.vfio_user.memory import DmaMapper, MmapMapper
-from virtfn.vmm.vfio_user.messages import DroppedError
+from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, NO_REPLY, DroppedError, error_reply
 
 _ACCEPTS = 8  # in one call of `serve`
+_OTHERS = 4
 
 
 class Server:
@@ -54,10 +56,12 @@ class Server:
         self._counters: Counter[str] = Counter()
         self._client: Client | None = None
         self._client_fd = -1
+        self._others: dict[int, Connection] = {}
         self._last_refusal = ""
         self._listening, self._identity = _listen(self.path)
         self._epoll = select.epoll()
-        self._epoll.register(self._listening, select.EPOLLIN)
+        self._door = self._listening.fileno()
+        self._epoll.register(self._door, select.EPOLLIN)
 
     def __enter__(self) -> Server:
         return self
@@ -92,8 +96,10 @@ class Server:
         ready = dict(self._epoll.poll(0))
         events = ready.pop(self._client_fd, 0)
         served = self._serve_client(events, budget) if events else 0
+        for fd in ready.keys() & self._others.keys():
+            self._tell_busy(fd)
         # A client that has hung up is about to make room; the next one waits at the door meanwhile.
-        if ready and not self._epoll.closed and (self._client is None or not events & select.EPOLLHUP):
+        if self._door in ready and not self._epoll.closed and (self._client is None or not events & select.EPOLLHUP):
             self._accept()
         return served
 
@@ -123,20 +129,42 @@ class Server:
             except OSError:
                 self._counters["accept-failed"] += 1
                 return
+            limits = self._offer.limits
             if self._client is not None:
                 self._counters["turned-away"] += 1
-                sock.close()
+                if len(self._others) == _OTHERS:
+                    self._hang_up(next(iter(self._others)))
+                self._others[sock.fileno()] = Connection(sock, self._epoll, limits.max_msg_fds, FIRST_MESSAGE)
                 continue
             self._counters["connected"] += 1
-            limits = self._offer.limits
             connection = Connection(sock, self._epoll, limits.max_msg_fds, limits.max_output)
             self._client, self._client_fd = Client(connection, self._offer, self._counters), connection.fileno()
+
+    def _tell_busy(self, fd: int) -> None:
+        """Answer a client that has to go, and let it hang up: QEMU aborts if that is done to it while it starts."""
+        connection = self._others[fd]
+        try:
+            message = connection.receive()
+        except DroppedError:
+            self._hang_up(fd)
+            return
+        if message is not None:
+            message.close_fds()
+            if not message.header.is_reply and not message.header.flags & NO_REPLY:
+                connection.send(error_reply(message.header, errno.EBUSY))
+        if connection.lost:
+            self._hang_up(fd)
+
+    def _hang_up(self, fd: int) -> None:
+        self._others.pop(fd).close()
 
     def close(self) -> None:
         """End the client, remove the socket. Closing twice is harmless."""
         if self._epoll.closed:
             return
         self._drop("server-closed")
+        for fd in list(self._others):
+            self._hang_up(fd)
         self._epoll.close()
         self._listening.close()
         with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """DMA by messages, for memory that the client did not share, and for messages of interrupts.
 
     dma_write(iova, 3 MiB) -> DMA_WRITE 1 MiB, 1 MiB, 1 MiB -> three answers, in any order -> done(b"", 0)
+    dma_read(iova, 64 KiB) -> DMA_READ 32 KiB, 32 KiB       -> two answers, in any order   -> done(64 KiB, 0)
 
 Nobody waits: the answer comes by a callback out of `Server.serve`. A client serves these requests while it waits for
 answers of ours, or not: waiting for them inside an access would hang both.
@@ -17,6 +18,9 @@ from typing import TypeAlias
 
 from virtfn.vmm.vfio_user.connection import Connection, Message
 from virtfn.vmm.vfio_user.messages import DMA_ACCESS, ERROR, U64, Command, request
+
+# QEMU loses the rest of an answer that its socket takes in part. Linux takes so many bytes whole, or not at all.
+_WHOLE_BYTES = 32 << 10
 
 Done: TypeAlias = Callable[[bytes, int], None]
 """Called once at the end of a transfer, with what was read and an errno: 0 if all went well, else nothing was read."""
@@ -45,6 +49,7 @@ class Transfers:
     def __init__(self, connection: Connection, largest: int, limit: int, room: int) -> None:
         self._connection = connection
         self._largest = largest
+        self._most_read = min(largest, _WHOLE_BYTES)
         self._limit = limit
         self._room = room
         self._parts: dict[int, _Part] = {}
@@ -52,25 +57,27 @@ class Transfers:
 
     def read(self, iova: int, count: int, done: Done) -> None:
         """Ask for `count` bytes of the client's memory."""
-        if self._begin(iova, count, 0, done):
-            transfer = _Transfer(done, bytearray(count), -(-count // self._largest))
-            for at, size in self._cut(count):
+        if self._begin(iova, count, self._most_read, 0, done):
+            parts = self._cut(count, self._most_read)
+            transfer = _Transfer(done, bytearray(count), len(parts))
+            for at, size in parts:
                 self._ask(Command.DMA_READ, transfer, iova, at, size, b"")
 
     def write(self, iova: int, data: bytes, done: Done | None) -> None:
         """Write to the client's memory; without `done` no answer is asked for."""
         if done is None:
-            for at, size in self._cut(len(data)):
+            for at, size in self._cut(len(data), self._largest):
                 body = DMA_ACCESS.pack((iova + at) % U64, size) + data[at : at + size]
                 self._connection.send(request(self._new_id(), Command.DMA_WRITE, body, no_reply=True))
-        elif self._begin(iova, len(data), len(data), done):
-            transfer = _Transfer(done, bytearray(), -(-len(data) // self._largest))
-            for at, size in self._cut(len(data)):
+        elif self._begin(iova, len(data), self._largest, len(data), done):
+            parts = self._cut(len(data), self._largest)
+            transfer = _Transfer(done, bytearray(), len(parts))
+            for at, size in parts:
                 self._ask(Command.DMA_WRITE, transfer, iova, at, size, data[at : at + size])
 
-    def _begin(self, iova: int, count: int, output: int, done: Done) -> bool:
+    def _begin(self, iova: int, count: int, largest: int, output: int, done: Done) -> bool:
         """Check a transfer; one that cannot start, or has nothing to do, is done at once."""
-        parts = -(-count // self._largest)
+        parts = -(-count // largest)
         if count <= 0 or self._connection.lost:
             done(b"", errno.ENOTCONN if self._connection.lost else 0)
         elif iova < 0 or iova + count > U64:
@@ -81,8 +88,8 @@ class Transfers:
             return True
         return False
 
-    def _cut(self, count: int) -> list[tuple[int, int]]:
-        return [(at, min(self._largest, count - at)) for at in range(0, count, self._largest)]
+    def _cut(self, count: int, largest: int) -> list[tuple[int, int]]:
+        return [(at, min(largest, count - at)) for at in range(0, count, largest)]
 
     def _ask(self, command: Command, transfer: _Transfer, iova: int, at: int, size: int, data: bytes) -> None:
         number = self._new_id()

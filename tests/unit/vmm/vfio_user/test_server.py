@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 
 import pytest
 
-from unit.vmm.vfio_user.peer import Board, Peer, settle
+from unit.vmm.vfio_user.peer import Board, Peer, ToldError, open_fds, settle, version
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.vfio_user import Limits, Region, Server, shared_memory
 from virtfn.vmm.vfio_user.messages import HEADER, NO_REPLY, REGION_ACCESS, Command
@@ -55,6 +56,13 @@ def test_a_successors_socket_is_left_alone(tmp_path, board):
 
 def test_one_client_at_a_time(server, peer):
     with Peer(server, hello=False) as second:
+        for _ in range(2):
+            with pytest.raises(ToldError) as told:
+                second.call(Command.VERSION, version({}))
+            assert told.value.errno == errno.EBUSY
+        second.send(Command.VERSION, version({}), flags=NO_REPLY)
+        assert second.quiet()
+        second.send(Command.VERSION, bytes(5000))
         assert second.ended()
     assert server.counters["turned-away"] == 1
     assert peer.read(7, 0, 4) == bytes(4)
@@ -63,6 +71,19 @@ def test_one_client_at_a_time(server, peer):
         assert third.read(7, 0, 4) == bytes(4)
     assert server.counters["connected"] == 2
     assert server.counters["dropped:client-closed"] == 2
+
+
+def test_few_others_are_kept_at_the_door(server, peer):
+    before = open_fds()
+    others = [Peer(server, hello=False) for _ in range(20)]
+    assert open_fds() == before + 20 + 4, "each has a socket here, four have one at the server"
+    assert [other.ended() for other in others] == [True] * 16 + [False] * 4
+    others[-1].raw(bytes(3))
+    assert peer.read(7, 0, 4) == bytes(4)
+    for other in others:
+        other.close()
+    assert open_fds() == before
+    assert server.counters["turned-away"] == 20
 
 
 def test_the_next_client_waits_for_what_the_last_one_left(server, board):

@@ -69,6 +69,12 @@ def test_large_transfers_are_cut(server, board, results, done):
         assert sizes == [(0, 4096), (0, 904), (NO_REPLY, 4096), (NO_REPLY, 904)]
 
 
+def test_answers_fit_a_socket_whole(peer, board, done):
+    board.client.dma_read(0, 100_000, done)
+    asked = [peer.take_dma(READ) for _ in range(4)]
+    assert [count for _, _, count, _ in asked] == [32768, 32768, 32768, 1696]
+
+
 def test_an_error_of_one_part_is_the_transfers(server, board, results, done):
     with Peer(server, max_data_xfer_size=4096) as peer:
         board.client.dma_read(0, 8192, done)
