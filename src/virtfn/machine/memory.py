@@ -7,12 +7,13 @@ physical memory is made of chunks of it, taken in shuffled order:
     guest view      | c0 | c1 | c2 | ...                   one contiguous range: the CPU's own second-level paging
 
 The guest's drivers use the view, as a CPU does through nested paging; devices go through the IOMMU to the scattered
-chunks.
+chunks. Memory that other processes share (a virtual machine's) gets addresses in the same range, behind our own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import random
@@ -35,6 +36,8 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MADV_REMOVE = 9
 _MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_RW = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -51,22 +54,32 @@ def view_bytes(address: int, size: int) -> npt.NDArray[np.uint8]:
 
 
 class HostMemory:
-    """All physical memory of the software machine: `size` bytes, handed out in aligned pieces.
+    """All physical memory of the software machine: `size` bytes, handed out in aligned pieces, and `foreign` of others.
 
     Raises VirtfnError when the system refuses the memory. Pages cost nothing until they are touched.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = -(-size // CHUNK) * CHUNK
+    def __init__(self, size: int, foreign: int = 0) -> None:
+        own = -(-size // CHUNK) * CHUNK
+        self.size = own + -(-foreign // CHUNK) * CHUNK
         # Reserve with slack so that the mapping can start on a chunk boundary: large pages need aligned addresses.
         whole = _map(None, self.size + CHUNK, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        self.fd = os.memfd_create("virtfn-memory", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.size)
         self._reserved = (whole, self.size + CHUNK)
         self.base = Hpa(-(-whole // CHUNK) * CHUNK)
-        _map(self.base, self.size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, self.fd, 0)
+        try:
+            self.fd = os.memfd_create("virtfn-memory", os.MFD_CLOEXEC)
+            os.ftruncate(self.fd, own)
+            _map(self.base, own, _RW, mmap.MAP_SHARED | _MAP_FIXED, self.fd, 0)
+            if self.size > own:
+                self._leave_empty(own, self.size - own)
+        except VirtfnError:
+            _libc.munmap(*self._reserved)
+            os.close(self.fd)
+            raise
         self.bytes = view_bytes(self.base, self.size)
-        self._chunks = list(range(0, self.size, CHUNK))
+        self._chunks = list(range(0, own, CHUNK))
+        self._holes = [(own, self.size - own)]
+        self._adopted: dict[Hpa, int] = {}
         self._pages: list[int] = []
         self._closed = False
 
@@ -112,6 +125,44 @@ class HostMemory:
     def free_page(self, page: Hpa) -> None:
         """Give a page back."""
         self._pages.append(page)
+
+    def adopt(self, fd: int, size: int) -> Hpa:
+        """Give the first `size` bytes of another's file addresses here, starting with a chunk; the file may be closed.
+
+        The file must not shrink as long as it is adopted. Raises VirtfnError when there is no room for it, or the file
+        cannot be mapped for reading and writing.
+        """
+        wanted = -(-size // CHUNK) * CHUNK
+        for i, (start, length) in enumerate(self._holes):
+            if wanted <= length:
+                where = Hpa(self.base + start)
+                _map(where, size, _RW, mmap.MAP_SHARED | _MAP_FIXED | _MAP_NORESERVE, fd, 0)
+                self._holes[i] = start + wanted, length - wanted
+                self._adopted[where] = wanted
+                return where
+        raise VirtfnError(f"no addresses are left for {size} bytes of a virtual machine", errno_name="ENOMEM")
+
+    def abandon(self, where: Hpa) -> None:
+        """Let go of a file that was adopted: from now on its addresses read zero, and writes there are lost.
+
+        Raises VirtfnError if nothing was adopted there.
+        """
+        if where not in self._adopted:
+            raise VirtfnError(f"nothing was adopted at {where:#x}", errno_name="EINVAL")
+        size, start = self._adopted.pop(where), where - self.base
+        self._leave_empty(start, size)
+        holes: list[tuple[int, int]] = []
+        for hole in sorted([*self._holes, (start, size)]):
+            if holes and sum(holes[-1]) == hole[0]:
+                holes[-1] = holes[-1][0], holes[-1][1] + hole[1]
+            else:
+                holes.append(hole)
+        self._holes = holes
+
+    def _leave_empty(self, start: int, size: int) -> None:
+        """Back addresses by nothing in particular: whoever is let through to them by mistake does no harm."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+        _map(self.base + start, size, _RW, flags, -1, 0)
 
     def contains(self, address: int, size: int = 1) -> bool:
         """Tell whether `size` bytes at `address` are memory of this machine."""
@@ -160,9 +211,9 @@ class GuestMemory:
         self.bytes = view_bytes(self.base, size)
 
     def _map_pieces(self) -> None:
-        rights, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+        flags = mmap.MAP_SHARED | _MAP_FIXED
         for i, hpa in enumerate(self.pieces):
-            _map(self.base + i * self.chunk, self.chunk, rights, flags, self._host.fd, hpa - self._host.base)
+            _map(self.base + i * self.chunk, self.chunk, _RW, flags, self._host.fd, hpa - self._host.base)
 
     def mappings(self) -> list[tuple[Gpa, Hpa, int]]:
         """List (guest address, host address, bytes) of every piece, for whoever fills page tables."""
@@ -179,19 +230,31 @@ class GuestMemory:
 
 
 class SharedRegion:
-    """A piece of memory that other processes can map by its `fd`: the registers behind a BAR. size: bytes."""
+    """Memory of a device, parts of which other processes can map: the registers behind a BAR. size: bytes."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, size: int) -> None:
         self.size = -(-size // PAGE) * PAGE
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.size)
-        self.base = Hva(_map(None, self.size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, self.fd, 0))
+        self.base = Hva(_map(None, self.size, _RW, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
         self.bytes = view_bytes(self.base, self.size)
+        self._files: list[int] = []
+
+    def share(self, name: str, offset: int, size: int, lead: int = 0) -> int:
+        """Back whole pages by a file of their own, which cannot change its size; return its descriptor.
+
+        lead: bytes of the file before them. Whoever gets the file reaches nothing else of the region.
+        """
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._files.append(fd)
+        os.ftruncate(fd, lead + size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        _map(self.base + offset, size, _RW, mmap.MAP_SHARED | _MAP_FIXED, fd, lead)
+        return fd
 
     def close(self) -> None:
         """Unmap it; views made of it must not be used afterwards."""
         if self.size:
             _libc.munmap(self.base, self.size)
-            os.close(self.fd)
+            for fd in self._files:
+                os.close(fd)
             self.size = 0
             self.bytes = np.zeros(0, np.uint8)

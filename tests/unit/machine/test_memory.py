@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from virtfn.machine.memory import CHUNK, PAGE, GuestMemory, HostMemory, SharedRegion, view_bytes
@@ -102,10 +103,8 @@ def test_a_view_that_cannot_be_mapped_gives_its_chunks_back(host, monkeypatch):
 
 
 def test_closing_twice_is_harmless():
-    memory, region = HostMemory(CHUNK), SharedRegion("test", 100)
+    memory, region = HostMemory(CHUNK), SharedRegion(100)
     assert region.size == PAGE
-    region.bytes[:] = 9
-    assert os.pread(region.fd, 4, 0) == b"\t\t\t\t"
     for _ in range(2):
         memory.close()
         region.close()
@@ -117,3 +116,49 @@ def test_memory_that_the_system_does_not_have_is_a_clear_error():
         HostMemory(1 << 47)
     assert caught.value.errno_name == "ENOMEM"
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_shared_part_of_a_region_is_a_file_of_its_own():
+    region = SharedRegion(4 * PAGE)
+    fds = [region.share("test", PAGE * n, PAGE, lead=PAGE) for n in (1, 2)]
+    region.bytes[:] = np.repeat(np.arange(4, dtype=np.uint8), PAGE)
+    for n, fd in enumerate(fds, 1):
+        assert os.pread(fd, 3 * PAGE, 0) == bytes(PAGE) + bytes([n]) * PAGE
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+    os.pwrite(fds[0], b"x", PAGE)
+    assert region.bytes[PAGE] == ord("x")
+    region.close()
+
+
+def test_memory_of_others_has_addresses_here():
+    host = HostMemory(CHUNK, foreign=6 * CHUNK)
+    fd = os.memfd_create("other")
+    os.ftruncate(fd, 3 * CHUNK)
+    where = host.adopt(fd, 3 * CHUNK)
+    assert where == host.base + CHUNK
+    assert host.contains(where, 3 * CHUNK)
+    os.pwrite(fd, b"theirs", 5)
+    assert host.bytes[CHUNK + 5 : CHUNK + 11].tobytes() == b"theirs"
+    host.bytes[CHUNK] = 7
+    assert os.pread(fd, 1, 0) == b"\x07"
+    second = host.adopt(fd, PAGE)
+    with pytest.raises(VirtfnError, match="no addresses") as caught:
+        host.adopt(fd, 3 * CHUNK)
+    assert caught.value.errno_name == "ENOMEM"
+    host.abandon(where)
+    assert not host.bytes[CHUNK : 4 * CHUNK].any()
+    host.bytes[CHUNK] = 9
+    assert os.pread(fd, 1, 0) == b"\x07"
+    host.abandon(second)
+    with pytest.raises(VirtfnError, match="nothing was adopted"):
+        host.abandon(second)
+    assert host.adopt(fd, 6 * CHUNK) == where, "the holes are one again"
+    read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    host.abandon(where)
+    with pytest.raises(VirtfnError, match="cannot map"):
+        host.adopt(read_only, CHUNK)
+    assert len(host.alloc_chunks(1)) == 1
+    host.close()
+    os.close(read_only)
+    os.close(fd)

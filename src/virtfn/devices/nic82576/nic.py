@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from virtfn.devices.nic82576.config import BAR_CSR, BAR_IO, BAR_MSIX, Card, build_endpoint
 from virtfn.devices.nic82576.port import Port
-from virtfn.devices.nic82576.registers import RING_PAGES
+from virtfn.devices.nic82576.registers import RING_PAGES, RING_START
 from virtfn.devices.pci import MsiXTable, Place
 from virtfn.hw.bits import Access, RegMap
-from virtfn.hw.i82576 import BAR0_BYTES, VF_BAR0_BYTES, Regs, VfRegs, default_image, vf_view
+from virtfn.hw.i82576 import BAR0_BYTES, Regs, VfRegs, default_image, vf_view
 from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
 from virtfn.kernels.iommu import Iommu
@@ -32,7 +32,6 @@ from virtfn.machine.ports import DeviceHost, Mapping, Reset
 __all__ = ["Nic82576"]
 
 _IO_ADDRESS, _IO_VALUE = 0, 4
-_RING_START = 0x2000
 
 
 def _carried(offset: int, size: int) -> bool:
@@ -192,8 +191,9 @@ class Nic82576:
         place = self.endpoint.find(rid)
         if place is None or place.vf is None or bar != BAR_CSR:
             return []
-        region, at = self.port.registers.region, BAR0_BYTES + place.vf * RING_PAGES
-        return [Mapping(_RING_START, region.bytes[at : at + VF_BAR0_BYTES - _RING_START], region.fd, at)]
+        registers, at = self.port.registers, BAR0_BYTES + place.vf * RING_PAGES
+        pages = registers.region.bytes[at : at + RING_PAGES]
+        return [Mapping(RING_START, pages, registers.files[place.vf], RING_START)]
 
     # Functions come, go, and are reset.
 

@@ -5,7 +5,8 @@
 
 Ring registers of queue q live in the pages of VF q & 7, at 800 + 100 * (q >> 3) of the receive or transmit page,
 whoever owns the queue; the PF's windows on them lead there. The two pages hold nothing but ring registers, so a guest
-can have them mapped, and its tail writes trap nowhere.
+can have them mapped, and its tail writes trap nowhere. They are in a file of their own, at the offset that they have in
+the VF's BAR0.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs
 from virtfn.machine.memory import SharedRegion
 from virtfn.machine.regfile import RegFile
 
-__all__ = ["RING_PAGES", "PortRegisters"]
+__all__ = ["RING_PAGES", "RING_START", "PortRegisters"]
 
-RING_PAGES = 0x2000
+RING_PAGES, RING_START = 0x2000, 0x2000
 _RX_WINDOW, _TX_WINDOW = 0x800, 0x1800
 _RX_MAP, _TX_MAP, _BLOCK = 0xC000, 0xE000, 0x40
 
@@ -47,7 +48,11 @@ class PortRegisters(RegFile):
     """The registers of one port, in memory that can be shared."""
 
     def __init__(self) -> None:
-        self.region = SharedRegion("virtfn-82576", BAR0_BYTES + VFS * RING_PAGES)
+        self.region = SharedRegion(BAR0_BYTES + VFS * RING_PAGES)
+        self.files = [
+            self.region.share(f"virtfn-82576-vf{n}", BAR0_BYTES + n * RING_PAGES, RING_PAGES, lead=RING_START)
+            for n in range(VFS)
+        ]
         super().__init__(Regs, self.region.bytes, BAR0_BYTES, _PLACES)
 
     def rx_block(self, q: int) -> int:
