@@ -23,6 +23,7 @@ CAPACITY = 1 << 20
 REPLAY = 4096  # bytes of the past that a newcomer at the door is shown
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b[=>78cM]|\r")
+_UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 class Recording:
@@ -93,21 +94,23 @@ class Console(Recording):
     def wait_for(self, pattern: str, *, timeout_s: float = 60.0, tick: Tick = rest) -> re.Match[str]:
         """Wait until the console says `pattern`, a regular expression, after what the last call found.
 
-        Raises VirtfnError with the last lines said, when it does not come or QEMU ends.
+        Terminal escapes and carriage returns are not seen. Raises VirtfnError with the last lines said, when it does
+        not come or QEMU ends.
         """
-        wanted = re.compile(pattern.encode(), re.MULTILINE)
+        wanted = re.compile(pattern, re.MULTILINE)
         looked_at = -1
-        found: re.Match[bytes] | None = None
-        start = 0
+        found: re.Match[str] | None = None
 
         def look() -> bool:
-            nonlocal looked_at, found, start
+            nonlocal looked_at, found
             if self.total == looked_at:
                 return False
             looked_at = self.total
             fresh = self.since(self._seen)
-            start = max(self._seen, looked_at - len(fresh))
-            found = wanted.search(fresh)
+            said = fresh.decode("utf-8", "surrogateescape")
+            if found := wanted.search(_UNDECODED.sub("\ufffd", _ESCAPES.sub("", said))):
+                past = said[: _end_with_escapes(said, found.end())]
+                self._seen = max(self._seen, looked_at - len(fresh)) + len(past.encode("utf-8", "surrogateescape"))
             return found is not None
 
         try:
@@ -116,12 +119,7 @@ class Console(Recording):
             said = self.text(8)
             raise VirtfnError(f"{error}; it said last:\n{said}" if said else str(error)) from error
         assert found is not None
-        self._seen = start + found.end()
-        match = re.search(pattern, found[0].decode("utf-8", "replace"), re.MULTILINE)
-        if match is None:  # the pattern looks around: give it the whole
-            match = re.search(pattern, found.string.decode("utf-8", "replace"), re.MULTILINE)
-        assert match is not None
-        return match
+        return found
 
     async def open_door(self, path: Path) -> None:
         """Listen at `path`: who connects sees the console and types into it. Call it in the guest's loop."""
@@ -149,3 +147,12 @@ class Console(Recording):
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _end_with_escapes(said: str, end: int) -> int:
+    """Turn a position in `said` without its escapes into one in `said`."""
+    for escape in _ESCAPES.finditer(said):
+        if escape.start() >= end:
+            break
+        end += len(escape[0])
+    return end

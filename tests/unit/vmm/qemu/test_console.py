@@ -42,6 +42,15 @@ def test_each_wait_goes_on_where_the_last_one_ended() -> None:
     assert a.wait_for(r"(?<=last )line$")[0] == "line"
 
 
+def test_a_wait_sees_no_escapes() -> None:
+    a, _ = console()
+    a.feed(b"\x1b[1mguest:~# \x1b[6n\xc3\xa9\xff \x1b[0mon\x1b[Ke\r\ntwo")
+    assert a.wait_for("~# ")[0] == "~# "
+    assert a.wait_for("^.* one$")[0] == "\xe9\ufffd one"
+    assert a.wait_for("^t")[0] == "t"
+    assert a.wait_for("wo$")[0] == "wo"
+
+
 def test_a_wait_outlives_a_flood() -> None:
     a, _ = console()
     flood = iter([b"x" * CAPACITY, b"y" * (2 * CAPACITY), b"\ndone\n"])
