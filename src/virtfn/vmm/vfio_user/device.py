@@ -123,18 +123,23 @@ class VfioUserDevice(Protocol):
 
     def reset(self) -> None:
         """Reset the device: the machine was reset, or the device has just been plugged."""
+        return
 
     def connected(self, client: Client) -> None:
         """Take note of a client; what it offers (memory, interrupts) lasts until `disconnected`."""
+        return
 
     def disconnected(self) -> None:
         """Forget the client; its memory and interrupts are gone already."""
+        return
 
     def dma_mapped(self, iova: int, size: int, prot: int) -> None:
         """Take note of memory that can be accessed now. prot: PROT_READ, PROT_WRITE."""
+        return
 
     def dma_unmapped(self, iova: int, size: int) -> None:
         """Let go of memory, before the client is told that it is unmapped."""
+        return
 
 
 def split(offset: int, count: int, widest: int = 4) -> Iterator[tuple[int, int]]:
