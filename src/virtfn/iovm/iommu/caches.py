@@ -1,0 +1,98 @@
+"""What a remapping unit that runs has cached: in numbers, and for one request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from virtfn.kernels.iommu import INTERRUPT_SLOTS, Iommu
+
+__all__ = [
+    "Cached",
+    "CachedContext",
+    "CachedPage",
+    "InUse",
+    "cached_context",
+    "cached_interrupt",
+    "cached_page",
+    "count_cached",
+]
+
+_LOW = (1 << 64) - 1
+
+
+class InUse(TypedDict):
+    """IOTLB entries of one domain and page size."""
+
+    domain: int
+    page_bytes: int
+    entries: int
+
+
+class Cached(TypedDict):
+    """How full the caches are. entries: what the IOTLB has room for."""
+
+    entries: int
+    in_use: list[InUse]
+    contexts: int
+    interrupts: int
+
+
+class CachedContext(NamedTuple):
+    """What the context cache has for a requester."""
+
+    domain: int
+    table: int
+    level: int
+    pass_through: bool
+
+
+class CachedPage(NamedTuple):
+    """An IOTLB entry. rights: bit 0 read, bit 1 write."""
+
+    iova: int
+    hpa: int
+    bytes: int
+    rights: int
+
+
+def count_cached(iommu: Iommu) -> Cached:
+    """Count what the caches hold."""
+    rows = iommu.iotlb[iommu.iotlb["rights"] != 0]
+    uses = Counter(rows["key"].tolist())
+    return {
+        "entries": len(iommu.iotlb),
+        "in_use": [
+            {"domain": key >> 6, "page_bytes": 1 << (key & 63), "entries": count} for key, count in sorted(uses.items())
+        ],
+        "contexts": int(iommu.unit[0]["cached"]),
+        "interrupts": int(np.count_nonzero(iommu.block[0]["interrupts"]["index"])),
+    }
+
+
+def cached_context(iommu: Iommu, rid: int) -> CachedContext | None:
+    """Find what the context cache has for a requester."""
+    row = iommu.contexts[rid]
+    if not row["limit"]:
+        return None
+    return CachedContext(int(row["domain"]), int(row["table"]) & _LOW, int(row["level"]), bool(row["bypass"]))
+
+
+def cached_page(iommu: Iommu, rid: int, domain: int, iova: int, write: bool) -> CachedPage | None:
+    """Find the IOTLB entry that serves a request, as the unit looks for it: the size last seen first, then by size."""
+    last = int(iommu.contexts[rid]["key"]) & 63
+    for shift in (last, 12, 21, 30):
+        found = (iommu.iotlb["key"] == (domain << 6 | shift)) & (iommu.iotlb["page"] == iova >> shift)
+        for row in iommu.iotlb[found & (iommu.iotlb["rights"] >> int(write) & 1 == 1)]:
+            return CachedPage(iova >> shift << shift, int(row["hpa"]), 1 << shift, int(row["rights"]))
+    return None
+
+
+def cached_interrupt(iommu: Iommu, index: int) -> int | None:
+    """Find the 128 bits that the interrupt entry cache has for a table entry."""
+    row = iommu.block[0]["interrupts"][index % INTERRUPT_SLOTS]
+    if int(row["index"]) != index + 1:
+        return None
+    return int(row["low"]) & _LOW | (int(row["high"]) & _LOW) << 64
