@@ -19,7 +19,7 @@ from virtfn.iovm.iommu.explanation import Verdict
 from virtfn.iovm.iommu.state import HostPages, UnitState
 from virtfn.iovm.iommu.tables import TableReader
 from virtfn.iovm.iommu.walk import explain
-from virtfn.kernels.dma import invalidate_contexts, invalidate_iotlb, translate
+from virtfn.kernels.dma import translate
 from virtfn.kernels.iommu import FAULT_SLOTS, Iommu
 from virtfn.kernels.irqremap import BLOCKED, DELIVERED, POSTED, invalidate_interrupts, remap_interrupt
 from virtfn.machine.memory import HostMemory
@@ -84,8 +84,8 @@ def agree(arena: pagewalk.Arena, rid: int, iova: int, write: int) -> None:
     assert caches is not None
     assert caches["context"] != "stale"
     assert caches["iotlb"] is None or not caches["iotlb"]["stale"]
-    invalidate_contexts(arena.iommu.row, 0, 0, -1)
-    invalidate_iotlb(arena.iommu.row, -1)
+    pagewalk.invalidate_contexts(arena.iommu.row, 0, 0, -1)
+    pagewalk.invalidate_iotlb(arena.iommu.row, -1)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtfn import __version__
+from virtfn.api.control import Control
+from virtfn.api.iommu import iommu_methods, save_iommu
 from virtfn.api.lab import Lab, refuse_unsupported
 from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
 from virtfn.api.report import GuestReport, IommuReport, PfReport, Progress, Report, Totals
@@ -61,6 +63,7 @@ class _Run:
         self._shown = 0
         self._last = (self.started, 0, 0)
         self.recorder: Recorder | None = None
+        self.control: Control | None = None
         self._interfaces: dict[tuple[int, int | None], int] = {}
 
     def tell(self, phase: str, *, force: bool = False) -> None:
@@ -133,7 +136,7 @@ class _Run:
                 workload,
                 wire=pf.wire,
                 on_capture=lambda pf=pf: self._drain(pf),  # type: ignore[misc]
-                on_tick=lambda: self.tell("running"),
+                on_tick=self._tick,
             )
             self.groups.append(_Group(pf, runs, workload, engine))
 
@@ -171,10 +174,27 @@ class _Run:
         self.moving_ps = self.clock.now() - before
         return done
 
+    def _tick(self) -> None:
+        self.tell("running")
+        if self.control is not None:
+            self.control.serve()
+
+    def keep(self, control: Control) -> None:
+        """Keep the machine at work and answer questions, until interrupted."""
+        self.tell("kept up: virtfn iommu show looks at it, Ctrl-C ends it", force=True)
+        control.keep(lambda: [group.engine.step() for group in self.groups])
+
     def unfinished(self) -> str:
         """Say whose work is not done."""
         names = [group.runs[g].lab.name for group in self.groups for g in group.workload.unfinished()]
         return f"{', '.join(names)} cannot go on" if names else "frames wait in the NIC and nobody takes them"
+
+    def close(self) -> None:
+        """Close what the run has opened."""
+        if self.control is not None:
+            self.control.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     # The report.
 
@@ -317,11 +337,17 @@ def run_lab(
     capture: Path | None = None,
     trace: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    controlled: bool = False,
+    keep: bool = False,
+    save_state: Path | None = None,
 ) -> Report:
     """Run a lab from nothing to nothing and report.
 
-    capture: where to record what each function sent and received. trace: where to write what happened. Raises
-    VirtfnError if a part refuses, or the work gets stuck.
+    capture: where to record what each function sent and received. trace: where to write what happened. controlled:
+    whether others can ask it while it runs. keep: whether it stays up after its work, until interrupted, and can be
+    asked. save_state: where to write the state of the IOMMU at the end of the work.
+
+    Raises VirtfnError if a part refuses, the work gets stuck, or others can ask a lab of that name already.
     """
     refuse_unsupported(lab)
     run = _Run(lab, capture, progress)
@@ -329,19 +355,30 @@ def run_lab(
     run.compile()
     longest = int(frames.lengths.max()) + 4 if frames is not None and len(frames) else lab.workload.frame_bytes
     mtu = min(max(1500, longest - 18), 9706)
-    machine = Machine(lab, run.clock, mtu=mtu, trace=trace)
+    if controlled or keep:
+        run.control = Control(lab.name, {})
     try:
+        machine = Machine(lab, run.clock, mtu=mtu, trace=trace)
+    except BaseException:
+        run.close()
+        raise
+    try:
+        if run.control is not None:
+            run.control.methods.update(iommu_methods(machine.host, lab.name))
         run.tell("starting", force=True)
         machine.start(lambda: run.tell("starting"))
         run.prepare(machine, frames)
         if not run.work():
             raise VirtfnError(f"the work got stuck: {run.unfinished()}", errno_name="ETIMEDOUT")
         report = run.report(machine)
+        if save_state is not None:
+            save_iommu(machine.host, save_state)
+        if keep and run.control is not None:
+            run.keep(run.control)
         run.tell("stopping", force=True)
         machine.stop()
     finally:
         machine.close()
-        if run.recorder is not None:
-            run.recorder.close()
+        run.close()
     report["elapsed_s"] = round((run.clock.now() - run.started) / S_PS, 3)
     return report

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from virtfn import __version__
-from virtfn.cli.outputs import STDOUT, claim, write_json
+from virtfn.cli.iommu import iommu
+from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
     from virtfn.api.lab import Lab
 
 __all__ = ["cli", "main"]
@@ -32,13 +31,6 @@ __all__ = ["cli", "main"]
 _Command = TypeVar("_Command", bound=Callable[..., None])
 SIGPIPE_STATUS = 141
 INTERRUPTED = 130
-
-
-def json_option(command: _Command) -> _Command:
-    """Give a command its --json FILE."""
-    return click.option("--json", "json_to", metavar="FILE", help="Write one JSON document; -: standard output.")(
-        command
-    )
 
 
 def lab_argument(command: _Command) -> _Command:
@@ -57,12 +49,21 @@ def cli() -> None:
 @json_option
 @click.option("--capture", metavar="FILE.pcapng", help="Record what each function sends and receives.")
 @click.option("--trace", metavar="FILE", help="Write register accesses, mailbox messages, interrupts and faults.")
-def run(lab_file: str | None, json_to: str | None, capture: str | None, trace: str | None) -> None:
+@click.option("--keep", is_flag=True, help="Keep the lab up after its work, until Ctrl-C.")
+@click.option("--save-iommu", metavar="FILE.npz", help="Save the IOMMU's tables and counters at the end of the work.")
+def run(
+    lab_file: str | None,
+    json_to: str | None,
+    capture: str | None,
+    trace: str | None,
+    keep: bool,
+    save_iommu: str | None,
+) -> None:
     """Bring a lab up, run its workload, take it down, report.
 
-    Without a file: the built-in lab, two guests with a VF each.
+    Without a file: the built-in lab, two guests with a VF each. While it runs, other commands can ask it.
     """
-    outputs = {"--json": json_to, "--capture": capture, "--trace": trace}
+    outputs = {"--json": json_to, "--capture": capture, "--trace": trace, "--save-iommu": save_iommu}
     claim(outputs, lab_file)
     lab = _lab(lab_file)
     claim(outputs, lab_file, lab.workload.pcap)
@@ -73,9 +74,17 @@ def run(lab_file: str | None, json_to: str | None, capture: str | None, trace: s
     from virtfn.api.run import run_lab
     from virtfn.cli.progress import Watcher
 
-    with Watcher(_console(stderr=True), quiet=json_to == STDOUT) as watcher:
-        report = run_lab(lab, capture=_path(capture), trace=_path(trace), progress=watcher)
-    _deliver(json_to, report, lambda: render(report))
+    with Watcher(console(stderr=True), quiet=json_to == STDOUT) as watcher:
+        report = run_lab(
+            lab,
+            capture=_path(capture),
+            trace=_path(trace),
+            progress=watcher,
+            controlled=True,
+            keep=keep,
+            save_state=_path(save_iommu),
+        )
+    deliver(json_to, report, lambda: render(report))
     judged = verdict(report)
     if not judged.passed:
         raise click.ClickException(judged.words)
@@ -120,9 +129,9 @@ def bench(json_to: str | None, frame_bytes: tuple[int, ...], vfs: int, seconds: 
     from virtfn.api.report import render_bench
     from virtfn.cli.progress import Watcher
 
-    with Watcher(_console(stderr=True), quiet=json_to == STDOUT) as watcher:
+    with Watcher(console(stderr=True), quiet=json_to == STDOUT) as watcher:
         report = run_bench(list(frame_bytes) or [64, 512, 1518], vfs, seconds, watcher)
-    _deliver(json_to, report, lambda: render_bench(report))
+    deliver(json_to, report, lambda: render_bench(report))
 
 
 @cli.command()
@@ -133,7 +142,10 @@ def doctor(json_to: str | None) -> None:
     from virtfn.api.doctor import examine, render_doctor
 
     document = examine()
-    _deliver(json_to, document, lambda: render_doctor(document))
+    deliver(json_to, document, lambda: render_doctor(document))
+
+
+cli.add_command(iommu)
 
 
 def _lab(file: str | None) -> Lab:
@@ -144,22 +156,6 @@ def _lab(file: str | None) -> Lab:
 
 def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False)
-    # A log or a file has no width; tables there are as wide as they need.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
-def _deliver(json_to: str | None, document: object, picture: Callable[[], RenderableType]) -> None:
-    """Write the JSON where it was asked for, and the picture unless the JSON has standard output to itself."""
-    if json_to is not None:
-        write_json(json_to, document)
-    if json_to != STDOUT:
-        _console().print(picture())
 
 
 def _fail(message: str, status: int) -> int:

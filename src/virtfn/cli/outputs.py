@@ -7,13 +7,27 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-__all__ = ["STDOUT", "claim", "write_json"]
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["STDOUT", "claim", "console", "deliver", "json_option", "write_json"]
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 STDOUT = "-"
+
+
+def json_option(command: _Command) -> _Command:
+    """Give a command its --json FILE."""
+    return click.option("--json", "json_to", metavar="FILE", help="Write one JSON document; -: standard output.")(
+        command
+    )
 
 
 def claim(outputs: dict[str, str | None], *inputs: str | Path | None) -> None:
@@ -68,3 +82,20 @@ def write_json(name: str, document: object) -> None:
         Path(name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{name}: cannot be written ({error.strerror})") from None
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Open standard output or standard error for rich text."""
+    from rich.console import Console
+
+    opened = Console(stderr=stderr, highlight=False)
+    # A log or a file has no width; tables there are as wide as they need.
+    return opened if opened.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def deliver(json_to: str | None, document: object, picture: Callable[[], RenderableType]) -> None:
+    """Write the JSON where it was asked for, and the picture unless the JSON has standard output to itself."""
+    if json_to is not None:
+        write_json(json_to, document)
+    if json_to != STDOUT:
+        console().print(picture())

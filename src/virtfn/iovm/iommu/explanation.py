@@ -107,7 +107,7 @@ def fault_verdict(refused: Refused) -> Verdict:
     fate = "recorded" if recorded else "not recorded: FPD suppresses it"
     return {
         "outcome": "fault",
-        "words": f"fault {int(reason):#x}, {reason.text}; {fate}",
+        "words": f"{int(reason):#x}, {reason.text}; {fate}",
         "reason": reason.text,
         "code": int(reason),
         "recorded": recorded,

@@ -32,7 +32,7 @@ __all__ = ["MAX_TABLES", "Broken", "DomainView", "InterruptView", "Mapping", "Re
 
 MAX_TABLES = 1 << 14
 MAX_MAPPINGS = 1 << 12
-MAX_TARGETS = 1 << 12
+MAX_ALL_MAPPINGS = 1 << 16
 MAX_LISTED = 1 << 12
 _READ, _WRITE = SecondStageEntry.R.mask, SecondStageEntry.W.mask
 _ADDR = SecondStageEntry.ADDR.mask
@@ -126,6 +126,7 @@ class TableReader:
     def __init__(self, state: UnitState, tables: int = MAX_TABLES) -> None:
         self.state = state
         self.budget = tables
+        self.room = MAX_ALL_MAPPINGS
         self.broken: list[Broken] = []
         self.truncated = False
 
@@ -199,10 +200,11 @@ class TableReader:
 
     def _domain(self, did: int, kind: int, aw: int, table: int, rids: list[str]) -> DomainView:
         passing = kind == Translation.PASS_THROUGH
-        found = _Mappings(self.state, self.budget)
+        found = _Mappings(self.state, self.budget, min(self.room, MAX_MAPPINGS))
         if not passing:
             found.read(table, aw + 2, 0, _READ | _WRITE, limit_of(ContextEntry.of(AW=aw)))
         self.budget -= found.tables
+        self.room -= len(found.mappings)
         self.truncated |= found.truncated
         return {
             "id": did,
@@ -227,11 +229,15 @@ def _pairs(page: Words | None) -> Iterator[tuple[int, int]]:
 
 
 class _Mappings:
-    """What one tree of second-stage tables maps, merged while it is read. budget: pages that may be read."""
+    """What one tree of second-stage tables maps, merged while it is read.
 
-    def __init__(self, state: UnitState, budget: int) -> None:
+    budget: pages that may be read. room: how many mappings, and pieces of memory behind them, may be listed.
+    """
+
+    def __init__(self, state: UnitState, budget: int, room: int) -> None:
         self._state = state
         self._budget = budget
+        self._room = room
         self.tables = 0
         self.broken = 0
         self.truncated = False
@@ -285,7 +291,7 @@ class _Mappings:
         last = self.mappings[-1] if self.mappings else None
         if last and last["iova"] + last["bytes"] == iova and (last["read"], last["write"]) == (read, write):
             last["bytes"] += size
-        elif len(self.mappings) == MAX_MAPPINGS:
+        elif len(self.mappings) == self._room:
             self.truncated = True
             return
         else:
@@ -293,5 +299,5 @@ class _Mappings:
         piece = self.targets[-1] if self.targets else None
         if piece and (piece["iova"] + piece["bytes"], piece["hpa"] + piece["bytes"]) == (iova, hpa):
             piece["bytes"] += size
-        elif len(self.targets) < MAX_TARGETS:
+        elif len(self.targets) < self._room:
             self.targets.append({"iova": iova, "hpa": hpa, "bytes": size})

@@ -1,0 +1,360 @@
+"""Ask a lab that runs: a socket by its name, one line of JSON in, one line of JSON back.
+
+    -> {"method": "iommu.show", "params": {...}}
+    <- {"result": ...}  or  {"error": {"message": ..., "errno": ...}}
+
+The lab serves it from its own loop, between two breaths of the data plane, with neither a thread nor a wait. Clients
+are of the same user, but may be anything: what they send is bounded, and who asks badly is told so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import selectors
+import signal
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from virtfn.machine.ports import VirtfnError
+
+__all__ = ["Control", "Handler", "Params", "ask", "running_labs"]
+
+Params = Mapping[str, object]
+Handler = Callable[[Params], object]
+"""Takes the params of a request, returns what JSON can hold. Raises VirtfnError to refuse."""
+
+MAX_REQUEST = 1 << 16
+MAX_ANSWER = 1 << 26
+MAX_CLIENTS = 16
+_IN_LINE = 128  # connections not yet accepted; more are refused at once
+_CHUNK = 1 << 16
+_TIMEOUT_S = 30.0
+_STEP_S = 0.02
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_SUFFIX = ".sock"
+
+
+class AskError(VirtfnError):
+    """A question that cannot be put: no lab, or no single one."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    """One connection: what it has sent so far, and what it has not taken yet."""
+
+    socket: socket.socket
+    received: bytearray = field(default_factory=bytearray)
+    waiting: bytes = b""
+
+
+class Control:
+    """The socket of a lab that runs. `serve` it often, `close` it at the end.
+
+    methods: what clients may ask for. Raises VirtfnError if a lab of that name runs already, or the socket cannot be
+    made.
+    """
+
+    def __init__(self, name: str, methods: Mapping[str, Handler]) -> None:
+        self.methods = dict(methods)
+        self._file = _check_name(name) + _SUFFIX
+        self._folder = os.open(_private_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            with _locked(self._folder):
+                self._identity = self._bind(name)
+        except OSError as error:
+            self._abandon()
+            reason = error.strerror or str(error)
+            raise VirtfnError(f"lab {name} cannot be asked from outside: {reason}", errno_name=_errno(error)) from None
+        except VirtfnError:
+            self._abandon()
+            raise
+        self._clients: list[_Client] = []
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+
+    def _bind(self, name: str) -> tuple[int, int]:
+        path = _short(self._folder, self._file)
+        if os.path.lexists(path):
+            if _answers(path):
+                raise VirtfnError(
+                    f"a lab called {name} is running; end it, or give this one another name", errno_name="EADDRINUSE"
+                )
+            os.unlink(path)
+        self._listener.bind(path)
+        os.chmod(path, 0o600)
+        self._listener.listen(_IN_LINE)
+        made = os.stat(path)
+        return made.st_dev, made.st_ino
+
+    def _abandon(self) -> None:
+        self._listener.close()
+        os.close(self._folder)
+
+    def serve(self, wait_s: float = 0.0) -> None:
+        """Do what can be done now; with `wait_s`, first wait so long for something to do."""
+        for key, events in self._selector.select(wait_s):
+            client = key.data
+            try:
+                if client is None:
+                    self._accept()
+                elif client.waiting:
+                    self._send(client)
+                elif events & selectors.EVENT_READ:
+                    self._receive(client)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError:
+                if client is not None:
+                    self._drop(client)
+
+    def keep(self, step: Callable[[], object]) -> None:
+        """Serve until Ctrl-C or SIGTERM, which end this and nothing else; call `step` often."""
+        owner = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler) if owner else None
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    step()
+                    self.serve(_STEP_S)
+        finally:
+            if owner:
+                signal.signal(signal.SIGTERM, before)
+
+    def close(self) -> None:
+        """End all connections, and take the name away."""
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.close()
+        with contextlib.suppress(OSError), _locked(self._folder):
+            path = _short(self._folder, self._file)
+            made = os.stat(path, follow_symlinks=False)
+            if (made.st_dev, made.st_ino) == self._identity:
+                os.unlink(path)
+        self._abandon()
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        if len(self._clients) == MAX_CLIENTS:  # who has been here longest has had its time
+            self._drop(self._clients[0])
+        client = _Client(connection)
+        self._clients.append(client)
+        self._selector.register(connection, selectors.EVENT_READ, client)
+
+    def _drop(self, client: _Client) -> None:
+        if client in self._clients:
+            self._clients.remove(client)
+            self._selector.unregister(client.socket)
+            client.socket.close()
+
+    def _receive(self, client: _Client) -> None:
+        got = client.socket.recv(_CHUNK)
+        if not got:
+            self._drop(client)
+            return
+        client.received += got
+        line, newline, _ = client.received.partition(b"\n")
+        if len(line) > MAX_REQUEST:
+            self._reply(client, _refusal(f"a request has up to {MAX_REQUEST} bytes", "EMSGSIZE"))
+        elif newline:
+            self._reply(client, self._answer(bytes(line)))
+
+    def _reply(self, client: _Client, document: object) -> None:
+        try:
+            text = json.dumps(document, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            text = json.dumps(_refusal(f"this is a bug in virtfn: the answer is not JSON: {error}", "EIO"))
+        if len(text) > MAX_ANSWER:
+            text = json.dumps(_refusal(f"the answer has more than {MAX_ANSWER} bytes", "EMSGSIZE"))
+        client.waiting = text.encode() + b"\n"
+        self._selector.modify(client.socket, selectors.EVENT_WRITE, client)
+        self._send(client)
+
+    def _send(self, client: _Client) -> None:
+        sent = client.socket.send(client.waiting[:_CHUNK])
+        client.waiting = client.waiting[sent:]
+        if not client.waiting:
+            self._drop(client)
+
+    def _answer(self, line: bytes) -> object:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            return _refusal("a request is one line of JSON", "EINVAL")
+        if not isinstance(request, dict) or not isinstance(request.get("params", {}), dict):
+            return _refusal("a request is an object with method and params", "EINVAL")
+        name = request.get("method")
+        handler = self.methods.get(name) if isinstance(name, str) else None
+        if handler is None:
+            return _refusal(f"no such method; there are {', '.join(sorted(self.methods))}", "EOPNOTSUPP")
+        try:
+            return {"result": handler(request.get("params", {}))}
+        except VirtfnError as error:
+            return _refusal(str(error), error.errno_name)
+        except Exception as error:  # the lab goes on, whatever a question does
+            return _refusal(f"this is a bug in virtfn: {type(error).__name__}: {str(error)[:200]}", "EIO")
+
+
+def _refusal(message: str, errno_name: str) -> object:
+    return {"error": {"message": message, "errno": errno_name}}
+
+
+# The other side.
+
+
+def running_labs() -> list[str]:
+    """List the labs that run, by name."""
+    return sorted({path.name.removesuffix(_SUFFIX) for path in _sockets()})
+
+
+def ask(method: str, params: Params, lab: str | None = None, timeout_s: float = _TIMEOUT_S) -> object:
+    """Ask a lab that runs, by its name or the only one there is; return the result.
+
+    Raises VirtfnError if there is none, or several, or it refuses, or does not answer in time.
+    """
+    if lab is not None:
+        _check_name(lab)
+    found = [path for path in _sockets() if lab is None or path.name == lab + _SUFFIX]
+    if not found:
+        others = running_labs() if lab is not None else []
+        instead = f"there is {', '.join(others)}" if others else "run one, or give --state FILE"
+        raise AskError(f"no lab {'' if lab is None else f'called {lab} '}is running; {instead}")
+    if len(found) > 1:
+        raise AskError(f"several labs are running; give --lab with one of {', '.join(running_labs())}", 2)
+    name = found[0].name.removesuffix(_SUFFIX)
+    try:
+        answer = _exchange(found[0], json.dumps({"method": method, "params": dict(params)}), timeout_s)
+    except (TimeoutError, BlockingIOError):
+        raise AskError(f"lab {name} does not answer") from None
+    except OSError as error:
+        raise AskError(f"lab {name} has gone away ({error.strerror or error})") from None
+    try:
+        document = json.loads(answer)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict) and "result" in document:
+        return document["result"]
+    refused = document.get("error") if isinstance(document, dict) else None
+    if not isinstance(refused, dict):
+        raise AskError(f"lab {name} has gone away in the middle of its answer")
+    raise VirtfnError(str(refused.get("message")), errno_name=str(refused.get("errno", "")))
+
+
+def _exchange(path: Path, request: str, timeout_s: float) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, _opened(path.parent) as folder:
+        connection.settimeout(timeout_s)
+        connection.connect(_short(folder, path.name))
+        connection.sendall(request.encode() + b"\n")
+        answer = bytearray()
+        while not answer.endswith(b"\n"):
+            got = connection.recv(1 << 20)
+            if not got or len(answer) > MAX_ANSWER + _CHUNK:
+                break
+            answer += got
+    return bytes(answer)
+
+
+def _sockets() -> Iterator[Path]:
+    """Yield the sockets that somebody serves."""
+    for folder in _folders():
+        if not _is_private(folder):
+            continue
+        for path in sorted(folder.glob("*" + _SUFFIX)):
+            with _opened(folder) as fd:
+                if _NAME.fullmatch(path.name.removesuffix(_SUFFIX)) and _answers(_short(fd, path.name)):
+                    yield path
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # alive, with many in line
+            return True
+        except OSError:
+            return False
+    return True
+
+
+# Where sockets are.
+
+
+def _folders() -> list[Path]:
+    """List where a lab's socket may be, the best first."""
+    fallback = Path(tempfile.gettempdir()) / f"virtfn-{os.getuid()}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return [Path(runtime) / "virtfn", fallback] if os.path.isabs(runtime) else [fallback]
+
+
+def _private_folder() -> Path:
+    """Make the folder for sockets, or find it; only this user can look into it.
+
+    Raises VirtfnError if there is no such place.
+    """
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    tried = " or ".join(str(folder) for folder in _folders())
+    raise VirtfnError(
+        f"no folder of this user's own for the lab's socket: {tried}; set XDG_RUNTIME_DIR", errno_name="EACCES"
+    )
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        found = os.stat(folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise AskError(f"{name!r} is not the name of a lab", 2)
+    return name
+
+
+def _short(folder: int, name: str) -> str:
+    """Name a file by its open folder: the address of a socket has room for 107 bytes, whatever the path is."""
+    return f"/proc/self/fd/{folder}/{name}"
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _locked(folder: int) -> Iterator[None]:
+    """Keep other labs from looking at a name and taking it between our look and our taking it."""
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(folder, fcntl.LOCK_UN)
+
+
+def _errno(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "")

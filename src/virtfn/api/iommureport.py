@@ -1,0 +1,197 @@
+"""The documents of `virtfn iommu` as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from virtfn.api.iommu import FaultView, ShowDocument
+from virtfn.hw.vtd.tables import FaultReason
+from virtfn.iovm.iommu.explanation import CacheView, Explanation
+from virtfn.iovm.iommu.tables import DomainView, Target
+
+__all__ = ["render_explanation", "render_show"]
+
+_PIECES = 4
+_LINES = 64
+
+
+def render_show(document: ShowDocument) -> RenderableType:
+    """Lay out what a unit knows."""
+    parts: list[RenderableType] = [_unit(document), Text("")]
+    for domain in document["domains"]:
+        parts += [*_domain(domain), Text("")]
+    if document["broken"]:
+        table = _table("entry that cannot be used", "value", "why")
+        for broken in document["broken"][:_LINES]:
+            table.add_row(Text(broken["entry"]), broken["value"], Text(f"{broken['reason']} ({broken['code']:#x})"))
+        parts += [table, *_left(len(document["broken"])), Text("")]
+    if document["interrupts"]:
+        parts += [_interrupts(document), *_left(len(document["interrupts"])), Text("")]
+    parts += [_caches(document), Text(""), *_faults(document["faults"])]
+    if document["truncated"]:
+        parts.append(Text("Not everything is listed: there is more than one answer holds.", style="yellow"))
+    return Group(*parts)
+
+
+def _unit(document: ShowDocument) -> RenderableType:
+    unit = document["unit"]
+    on = {True: ("on", "green"), False: ("off", "bold yellow")}
+    line = Text.assemble((document["source"], "bold"), ": DMA remapping ", on[unit["dma"]], ", interrupt remapping ")
+    line.append_text(Text.assemble(on[unit["interrupts"]]))
+    tables = f"root table {unit['root']:#x}"
+    if unit["interrupt_entries"]:
+        tables += f", interrupt table {unit['interrupt_table']:#x} with {unit['interrupt_entries']:,} entries"
+    if unit["compatible"]:
+        tables += ", compatibility format allowed"
+    return Group(line, Text(tables, style="dim"))
+
+
+def _domain(domain: DomainView) -> Iterator[RenderableType]:
+    kind = "pass-through" if domain["pass_through"] else f"{domain['levels']} levels, {domain['tables']} tables"
+    if domain["device_tlb"]:
+        kind += ", device TLBs allowed"
+    who = ", ".join(domain["rids"][:8]) + (f" and {len(domain['rids']) - 8} more" if len(domain["rids"]) > 8 else "")
+    yield Text.assemble(("domain ", "dim"), (str(domain["id"]), "bold"), f"  {who}  ", (kind, "dim"))
+    if domain["broken"]:
+        yield Text(f"  {domain['broken']:,} entries are broken: they fault when they are used", style="yellow")
+    if domain["mappings"]:
+        table = _table("device addresses", "size", "rights", "in memory at")
+        pieces = domain["targets"]
+        for mapping in domain["mappings"][:_LINES]:
+            first, size = mapping["iova"], mapping["bytes"]
+            rights = ("r" if mapping["read"] else "-") + ("w" if mapping["write"] else "-")
+            where = _pieces(pieces, first, first + size)
+            table.add_row(f"{first:#x}-{first + size - 1:#x}", _size(size), rights, Text(where, style="dim"))
+        yield Padding(table, (0, 0, 0, 2))
+        yield from _left(len(domain["mappings"]))
+    if domain["truncated"]:
+        yield Text("  there is more in these tables", style="yellow")
+
+
+def _pieces(targets: list[Target], first: int, end: int) -> str:
+    inside = [t for t in targets if t["iova"] < end and t["iova"] + t["bytes"] > first]
+    # A piece that runs over a change of rights begins before the mapping.
+    shown = [f"{t['hpa'] + max(first - t['iova'], 0):#x}" for t in inside[:_PIECES]]
+    more = len(inside) - len(shown)
+    return ", ".join(shown) + (f" and {more} more pieces" if more > 0 else "") if shown else "not listed"
+
+
+def _interrupts(document: ShowDocument) -> Table:
+    table = _table("interrupt entry", "requester", "vector", "goes to")
+    for entry in document["interrupts"][:_LINES]:
+        goes = f"local APIC {entry['destination']:#x}" if entry["destination"] is not None else ""
+        if entry["descriptor"] is not None:
+            goes = f"posted to {entry['descriptor']:#x}"
+        note = Text(goes).append("  broken: reserved bits are set", "red") if entry["broken"] else Text(goes)
+        table.add_row(str(entry["index"]), Text(entry["requester"]), f"{entry['vector']:#x}", note)
+    return table
+
+
+def _caches(document: ShowDocument) -> Table:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    iotlb, counters = document["iotlb"], document["counters"]
+    if iotlb["in_use"] is not None:
+        used = sum(use["entries"] for use in iotlb["in_use"])
+        facts.add_row("IOTLB", f"{used:,} of {iotlb['entries']:,} entries in use")
+        for use in iotlb["in_use"]:
+            facts.add_row("", f"domain {use['domain']}: {use['entries']:,} pages of {_size(use['page_bytes'])}")
+    if iotlb["hits"] is not None and iotlb["misses"] is not None:
+        share = "" if iotlb["ratio"] is None else f", {100 * iotlb['ratio']:.1f} % by the IOTLB"
+        facts.add_row("requests", f"{iotlb['hits']:,} hits, {iotlb['misses']:,} misses{share}")
+    for name, cache in (("contexts", document["contexts"]), ("interrupt cache", document["interrupt_cache"])):
+        if cache["cached"] is not None:
+            walks = "" if cache["walks"] is None else f", {cache['walks']:,} walks"
+            facts.add_row(name, f"{cache['cached']:,} cached{walks}")
+    shown = {"iotlb_hits", "iotlb_misses", "translations", "context_walks", "interrupt_walks"}
+    rest = [f"{name.replace('_', ' ')} {count:,}" for name, count in counters.items() if count and name not in shown]
+    if rest:
+        facts.add_row("counters", ", ".join(rest))
+    return facts
+
+
+def _faults(faults: list[FaultView]) -> Iterator[RenderableType]:
+    if not faults:
+        yield Text("no faults", style="dim")
+        return
+    table = _table("fault of", "address", "asked for", "why", "times")
+    for fault in faults[-_LINES:]:
+        of_interrupt = FaultReason(fault["code"]).of_interrupt
+        where = f"entry {fault['iova'] >> 48}" if of_interrupt else f"{fault['iova']:#x}"
+        what = "interrupt" if of_interrupt else "write" if fault["write"] else "read"
+        why = f"{fault['reason']} ({fault['code']:#x})"
+        table.add_row(fault["rid"], where, what, Text(why, style="yellow"), f"{fault['count']:,}")
+    yield table
+    yield from _left(len(faults))
+
+
+def render_explanation(explanation: Explanation) -> RenderableType:
+    """Lay out a walk, a line or two for each entry, and what comes of it."""
+    what = "write to" if explanation["write"] else "read of"
+    parts: list[RenderableType] = [
+        Text.assemble((explanation["rid"], "bold"), f": {what} ", (f"{explanation['iova']:#x}", "bold")),
+        Text(""),
+    ]
+    table = _table("entry", "at", "value", "says")
+    for step in explanation["steps"]:
+        says = Text(step["words"])
+        if step["fields"]:
+            says.append(f"\n{step['fields']}", "dim")
+        table.add_row(Text(step["entry"]), f"{step['address']:#x}", step["value"] or "-", says)
+    if explanation["steps"]:
+        parts += [table, Text("")]
+    verdict = explanation["verdict"]
+    style = "bold red" if verdict["outcome"] == "fault" else "yellow" if verdict["outcome"] == "nothing" else "green"
+    parts.append(Text.assemble((f"{verdict['outcome']}  ", style), verdict["words"]))
+    if explanation["caches"] is not None:
+        parts += [Text(line, style=style) for line, style in _cache_lines(explanation["caches"])]
+    return Group(*parts)
+
+
+def _cache_lines(caches: CacheView) -> Iterator[tuple[str, str]]:
+    words = {
+        "none": ("holds nothing of it", "dim"),
+        "equal": ("holds the same", "dim"),
+        "stale": ("holds something else: STALE, and it serves until it is invalidated", "bold yellow"),
+    }
+    for key, name in (("context", "context cache"), ("interrupt", "interrupt entry cache")):
+        if key in caches:
+            said, style = words[str(caches[key])]  # type: ignore[literal-required]
+            yield f"the {name} {said}", style
+    if "iotlb" not in caches:
+        return
+    page = caches["iotlb"]
+    if page is None:
+        yield f"the IOTLB {words['none'][0]}", "dim"
+        return
+    rights = ("r" if page["read"] else "-") + ("w" if page["write"] else "-")
+    entry = f"{_size(page['bytes'])} at {page['iova']:#x} -> {page['hpa']:#x} {rights}"
+    said, style = words["stale" if page["stale"] else "equal"]
+    yield f"the IOTLB {said} ({entry})", style
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
+    for title in titles:
+        table.add_column(title, no_wrap=title not in ("says", "in memory at", "goes to"))
+    return table
+
+
+def _left(count: int) -> Iterator[RenderableType]:
+    if count > _LINES:
+        yield Text(f"  and {count - _LINES:,} more; --json lists them", style="dim")
+
+
+def _size(number: int) -> str:
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if number >> shift:
+            whole = number / (1 << shift)
+            return f"{whole:.0f} {unit}" if whole == int(whole) else f"{whole:.1f} {unit}"
+    return f"{number} bytes"
