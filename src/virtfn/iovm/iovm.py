@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,7 +22,7 @@ from typing import Protocol
 from virtfn.drivers.igb import Igb, VfPolicy
 from virtfn.drivers.vtd import Domain, VtdDriver
 from virtfn.hw.pci import DevCtl, Pcie
-from virtfn.hw.types import Gpa, Hpa, Iova, Mac, Rid, format_rid
+from virtfn.hw.types import Mac, Rid, format_rid
 from virtfn.iovm.pcim import FoundVf, Pcim
 from virtfn.iovm.vconfig import VirtualConfig
 from virtfn.iovm.walk import capability_of
@@ -36,8 +37,11 @@ class Vm(Protocol):
 
     name: str
 
-    def mappings(self) -> list[tuple[Gpa, Hpa, int]]:
-        """List its memory: guest address, host address, bytes."""
+    def address_space(self, rid: Rid) -> Hashable:
+        """Name the address space that a function's DMA is in: functions of one space share a domain."""
+
+    def populate(self, domain: Domain) -> None:
+        """Map its memory into the domain of one of its address spaces, now or as it comes."""
 
     def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> object:
         """Hot-add a function."""
@@ -92,7 +96,7 @@ class Iovm:
         self._remapping = remapping
         self._clock = clock
         self._pfs: dict[Rid, _Pf] = {}
-        self._domains: dict[int, Domain] = {}
+        self._domains: dict[Hashable, Domain] = {}
 
     # PFs and their VFs.
 
@@ -169,23 +173,21 @@ class Iovm:
             owner.driver.set_policy(vf.index, vf.policy)
             if mac is not None and not vf.policy.mac:
                 owner.driver.offer_mac(vf.index, mac)
-            self._remapping.attach(vf.rid, self._domain_of(vm))
+            self._remapping.attach(vf.rid, self._domain_of(vm, vf.rid))
             vm.plug(owner.device, vf.rid, vf.config, direct=direct)
         except VirtfnError:
             self.take_back(vf, surprise=True)
             raise
         vf.assignments += 1
 
-    def _domain_of(self, vm: Vm) -> Domain:
-        """Find the domain of a VM, or make it. Two VMs of one name are two all the same."""
-        domain = self._domains.get(id(vm))
-        if domain is None:
+    def _domain_of(self, vm: Vm, rid: Rid) -> Domain:
+        """Find the domain of an address space, or make it. Two VMs of one name are two all the same."""
+        space = vm.address_space(rid)
+        if space not in self._domains:
             number = next(n for n in itertools.count(1) if n not in self._remapping.domains)
-            domain = self._remapping.create_domain(number)
-            self._domains[id(vm)] = domain
-            for gpa, hpa, size in vm.mappings():
-                domain.map(Iova(gpa), hpa, size)
-        return domain
+            self._domains[space] = self._remapping.create_domain(number)
+            vm.populate(self._domains[space])
+        return self._domains[space]
 
     def take_back(self, *vfs: Vf, surprise: bool = False) -> None:
         """Unplug VFs from their VMs and make them as new; one wait serves all. surprise: do not ask the guests.
@@ -212,15 +214,16 @@ class Iovm:
             self._detach(vf.rid, vm)
 
     def _detach(self, rid: Rid, vm: Vm) -> None:
-        """Refuse the VF's DMA, and give up the VM's domain with its last VF."""
-        domain = self._domains.get(id(vm))
+        """Refuse the VF's DMA, and give up the domain with its last VF."""
+        space = vm.address_space(rid)
+        domain = self._domains.get(space)
         if domain is None:
             return
         if rid in domain.rids:
             self._remapping.detach(rid)
         if not domain.rids:
             domain.destroy()
-            del self._domains[id(vm)]
+            del self._domains[space]
 
     def reset(self, *vfs: Vf) -> None:
         """Reset VFs by FLR and wait until they answer again.

@@ -17,7 +17,7 @@ from virtfn.hw.bits import Decl
 from virtfn.hw.pci import MsiXEntry
 from virtfn.hw.types import Hva, Rid
 from virtfn.machine.function import all_ones
-from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
+from virtfn.machine.ports import ConfigSpace, Device, Mapping, VirtfnError
 
 __all__ = ["AssignedFunction", "GuestBar", "GuestConfig", "Interrupts"]
 
@@ -70,11 +70,13 @@ class AssignedFunction:
         """Open a BAR as the guest sees it."""
         return GuestBar(self, number)
 
+    def mappings(self, bar: int) -> list[Mapping]:
+        """List the parts of a BAR whose accesses do not trap."""
+        return self.device.bar_mappings(self.rid, bar) if self._direct and self.attached else []
+
     def direct_address(self, bar: int, offset: int) -> Hva | None:
         """Find where a plain access reaches a register; None if it traps."""
-        if not self._direct or not self.attached:
-            return None
-        for part in self.device.bar_mappings(self.rid, bar):
+        for part in self.mappings(bar):
             at = offset - part.offset
             if 0 <= at < part.bytes.size:
                 return Hva(int(part.bytes.ctypes.data) + at)

@@ -11,11 +11,14 @@ Interrupts are posted: no exit brings them, and the guest handles them as a vCPU
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from virtfn.drivers.igbvf import Igbvf
-from virtfn.hw.pci import Address, Command, MsiX, MsiXControl, MsiXEntry, Type0
+from virtfn.drivers.vtd import Domain
+from virtfn.hw.pci import Command, MsiX, MsiXControl, MsiXEntry, Type0
 from virtfn.hw.types import Gpa, Hpa, Hva, Iova, Rid, format_rid
+from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.irq import APIC_BASE
 from virtfn.machine.memory import PAGE, GuestMemory
 from virtfn.machine.ports import Clock, ConfigSpace, Device, VirtfnError
@@ -24,6 +27,7 @@ from virtfn.vmm.host import Host
 
 __all__ = ["Guest", "GuestDma", "Nic"]
 
+MSIX = 0x11
 VENDOR_INTEL, DEVICE_82576_VF = 0x8086, 0x10CA
 _MMIO_BASE = 0xE000_0000
 _FIRST_VECTOR = 0x20  # below are exceptions
@@ -115,6 +119,15 @@ class Guest:
         """The clock of the machine."""
         return self.host.clock
 
+    def address_space(self, rid: Rid) -> Hashable:
+        """Name the address space of a function's DMA: all of the guest's functions use its physical addresses."""
+        return self
+
+    def populate(self, domain: Domain) -> None:
+        """Let devices of the guest reach its memory: map all of it into a domain."""
+        for gpa, hpa, size in self.mappings():
+            domain.map(Iova(gpa), hpa, size)
+
     def mappings(self) -> list[tuple[Gpa, Hpa, int]]:
         """List the guest's memory, for whoever lets its devices reach it."""
         return [mapping for mapping in self.memory.mappings() if mapping[0] not in _HOLE]
@@ -149,7 +162,7 @@ class Guest:
 
     def _enumerate(self, device: Device, rid: Rid, config: ConfigSpace, direct: bool) -> AssignedFunction:
         """Do what a guest's PCI core does with a new function: BARs, MSI-X, Command."""
-        msix = self._capability(config, 0x11)
+        msix = find_capability(config, MSIX)
         vectors = MsiXControl(config.read(msix + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
         bir = config.read(msix + MsiX.TABLE.offset, 4) & 7
         function = AssignedFunction(
@@ -162,21 +175,12 @@ class Guest:
             direct=direct,
         )
         space = function.config
-        index = 0
-        while index < Type0.BAR.count:
-            at = Type0.BAR.at(index)
-            space.write(at, 4, 0xFFFFFFFF)
-            mask = space.read(at, 4)
-            wide = Address(mask).MEM_TYPE == 2
-            if mask:
-                size = mask & 0xFFFFFFF0
-                size &= -size
-                self._next_bar = -(-self._next_bar // size) * size
-                space.write(at, 4, self._next_bar)
-                if wide:
-                    space.write(at + 4, 4, 0)
-                self._next_bar += size
-            index += 2 if wide else 1
+        for index, (size, wide) in size_bars(space).items():
+            self._next_bar = -(-self._next_bar // size) * size
+            space.write(Type0.BAR.at(index), 4, self._next_bar)
+            if wide:
+                space.write(Type0.BAR.at(index + 1), 4, 0)
+            self._next_bar += size
         for vector in range(vectors):
             entry = vector * 16
             function.write(bir, entry + MsiXEntry.ADDRESS.offset, APIC_BASE)
@@ -186,19 +190,6 @@ class Guest:
         space.write(msix + MsiX.CONTROL.offset, 2, MsiXControl.of(ENABLE=1).value)
         space.write(Type0.COMMAND.offset, 2, Command.of(MEM=1, BME=1).value)
         return function
-
-    @staticmethod
-    def _capability(config: ConfigSpace, wanted: int) -> int:
-        """Find a capability by its ID.
-
-        Raises VirtfnError if the function has none.
-        """
-        at, seen = config.read(Type0.CAP_POINTER.offset, 1) & ~3, 0
-        while at >= 0x40 and seen < 48:
-            if config.read(at, 1) == wanted:
-                return at
-            at, seen = config.read(at + 1, 1) & ~3, seen + 1
-        raise VirtfnError("the function has no MSI-X", errno_name="ENODEV")
 
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
         """Take a function out. surprise: without asking the guest, as when a card is pulled.

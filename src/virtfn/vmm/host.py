@@ -30,6 +30,7 @@ class Host:
 
     guest_bytes: memory that guests will have in all. seed: of everything shuffled. iotlb_entries: a power of two.
     remapping: off, devices reach all memory by host addresses, and raise any vector by compatibility messages.
+    foreign_bytes: room for memory that virtual machines of other processes share.
     """
 
     def __init__(
@@ -41,10 +42,11 @@ class Host:
         *,
         iotlb_entries: int = 1024,
         remapping: bool = True,
+        foreign_bytes: int = 0,
     ) -> None:
         self.clock = clock
         self.random = random.Random(seed)
-        self.memory = HostMemory(guest_bytes + _OWN_MEMORY)
+        self.memory = HostMemory(guest_bytes + _OWN_MEMORY, foreign_bytes)
         self.interrupts = InterruptController()
         self.iommu = IommuUnit(
             self.memory, iotlb_entries, send=self._own_interrupt, deliver=self.interrupts.deliver, clock=clock

@@ -1,0 +1,64 @@
+"""The pump: keeps NICs and the functions of virtual machines going, while whoever calls it waits for something else.
+
+A turn answers messages, moves frames, and lets the IOMMU tell what it met. Tail writes to mapped pages come without a
+message, so turns that find nothing follow each other at a short distance; an empty machine rests between them.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from typing import Protocol
+
+from virtfn.devices.nic82576 import Nic82576
+from virtfn.machine.clock import MS_PS, S_PS
+from virtfn.vmm.host import Host
+from virtfn.vmm.served import ServedFunction
+
+__all__ = ["Pump", "Served"]
+
+_BUDGET = 64
+_PATIENCE_PS = 2 * MS_PS  # of turns without rest after the last that found something
+_REST_S = 0.0005
+
+
+class Served(Protocol):
+    """Whoever has functions at sockets."""
+
+    functions: dict[int, ServedFunction]
+
+    def serve(self) -> int:
+        """Answer what is asked; return how many messages there were."""
+
+
+class Pump:
+    """Turns for the NICs `nics` and the virtual machines `vms`; both may grow."""
+
+    def __init__(self, host: Host, nics: Sequence[Nic82576], vms: Sequence[Served]) -> None:
+        self._host = host
+        self._nics = nics
+        self._vms = vms
+        self._last = 0
+        self.moved = 0
+
+    def turn(self) -> int:
+        """Do what there is to do, and return how much it was."""
+        done = sum(vm.serve() for vm in self._vms)
+        for nic in self._nics:
+            frames, _ = nic.serve(_BUDGET)
+            self.moved += frames
+            done += frames
+        self._host.iommu.service()
+        if done:
+            self._last = self._host.now()
+        return done
+
+    def __call__(self) -> None:
+        """Take a turn, or rest until a message comes or half a millisecond is over: a tick for whoever waits."""
+        if self.turn() or self._host.now() - self._last < _PATIENCE_PS:
+            return
+        servers = [served.server.fileno() for vm in self._vms for served in vm.functions.values()]
+        if servers:
+            select.select(servers, [], [], _REST_S)
+        else:
+            self._host.clock.sleep(int(_REST_S * S_PS))

@@ -1,0 +1,127 @@
+"""A virtual machine of QEMU as the IOVM sees it: functions are served at sockets, and plugged in over QMP.
+
+    start     QEMU stands, its processors do not run: what is plugged in now, the guest finds as it boots
+    plug      a socket for the function, then device_add; memory comes through the socket, into a domain of its own
+    unplug    device_del, the guest lets go; or, by surprise, the socket closes first
+
+Each function has an address space of its own, since QEMU tells each about memory by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from contextlib import suppress
+
+from virtfn.drivers.vtd import Domain
+from virtfn.hw.types import Rid, format_rid
+from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
+from virtfn.vmm.host import Host
+from virtfn.vmm.qemu.launch import QemuGuest
+from virtfn.vmm.qemu.machine import Function
+from virtfn.vmm.qemu.wait import Tick
+from virtfn.vmm.served import ServedFunction, SharedFiles
+
+__all__ = ["QemuVm"]
+
+_LET_GO_S = 30.0
+_SURPRISE_S = 2.0
+
+
+class QemuVm:
+    """One virtual machine. tick: serves every function while something of QEMU's is waited for."""
+
+    def __init__(self, host: Host, guest: QemuGuest, tick: Tick) -> None:
+        self.host = host
+        self.guest = guest
+        self.name = guest.machine.name
+        self.functions: dict[Rid, ServedFunction] = {}
+        self.past_messages = self.past_interrupts = 0
+        self._tick = tick
+        self._files = SharedFiles(host.memory)
+        self._domain: Domain | None = None
+
+    def start(self) -> None:
+        """Start QEMU, with its processors stopped.
+
+        Raises VirtfnError as `QemuGuest.start` does.
+        """
+        self.guest.start(tick=self._tick)
+
+    def run(self) -> None:
+        """Let the processors run. Raises VirtfnError if QEMU has ended."""
+        self.guest.resume(tick=self._tick)
+
+    # What the IOVM asks.
+
+    def address_space(self, rid: Rid) -> Hashable:
+        """Name the address space that a function's DMA is in: its own."""
+        return self, rid
+
+    def populate(self, domain: Domain) -> None:
+        """Take the domain of the function that is plugged next; memory is mapped as QEMU tells of it."""
+        self._domain = domain
+
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> ServedFunction:
+        """Plug a function in. Raises VirtfnError if QEMU does not take it, or has ended."""
+        domain, self._domain = self._domain, None
+        if domain is None or rid in self.functions:
+            raise VirtfnError(f"guest {self.name} has {format_rid(rid)} already", errno_name="EEXIST")
+        path = self.guest.folder / f"{rid:04x}"
+        served = ServedFunction(self.host, device, rid, config, domain, self._files, path, direct=direct)
+        self.functions[rid] = served
+        try:
+            self.guest.plug(Function(_device_name(rid), path), tick=self._tick)
+        except BaseException:
+            del self.functions[rid]
+            served.close()
+            raise
+        return served
+
+    def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
+        """Take a function out; one that the guest does not let go of is taken all the same.
+
+        Raises VirtfnError if it does not have it.
+        """
+        if rid not in self.functions:
+            raise VirtfnError(f"guest {self.name} does not have {format_rid(rid)}", errno_name="ENODEV")
+        served = self.functions[rid]
+        try:
+            if surprise:
+                served.close()
+            if self.guest.running:
+                with suppress(VirtfnError):
+                    timeout_s = _SURPRISE_S if surprise else _LET_GO_S
+                    self.guest.unplug(_device_name(rid), timeout_s=timeout_s, tick=self._tick)
+        finally:
+            served.close()
+            self.past_messages += served.messages
+            self.past_interrupts += served.interrupts
+            del self.functions[rid]
+
+    # What goes on.
+
+    def serve(self) -> int:
+        """Answer what QEMU asks; return how many messages there were."""
+        return sum(served.server.serve() for served in list(self.functions.values()))
+
+    @property
+    def messages(self) -> int:
+        """Messages about registers: the exits of this machine."""
+        return self.past_messages + sum(served.messages for served in self.functions.values())
+
+    @property
+    def interrupts(self) -> int:
+        """Interrupts that were sent to it."""
+        return self.past_interrupts + sum(served.interrupts for served in self.functions.values())
+
+    def close(self) -> None:
+        """End QEMU, and take back what it had."""
+        for served in self.functions.values():
+            served.close()
+        self.functions.clear()
+        self.guest.close(tick=self._tick)
+        self._files.close()
+
+
+def _device_name(rid: Rid) -> str:
+    return f"f{rid:04x}"

@@ -1,0 +1,261 @@
+"""A function behind a vfio-user socket: a virtual machine of another process plugs it in.
+
+    QEMU --- socket ---> ServedFunction ---> AssignedFunction ---> device      each message about a register is an exit
+      |                     | dma_mapped -> domain of the IOMMU -> tables     QEMU's memory, by the guest's addresses
+      |<-- message of a vector: a posted write, made by the host's vector ---- interrupt remapping
+      +--- ring pages, mapped: no message
+
+The device and the IOMMU see nothing that they do not see of a guest in this process.
+
+QEMU must not see at once that the function has MSI-X: it would emulate the table, and aborts when such a function is
+unplugged. So the capability shows another ID until QEMU has looked and resets the function; the guest finds MSI-X, and
+its table is ours.
+
+Spec: vfio-user protocol; PCI Express Base Specification, MSI-X.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from virtfn.drivers.vtd import Domain
+from virtfn.hw.pci import CONFIG_SIZE, Command, DevCap, DevCtl, Location, MsiX, MsiXControl, Pcie, Type0
+from virtfn.hw.types import Hpa, Iova, Rid
+from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
+from virtfn.machine.configspace import find_capability, size_bars
+from virtfn.machine.memory import HostMemory
+from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
+from virtfn.vmm.assign import AssignedFunction
+from virtfn.vmm.host import Host
+from virtfn.vmm.vfio_user import Client, Irq, Region, RegionIndex, Server, VfioUserDevice, split
+
+__all__ = ["ServedFunction", "SharedFiles"]
+
+_VENDOR_SPECIFIC, _PCIE, _MSIX = 0x09, 0x10, 0x11
+_ERR_IRQ, _REQ_IRQ = 3, 4
+
+
+class SharedFiles:
+    """Memory files of a virtual machine, each with addresses of ours as long as anything of it is mapped."""
+
+    def __init__(self, memory: HostMemory) -> None:
+        self._memory = memory
+        self._files: dict[tuple[int, int], tuple[Hpa, int]] = {}
+        self._users: dict[tuple[int, int], int] = {}
+
+    def take(self, fd: int) -> tuple[tuple[int, int], Hpa]:
+        """Use a file once more; return its identity, and where it starts.
+
+        Raises VirtfnError when there are no addresses left for it.
+        """
+        state = os.fstat(fd)
+        key = state.st_dev, state.st_ino
+        if key not in self._files:
+            # A file that nobody uses is kept until room is needed: a guest that boots comes back to it many times.
+            for idle in [k for k, users in self._users.items() if not users]:
+                self._forget(idle)
+            self._files[key] = self._memory.adopt(fd, state.st_size), state.st_size
+            self._users[key] = 0
+        self._users[key] += 1
+        return key, self._files[key][0]
+
+    def drop(self, key: tuple[int, int]) -> None:
+        """Use a file once less."""
+        self._users[key] -= 1
+
+    def close(self) -> None:
+        """Let go of all files; nothing may be mapped from them any more."""
+        for key in list(self._files):
+            self._forget(key)
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        self._memory.abandon(self._files.pop(key)[0])
+        del self._users[key]
+
+
+class ServedFunction(VfioUserDevice):
+    """One function at one socket. Made when it is given to a virtual machine, closed when it is taken back.
+
+    config: the virtual configuration space. domain: empty, and what the machine shares is mapped into it. files: of the
+    virtual machine. direct: let it map what can be mapped. path: of the socket.
+
+    Raises VirtfnError if the function has no MSI-X, or the socket cannot be.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        device: Device,
+        rid: Rid,
+        config: ConfigSpace,
+        domain: Domain,
+        files: SharedFiles,
+        path: Path,
+        *,
+        direct: bool = True,
+    ) -> None:
+        self._host = host
+        self._domain = domain
+        self._files = files
+        self._bars = {bar: size for bar, (size, _) in size_bars(config).items()}
+        self._client: Client | None = None
+        self._hidden = True
+        self._placed: dict[int, tuple[tuple[int, int], list[tuple[int, int]]]] = {}
+        self.interrupts = 0
+        self.mapped_bytes = 0
+        self.on_gone: Callable[[], None] | None = None
+        self._msix_at = find_capability(config, _MSIX)
+        table = Location(config.read(self._msix_at + MsiX.TABLE.offset, 4))
+        vectors = MsiXControl(config.read(self._msix_at + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
+        self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, direct=direct)
+        self._config = config
+        self.server = Server(path, self, mapper=self)
+
+    # The virtual machine's end.
+
+    @property
+    def connected_now(self) -> bool:
+        """Whether a virtual machine has it plugged in."""
+        return self._client is not None
+
+    @property
+    def messages(self) -> int:
+        """Messages about registers: the exits of this function."""
+        return sum(self.function.exits.values())
+
+    def close(self) -> None:
+        """Take the function out of the virtual machine's hands."""
+        self.server.close()
+        self.function.release()
+
+    # What the library asks.
+
+    def regions(self) -> dict[int, Region]:
+        """Tell the BARs and the configuration space."""
+        found = {int(RegionIndex.CONFIG): Region(CONFIG_SIZE)}
+        for bar, size in self._bars.items():
+            parts = self.function.mappings(bar)
+            if parts:
+                first = parts[0]
+                areas = tuple((part.offset, int(part.bytes.size)) for part in parts)
+                found[bar] = Region(size, fd=first.fd, fd_offset=first.fd_offset - first.offset, areas=areas)
+            else:
+                found[bar] = Region(size)
+        return found
+
+    def irqs(self) -> dict[int, Irq]:
+        """Tell the interrupt types that QEMU handles: none but its own; MSI-X goes by messages."""
+        return {_ERR_IRQ: Irq(1), _REQ_IRQ: Irq(1)}
+
+    def region_read(self, region: int, offset: int, count: int) -> bytes:
+        """Read registers or configuration space."""
+        if region != RegionIndex.CONFIG:
+            return b"".join(
+                self.function.read(region, at, size).to_bytes(size, "little") for at, size in split(offset, count)
+            )
+        read = bytearray()
+        for at, size in split(offset, count):
+            read += self.function.config.read(at, size).to_bytes(size, "little")
+        if self._hidden and offset <= self._msix_at < offset + count:
+            read[self._msix_at - offset] = _VENDOR_SPECIFIC
+        return bytes(read)
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        """Write registers or configuration space."""
+        done = 0
+        for at, size in split(offset, len(data)):
+            value = int.from_bytes(data[done : done + size], "little")
+            done += size
+            if region == RegionIndex.CONFIG:
+                self.function.config.write(at, size, value)
+            else:
+                self.function.write(region, at, value, size)
+
+    def reset(self) -> None:
+        """Reset the function, as the machine's reset does; by now QEMU has looked."""
+        self._hidden = False
+        self._reset_function()
+
+    def _reset_function(self) -> None:
+        try:
+            at = find_capability(self._config, _PCIE)
+        except VirtfnError:
+            return
+        if DevCap(self._config.read(at + Pcie.DEVCAP.offset, 4)).FLR:
+            control = self._config.read(at + Pcie.DEVCTL.offset, 2)
+            self._config.write(at + Pcie.DEVCTL.offset, 2, control | DevCtl.FLR.mask)
+            self.function.follow_reset()
+
+    def connected(self, client: Client) -> None:
+        """Take note of the virtual machine."""
+        self._client = client
+
+    def disconnected(self) -> None:
+        """Stop the function: nobody waits for its interrupts or its DMA, and the next machine looks again."""
+        self._client = None
+        self._hidden = True
+        self._reset_function()
+        if self.on_gone is not None:
+            self.on_gone()
+
+    # Memory: `DmaMapper`.
+
+    def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> None:
+        """Map a range of the virtual machine's memory into the domain.
+
+        Raises VirtfnError as `Domain.map` does, or when there is no room.
+        """
+        key, start = self._files.take(fd)
+        done: list[tuple[int, int]] = []
+        try:
+            for first, length in _around_interrupts(iova, size):
+                hpa = Hpa(start + offset + first - iova)
+                self._domain.map(Iova(first), hpa, length, bool(prot & mmap.PROT_READ), bool(prot & mmap.PROT_WRITE))
+                done.append((first, length))
+        except VirtfnError:
+            self._take_away(key, done)
+            raise
+        self._placed[iova] = key, done
+        self.mapped_bytes += size
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Take a range out of the domain, and out of every cache."""
+        key, done = self._placed.pop(iova)
+        self._take_away(key, done)
+        self.mapped_bytes -= size
+
+    def _take_away(self, key: tuple[int, int], ranges: list[tuple[int, int]]) -> None:
+        for first, length in ranges:
+            self._domain.unmap(Iova(first), length)
+        self._files.drop(key)
+
+    # Interrupts: `assign.Interrupts`.
+
+    def route(self, rid: Rid, address: int, message: int) -> tuple[int, int]:
+        """Make a message of the host by which `rid` sends the virtual machine its own message; return it."""
+        return self._host.allocate_message(rid, lambda: self._send(address, message))
+
+    def unroute(self, address: int, message: int) -> None:
+        """Take such a message back."""
+        self._host.free_message(address, message)
+
+    def _send(self, address: int, message: int) -> None:
+        # What is no interrupt of the guest's would be a write to its memory past the IOMMU.
+        if self._client is None or not INTERRUPT_RANGE <= address < INTERRUPT_RANGE_END or not self._bus_master:
+            return
+        self.interrupts += 1
+        self._client.dma_write(address, message.to_bytes(4, "little"))
+
+    @property
+    def _bus_master(self) -> bool:
+        return bool(Command(self._config.read(Type0.COMMAND.offset, 2)).BME)
+
+
+def _around_interrupts(iova: int, size: int) -> list[tuple[int, int]]:
+    """Cut the addresses that mean interrupts out of a range: (first, bytes)."""
+    end = iova + size
+    pieces = [(iova, min(end, INTERRUPT_RANGE)), (max(iova, INTERRUPT_RANGE_END), end)]
+    return [(first, last - first) for first, last in pieces if last > first]
