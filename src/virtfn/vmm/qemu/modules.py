@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +48,12 @@ def select(folder: Path, wanted: Iterable[str]) -> dict[str, Module]:
             continue
         if name not in files:
             raise VirtfnError(f"kernel {folder.name} has no module {name}", errno_name="ENOENT")
-        selected[name] = _read(name, files[name], folder)
+        selected[name] = _read(files[name], folder, files)
         pending += selected[name].needs
     return selected
 
 
-def _read(name: str, file: Path, folder: Path) -> Module:
+def _read(file: Path, folder: Path, names: Container[str]) -> Module:
     content = file.read_bytes()
     try:
         if file.suffix == ".xz":
@@ -67,11 +67,11 @@ def _read(name: str, file: Path, folder: Path) -> Module:
     needs = [_name(need) for key, _, value in entries if key == "depends" for need in value.split(",") if need]
     for key, _, value in entries:
         if key == "softdep":
-            # "pre: A B post: C": crc32c and the like, which a module finds by name once it is loaded
+            # "pre: A B post: C": wished for, and often the name of an algorithm, not of a module
             before = value.partition("pre:")[2].partition("post:")[0]
-            needs += [_name(need) for need in before.split()]
+            needs += [_name(need) for need in before.split() if _name(need) in names]
     path = file.relative_to(folder).as_posix()
-    return Module(name, path[: path.index(".ko")] + ".ko", content, tuple(dict.fromkeys(needs)))
+    return Module(_name(file.name), path[: path.index(".ko")] + ".ko", content, tuple(dict.fromkeys(needs)))
 
 
 def _name(file: str) -> str:
