@@ -50,7 +50,6 @@ TOOLS: Mapping[str, tuple[str, ...]] = {
     "pci.ids": ("share/misc/*",),
     "pciutils": ("bin/*",),
     "tcpdump": ("bin/*",),
-    "util-linux": ("bin/flock",),
 }
 """Debian packages that every image holds, and which of their files, below usr."""
 
