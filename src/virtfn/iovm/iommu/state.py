@@ -19,6 +19,7 @@ All keys but root, cap and ecap may be missing.
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -44,6 +45,10 @@ __all__ = ["HostPages", "SavedPages", "StateError", "TableMemory", "UnitState", 
 MAX_PAGES = 1 << 16
 MAX_META_BYTES = 4 << 20
 MAX_FAULTS = 1 << 12
+MAX_HEADER = 1024
+_HEADER = re.compile(
+    r"\{'descr': '([<>|][a-zA-Z]\d{1,8})', 'fortran_order': False, 'shape': \(((?:\d{1,20}, ?)*\d{0,20})\), \} *\n"
+)
 _COUNTER = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _LOW = (1 << 64) - 1
 
@@ -195,9 +200,9 @@ def load_state(path: Path) -> UnitState:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            addresses = _array(archive, "addresses", "u8", 1, 8 * MAX_PAGES)
-            words = _array(archive, "words", "u8", 2, PAGE * MAX_PAGES)
-            text = _array(archive, "meta", "SU", 0, MAX_META_BYTES)
+            addresses = _array(archive, "addresses", "<u8", 1, 8 * MAX_PAGES)
+            words = _array(archive, "words", "<u8", 2, PAGE * MAX_PAGES)
+            text = _array(archive, "meta", r"\|S\d+|<U\d+", 0, MAX_META_BYTES)
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
@@ -215,8 +220,8 @@ def load_state(path: Path) -> UnitState:
         raise StateError(f"{path}: is no saved state ({reason})") from None
 
 
-def _array(archive: zipfile.ZipFile, name: str, kinds: str, dimensions: int, limit: int) -> npt.NDArray[Any]:
-    """Read one member. Its header is believed only after its size was checked: it could ask for any memory."""
+def _array(archive: zipfile.ZipFile, name: str, kind: str, dimensions: int, limit: int) -> npt.NDArray[Any]:
+    """Read one member. kind: a pattern of its type. Its size is checked before memory is made for it."""
     try:
         found = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -224,13 +229,12 @@ def _array(archive: zipfile.ZipFile, name: str, kinds: str, dimensions: int, lim
     if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed in a way that NumPy does not use")
     with archive.open(found) as member:
-        shape, fortran, dtype = _header(member, name)
-        size = dtype.itemsize * int(np.prod([int(n) for n in shape], dtype=object))
-        if len(shape) != dimensions or (dtype.kind not in kinds and dtype.str != f"<{kinds}"):
-            raise ValueError(f"{name} is an array of {dtype} and shape {shape}")
-        if fortran and dimensions > 1:
-            raise ValueError(f"{name} is stored by columns")
-        if not 0 <= size <= limit:
+        descr, shape = _header(member, name)
+        if not re.fullmatch(kind, descr) or len(shape) != dimensions:
+            raise ValueError(f"{name} is an array of {descr} with shape {shape}")
+        dtype = np.dtype(descr)
+        size = dtype.itemsize * math.prod(shape)
+        if size > limit:
             raise ValueError(f"{name} holds {size} bytes, more than {limit}")
         payload = member.read(size)
         if len(payload) != size:
@@ -238,13 +242,14 @@ def _array(archive: zipfile.ZipFile, name: str, kinds: str, dimensions: int, lim
         return np.frombuffer(payload, dtype).reshape(shape) if size else np.zeros(shape, dtype)
 
 
-def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(member)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"{name} has format {version}")
-    header: tuple[tuple[int, ...], bool, np.dtype[Any]] = readers[version](member)
-    return header
+def _header(member: IO[bytes], name: str) -> tuple[str, tuple[int, ...]]:
+    """Read type and shape of an array. NumPy's own reader evaluates what stands there; this one only looks."""
+    version, _ = np.lib.format.read_magic(member)
+    length = int.from_bytes(member.read(2 if version == 1 else 4), "little")
+    header = _HEADER.fullmatch(member.read(length).decode("latin-1")) if length <= MAX_HEADER else None
+    if header is None:
+        raise ValueError(f"{name} is no array stored by rows")
+    return header[1], tuple(int(n) for n in header[2].split(",") if n.strip())
 
 
 def _state(memory: SavedPages, meta: object) -> UnitState:
