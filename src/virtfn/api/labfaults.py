@@ -111,6 +111,8 @@ def _workload_faults(lab: Lab) -> Iterator[Fault]:
         yield Fault(kind, f"{work.kind} needs two guests or more, here is {guests}; add a guest")
     elif work.kind == "pairs" and guests % 2:
         yield Fault(kind, f"pairs needs an even number of guests, here are {guests}; add or drop one")
+    elif work.kind == "attack":
+        yield from _attack_faults(lab)
     given = work.model_fields_set
     if work.kind == "pcap":
         if work.pcap is None:
@@ -123,6 +125,18 @@ def _workload_faults(lab: Lab) -> Iterator[Fault]:
         for name in ("pcap", "rewrite"):
             if name in given:
                 yield Fault(("workload", name), f"means nothing to kind {work.kind}; leave it out, or use kind: pcap")
+
+
+def _attack_faults(lab: Lab) -> Iterator[Fault]:
+    first = lab.guests[0].nic.pf
+    if len(lab.guests) < 3:
+        yield Fault(("workload", "kind"), "attack needs an attacker, the first guest, and two victims; add a guest")
+    for i, guest in enumerate(lab.guests):
+        if guest.nic.pf != first:
+            yield Fault(("guests", i, "nic", "pf"), f"the victims of an attack are on the attacker's PF; use {first}")
+    for i, pf in enumerate(lab.pfs):
+        if pf.name == first and pf.uplink != "none":
+            yield Fault(("pfs", i, "uplink"), "an attacker's accomplice has the wire; use uplink: none")
 
 
 def refuse_unsupported(lab: Lab) -> None:

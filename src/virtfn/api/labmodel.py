@@ -136,7 +136,7 @@ class Guest(_Section):
 class Workload(_Section):
     """What the guests do."""
 
-    kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping"]
+    kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack"]
     frame_bytes: int = Field(1518, ge=64, le=9728, description="with the frame check sequence, as RFC 2544 counts")
     frames: int | None = Field(
         None,

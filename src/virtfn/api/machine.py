@@ -24,6 +24,7 @@ from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host, HostBar
+from virtfn.vmm.hostaddresses import HostAddresses
 
 __all__ = ["LabGuestRun", "LabPf", "Machine"]
 
@@ -56,17 +57,27 @@ class LabGuestRun:
 class Machine:
     """The machine of a lab: `start`, then `close`, or a `with` block.
 
-    ring, mtu: what the guests' drivers use. Raises VirtfnError if a part refuses what the lab asks.
+    ring, mtu: what the guests' drivers use. remapping: off, devices reach all memory, and guests name it as the host
+    does. Raises VirtfnError if a part refuses what the lab asks.
     """
 
     def __init__(
-        self, lab: Lab, clock: Clock, *, seed: int = 1, ring: int = 512, mtu: int = 1500, trace: Path | None = None
+        self,
+        lab: Lab,
+        clock: Clock,
+        *,
+        seed: int = 1,
+        ring: int = 512,
+        mtu: int = 1500,
+        trace: Path | None = None,
+        remapping: bool = True,
     ) -> None:
         self.lab = lab
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests)
         tracer = Tracer(trace, clock) if trace is not None else None
-        self.host = Host(clock, guest_bytes, seed, slots=len(lab.pfs))
+        self.host = Host(clock, guest_bytes, seed, slots=len(lab.pfs), remapping=remapping)
+        self._remapping = remapping
         self.pcim = Pcim(self.host.root, clock)
         self.iovm = Iovm(self.pcim, self.host.remapping, clock)
         self.pfs: list[LabPf] = []
@@ -150,6 +161,8 @@ class Machine:
         pf = next(p for p in self.pfs if p.name == lab_guest.nic.pf)
         vf = self.iovm.vf(pf.nic.pf_rid, lab_guest.nic.vf or 0)
         guest = Guest(self.host, lab_guest.name, lab_guest.memory_mib << 20, ring=self._ring, mtu=self._mtu)
+        if not self._remapping:
+            guest.dma = HostAddresses(guest.memory)
         self.guests.append(LabGuestRun(lab_guest, guest, pf, vf))
         policy = self.lab.pf(pf.name).policy(vf.index)
         number = self.pfs.index(pf)

@@ -16,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
+    "AttackReport",
     "BenchPoint",
     "BenchReport",
+    "Comparison",
     "GuestReport",
     "IommuReport",
     "OnProgress",
@@ -114,8 +116,31 @@ class Totals(TypedDict):
     gbps: float
 
 
+class Comparison(TypedDict):
+    """What an attempt came to on the machine without remapping."""
+
+    outcome: str
+    evidence: dict[str, int | float]
+
+
+class AttackReport(TypedDict):
+    """One attempt of a hostile guest.
+
+    outcome: stopped, succeeded, or harmless: nothing came of it, and nothing had to stop it. without_remapping: null
+    where remapping plays no role, and then reason says why.
+    """
+
+    name: str
+    description: str
+    outcome: str
+    stopped_by: str
+    evidence: dict[str, int | float]
+    without_remapping: Comparison | None
+    reason: NotRequired[str]
+
+
 class Report(TypedDict):
-    """The document of `virtfn run --json`. compile_s: part of elapsed_s that compiled kernels."""
+    """The document of `virtfn run --json`. compile_s: part of elapsed_s that compiled kernels. attacks: kind attack."""
 
     virtfn: str
     lab: str
@@ -125,6 +150,7 @@ class Report(TypedDict):
     guests: list[GuestReport]
     iommu: IommuReport
     totals: Totals
+    attacks: NotRequired[list[AttackReport]]
 
 
 class BenchPoint(TypedDict):
@@ -156,12 +182,17 @@ class Verdict:
 
 def verdict(report: Report) -> Verdict:
     """Judge a run: nothing altered, nothing out of order, and no frame lost without a counted reason."""
+    attempts = report.get("attacks", [])
+    succeeded = [a["name"] for a in attempts if a["outcome"] == "succeeded"]
+    if succeeded:
+        return Verdict(False, f"isolation is broken: {', '.join(succeeded)} succeeded")
     guests = report["guests"]
     corrupt, reordered, lost = (sum(g[key] for g in guests) for key in ("corrupt", "reordered", "lost"))
     counts = ((corrupt, "corrupt"), (reordered, "out of order"), (lost, "lost without a reason"))
     wrong = [f"{_count(number)} {word}" for number, word in counts if number]
     if wrong:
         return Verdict(False, f"frames are not accounted for: {', '.join(wrong)}")
+    calm = f"none of {len(attempts)} attempts of the hostile guest succeeded; " if attempts else ""
     dropped = sum(count for pf in report["pfs"] for count in pf["switch"]["dropped"].values())
     dropped += sum(count for g in guests for count in g["dropped"].values()) if not dropped else 0
     if not report["totals"]["frames"] and not dropped:
@@ -169,9 +200,9 @@ def verdict(report: Report) -> Verdict:
     if dropped:
         plural = "frame was" if dropped == 1 else "frames were"
         return Verdict(
-            True, f"{_count(dropped)} {plural} dropped, each for a counted reason; all others arrived intact"
+            True, f"{calm}{_count(dropped)} {plural} dropped, each for a counted reason; all others arrived intact"
         )
-    return Verdict(True, "every frame arrived once, unaltered and in order")
+    return Verdict(True, calm + "every frame arrived once, unaltered and in order")
 
 
 def render(report: Report) -> RenderableType:
@@ -183,6 +214,7 @@ def render(report: Report) -> RenderableType:
         Text(""),
         _guest_table(report["guests"]),
         Text(""),
+        *_attacks(report.get("attacks", [])),
         _facts(report),
         Text(""),
         word + Text(judged.words, style="not bold"),
@@ -205,6 +237,27 @@ def _guest_table(guests: list[GuestReport]) -> Table:
             _number(g["interrupts"]),
         )
     return table
+
+
+_OUTCOMES = {"stopped": "green", "harmless": "green", "succeeded": "bold red"}
+
+
+def _attacks(attacks: list[AttackReport]) -> list[RenderableType]:
+    """Lay out what was attempted: what became of it, what stopped it, and what it does without remapping."""
+    if not attacks:
+        return []
+    table = _table("attempt", "outcome")
+    table.add_column("stopped by", ratio=1)
+    table.add_column("without remapping", no_wrap=True)
+    for a in attacks:
+        bare = a["without_remapping"]
+        table.add_row(
+            Text(a["name"]),
+            Text(a["outcome"], style=_OUTCOMES[a["outcome"]]),
+            Text(a["stopped_by"], style="dim"),
+            Text("the same", style="dim") if bare is None else Text(bare["outcome"]),
+        )
+    return [table, Text("")]
 
 
 def _facts(report: Report) -> Table:

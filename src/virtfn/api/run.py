@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtfn import __version__
+from virtfn.api.attack import attack, attack_unprotected, compare
 from virtfn.api.control import Control
 from virtfn.api.iommu import iommu_methods, save_iommu
 from virtfn.api.lab import Lab, refuse_unsupported
 from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
-from virtfn.api.report import GuestReport, IommuReport, PfReport, Progress, Report, Totals
+from virtfn.api.report import AttackReport, GuestReport, IommuReport, PfReport, Progress, Report, Totals
 from virtfn.hw.i82576.desc import FCS_BYTES
 from virtfn.hw.types import format_mac, format_rid
 from virtfn.iomodels.engine import Engine
@@ -164,6 +165,18 @@ class _Run:
                 batch.append((index, time_ps, frame.data, direction))
         self.recorder.write(batch)
 
+    def attack(self, machine: Machine) -> list[AttackReport]:
+        """Let the hostile guest of an attack lab try, here and without remapping, while the others begin their work."""
+        if self.lab.workload.kind != "attack":
+            return []
+        (group,) = (group for group in self.groups if group.pf is machine.guests[0].pf)
+        before = self.clock.now()
+        self.tell("attacking", force=True)
+        findings = attack(machine, group.engine)
+        self.moving_ps += self.clock.now() - before
+        self.tell("attacking a machine without remapping", force=True)
+        return compare(findings, attack_unprotected(self.lab, self.clock))
+
     def work(self) -> bool:
         """Let every group run to its end; False if one got stuck."""
         done = True
@@ -171,7 +184,7 @@ class _Run:
         for group in self.groups:
             done = group.engine.run() and done
             self._drain(group.pf)
-        self.moving_ps = self.clock.now() - before
+        self.moving_ps += self.clock.now() - before
         return done
 
     def _tick(self) -> None:
@@ -350,6 +363,10 @@ def run_lab(
     Raises VirtfnError if a part refuses, the work gets stuck, or others can ask a lab of that name already.
     """
     refuse_unsupported(lab)
+    if capture is not None and lab.workload.kind == "attack":
+        raise VirtfnError(
+            "an attack cannot be captured: the attacker's accomplice has the wire", errno_name="EOPNOTSUPP"
+        )
     run = _Run(lab, capture, progress)
     frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
     run.compile()
@@ -368,9 +385,12 @@ def run_lab(
         run.tell("starting", force=True)
         machine.start(lambda: run.tell("starting"))
         run.prepare(machine, frames)
+        attacks = run.attack(machine)
         if not run.work():
             raise VirtfnError(f"the work got stuck: {run.unfinished()}", errno_name="ETIMEDOUT")
         report = run.report(machine)
+        if attacks:
+            report["attacks"] = attacks
         if save_state is not None:
             save_iommu(machine.host, save_state)
         if keep and run.control is not None:

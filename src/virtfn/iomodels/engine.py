@@ -62,17 +62,18 @@ class Engine:
     def _drivers(self) -> list[Igbvf]:
         return [nic.driver for guest in self.guests for nic in guest.nics]
 
-    def step(self) -> bool:
-        """Run one breath and what it calls for; return whether anything moved."""
+    def step(self, rounds: int = _ROUNDS, budget: int = _BUDGET) -> bool:
+        """Run one breath and what it calls for; return whether anything moved.
+
+        rounds: of guests and NIC, at most. budget: frames of each queue in a round.
+        """
         nic, host = self.nic, self.host
         nic.port.settle()
         nic.port.tick()
         drivers = self._drivers()
         trapping = [driver for driver in drivers if driver.rings.traps]
-        rounds = 1 if self.workload.kind == "ping" or trapping else _ROUNDS
-        moved, events = breathe(
-            nic.port.block.ctypes.data, self.workload.block.ctypes.data, host.now(), rounds, _BUDGET
-        )
+        rounds = 1 if self.workload.kind == "ping" or trapping else rounds
+        moved, events = breathe(nic.port.block.ctypes.data, self.workload.block.ctypes.data, host.now(), rounds, budget)
         for driver in trapping:
             driver.rings.show_tails()
         moved += self._feed_wire()

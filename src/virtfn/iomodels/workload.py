@@ -5,6 +5,7 @@
     broadcast   guest 0 sends to everyone
     pcap        frames of a capture, sent by the guests in turn; unicast goes to the next guest
     ping        guest 0 asks 1, 2 asks 3, ...: ARP, then ICMP echo, one at a time
+    attack      guest 0 has other plans; guest 1 and 2, 3 and 4, ... send to each other; an odd one out sends to guest 1
 
 A frame is accounted for when its receiver has it, unaltered, or when a counter with a reason says who dropped it; what
 remains is lost. Frames are made and checked by `kernels/traffic.py`.
@@ -119,6 +120,9 @@ class Workload:
                 return [[] if g == 0 else [0] for g in range(n)]
             case "broadcast":
                 return [[None] if g == 0 else [] for g in range(n)]
+            case "attack":
+                peers = [(g - 1 ^ 1) + 1 for g in range(1, n)]
+                return [[]] + [[peer if peer < n else 1] for peer in peers]
         raise VirtfnError(f"there is no workload of kind {kind}", errno_name="EINVAL")
 
     def _prepare_generated(self, kind: str, frames: int, seed: int, raw: bool) -> None:

@@ -131,7 +131,7 @@ WRONG = [
     (
         "kind: pairs",
         "kind: storm",
-        "lab.yaml:17: workload.kind: must be one of 'pairs', 'fan-in', 'broadcast', 'pcap' or",
+        "lab.yaml:17: workload.kind: must be one of 'pairs', 'fan-in', 'broadcast', 'pcap', 'ping' or",
     ),
     ("frame-bytes: 1518", "frame-bytes: 63", "lab.yaml:18: workload.frame-bytes: must be at least 64, not 63"),
     ("frame-bytes: 1518", "frame-bytes: 9729", "lab.yaml:18: workload.frame-bytes: must be at most 9728, not 9729"),
@@ -166,6 +166,17 @@ def guests(count: int, start: int = 0) -> str:
 def lab_of(count: int, kind: str = "pairs", total: int = 8) -> str:
     pfs = f"[{{name: pf0, sr-iov: {{total-vfs: {total}}}}}]"
     return f"name: x\npfs: {pfs}\nguests:\n{guests(count)}workload: {{kind: {kind}}}\n"
+
+
+def test_an_attack_needs_victims_on_one_pf_and_the_wire() -> None:
+    assert "attack needs an attacker, the first guest, and two victims; add a guest" in refusal(lab_of(2, "attack"))
+    parse_lab(lab_of(3, "attack"))
+    two = lab_of(3, "attack").replace("pfs: [", "pfs: [{name: pf9, sr-iov: {total-vfs: 8}}, ")
+    other = two.replace("pf: pf0, vf: 2", "pf: pf9, vf: 2")
+    assert other != two
+    assert "guests[2].nic.pf: the victims of an attack are on the attacker's PF; use pf0" in refusal(other)
+    wired = lab_of(3, "attack").replace("name: pf0,", 'name: pf0, uplink: "pcap:x",')
+    assert "pfs[0].uplink: an attacker's accomplice has the wire; use uplink: none" in refusal(wired)
 
 
 def test_numbers_of_guests_that_do_not_fit() -> None:

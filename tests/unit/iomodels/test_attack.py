@@ -1,0 +1,197 @@
+"""Each attempt is stopped with remapping and succeeds without; where a guard is broken, the report says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from unit.bed import Bed
+from virtfn.api.attack import attack, attack_unprotected, compare
+from virtfn.hw.vtd.interrupts import IRTE_SVT_LSB
+from virtfn.iomodels.attack import Attempt, Finding, Region, Stage
+from virtfn.iomodels.attempts import ATTEMPTS
+from virtfn.iomodels.attempts import function as on_functions
+from virtfn.iomodels.attempts import interrupts as on_interrupts
+from virtfn.iomodels.attempts import memory as on_memory
+from virtfn.machine.clock import VirtualClock
+from virtfn.vmm.hostaddresses import HostAddresses
+
+GUESTS = (("pf0", 0), ("pf0", 1), ("pf0", 2))
+ATTACKER_MAC = '[{id: 0, mac-address: "02:00:00:00:00:66"}]'
+OF_TABLES = ("dma-write-tables", "dma-write-interrupt-table")
+
+
+def bed(policies: str = ATTACKER_MAC) -> Bed:
+    return Bed(GUESTS, ring=128, policies=policies, workload="{kind: attack, frames: 20000, frame-bytes: 256}")
+
+
+def findings(on: Bed, attempts: Sequence[Attempt] = ATTEMPTS) -> dict[str, Finding]:
+    engine = on.engine("attack", frames=20000, length=252)
+    return {f.attempt.name: f for f in attack(on.machine, engine, attempts)}
+
+
+@pytest.fixture(scope="module")
+def protected() -> dict[str, Finding]:
+    with bed() as on:
+        engine = on.engine("attack", frames=20000, length=252)
+        found = {f.attempt.name: f for f in attack(on.machine, engine)}
+        assert engine.run(), "the victims finish their work"
+        assert all(f.missing == f.corrupt == f.reordered == f.repeated == 0 for f in engine.workload.findings())
+        on.machine.stop()
+        return found
+
+
+@pytest.fixture(scope="module")
+def unprotected() -> dict[str, Finding]:
+    return {f.attempt.name: f for f in attack_unprotected(bed().machine.lab, VirtualClock())}
+
+
+def test_names_differ_and_descriptions_say_something() -> None:
+    assert len({a.name for a in ATTEMPTS}) == len(ATTEMPTS) >= 20
+    assert all(len(a.description) > 20 for a in ATTEMPTS)
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda a: a.name)
+def test_an_attempt_is_stopped(attempt: Attempt, protected: dict[str, Finding]) -> None:
+    found = protected[attempt.name]
+    assert found.outcome == ("harmless" if attempt.name == "interrupt-flood" else "stopped"), found
+    assert found.evidence["harm"] == 0
+    assert found.evidence["victim_frames"] > 0, "the victims work meanwhile"
+    if not attempt.same_without:
+        assert found.evidence["faults"] > 0
+        assert "remapping: " in found.stopped_by
+        assert "(fault 0x" in found.stopped_by
+
+
+@pytest.mark.parametrize("attempt", [a for a in ATTEMPTS if not a.same_without], ids=lambda a: a.name)
+def test_an_attempt_succeeds_without_remapping(attempt: Attempt, unprotected: dict[str, Finding]) -> None:
+    found = unprotected[attempt.name]
+    assert found.outcome == "succeeded", found
+    assert found.evidence["harm"] > 0
+    assert found.evidence["faults"] == 0
+    assert found.stopped_by == ""
+
+
+def test_what_remapping_plays_no_role_in_says_why(
+    protected: dict[str, Finding], unprotected: dict[str, Finding]
+) -> None:
+    reports = {r["name"]: r for r in compare(list(protected.values()), list(unprotected.values()))}
+    assert list(reports) == [a.name for a in ATTEMPTS]
+    for attempt in ATTEMPTS:
+        report = reports[attempt.name]
+        assert (report["without_remapping"] is None) == bool(attempt.same_without)
+        assert report.get("reason", "") == attempt.same_without
+
+
+def test_reasons_are_those_of_the_unit(protected: dict[str, Finding]) -> None:
+    assert "fault 0x25" in protected["forged-compatibility-message"].stopped_by
+    assert "fault 0x26" in protected["forged-handle"].stopped_by
+    assert "fault 0x5" in protected["dma-write-host"].stopped_by
+    assert "fault 0x6" in protected["dma-read-guest"].stopped_by
+    assert "fault 0x2)" in protected["taken-away-in-flight"].stopped_by
+    own = protected["forged-handle"].evidence
+    assert own["reached_itself"] == 3, "its own entries are its own to use"
+    flood = protected["interrupt-flood"].evidence
+    assert flood["victim_frames_meanwhile"] >= flood["victim_frames_before"] / 2 > 0
+
+
+# Guards that are broken on purpose: each time the report must say so.
+
+
+def test_a_unit_that_maps_everything_is_found_out() -> None:
+    with bed() as on:
+        rid = on.vf(0).rid
+        on.machine.host.remapping.detach(rid)
+        on.machine.host.remapping.pass_through(rid)
+        # The attacker knows where its memory is, as it would have to.
+        guest = on.guest(0)
+        guest.nics[0].driver.stop()
+        guest.dma = HostAddresses(guest.memory)
+        guest.nics[0].driver.rings._dma = guest.dma
+        guest.nics[0].driver.start()
+        attempts = [a for a in on_memory.ATTEMPTS if a.name not in OF_TABLES]
+        assert {f.outcome for f in findings(on, attempts).values()} == {"succeeded"}
+
+
+def test_one_page_too_many_in_a_domain_is_found_out() -> None:
+    with bed() as on:
+        stage_page: list[Region] = []
+        secret_of = Stage.secret_of
+
+        def leak(stage: Stage, guest) -> Region:
+            region = secret_of(stage, guest)
+            (domain,) = (d for d in stage.host.remapping.domains.values() if stage.vf.rid in d.rids)
+            domain.map(region.address, region.address, 4096, write=False)
+            stage_page.append(region)
+            return region
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stage, "secret_of", leak)
+            found = findings(on, [on_memory.read_guest, on_memory.write_guest, on_memory.read_host])
+        assert stage_page
+        assert {n: f.outcome for n, f in found.items()} == {
+            "dma-read-guest": "succeeded",
+            "dma-write-guest": "stopped",
+            "dma-read-host": "stopped",
+        }
+
+
+def test_an_interrupt_table_that_checks_no_source_is_found_out() -> None:
+    with bed() as on:
+        table = on.machine.host.interrupt_table
+        assert table is not None
+        for index, _, _ in table.entries():
+            table._entries[2 * index + 1] &= ~(3 << IRTE_SVT_LSB) & (1 << 64) - 1
+        on.machine.host.remapping.invalidate_interrupts(0, 16)
+        found = findings(on, [on_interrupts.forged_handle, on_interrupts.forged_compatibility])
+        assert found["forged-handle"].outcome == "succeeded"
+        assert found["forged-compatibility-message"].outcome == "stopped"
+
+
+def test_a_host_that_chose_no_address_and_checks_no_source_is_found_out() -> None:
+    with bed("[{id: 0, spoof-check: false}]") as on:
+        found = findings(on, [on_functions.address_of_another, on_functions.spoofed_source])
+        assert {f.outcome for f in found.values()} == {"succeeded"}
+        assert found["spoofed-source"].evidence["frames_arrived"] == 8
+
+
+def test_a_trusted_guest_hears_everything_and_is_found_out() -> None:
+    with bed("[{id: 0, trust: true}]") as on:
+        found = findings(on, [on_functions.promiscuous])
+        assert found["promiscuous"].outcome == "succeeded"
+
+
+def test_harm_beside_the_aim_is_harm() -> None:
+    with bed() as on:
+
+        def clumsy(stage: Stage):
+            stage.victim_page.now[7] ^= 1
+            return on_functions.Result(0)
+
+        found = findings(on, [Attempt("clumsy", "hits something else", clumsy)])
+        assert found["clumsy"].outcome == "succeeded"
+
+
+def test_the_machine_is_left_as_it_was() -> None:
+    with bed() as on:
+        findings(on, [on_memory.read_host])
+        port = on.nic.port.nic["port"]
+        assert not port["wire_up"]
+        assert not port["capture"]
+        assert on.machine.host.iommu.on_fault is None
+        assert on.nic.take_capture() == []
+
+
+def test_a_region_counts_what_changed_and_what_was_stolen() -> None:
+    memory = np.random.default_rng(1).integers(0, 256, 4096, np.uint8)
+    region = Region(0, memory)
+    secret = memory.tobytes()
+    assert region.changed() == 0
+    assert region.stolen([b"nothing of it"]) == 0
+    assert region.stolen([b"x" * 14 + secret[64:96], secret[:16]]) == 48
+    memory[5:8] ^= 0xFF
+    assert region.changed() == 3
+    region.restore()
+    assert memory.tobytes() == secret
