@@ -19,7 +19,7 @@ BUDGETS = {
     "devices": 4800,
     "drivers": 2200,
     "vmm": 4000,
-    "iovm": 1800,
+    "iovm": 2600,
     "iomodels": 1500,
     "api": 2800,
     "cli": 1300,
