@@ -30,13 +30,14 @@ LOW = (1 << 64) - 1
 def state_of(memory: HostMemory, iommu: Iommu) -> UnitState:
     """Look at a unit without registers."""
     unit = iommu.unit[0]
+    kinds = int(unit["kinds"]) if "kinds" in iommu.unit.dtype.names else 0b101  # of translation, by T
     irta = IRTA.of(S=max(int(unit["irt_entries"]).bit_length() - 2, 0), EIME=int(unit["wide"]))
     return UnitState(
         memory=HostPages(memory),
         root=int(unit["root"]) & LOW,
         enabled=bool(unit["enabled"]),
         cap=CAP.of(SAGAW=int(unit["widths"]), SSLPS=int(unit["large"])),
-        ecap=ECAP.of(PT=1),
+        ecap=ECAP.of(DT=kinds >> 1 & 1, PT=kinds >> 2 & 1),
         irta=IRTA(irta.value | int(unit["irta"]) & IRTA.IRTA.mask),
         remapping=bool(unit["remapping"]),
         compatible=bool(unit["compatible"]),
