@@ -316,13 +316,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECORDINGS)}; all if none is given")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "virtfn")
     parser.add_argument("--qemu", default="qemu-system-x86_64", help="any QEMU from 7.2 on")
+    parser.add_argument("--suite", help="Debian suite whose Linux writes the tables; this machine's if not given")
     parser.add_argument("--target", type=Path, default=TARGET)
     options = parser.parse_args()
     if unknown := set(options.names) - set(RECORDINGS):
         parser.error(f"no recording is called {', '.join(sorted(unknown))}")
     if shutil.which(options.qemu) is None:
         parser.error(f"{options.qemu} not found")
-    image = build_image(cache=options.cache.expanduser(), extra_modules=MODULES)
+    image = build_image(cache=options.cache.expanduser(), suite=options.suite, extra_modules=MODULES)
     for name in options.names or RECORDINGS:
         record(name, options.qemu, image, options.target)
 
