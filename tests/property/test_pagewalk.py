@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reference.pagewalk import Message, Nothing, Refusal, request
-from virtfn.kernels.dma import dma_copy_in, dma_copy_out, invalidate_contexts, invalidate_iotlb, translate
+from virtfn.kernels.dma import dma_copy_in, dma_copy_out, translate
 from virtfn.kernels.iommu import FAULT_SLOTS, MESSAGE_SLOTS, Iommu, new_iommu
+from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.machine.memory import CHUNK, HostMemory
 
 T = TypeVar("T")

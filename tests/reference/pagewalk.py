@@ -75,7 +75,7 @@ def walk(
         return Refusal(FaultReason.CONTEXT_NOT_PRESENT, fpd)
     if any(value >> bit & 1 for bit in [*range(4, 12), 71, *range(88, 128)]):
         return Refusal(FaultReason.CONTEXT_RESERVED, fpd)
-    if context.T not in (Translation.SECOND_STAGE, Translation.PASS_THROUGH) or context.AW not in aws:
+    if context.T not in set(Translation) or context.AW not in aws:
         return Refusal(FaultReason.CONTEXT_INVALID, fpd)
     if context.T == Translation.PASS_THROUGH:
         return None if iova < 1 << WIDTH else Refusal(FaultReason.ADDRESS_BEYOND_WIDTH, fpd)

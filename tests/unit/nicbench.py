@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from virtfn.kernels.dma import invalidate_contexts, invalidate_iotlb
 from virtfn.kernels.iommu import new_iommu
+from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.kernels.port import serve_port, wire_in
 from virtfn.kernels.state import DROP_NAMES, POOLS, QUEUES, new_nic
 from virtfn.kernels.switch import mac_slot

@@ -37,11 +37,13 @@ def _row(names: str) -> np.dtype[np.void]:
 
 UNIT = _row(
     # from the registers: root table, remapping on; what the unit supports; the machine's memory
-    "root enabled widths large mem_base mem_end iotlb_mask message_base "
+    "root enabled widths large kinds mem_base mem_end iotlb_mask message_base "
     # from the registers: interrupt remapping on, its table, compatibility format allowed, wide destinations
     "remapping irta irt_entries compatible wide "
     # requests: every one is counted in exactly one of these
-    "iotlb_hits iotlb_misses bypassed rejected "
+    "iotlb_hits iotlb_misses bypassed rejected translated "
+    # of the hits and misses: asked for a translation, not for memory
+    "translation_requests "
     # what became of the misses; aborted: no fault of the tables, but nothing to reach there
     "context_walks page_walks faults suppressed aborted "
     # interrupt messages: every one is counted in exactly one of delivered, posted, blocked
@@ -49,10 +51,12 @@ UNIT = _row(
     # rings of faults and of messages written by DMA, and the number of rows in `cached`
     "fault_head fault_tail faults_lost message_head message_tail messages_lost cached"
 )
-# key: 0, or what IOTLB entries of the page size last seen have; limit: 0 if nothing is cached
-CONTEXT = _row("key domain bypass table level limit fpd device_tlb")
+# key: 0, or what IOTLB entries of the page size last seen have; limit: 0 if nothing is cached; ats: requests for
+# translations and translated requests are allowed; device_tlb: address of the requester's own, where its requests begin
+# (`ats.py`), then key is 0
+CONTEXT = _row("key domain bypass table level limit fpd ats device_tlb")
 IOTLB = _row("page key rights hpa")
-FAULT = _row("rid iova reason write")
+FAULT = _row("rid iova reason write kind")
 MESSAGE = _row("rid address")
 INTERRUPT = _row("index low high spare")  # index: of the table entry plus one
 
@@ -103,11 +107,18 @@ class Iommu(NamedTuple):
         return self.block[0]
 
 
-def new_iommu(mem_base: int, mem_bytes: int, iotlb_entries: int = 1024, widths: int = 0b0110, large: int = 3) -> Iommu:
+def new_iommu(
+    mem_base: int,
+    mem_bytes: int,
+    iotlb_entries: int = 1024,
+    widths: int = 0b0110,
+    large: int = 3,
+    kinds: int = 0b111,
+) -> Iommu:
     """Make a unit that passes addresses unchanged until it is enabled. Parts that are not used cost no memory.
 
     mem_base, mem_bytes: the machine's memory. iotlb_entries: a power of two. widths: bitmap of supported AW values.
-    large: bitmap of page sizes, bit 0 2 MiB, bit 1 1 GiB.
+    large: bitmap of page sizes, bit 0 2 MiB, bit 1 1 GiB. kinds: bitmap of supported T values.
 
     Raises ValueError for a size that is not a power of two up to 16384.
     """
@@ -121,6 +132,7 @@ def new_iommu(mem_base: int, mem_bytes: int, iotlb_entries: int = 1024, widths: 
     unit["iotlb_mask"] = iotlb_entries - 1
     unit["widths"] = widths
     unit["large"] = large
+    unit["kinds"] = kinds
     page = row["message_page"].view(np.uint8)
     unit["message_base"] = page.ctypes.data
     return Iommu(
@@ -136,8 +148,8 @@ def new_iommu(mem_base: int, mem_bytes: int, iotlb_entries: int = 1024, widths: 
 
 
 @kernel
-def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: int) -> None:
-    """Count a fault, and put it into the ring unless FPD suppresses its kind."""
+def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: int, kind: int = 0) -> None:
+    """Count a fault, and put it into the ring unless FPD suppresses its reason. kind: of request, as AT has it."""
     unit = iommu.unit[0]
     unit.faults += 1
     qualified = not (
@@ -157,6 +169,7 @@ def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: 
     fault.iova = iova
     fault.reason = reason
     fault.write = write
+    fault.kind = kind
     unit.fault_tail += 1
 
 

@@ -50,15 +50,16 @@ from virtfn.kernels._jit import (
     store32,
     store64,
 )
+from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16
 from virtfn.kernels.dma import dma_copy_in
 from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import ring_count, window
 from virtfn.kernels.state import GATHER_AREA, GATHER_BYTES
 
-__all__ = ["CHAIN_BAD", "CHAIN_CONTEXT", "CHAIN_DONE", "CHAIN_FAULT", "CHAIN_OPEN", "gather", "segment"]
+__all__ = ["CHAIN_BAD", "CHAIN_CONTEXT", "CHAIN_DONE", "CHAIN_FAULT", "CHAIN_OPEN", "CHAIN_PAGE", "gather", "segment"]
 
-CHAIN_DONE, CHAIN_OPEN, CHAIN_BAD, CHAIN_FAULT, CHAIN_CONTEXT = range(5)
+CHAIN_DONE, CHAIN_OPEN, CHAIN_BAD, CHAIN_FAULT, CHAIN_CONTEXT, CHAIN_PAGE = range(6)
 
 TAG_BYTES = 4
 _SWAP32_MASK = 0xFF00FF
@@ -76,7 +77,8 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
     """Collect the chain at the head of transmit queue `q` into private memory and apply its offloads.
 
     Returns (code, descriptors used, where in GATHER_AREA the frame starts, its bytes, MSS or 0, header bytes of a
-    segmentation). A context descriptor alone is a finished chain without a frame.
+    segmentation). A context descriptor alone is a finished chain without a frame. CHAIN_OPEN and CHAIN_PAGE: to be
+    gathered again when its driver has ended it, or when the page that was asked for is there.
     """
     r = nic.tx[q]
     available = ring_count(r)
@@ -89,6 +91,9 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
     code = CHAIN_OPEN
     while used < available:
         at = window(nic, r)
+        if at == 0 and r.enabled:
+            code = CHAIN_PAGE
+            break
         if at == 0:
             code = CHAIN_FAULT
             ended = True
@@ -125,7 +130,7 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
             code = CHAIN_BAD
             break
         if dma_copy_in(iommu_at(nic.port.iommu), r.rid, q0, size, frame + length) != size:
-            code = CHAIN_FAULT
+            code = CHAIN_PAGE if awaits_page(iommu_at(nic.port.iommu), r.rid) else CHAIN_FAULT
             break
         length += size
         if ended:
@@ -135,6 +140,8 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
             break
     if (code == CHAIN_BAD or code == CHAIN_FAULT) and not ended:
         used = skip_chain(nic, q, used, available)
+        if used == 0:
+            code = CHAIN_PAGE
     if code == CHAIN_OPEN and available == r.size - 1:
         code = CHAIN_BAD  # a frame longer than the ring would never end
     r.head = saved
@@ -148,12 +155,12 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
 
 @kernel
 def skip_chain(nic: Row, q: int, used: int, available: int) -> int:
-    """Find the end of a chain that is being dropped; returns its descriptors."""
+    """Find the end of a chain that is being dropped; returns its descriptors, 0 if their page has been asked for."""
     r = nic.tx[q]
     while used < available:
         at = window(nic, r)
         if at == 0:
-            return available
+            return 0 if r.enabled else available
         end = load64(at + 8) & TXD_EOP
         used += 1
         r.head = r.head + 1 if r.head + 1 < r.size else 0

@@ -27,11 +27,10 @@ from virtfn.hw.vtd.tables import (
     SS_RESERVED_LEAF,
     SS_RW,
     FaultReason,
-    Translation,
 )
 from virtfn.kernels._jit import kernel, load64
 
-__all__ = ["walk_context", "walk_iova"]
+__all__ = ["ANY_RIGHT", "walk_context", "walk_iova"]
 
 ROOT_NOT_PRESENT = int(FaultReason.ROOT_NOT_PRESENT)
 CONTEXT_NOT_PRESENT = int(FaultReason.CONTEXT_NOT_PRESENT)
@@ -44,18 +43,18 @@ CONTEXT_TABLE_ACCESS = int(FaultReason.CONTEXT_TABLE_ACCESS)
 ROOT_RESERVED = int(FaultReason.ROOT_RESERVED)
 CONTEXT_RESERVED = int(FaultReason.CONTEXT_RESERVED)
 PAGING_ENTRY_RESERVED = int(FaultReason.PAGING_ENTRY_RESERVED)
-SECOND_STAGE = int(Translation.SECOND_STAGE)
-PASS_THROUGH = int(Translation.PASS_THROUGH)
+ANY_RIGHT = 2
+"""What to ask for when a page with any right will do."""
 
 
 @kernel
 def walk_context(
-    root: int, rid: int, mem_base: int, mem_end: int, widths: int, displacement: int
+    root: int, rid: int, mem_base: int, mem_end: int, widths: int, displacement: int, kinds: int = 0b111
 ) -> tuple[int, int, int, int]:
     """Find the context entry of requester `rid` in the root table at `root`.
 
     mem_base, mem_end: memory that may be read. widths: bitmap of the AW values that are supported. displacement: what
-    to add to a physical address to have it in this process.
+    to add to a physical address to have it in this process. kinds: bitmap of the T values that are supported.
     Returns (reason, fpd, low word, high word); reason 0 if the entry can be used.
     """
     at = root + (rid >> 8 & 0xFF) * 16
@@ -77,8 +76,7 @@ def walk_context(
         return CONTEXT_NOT_PRESENT, fpd, 0, 0
     if low & CTX_RESERVED_LOW or high & CTX_RESERVED_HIGH:
         return CONTEXT_RESERVED, fpd, 0, 0
-    kind = low >> CTX_T_LSB & CTX_T_MASK
-    if (kind != SECOND_STAGE and kind != PASS_THROUGH) or not widths >> (high >> CTX_AW_LSB & CTX_AW_MASK) & 1:
+    if not kinds >> (low >> CTX_T_LSB & CTX_T_MASK) & 1 or not widths >> (high >> CTX_AW_LSB & CTX_AW_MASK) & 1:
         return CONTEXT_INVALID, fpd, 0, 0
     return 0, fpd, low, high
 
@@ -89,10 +87,11 @@ def walk_iova(
 ) -> tuple[int, int, int, int]:
     """Walk from the top table at `level` to the page of `iova`, which is within the width of the tables.
 
-    write: 1 asks for W, 0 for R. large: bitmap of page sizes with PS, bit 0 2 MiB, bit 1 1 GiB. The rest is as above.
+    write: 1 asks for W, 0 for R, ANY_RIGHT for either. large: bitmap of page sizes with PS, bit 0 2 MiB, bit 1 1 GiB.
+    The rest is as above.
     Returns (reason, host address of the page, its log2 size, rights as SS_R | SS_W); reason 0 if allowed.
     """
-    need = 1 << write
+    need = write + 1
     rights = SS_RW
     while True:
         shift = 12 + 9 * (level - 1)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load32, load64
+from virtfn.kernels.ats import device_tlb_at
 from virtfn.kernels.classify import HEAD_BYTES
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.iommu import iommu_at
@@ -23,6 +24,7 @@ from virtfn.kernels.state import (
     EV_FAULT,
     EV_INTERRUPT,
     EV_MALICIOUS,
+    EV_PAGE,
     EV_TIMER,
     HEAD_AREA,
     QUEUES,
@@ -91,6 +93,8 @@ def finish(nic: Row) -> int:
         events |= EV_MALICIOUS
     if iommu_at(nic.port.iommu).unit[0].fault_head != iommu_at(nic.port.iommu).unit[0].fault_tail:
         events |= EV_FAULT
+    if p.device_tlb and device_tlb_at(p.device_tlb).cache[0].unsent:
+        events |= EV_PAGE
     return events
 
 

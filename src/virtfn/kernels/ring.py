@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, store32, store32_release
+from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.dma import translate
 from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.state import EV_MALICIOUS
@@ -93,7 +94,9 @@ def ring_count(r: Row) -> int:
 
 @kernel
 def window(nic: Row, r: Row) -> int:
-    """Return the host address of the descriptor at the head, or 0 if the IOMMU refuses the ring.
+    """Return the host address of the descriptor at the head, or 0 if the IOMMU refuses the ring, which then stops.
+
+    0 of a ring that goes on means that its page has been asked for.
 
     The translation is kept for the rest of the page until the call ends: the device's descriptor prefetch.
     """
@@ -103,11 +106,12 @@ def window(nic: Row, r: Row) -> int:
         hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.base + head * 16, want, 0)
         if run >= 16:
             hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.base + head * 16, want, 1)
-        if run < 16:
+        if run < 16 and not awaits_page(iommu_at(nic.port.iommu), r.rid):
             # The queue reads as stopped, and runs again when its driver enables it anew.
             r.enabled = 0
             r.raw_control = load32(r.regs + CONTROL) & ~ENABLE
             store32(r.regs + CONTROL, r.raw_control)
+        if run < 16:
             return 0
         r.win_lo = head
         r.win_hi = head + run // 16

@@ -33,6 +33,7 @@ from virtfn.hw.i82576.desc import (
     TXD_VLE,
 )
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, store32_release, store64, store64_release
+from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.dma import translate_hot
 from virtfn.kernels.iommu import iommu_at
@@ -160,6 +161,8 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
         if length < MIN_FRAME or length > MAX_FRAME:
             break
         source, run = translate_hot(iommu, rid, q0, length, 0)
+        if run == 0 and awaits_page(iommu, rid):
+            break
         if run == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
         elif run != length:
@@ -195,7 +198,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
                 copy_bytes(place, source, length)
                 store64(place, first)
                 store64(place + 8, second)
-            elif run:
+            elif run or awaits_page(iommu, r_rid):
                 break
             else:
                 # A posted write that the IOMMU refuses: the device does not learn of it, and goes on.

@@ -34,8 +34,9 @@ from virtfn.kernels._jit import (
     store64,
     store64_release,
 )
+from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.classify import HEAD_BYTES, split_point
-from virtfn.kernels.dma import dma_copy_out, translate_hot
+from virtfn.kernels.dma import dma_copy_out, translate, translate_hot
 from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import latch, ring_count, window, window_hot
 from virtfn.kernels.state import (
@@ -44,6 +45,7 @@ from virtfn.kernels.state import (
     DROP_DMA_FAULT,
     DROP_NO_DESCRIPTOR,
     DROP_OVERSIZE,
+    DROP_PAGE_ABSENT,
     DROP_QUEUE_DISABLED,
     SPLIT_AREA,
     WIRE,
@@ -154,9 +156,11 @@ def receive(
     if strip:
         status |= RXD_VP
     if r.head == r.tail:
-        return refuse(nic, pool, q)
+        return refuse(nic, pool, q, DROP_NO_DESCRIPTOR)
     if r.layout == SRRCTL_ADV_ONE and size <= r.packet_bytes:
         at = window_hot(nic, r)
+        if at == 0 and r.enabled:
+            return refuse(nic, pool, q, DROP_PAGE_ABSENT)
         if at == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
             return RX_DROPPED
@@ -165,6 +169,8 @@ def receive(
             tci = 0
         else:
             good = write_stripped(nic, r.rid, load64(at), head, body, length)
+        if not good and awaits_page(iommu_at(p.iommu), r.rid):
+            return refuse(nic, pool, q, DROP_PAGE_ABSENT)
         complete(nic, q, at, q0, status | RXD_DD | RXD_EOP | size << RXD_LEN_SHIFT | tci << RXD_VLAN_SHIFT)
         if not good:
             nic.drops[pool, DROP_DMA_FAULT] += 1
@@ -187,14 +193,14 @@ def receive(
 
 
 @kernel
-def refuse(nic: Row, pool: int, q: int) -> int:
-    """There are too few descriptors: drop, or hold the line up if neither DROP_EN nor QDE lets the queue drop."""
+def refuse(nic: Row, pool: int, q: int, why: int) -> int:
+    """There are too few descriptors, or pages: drop, or hold the line up if neither DROP_EN nor QDE lets it drop."""
     r = nic.rx[q]
     if not r.drop_enable and not nic.port.drop_queues >> q & 1:
         return RX_STALL
     r.drops += 1
     nic.counters.rnbc += 1
-    nic.drops[pool, DROP_NO_DESCRIPTOR] += 1
+    nic.drops[pool, why] += 1
     return RX_DROPPED
 
 
@@ -241,7 +247,9 @@ def receive_scattered(
         nic.drops[pool, DROP_OVERSIZE] += 1
         return RX_DROPPED
     if needed > ring_count(r):
-        return refuse(nic, pool, q)
+        return refuse(nic, pool, q, DROP_NO_DESCRIPTOR)
+    if iommu_at(nic.port.iommu).contexts[r.rid].device_tlb and not pages_present(nic, q, needed, length, split):
+        return refuse(nic, pool, q, DROP_PAGE_ABSENT)
     good = True
     done = split
     for i in range(needed):
@@ -273,6 +281,43 @@ def receive_scattered(
         nic.port.eicr |= r.cause
         return RX_DROPPED
     return RX_DONE
+
+
+@kernel
+def pages_present(nic: Row, q: int, needed: int, length: int, split: int) -> bool:
+    """Translate all that a frame in `needed` descriptors will write; False if a page of it has been asked for."""
+    iommu = iommu_at(nic.port.iommu)
+    r = nic.rx[q]
+    saved = r.head
+    done = split
+    present = True
+    for i in range(needed):
+        at = window(nic, r)
+        if at == 0:
+            present = r.enabled == 0
+            break
+        size = min(r.packet_bytes, length - done)
+        if split and i == 0:
+            present = reachable(iommu, r.rid, load64(at + 8), split)
+        present = present and reachable(iommu, r.rid, load64(at), size)
+        if not present:
+            break
+        done += size
+        r.head = r.head + 1 if r.head + 1 < r.size else 0
+    r.head = saved
+    return present
+
+
+@kernel
+def reachable(iommu: Row, rid: int, iova: int, nbytes: int) -> bool:
+    """Tell whether nothing of `nbytes` at `iova` waits for a page; what is refused for good does not wait."""
+    done = 0
+    while done < nbytes:
+        _, run = translate(iommu, rid, iova + done, nbytes - done, 1)
+        if run == 0:
+            return not awaits_page(iommu, rid)
+        done += run
+    return True
 
 
 @kernel

@@ -71,7 +71,9 @@ PORT = _row(
     # this call
     "epoch now capture capture_head capture_bytes "
     # addresses: the IOMMU's state, the scratch area, the captured bytes
-    "iommu scratch captured"
+    "iommu scratch captured "
+    # address of the device TLB, 0 if the NIC has none
+    "device_tlb"
 )
 
 POOL = _row(
@@ -119,6 +121,7 @@ DROP_NAMES = (
     "malformed",  # transmit descriptors make no sense
     "no-uplink",  # addressed to the wire, and nothing is there
     "echo",  # addressed to its own sender
+    "page-absent",  # the receiver's page is not there yet, and has been asked for
 )
 (
     DROP_RX_DISABLED,
@@ -136,7 +139,8 @@ DROP_NAMES = (
     DROP_MALFORMED,
     DROP_NO_UPLINK,
     DROP_ECHO,
-) = range(15)
+    DROP_PAGE_ABSENT,
+) = range(16)
 
 # Events that a service call returns, for Python to act on.
 EV_INTERRUPT = 1  # vectors wait in port.fired
@@ -144,6 +148,7 @@ EV_CAPTURE = 2  # the capture buffer is full: drain it
 EV_MALICIOUS = 4  # port.misbehaved has new bits
 EV_FAULT = 8  # the IOMMU recorded a fault
 EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
+EV_PAGE = 32  # the device TLB has page requests to send
 
 # Causes above the vectors, for a port without vectors: a queue received, a queue sent (RXDW and TXDW of ICR).
 TX_CAUSE = 1 << 32

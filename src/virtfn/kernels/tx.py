@@ -21,11 +21,12 @@ from virtfn.hw.i82576.desc import (
     TXD_RS,
 )  # fmt: skip
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load64, store32_release
+from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.classify import HEAD_BYTES, classify
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.dma import translate, translate_hot
 from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, gather, segment
+from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, CHAIN_PAGE, gather, segment
 from virtfn.kernels.ring import misbehave, window, window_hot
 from virtfn.kernels.runs import PLAIN, PLAIN_MASK, serve_run
 from virtfn.kernels.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, capture_room, receive
@@ -235,6 +236,8 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
             return FORWARDED, 1, 0
         hpa, run = translate_hot(iommu_at(nic.port.iommu), r.rid, q0, length, 0)
         if run == 0:
+            if awaits_page(iommu_at(nic.port.iommu), r.rid):
+                return WAITING, 0, 0
             nic.drops[pool, DROP_DMA_FAULT] += 1
             return FORWARDED, 1, 0
         if run == length:
@@ -243,7 +246,7 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
             copy_bytes(scratch + HEAD_AREA, hpa, min(length, HEAD_BYTES))
             return forward(nic, q, pool, scratch + HEAD_AREA, hpa, length), 1, 0
     code, used, start, length, mss, first_payload = gather(nic, q, pool)
-    if code == CHAIN_OPEN:
+    if code == CHAIN_OPEN or code == CHAIN_PAGE:
         return WAITING, 0, 0
     if code == CHAIN_FAULT:
         nic.drops[pool, DROP_DMA_FAULT] += 1
@@ -299,6 +302,16 @@ def write_back(nic: Row, q: int, used: int) -> bool:
 
 
 @kernel
+def can_report(nic: Row, r: Row) -> bool:
+    """Tell whether heads can be written back; False while the page for them has been asked for."""
+    iommu = iommu_at(nic.port.iommu)
+    if iommu.contexts[r.rid].device_tlb == 0:
+        return True
+    _, run = translate(iommu, r.rid, r.head_wb & ~np.int64(3), 4, 1)
+    return run != 0 or not awaits_page(iommu, r.rid)
+
+
+@kernel
 def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
     """Send up to `budget` frames of transmit queue `q`, latched before. Returns (frames, events).
 
@@ -312,6 +325,8 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
     frames = 0
     asked = False
     extraordinary = 0
+    if r.head_wb and not can_report(nic, r):
+        return 0, 0
     while frames < budget and r.head != r.tail:
         if extraordinary < _PATIENCE:
             count, told = serve_run(nic, q, budget - frames)
@@ -324,6 +339,8 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             events |= EV_TIMER
             break
         at = window_hot(nic, r)
+        if at == 0 and r.enabled:
+            break
         if at == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
             events |= misbehave(nic, q)

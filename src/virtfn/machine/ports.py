@@ -14,7 +14,19 @@ import numpy.typing as npt
 
 from virtfn.hw.types import Hva, Iova, Ps, Rid
 
-__all__ = ["Bar", "Clock", "ConfigSpace", "Device", "DeviceHost", "DmaMemory", "Mapping", "Reset", "VirtfnError"]
+__all__ = [
+    "Bar",
+    "Clock",
+    "ConfigSpace",
+    "Device",
+    "DeviceHost",
+    "DeviceTlb",
+    "DmaMemory",
+    "Mapping",
+    "Reset",
+    "TranslationAgent",
+    "VirtfnError",
+]
 
 
 class VirtfnError(Exception):
@@ -99,6 +111,37 @@ class DeviceHost(Protocol):
 
     def now(self) -> Ps:
         """Return the time now."""
+
+
+class DeviceTlb(Protocol):
+    """A requester that caches translations, or asks for pages."""
+
+    def invalidate(self, address: int, nbytes: int, itag: int) -> None:
+        """Forget translations of `nbytes`, a power of two, at `address`; 2**64 are all.
+
+        The agent is told by `complete_device_tlb`, at once or later, when no request made with them is under way any
+        more.
+        """
+
+    def serve(self) -> None:
+        """Answer what can be answered now: the agent looks while it waits."""
+
+    def page_response(self, prgi: int, code: int) -> None:
+        """Take the answer to page request group `prgi`: a ResponseCode, or one of the reserved codes."""
+
+
+class TranslationAgent(Protocol):
+    """What translates for devices that have a device TLB; the remapping unit."""
+
+    @property
+    def device_tlbs(self) -> dict[Rid, DeviceTlb]:
+        """The device TLBs by requester; whoever plugs one in, or takes it away, keeps it true."""
+
+    def complete_device_tlb(self, rid: Rid, itag: int) -> None:
+        """Take the answer of `rid` to the invalidation that it was sent with `itag`."""
+
+    def page_request(self, rid: Rid, address: Iova, read: bool, write: bool, last: bool, prgi: int) -> None:
+        """Take a request of `rid` for the page at `address`: one of group `prgi`, and the `last` of it or not."""
 
 
 class ConfigSpace(Protocol):

@@ -9,8 +9,9 @@ import pytest
 
 from unit.remapping import GIB, MIB2, RID, ByHand
 from virtfn.hw.vtd.tables import FaultReason as F
-from virtfn.kernels.dma import dma_copy_in, dma_copy_out, invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
+from virtfn.kernels.dma import dma_copy_in, dma_copy_out
 from virtfn.kernels.iommu import FAULT_SLOTS, MESSAGE_SLOTS, new_iommu
+from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
 
 
 @pytest.fixture
@@ -85,6 +86,11 @@ def _context_outside(t: ByHand) -> None:
     t.put(t.root + (RID >> 8) * 16, 0xFFFF_FFFF_FFFF_F001)
 
 
+def _without_device_tlbs(t: ByHand) -> None:
+    t.unit["kinds"] = 0b101
+    t.set_context(RID, t.ss[4] | 1 | 1 << 2, 2)
+
+
 def _context(low: int, high: int):  # type: ignore[no-untyped-def]
     def write(t: ByHand) -> None:
         t.set_context(RID, (t.ss[4] | low) if low & 1 else low, high)
@@ -102,7 +108,7 @@ def _leaf(level: int, entry: int, target: int = 0):  # type: ignore[no-untyped-d
 REFUSALS = [
     (F.ROOT_NOT_PRESENT, _root_absent, 0),
     (F.CONTEXT_NOT_PRESENT, _context(0, 2), 0),
-    (F.CONTEXT_INVALID, _context(1 | 1 << 2, 2), 0),
+    (F.CONTEXT_INVALID, _without_device_tlbs, 0),
     (F.CONTEXT_INVALID, _context(1 | 3 << 2, 2), 0),
     (F.CONTEXT_INVALID, _context(1, 0), 0),
     (F.CONTEXT_INVALID, _context(1, 3), 0),
@@ -143,7 +149,7 @@ def test_refusal(t: ByHand, reason: F, break_it, iova: int) -> None:  # type: ig
     t.put(t.ss[1], t.memory.alloc_page() | 3)
     break_it(t)
     assert t.ask(iova) == (0, 0)
-    assert t.fault() == (reason, {"rid": RID, "iova": iova, "reason": reason, "write": 1})
+    assert t.fault() == (reason, {"rid": RID, "iova": iova, "reason": reason, "write": 1, "kind": 0})
     assert t.unit["faults"] == 1
     assert t.ask(iova, write=0, rid=RID)[1] == 0 or reason == F.WRITE_NOT_ALLOWED
 
@@ -408,7 +414,7 @@ def test_refused_write_touches_no_byte(t: ByHand, last: int) -> None:
     source = np.zeros(16384, np.uint8)
     for _ in range(2):
         assert dma_copy_out(t.iommu.row, RID, 8, 8192, source.ctypes.data) == 0
-        assert t.fault() == (F.WRITE_NOT_ALLOWED, {"rid": RID, "iova": 8192, "reason": 5, "write": 1})
+        assert t.fault() == (F.WRITE_NOT_ALLOWED, {"rid": RID, "iova": 8192, "reason": 5, "write": 1, "kind": 0})
         assert (whole == 0xA5).all()
     assert dma_copy_out(t.iommu.row, RID, 8, 8184, source.ctypes.data) == 8184
     assert (t.view(page, 8) == 0xA5).all()

@@ -8,28 +8,14 @@ Spec: VT-d, device-TLB invalidation; PCI Express, Address Translation Services.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from virtfn.hw.types import Ps, Rid
-from virtfn.machine.ports import Clock
+from virtfn.machine.ports import Clock, DeviceTlb
 
-__all__ = ["TAGS", "DeviceTlb", "DeviceTlbs"]
+__all__ = ["TAGS", "DeviceTlbs"]
 
 TAGS = 32
-
-
-class DeviceTlb(Protocol):
-    """A requester that caches translations, or asks for pages."""
-
-    def invalidate(self, address: int, nbytes: int, itag: int) -> None:
-        """Forget translations of `nbytes`, a power of two, at `address`; 2**64 are all.
-
-        The unit is told by `IommuUnit.complete_device_tlb`, at once or later, when no request made with them is under
-        way any more.
-        """
-
-    def page_response(self, prgi: int, code: int) -> None:
-        """Take the answer to page request group `prgi`: a ResponseCode, or one of the reserved codes."""
 
 
 class _Outstanding(NamedTuple):
@@ -83,6 +69,12 @@ class DeviceTlbs:
             return False
         del self._outstanding[itag]
         return True
+
+    def serve(self) -> None:
+        """Let those answer who owe an answer."""
+        for rid in {one.rid for one in self._outstanding.values()}:
+            if rid in self.targets:
+                self.targets[rid].serve()
 
     def expire(self) -> list[Rid]:
         """Give up what was not answered in time, and say by whom; a later answer is unexpected."""

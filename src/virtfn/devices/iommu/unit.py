@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from virtfn.devices.iommu.devicetlbs import DeviceTlb, DeviceTlbs
+from virtfn.devices.iommu.devicetlbs import DeviceTlbs
 from virtfn.devices.iommu.events import Send
 from virtfn.devices.iommu.faults import FaultRecording
 from virtfn.devices.iommu.interrupts import Deliver, InterruptRemapping
@@ -30,13 +30,25 @@ from virtfn.devices.iommu.invalidation import ALL_INTERRUPTS, Invalidator, Regis
 from virtfn.devices.iommu.pagerequests import PageRequestQueue
 from virtfn.devices.iommu.queue import InvalidationQueue
 from virtfn.hw.types import Iova, Rid
-from virtfn.hw.vtd.regs import CAP, CAPABILITIES, GCMD, GSTS, RTADDR, WINDOW_BYTES, Fault, Granularity, Regs
-from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels.dma import dma_copy_in, dma_copy_out, invalidate_contexts
+from virtfn.hw.vtd.regs import (
+    CAP,
+    CAPABILITIES,
+    EXTENDED_CAPABILITIES,
+    GCMD,
+    GSTS,
+    RTADDR,
+    WINDOW_BYTES,
+    Fault,
+    Granularity,
+    Regs,
+)
+from virtfn.hw.vtd.tables import FaultReason, Request, Translation
+from virtfn.kernels.dma import dma_copy_in, dma_copy_out
 from virtfn.kernels.iommu import FAULT_SLOTS, Iommu, new_iommu
+from virtfn.kernels.iotlb import invalidate_contexts
 from virtfn.machine.clock import S_PS
 from virtfn.machine.memory import HostMemory
-from virtfn.machine.ports import Clock
+from virtfn.machine.ports import Clock, DeviceTlb
 from virtfn.machine.regfile import Handlers, RegFile, on_write
 
 __all__ = ["IommuUnit"]
@@ -50,6 +62,8 @@ COUNTERS = (
     "page_walks",
     "context_walks",
     "bypassed",
+    "translation_requests",
+    "translated",
     "faults",
     "suppressed",
     "aborted",
@@ -89,7 +103,10 @@ class IommuUnit(Handlers):
         clock: Clock | None = None,
         device_tlb_timeout_ps: int = DEVICE_TLB_TIMEOUT_PS,
     ) -> None:
-        self.iommu: Iommu = new_iommu(memory.base, memory.size, iotlb_entries, CAPABILITIES.SAGAW, CAPABILITIES.SSLPS)
+        able = EXTENDED_CAPABILITIES
+        kinds = 1 | able.DT << Translation.DEVICE_TLB | able.PT << Translation.PASS_THROUGH
+        large = CAPABILITIES.SSLPS
+        self.iommu: Iommu = new_iommu(memory.base, memory.size, iotlb_entries, CAPABILITIES.SAGAW, large, kinds)
         self._memory = memory
         self._history: deque[Fault] = deque(maxlen=FAULT_HISTORY)
         self.on_fault: Callable[[Fault], None] | None = None
@@ -170,7 +187,7 @@ class IommuUnit(Handlers):
         return done == len(payload)
 
     def service(self) -> None:
-        """Send the messages that kernels met, record the faults, and give up on device TLBs that are late."""
+        """Send the messages that kernels met, record the faults, let device TLBs answer, and give up on late ones."""
         unit = self.iommu.unit[0]
         self.interrupts.send_written()
         # Taken before it is told: whoever is told may come back here.
@@ -178,7 +195,8 @@ class IommuUnit(Handlers):
             row = self.iommu.faults[int(unit["fault_head"]) % FAULT_SLOTS]
             unit["fault_head"] += 1
             iova = Iova(int(row["iova"]) & (1 << 64) - 1)
-            fault = Fault(Rid(int(row["rid"])), iova, FaultReason(int(row["reason"])), bool(row["write"]))
+            reason, kind = FaultReason(int(row["reason"])), Request(int(row["kind"]))
+            fault = Fault(Rid(int(row["rid"])), iova, reason, bool(row["write"]), kind)
             self._history.append(fault)
             if self.on_fault is not None:
                 self.on_fault(fault)
@@ -187,6 +205,7 @@ class IommuUnit(Handlers):
         if lost:
             self._lost_seen += lost
             self._recording.overflow(lost)
+        self._device_tlbs.serve()
         self._queue.expire()
 
     def faults(self) -> list[Fault]:
@@ -198,10 +217,12 @@ class IommuUnit(Handlers):
         """Count requests and what became of them.
 
         translations: requests that the tables decided; iotlb_hits of them were cached, page_walks walked. bypassed:
-        passed unchanged. faults: refused by the tables, suppressed of them not to be recorded; faults_lost: no record
-        was free. aborted: allowed, but nothing is there. rejected: not a request at all. interrupts: messages, each
-        delivered, posted without a notification, or blocked. messages_lost: written by DMA faster than sent. The rest
-        is about the invalidation queue, device TLBs and page requests; `_absent`: of a requester without a device TLB.
+        passed unchanged. translation_requests: those translations that devices asked for, to cache them; translated:
+        requests that came with a host address. faults: refused by the tables, suppressed of them not to be recorded;
+        faults_lost: no record was free. aborted: allowed, but nothing is there. rejected: not a request at all.
+        interrupts: messages, each delivered, posted without a notification, or blocked. messages_lost: written by DMA
+        faster than sent. The rest is about the invalidation queue, device TLBs and page requests; `_absent`: of a
+        requester without a device TLB.
         """
         self.service()
         unit = self.iommu.unit[0]

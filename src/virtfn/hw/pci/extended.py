@@ -3,7 +3,7 @@
     +0 header: ID 15:0, version 19:16, next 31:20   +4... the capability's own registers
 
 Spec: PCI Express Base Specification, 7.8.4 (AER), 7.9.3 (device serial number), 7.7.8 (ACS), 7.8.7 (ARI),
-9.3.3 (SR-IOV).
+9.3.3 (SR-IOV), 10.5.1 (ATS), 10.5.2 (page requests).
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ __all__ = [
     "Aer",
     "Ari",
     "AriCapabilities",
+    "Ats",
+    "AtsCapabilities",
+    "AtsControl",
     "CorrectableError",
     "Dsn",
     "ExtendedHeader",
+    "PageRequestControl",
+    "PageRequestStatus",
+    "PageRequests",
     "SrIov",
     "SrIovCapabilities",
     "SrIovControl",
@@ -139,6 +145,54 @@ class Ari(RegMap):
     HEADER = _header(0x000E)
     CAPABILITY = reg(0x04, AriCapabilities, RO, width=16)
     CONTROL = reg(0x06, access=RO, width=16)
+
+
+class AtsCapabilities(Register):
+    """ATS capability register."""
+
+    QUEUE_DEPTH = Field(4, 0)  # invalidations that may be under way; 0: 32
+    PAGE_ALIGNED = Field(5)  # addresses of translation requests are those of pages
+    GLOBAL_INVALIDATE = Field(6)
+
+
+class AtsControl(Register):
+    """ATS control register."""
+
+    STU = Field(4, 0)  # smallest translation unit, log2 of 4 KiB pages; VFs have their PF's
+    ENABLE = Field(15)
+
+
+class Ats(RegMap):
+    """Address Translation Services."""
+
+    HEADER = _header(0x000F)
+    CAPABILITY = reg(0x04, AtsCapabilities, RO, width=16)
+    CONTROL = reg(0x06, AtsControl, width=16)
+
+
+class PageRequestControl(Register):
+    """Page Request control register."""
+
+    ENABLE = Field(0)
+    RESET = Field(1, access=Access.SC)  # while disabled: forget what was asked for
+
+
+class PageRequestStatus(Register):
+    """Page Request status register."""
+
+    RESPONSE_FAILURE = Field(0, access=W1C)
+    UNEXPECTED_GROUP = Field(1, access=W1C)
+    STOPPED = Field(8, access=RO)  # nothing is asked for, and nothing that was is without an answer
+
+
+class PageRequests(RegMap):
+    """Page Request Interface; VFs use that of their PF."""
+
+    HEADER = _header(0x0013)
+    CONTROL = reg(0x04, PageRequestControl, width=16)
+    STATUS = reg(0x06, PageRequestStatus, RO, width=16)
+    CAPACITY = reg(0x08, access=RO)
+    ALLOCATION = reg(0x0C)
 
 
 class SrIovCapabilities(Register):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from virtfn.hw.bits import Access, Field, Register, RegMap, Status, array, reg
 from virtfn.hw.types import Iova, Rid, format_rid
-from virtfn.hw.vtd.tables import ADDRESS_WIDTH, FaultReason
+from virtfn.hw.vtd.tables import ADDRESS_WIDTH, FaultReason, Request
 
 __all__ = [
     "CAP",
@@ -291,7 +291,7 @@ CAPABILITIES = CAP.of(
     DRD=1,
     PI=1,
 )
-EXTENDED_CAPABILITIES = ECAP.of(C=1, QI=1, IR=1, EIM=1, PT=1, IRO=INVALIDATION_OFFSET // 16, MHMV=15)
+EXTENDED_CAPABILITIES = ECAP.of(C=1, QI=1, DT=1, IR=1, EIM=1, PT=1, IRO=INVALIDATION_OFFSET // 16, MHMV=15, PRS=1)
 
 _DONE = Status.MODELLED
 _NO = Status.ABSENT
@@ -348,18 +348,20 @@ class Fault(NamedTuple):
     """A refused request: who asked for which page, why it was refused, and whether it was a write.
 
     Of an interrupt message, iova holds the index of the table entry in bits 63:48, and it is neither read nor write.
+    Of a request that came translated, it is a host address.
     """
 
     rid: Rid
     iova: Iova
     reason: FaultReason
     write: bool
+    kind: Request = Request.UNTRANSLATED
 
     def __str__(self) -> str:
         if self.reason.of_interrupt:
             entry = self.iova >> 48
             return f"{format_rid(self.rid)}: interrupt by entry {entry} refused: {self.reason.text}"
-        what = "write to" if self.write else "read of"
+        what = self.kind.words + ("write to" if self.write else "read of")
         return f"{format_rid(self.rid)}: {what} {self.iova:#x} refused: {self.reason.text}"
 
 
@@ -367,14 +369,20 @@ def encode_fault(fault: Fault) -> tuple[FRCD_LOW, FRCD_HIGH]:
     """Put a fault into the two halves of a fault recording register."""
     low = FRCD_LOW(fault.iova & FRCD_LOW.FI.mask)
     read = not (fault.write or fault.reason.of_interrupt)
-    return low, FRCD_HIGH.of(F=1, T1=int(read), FR=fault.reason, SID=fault.rid)
+    return low, FRCD_HIGH.of(F=1, T1=int(read), AT=fault.kind, FR=fault.reason, SID=fault.rid)
 
 
 def decode_fault(low: int, high: int) -> Fault:
     """Read a fault out of the two halves of a fault recording register; the address is that of the page.
 
-    Raises ValueError if the reason is none that this module knows.
+    Raises ValueError if the reason or the kind of request is none that this module knows.
     """
     record = FRCD_HIGH(high)
     reason = FaultReason(record.FR)
-    return Fault(Rid(record.SID), Iova(low & FRCD_LOW.FI.mask), reason, not (record.T1 or reason.of_interrupt))
+    return Fault(
+        Rid(record.SID),
+        Iova(low & FRCD_LOW.FI.mask),
+        reason,
+        not (record.T1 or reason.of_interrupt),
+        Request(record.AT),
+    )

@@ -22,6 +22,7 @@ __all__ = [
     "ADDRESS_WIDTH",
     "ContextEntry",
     "FaultReason",
+    "Request",
     "RootEntry",
     "SecondStageEntry",
     "Translation",
@@ -75,6 +76,19 @@ class FaultReason(enum.IntEnum):
     def text(self) -> str:
         """Say it in words."""
         return self.name.lower().replace("_", " ")
+
+
+class Request(enum.IntEnum):
+    """How a request for memory comes: the AT field of its header, and of a fault record."""
+
+    UNTRANSLATED = 0
+    TRANSLATION = 1  # asks for a translation
+    TRANSLATED = 2  # carries a host address
+
+    @property
+    def words(self) -> str:
+        """Say it before what the request does; nothing for the usual kind."""
+        return ("", "translation for a ", "translated ")[self]
 
 
 class RootEntry(Register):

@@ -98,6 +98,9 @@ class FakeTlb:
         if self.prompt:
             self.complete(itag)
 
+    def serve(self) -> None:
+        """Answer nothing by itself."""
+
     def page_response(self, prgi: int, code: int) -> None:
         self.answers.append((prgi, code))
 
