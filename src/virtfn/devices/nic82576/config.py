@@ -3,6 +3,8 @@
     PF  40 PM  50 MSI  70 MSI-X  a0 PCI Express  (e0 VPD, present but not linked)  100 AER  140 DSN  150 ARI  160 SR-IOV
     VF                 70 MSI-X  a0 PCI Express                                    100 AER           150 ARI
 
+    with `Card.ats`, which no real card has:   PF, VF  1a0 ATS    PF  1b0 page requests
+
 Sizes of the flash and ROM windows, the subsystem and the MAC address come from the card's NVM. VFs have the light space
 of the specification: vendor and device FFFF, no BARs, Bus Master Enable only. Spec: 82576 datasheet, 9; PCI Express
 Base Specification, 9.3.4.
@@ -20,6 +22,9 @@ from virtfn.hw.pci import (
     Aer,
     Ari,
     AriCapabilities,
+    Ats,
+    AtsCapabilities,
+    AtsControl,
     Command,
     DevCtl,
     Dsn,
@@ -27,6 +32,7 @@ from virtfn.hw.pci import (
     Location,
     Msi,
     MsiX,
+    PageRequests,
     Pcie,
     Pm,
     PmControl,
@@ -35,6 +41,7 @@ from virtfn.hw.pci import (
     Vpd,
 )
 from virtfn.hw.types import Mac, Ps
+from virtfn.kernels.ats import DEVICE_TLB_MAX, PAGE_SLOTS
 from virtfn.machine.bars import BarShape
 from virtfn.machine.function import Capability, Function
 from virtfn.machine.ports import VirtfnError
@@ -68,12 +75,16 @@ ETHERNET_REV_1 = 0x02000001
 class Card:
     """What the NVM of one card decides. ports: 1 or 2; total_vfs: 0 (no SR-IOV capability) to 8, for each port.
 
+    ats: address translation services and page requests, an extension of the 82576; device_tlb_entries: a power of two.
+
     Raises VirtfnError for a card that the 82576 cannot make.
     """
 
     mac: Mac
     ports: int = 1
     total_vfs: int = MAX_VFS
+    ats: bool = False
+    device_tlb_entries: int = 64
     subsystem_vendor_id: int = VENDOR
     subsystem_id: int = 0xA03C
     flash_size: int = 4 << 20
@@ -84,6 +95,11 @@ class Card:
             raise VirtfnError(f"an 82576 port has 0 to {MAX_VFS} VFs, not {self.total_vfs}", errno_name="ERANGE")
         if self.ports not in (1, 2):
             raise VirtfnError(f"an 82576 has 1 or 2 ports, not {self.ports}", errno_name="EINVAL")
+        entries = self.device_tlb_entries
+        if not 1 <= entries <= DEVICE_TLB_MAX or entries & (entries - 1):
+            raise VirtfnError(
+                f"a device TLB has a power of two of entries up to {DEVICE_TLB_MAX}, not {entries}", errno_name="EINVAL"
+            )
         for size in (self.flash_size, self.rom_size):
             if size and (size < 2048 or size & (size - 1)):
                 raise VirtfnError(f"a window of {size:#x} bytes is not a power of two from 2 KiB", errno_name="EINVAL")
@@ -147,6 +163,8 @@ def physical_function(card: Card, now: Callable[[], Ps], port: int = 0, lowest: 
     ]
     if card.total_vfs:
         capabilities.append(_sriov(card, port))
+    if card.ats:
+        capabilities += [_ats(), Capability(PageRequests, 0x1B0, {PageRequests.CAPACITY: PAGE_SLOTS})]
     function = Function(
         Type0,
         capabilities,
@@ -188,6 +206,10 @@ def _sriov(card: Card, port: int) -> Capability:
     return Capability(SrIov, 0x160, values)
 
 
+def _ats(control: int = AtsControl.ENABLE.mask | AtsControl.STU.mask) -> Capability:
+    return Capability(Ats, 0x1A0, {Ats.CAPABILITY: AtsCapabilities.of(PAGE_ALIGNED=1).value}, {Ats.CONTROL: control})
+
+
 def virtual_function(card: Card) -> Function:
     """Build the configuration space of one VF: what it has no right to, or takes from its PF, reads 0."""
     pcie = _PCIE | {Pcie.DEVCTL: 0, Pcie.DEVSTA: 0, Pcie.LNKSTA: 0}
@@ -200,6 +222,7 @@ def virtual_function(card: Card) -> Function:
                 Aer, 0x100, {Aer.UE_SEVERITY: 0, Aer.CE_MASK: 0}, {Aer.UE_MASK: 0, Aer.UE_SEVERITY: 0, Aer.CE_MASK: 0}
             ),
             Capability(Ari, 0x150),
+            *([_ats(AtsControl.ENABLE.mask)] if card.ats else []),
         ],
         values={
             Type0.VENDOR_ID: NO_DEVICE,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.devices.nic82576.ats import AddressTranslation
 from virtfn.devices.nic82576.config import BAR_CSR, BAR_IO, BAR_MSIX, Card, build_endpoint
 from virtfn.devices.nic82576.port import Port
 from virtfn.devices.nic82576.registers import RING_PAGES, RING_START
@@ -27,7 +28,7 @@ from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.port import fire_vectors, serve_port
 from virtfn.kernels.state import DROP_NAMES, EV_INTERRUPT, EV_MALICIOUS, WIRE
 from virtfn.machine.function import all_ones
-from virtfn.machine.ports import DeviceHost, Mapping, Reset
+from virtfn.machine.ports import DeviceHost, Mapping, Reset, TranslationAgent, VirtfnError
 
 __all__ = ["Nic82576"]
 
@@ -40,15 +41,24 @@ def _carried(offset: int, size: int) -> bool:
 
 
 class Nic82576:
-    """An 82576 with one port. card: what its NVM says. iommu: what its DMA goes through."""
+    """An 82576 with one port. card: what its NVM says. iommu: what its DMA goes through.
 
-    def __init__(self, host: DeviceHost, iommu: Iommu, card: Card) -> None:
+    agent: what translates for its device TLB. Raises VirtfnError for a card with ATS and no agent.
+    """
+
+    def __init__(self, host: DeviceHost, iommu: Iommu, card: Card, agent: TranslationAgent | None = None) -> None:
         self.card = card
         self._host = host
         self.endpoint = build_endpoint(card, host.now)
         self._pf = self.endpoint.pfs[0]
         image = default_image(card.mac, subsystem_id=card.subsystem_id, subsystem_vendor_id=card.subsystem_vendor_id)
         self.port = Port(iommu, image, self._send_vector, host.now)
+        self.ats: AddressTranslation | None = None
+        if card.ats:
+            if agent is None:
+                raise VirtfnError("a card with ATS needs something that translates for it", errno_name="EINVAL")
+            self.ats = AddressTranslation(self._pf.function, iommu, agent, card.device_tlb_entries)
+            self.port.nic["port"]["device_tlb"] = self.ats.address
         self.on_access: Callable[[Rid, type[RegMap], int, int, bool], None] | None = None
         self.on_reset: Callable[[Rid, str], None] | None = None
         self._views = [vf_view(n) for n in range(len(self._pf.vfs))]
@@ -198,8 +208,10 @@ class Nic82576:
     # Functions come, go, and are reset.
 
     def _rewire(self) -> None:
-        vfs = [(self.vf_rid(n), self._pf.vfs[n].bus_master) for n in range(self._vfs)]
-        self.port.wire(self.pf_rid, self._pf.function.bus_master, vfs)
+        vfs = [(self.vf_rid(n), self._pf.vfs[n]) for n in range(self._vfs)]
+        self.port.wire(self.pf_rid, self._pf.function.bus_master, [(rid, vf.bus_master) for rid, vf in vfs])
+        if self.ats is not None:
+            self.ats.follow([(self.pf_rid, self._pf.function), *vfs])
 
     def _vfs_changed(self, count: int) -> None:
         before, self._vfs = self._vfs, count
@@ -266,7 +278,12 @@ class Nic82576:
         return frames, events
 
     def handle(self, events: int) -> None:
-        """Do what a call of the data plane asked for: report misbehaviour, send interrupts."""
+        """Do what a call of the data plane asked for: report misbehaviour, send interrupts, ask for pages.
+
+        Nothing is under way now, so this is the place to answer invalidations, too.
+        """
+        if self.ats is not None:
+            self.ats.serve()
         if events & EV_MALICIOUS:
             self.port.report_misbehaviour()
             self._fire()
