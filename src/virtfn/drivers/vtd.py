@@ -16,12 +16,19 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
+from virtfn.drivers.pagerequests import Pager, PageRequestHandler
 from virtfn.drivers.secondstage import Range, SecondStage, TablePages
 from virtfn.drivers.vtdqueue import ByQueue, ByRegister, Invalidations, blocks
 from virtfn.drivers.vtdregisters import Registers, UnitRegisters
 from virtfn.hw.bits import Register
 from virtfn.hw.types import Hpa, Iova, Rid, format_rid
-from virtfn.hw.vtd.queue import ContextInvalidation, InterruptInvalidation, InvalidationType, IotlbInvalidation
+from virtfn.hw.vtd.queue import (
+    ContextInvalidation,
+    DeviceTlbInvalidation,
+    InterruptInvalidation,
+    InvalidationType,
+    IotlbInvalidation,
+)
 from virtfn.hw.vtd.regs import (
     FRCD_HIGH,
     FSTS,
@@ -42,6 +49,8 @@ from virtfn.machine.ports import Clock, VirtfnError
 __all__ = ["Domain", "Registers", "VtdDriver"]
 
 PASS_THROUGH_DOMAIN = 0
+WHOLE_SPACE = 52
+"""Log2 of the pages of all addresses."""
 # Beyond so many page-selective invalidations, filling the IOTLB again for the whole domain costs less.
 _MAX_BLOCKS = 8
 
@@ -49,13 +58,15 @@ _MAX_BLOCKS = 8
 class Domain:
     """What one guest's devices can reach: its own addresses, mapped to pages of the machine's memory.
 
-    Lives from `VtdDriver.create_domain` to `destroy`. rids: the requesters attached to it.
+    Lives from `VtdDriver.create_domain` to `destroy`. rids: the requesters attached to it. pager: maps the page at an
+    address when a device asks for it, or refuses; by default all are refused.
     """
 
     def __init__(self, driver: VtdDriver, domain_id: int, tables: SecondStage) -> None:
         self.id = domain_id
         self.rids: set[Rid] = set()
         self.tables = tables
+        self.pager: Pager | None = None
         self._driver = driver
 
     def map(self, iova: Iova, hpa: Hpa, nbytes: int, read: bool = True, write: bool = True) -> None:
@@ -93,7 +104,7 @@ class Domain:
         self._check(iova, nbytes)
         done, idle = self.tables.unmap(iova, nbytes)
         if done or idle:
-            self._driver.invalidate_pages(self.id, iova, nbytes)
+            self._driver.invalidate_pages(self, iova, nbytes)
         for page in idle:
             self._driver.pages.free(page)
         return done
@@ -147,6 +158,8 @@ class VtdDriver:
         self._invalidations: Invalidations = ByRegister(self._unit)
         self.domains: dict[int, Domain] = {}
         self._attached: dict[Rid, Domain | None] = {}
+        self._device_tlbs: set[Rid] = set()
+        self._pages: PageRequestHandler | None = None
         self._contexts: dict[int, Hpa] = {}
         self._root = self.pages.alloc()
 
@@ -187,8 +200,28 @@ class VtdDriver:
         kind = InvalidationType.INTERRUPT_ENTRY_CACHE
         self.submit(InterruptInvalidation.of(TYPE=kind, G=1, IIDX=index, IM=mask))
 
+    def start_page_requests(self, event: tuple[int, int] | None = None) -> None:
+        """Give the unit its page request queue. event: address and message of the interrupt that calls `serve_pages`.
+
+        Raises VirtfnError if the unit has no page requests, or no queue for the answers.
+        """
+        if not (self._ecap.PRS and self._ecap.QI):
+            raise VirtfnError("the unit has no page requests", errno_name="ENODEV")
+        self._pages = PageRequestHandler(self._unit, self.pages, self._pager_of, self.submit, event)
+
+    def serve_pages(self) -> int:
+        """Answer the page requests that wait; return how many."""
+        return 0 if self._pages is None else self._pages.serve()
+
+    def _pager_of(self, rid: Rid) -> Pager | None:
+        domain = self._attached.get(rid)
+        return None if domain is None else domain.pager
+
     def stop(self) -> None:
-        """Switch all remapping off, and the queue: every requester reaches all memory."""
+        """Switch all remapping off, and the queues: every requester reaches all memory."""
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
         self._unit.write(Regs.FECTL, EventControl.IM.mask)
         self._unit.command(0, GCMD.IRE.mask, until=GSTS.IRES.mask, wanted=0)
         self._unit.command(0, GCMD.TE.mask, until=GSTS.TES.mask, wanted=0)
@@ -227,19 +260,25 @@ class VtdDriver:
         self.domains[domain_id] = Domain(self, domain_id, SecondStage(self.pages, levels, self._cap.SSLPS))
         return self.domains[domain_id]
 
-    def attach(self, rid: Rid, domain: Domain) -> None:
+    def attach(self, rid: Rid, domain: Domain, device_tlb: bool = False) -> None:
         """Send a requester's DMA through a domain.
 
-        Raises VirtfnError if it is attached already, or the domain is destroyed.
+        device_tlb: it may cache translations and use them; only after this may ATS be enabled in its configuration, and
+        it has to be disabled before it is detached. Raises VirtfnError if it is attached already, the domain is
+        destroyed, or the unit allows no device TLBs.
         """
         domain.check_alive()
+        if device_tlb and not (self._ecap.DT and self._ecap.QI):
+            raise VirtfnError("the unit allows no device TLBs", errno_name="ENODEV")
+        kind = Translation.DEVICE_TLB if device_tlb else Translation.SECOND_STAGE
         self._attach(
             rid,
             domain,
-            ContextEntry.of(P=1, T=Translation.SECOND_STAGE, AW=domain.tables.levels - 2, DID=domain.id).value
-            | domain.tables.root,
+            ContextEntry.of(P=1, T=kind, AW=domain.tables.levels - 2, DID=domain.id).value | domain.tables.root,
         )
         domain.rids.add(rid)
+        if device_tlb:
+            self._device_tlbs.add(rid)
 
     def pass_through(self, rid: Rid) -> None:
         """Let a requester reach all memory, by host addresses.
@@ -264,9 +303,12 @@ class VtdDriver:
         row[2 * (rid & 0xFF)] = 0
         row[2 * (rid & 0xFF) + 1] = 0
         self.flush_writes()
-        self.submit(_contexts(Granularity.SELECTIVE, domain_id, rid), self._translations(Granularity.DOMAIN, domain_id))
+        everything = [device_tlb_invalidation(rid)] if rid in self._device_tlbs else []
+        self._device_tlbs.discard(rid)
         if domain is not None:
             domain.rids.discard(rid)
+        contexts = _contexts(Granularity.SELECTIVE, domain_id, rid)
+        self.submit(contexts, self._translations(Granularity.DOMAIN, domain_id), *everything)
 
     def take_faults(self) -> list[Fault]:
         """Read the recorded faults, oldest first, and clear their records. A full set means that some were lost."""
@@ -283,14 +325,22 @@ class VtdDriver:
             self._unit.write(Regs.FSTS, FSTS.PFO.mask)
         return taken
 
-    def invalidate_pages(self, domain_id: int, iova: int, nbytes: int) -> None:
-        """Forget cached translations of a range: page-selective if few blocks cover it, else the domain's."""
+    def invalidate_pages(self, domain: Domain, iova: int, nbytes: int) -> None:
+        """Forget cached translations of a range: page-selective if few blocks cover it, else the domain's.
+
+        Device TLBs come last: until the IOTLB has forgotten a translation, they could ask for it again.
+        """
         self.flush_writes()
         pieces = list(islice(blocks(iova // PAGE, nbytes // PAGE, self._cap.MAMV), _MAX_BLOCKS + 1))
-        if not self._cap.PSI or len(pieces) > _MAX_BLOCKS:
-            self.submit(self._translations(Granularity.DOMAIN, domain_id))
+        few = len(pieces) <= _MAX_BLOCKS
+        batch: list[Register] = []
+        if self._cap.PSI and few:
+            batch += [self._translations(Granularity.SELECTIVE, domain.id, *piece) for piece in pieces]
         else:
-            self.submit(*(self._translations(Granularity.SELECTIVE, domain_id, *piece) for piece in pieces))
+            batch.append(self._translations(Granularity.DOMAIN, domain.id))
+        for rid in sorted(domain.rids & self._device_tlbs):
+            batch += [device_tlb_invalidation(rid, *piece) for piece in (pieces if few else [(0, WHOLE_SPACE)])]
+        self.submit(*batch)
 
     def flush_writes(self) -> None:
         """Make table writes visible to a unit that asks for it."""
@@ -330,6 +380,13 @@ class VtdDriver:
             ADDR=page,
             AM=mask,
         )
+
+
+def device_tlb_invalidation(rid: Rid, page: int = 0, mask: int = WHOLE_SPACE) -> DeviceTlbInvalidation:
+    """Describe the invalidation of 2**mask pages from `page` on, or of all, in a requester's device TLB."""
+    kind = InvalidationType.DEVICE_TLB
+    size = (1 << mask - 1) - 1 if mask else 0  # trailing ones of the address, the first zero above them, tell the size
+    return DeviceTlbInvalidation.of(TYPE=kind, SID=int(rid), S=int(mask > 0), ADDR=page | size)
 
 
 def _contexts(granularity: Granularity, domain_id: int = 0, rid: int = 0) -> ContextInvalidation:

@@ -92,6 +92,14 @@ class Host:
         self._vectors[made] = destination, vector
         return made
 
+    def start_page_requests(self) -> None:
+        """Let devices ask for pages that are not mapped, by the pagers of their domains.
+
+        Raises VirtfnError without remapping, or when vectors are exhausted.
+        """
+        destination, vector = self.interrupts.allocate(self._serve_pages)
+        self.remapping.start_page_requests((APIC_BASE | destination << 12, vector))
+
     def free_message(self, address: int, message: int) -> None:
         """Take a message back; from now on it goes nowhere."""
         if self.interrupt_table is None:
@@ -99,6 +107,9 @@ class Host:
         else:
             self.interrupt_table.free(address)
             self.interrupts.free(*self._vectors.pop((address, message)))
+
+    def _serve_pages(self) -> None:
+        self.remapping.serve_pages()
 
     def _own_interrupt(self, address: int, message: int) -> None:
         """Take an interrupt of the remapping unit itself, which nothing remaps."""
