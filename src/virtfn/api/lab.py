@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from virtfn.api.labfaults import find_faults, put_in_words, refuse_unsupported
 from virtfn.api.labfile import LabError, parse_text, quote, read_text
-from virtfn.api.labmodel import Guest, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.api.labmodel import Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
 
 __all__ = [
     "Guest",
+    "Iommu",
     "Lab",
     "LabError",
     "Nic",

@@ -5,7 +5,8 @@ Lab
  |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`
  |- guests[]   Guest     name, vmm, memory-mib
  |   `- nic    Nic       pf, io, vf
- `- workload   Workload  kind, frame-bytes, frames, pcap, rewrite
+ |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite
+ `- iommu      Iommu     iotlb-entries, ats, device-tlb-entries
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.config import JsonDict
 
 from virtfn.api.labfile import KeyPath, Tree, format_key, quote
 from virtfn.hw.types import parse_mac
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["Guest", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
+__all__ = ["Guest", "Iommu", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
 
 
 def _whole(value: object) -> object:
@@ -164,6 +174,29 @@ class Workload(_Section):
         return self.frames if self.frames is not None else defaults.get(self.kind, 100_000)
 
 
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        below = 1 << value.bit_length() - 1
+        raise ValueError(f"must be a power of two, like {below} or {2 * below}, not {value}")
+    return value
+
+
+Entries = Annotated[int, Field(ge=1, le=16384), AfterValidator(_power_of_two)]
+
+
+class Iommu(_Section):
+    """The remapping unit, and what devices cache of it. All keys are optional."""
+
+    iotlb_entries: Entries = Field(default=1024, description="translations that the unit caches; a power of two")
+    ats: bool = Field(
+        default=False,
+        description="give the NICs address translation services, which a real 82576 has not: a device TLB each",
+    )
+    device_tlb_entries: Entries = Field(
+        default=64, description="translations that a NIC caches, with ats; a power of two"
+    )
+
+
 class Lab(_Section):
     """A lab: NICs, guests, and what they do."""
 
@@ -171,6 +204,7 @@ class Lab(_Section):
     pfs: tuple[Pf, ...] = Field(min_length=1, max_length=8)
     guests: tuple[Guest, ...] = Field(min_length=1, max_length=64)
     workload: Workload
+    iommu: Iommu = Iommu()
 
     _tree: Tree = PrivateAttr(default_factory=lambda: Tree("lab"))
 

@@ -5,6 +5,7 @@ cards in slots -> scan -> PF drivers -> VFs -> guests -> VF assigned, plugged, p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,14 @@ class Machine:
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests)
         tracer = Tracer(trace, clock) if trace is not None else None
-        self.host = Host(clock, guest_bytes, seed, slots=len(lab.pfs), remapping=remapping)
+        self.host = Host(
+            clock,
+            guest_bytes,
+            seed,
+            slots=len(lab.pfs),
+            iotlb_entries=lab.iommu.iotlb_entries,
+            remapping=remapping,
+        )
         self._remapping = remapping
         self.pcim = Pcim(self.host.root, clock)
         self.iovm = Iovm(self.pcim, self.host.remapping, clock)
@@ -103,8 +111,13 @@ class Machine:
         nics = []
         for i, pf in enumerate(self.lab.pfs):
             wire = read_capture(self._beside(pf.uplink[5:])) if pf.uplink.startswith("pcap:") else None
-            card = Card(Mac(_CARD_MAC | i << 40), total_vfs=pf.total_vfs)
-            nic = Nic82576(self.host, self.host.iommu.iommu, card)
+            card = Card(
+                Mac(_CARD_MAC | i << 40),
+                total_vfs=pf.total_vfs,
+                ats=self.lab.iommu.ats,
+                device_tlb_entries=self.lab.iommu.device_tlb_entries,
+            )
+            nic = Nic82576(self.host, self.host.iommu.iommu, card, self.host.iommu)
             self._cards.append(nic)
             nic.port.set_wire(wire is not None, pf.link_mbps)
             self.host.root.attach(nic, i)
@@ -192,6 +205,13 @@ class Machine:
     def json(self) -> list[lspci.Entry]:
         """Describe every function."""
         return lspci.decode(self.pcim)
+
+    def device_tlb_counts(self) -> dict[str, int]:
+        """Add up what the device TLBs of all cards did; empty without ATS."""
+        total: Counter[str] = Counter()
+        for nic in self._cards:
+            total.update(nic.ats.counts() if nic.ats is not None else {})
+        return dict(total)
 
     def mailbox_messages(self, pf: LabPf, vf: Vf) -> int:
         """Count messages between a VF and its PF, both ways."""

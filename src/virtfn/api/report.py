@@ -98,13 +98,17 @@ class GuestReport(TypedDict):
 
 
 class IommuReport(TypedDict):
-    """What the IOMMU did."""
+    """What the IOMMU did; and with ATS, the device TLBs: hits are accesses that never asked the unit to translate."""
 
     domains: int
     translations: int
     iotlb_hits: int
     page_walks: int
     faults: int
+    device_tlb_hits: NotRequired[int]
+    device_tlb_misses: NotRequired[int]
+    translation_requests: NotRequired[int]
+    device_tlb_invalidations: NotRequired[int]
 
 
 class Totals(TypedDict):
@@ -282,6 +286,9 @@ def _facts(report: Report) -> Table:
         f"{_plural(mmu['domains'], 'domain')}, {_count(mmu['translations'])} translations{hits}, "
         f"{_plural(mmu['page_walks'], 'page walk')}, {_plural(mmu['faults'], 'fault')}",
     )
+    if "device_tlb_hits" in mmu:
+        asked = f"{_count(mmu['translation_requests'])} translation requests"
+        facts.add_row("device TLBs", f"{_count(mmu['device_tlb_hits'])} hits, {asked}")
     sums = report["totals"]
     compiled = f" (kernels compiled in {report['compile_s']:.1f} s)" if report["compile_s"] >= 0.05 else ""
     facts.add_row(

@@ -254,6 +254,11 @@ class _Run:
             "page_walks": stats["page_walks"],
             "faults": stats["faults"],
         }
+        if tlbs := machine.device_tlb_counts():
+            iommu["device_tlb_hits"] = tlbs["hits"]
+            iommu["device_tlb_misses"] = tlbs["misses"]
+            iommu["translation_requests"] = tlbs["translation_requests"]
+            iommu["device_tlb_invalidations"] = stats["device_tlb_requests"]
         return {
             "virtfn": __version__,
             "lab": self.lab.name,
@@ -321,7 +326,7 @@ def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
                 break  # the host chose this guest's VLAN, or the table is full: the NIC counts what it then drops
 
 
-_ONLY_ON_THE_WAY_IN = {"no-descriptor", "queue-disabled"}
+_ONLY_ON_THE_WAY_IN = {"no-descriptor", "queue-disabled", "page-absent"}
 _ON_THE_WAY_IN = _ONLY_ON_THE_WAY_IN | {"oversize", "dma-fault", "driver-reset"}
 
 

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from virtfn.drivers.igb import Igb, VfPolicy
 from virtfn.drivers.vtd import Domain, VtdDriver
-from virtfn.hw.pci import DevCtl, Pcie
+from virtfn.hw.pci import DevCtl, PageRequestControl, PageRequests, Pcie
 from virtfn.hw.types import Mac, Rid, format_rid
 from virtfn.iovm.pcim import FoundVf, Pcim
 from virtfn.iovm.vconfig import VirtualConfig
@@ -132,6 +132,17 @@ class Iovm:
         owner.driver.end_vfs()
         owner.vfs = []
 
+    def allow_page_requests(self, pf: Rid) -> None:
+        """Let a PF and its VFs ask for pages that are not mapped, as many at a time as it can.
+
+        Raises VirtfnError, errno EOPNOTSUPP, if it cannot.
+        """
+        requests = capability_of(self.pcim.bus, pf, PageRequests)
+        if requests is None:
+            raise VirtfnError(f"{format_rid(pf)} has no page requests", errno_name="EOPNOTSUPP")
+        requests.set(PageRequests.ALLOCATION, requests.get(PageRequests.CAPACITY))
+        requests.set(PageRequests.CONTROL, PageRequestControl.of(ENABLE=1).value)
+
     def _pf(self, pf: Rid) -> _Pf:
         if pf not in self._pfs:
             raise VirtfnError(f"{format_rid(pf)} is not managed", errno_name="ENODEV")
@@ -173,7 +184,8 @@ class Iovm:
             owner.driver.set_policy(vf.index, vf.policy)
             if mac is not None and not vf.policy.mac:
                 owner.driver.offer_mac(vf.index, mac)
-            self._remapping.attach(vf.rid, self._domain_of(vm, vf.rid))
+            self._remapping.attach(vf.rid, self._domain_of(vm, vf.rid), device_tlb=vf.config.has_ats)
+            vf.config.set_ats(True)
             vm.plug(owner.device, vf.rid, vf.config, direct=direct)
         except VirtfnError:
             self.take_back(vf, surprise=True)
@@ -204,6 +216,7 @@ class Iovm:
             # A VM that has lost its function already is no reason to leave the VF as it is.
             with suppress(VirtfnError):
                 vm.unplug(vf.rid, surprise=surprise)
+            vf.config.set_ats(False)
         self.reset(*vfs)
         for vf, vm in owners:
             driver = self._pf(vf.found.physfn).driver
@@ -236,6 +249,8 @@ class Iovm:
                 raise VirtfnError(f"{format_rid(vf.rid)} cannot be reset", errno_name="EIO")
             pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
         self._clock.sleep(100 * MS_PS)
+        for vf in vfs:
+            vf.config.restore_ats()
 
     def quarantine(self, vf: Vf) -> None:
         """Stop a VF that its guest still holds: nothing goes in or out.

@@ -1,7 +1,7 @@
 """The virtual configuration space of a VF: what a guest finds, an ordinary type 0 function.
 
     000-03f  virtual: vendor and VF device ID, 64-bit BARs that the guest places, Command with a virtual MEM
-    040-fff  the VF's own capabilities, passed through
+    040-fff  the VF's own capabilities, passed through; but for ATS, which is the host's alone, and not in the list
 
 Of Command only Bus Master Enable reaches the VF. A guest's FLR reaches the VF and resets the virtual header with it.
 Every write to every offset is safe: the VF's space holds nothing that belongs to another function.
@@ -14,21 +14,36 @@ from collections.abc import Callable, Mapping
 from virtfn.hw.bits import Decl
 from virtfn.hw.pci import (
     HEADER_SIZE,
+    Ats,
+    AtsControl,
     ClassRevision,
     Command,
     DevCap,
     DevCtl,
+    ExtendedHeader,
     Pcie,
     Type0,
 )
-from virtfn.hw.types import format_rid
+from virtfn.hw.types import Rid, format_rid
 from virtfn.iovm.pcim import FoundVf
-from virtfn.iovm.walk import ConfigBus, Registers, capability_of
+from virtfn.iovm.walk import ConfigBus, Registers, capability_of, offsets
 from virtfn.machine.bars import BarShape
 from virtfn.machine.function import Function, all_ones, reaches
 from virtfn.machine.ports import Reset, VirtfnError
 
 __all__ = ["VirtualConfig"]
+
+
+_ATS_BYTES = 8
+
+
+def _links_around(bus: ConfigBus, rid: Rid, capability: Registers | None) -> tuple[int, int]:
+    """Find which extended capability leads to one, and where that one leads; (0, 0) if nothing does."""
+    listed = [at for _, at, extended in offsets(bus, rid) if extended]
+    if capability is None or capability.base not in listed[1:]:
+        return 0, 0
+    i = listed.index(capability.base)
+    return listed[i - 1], listed[i + 1] if i + 1 < len(listed) else 0
 
 
 class VirtualConfig:
@@ -53,6 +68,9 @@ class VirtualConfig:
         allowed = Command.of(MEM=1, BME=1, INTX_DISABLE=1).value
         self._header = Function(Type0, values=values, writable={Type0.COMMAND: allowed}, bars=shapes)
         pcie = capability_of(bus, vf.rid, Pcie)
+        self._ats = capability_of(bus, vf.rid, Ats)
+        self._ats_links = _links_around(bus, vf.rid, self._ats)
+        self._ats_enabled = False
         self._flr_byte = None
         if pcie is not None and DevCap(pcie.get(Pcie.DEVCAP)).FLR:
             self._flr_byte = pcie.base + Pcie.DEVCTL.offset + 1
@@ -62,7 +80,8 @@ class VirtualConfig:
         if not reaches(offset, size):
             return all_ones(size if size in (1, 2, 4) else 4)
         if offset >= HEADER_SIZE:
-            return self._bus.config_read(self.vf.rid, offset, size)
+            value = self._bus.config_read(self.vf.rid, offset, size)
+            return value if self._ats is None else self._without_ats(offset, size, value)
         if not self._take_over():
             return all_ones(size)
         return self._header.config_read(offset, size)
@@ -73,9 +92,11 @@ class VirtualConfig:
             return
         value &= all_ones(size)
         if offset >= HEADER_SIZE:
-            self._bus.config_write(self.vf.rid, offset, size, value)
+            if not self._is_ats(offset):
+                self._bus.config_write(self.vf.rid, offset, size, value)
             if self._starts_flr(offset, size, value):
                 self._header.reset(Reset.FLR)
+                self.restore_ats()
         else:
             self._take_over()
             self._header.config_write(offset, size, value)
@@ -87,6 +108,34 @@ class VirtualConfig:
     def reset(self) -> None:
         """Forget what a guest set in the virtual header, as power-on does; the VF itself is not touched."""
         self._header.reset(Reset.POWER_ON)
+
+    @property
+    def has_ats(self) -> bool:
+        """Whether the VF can have a device TLB."""
+        return self._ats is not None
+
+    def set_ats(self, on: bool) -> None:
+        """Let the VF cache translations, or not."""
+        self._ats_enabled = on
+        self.restore_ats()
+
+    def restore_ats(self) -> None:
+        """Put ATS back as it was before the VF was reset."""
+        if self._ats is not None:
+            self._ats.set(Ats.CONTROL, AtsControl.of(ENABLE=int(self._ats_enabled)).value)
+
+    def _is_ats(self, offset: int) -> bool:
+        return self._ats is not None and 0 <= offset - self._ats.base < _ATS_BYTES
+
+    def _without_ats(self, offset: int, size: int, value: int) -> int:
+        """Leave ATS out of what was read."""
+        if self._is_ats(offset):
+            return 0
+        before, following = self._ats_links
+        if offset & ~3 != before or value == all_ones(size):
+            return value
+        header = ExtendedHeader(self._bus.config_read(self.vf.rid, before, 4)).replace(NEXT=following)
+        return header.value >> 8 * (offset & 3) & all_ones(size)
 
     def place(self, bar: int, address: int) -> None:
         """Give a BAR an address from outside the guest, as firmware would.
