@@ -44,7 +44,8 @@ class Hostile:
         self._attacks = {
             self.on_transmit_ring: 30, self.on_good_ring: 20, self.on_receive_ring: 15, self.on_ring_registers: 15,
             self.on_enables: 8, self.on_bar: 12, self.on_msix_bar: 4, self.on_config: 6, self.on_mailbox: 10,
-            self.on_hogging: 2, self.on_reset: 3, self.on_memory: 3,
+            self.on_hogging: 2, self.on_reset: 3, self.on_memory: 3, self.on_message_by_head: 8,
+            self.on_message_by_frame: 4, self.on_messages: 6,
         }  # fmt: skip
         self._make_frames()
 
@@ -61,7 +62,7 @@ class Hostile:
         rng = self.rng
         match rng.randrange(12):
             case 0:
-                return rng.choice(EDGES)
+                return rng.choice((*EDGES, self.message_address()))
             case 1 | 2:
                 return rng.choice(self.targets) + rng.randrange(-16, 4096)
             case 3:
@@ -70,6 +71,14 @@ class Hostile:
                 return rng.randrange(0x800000) | 0xFFF
             case _:
                 return FRAMES + FRAME_STEP * rng.randrange(FRAME_COUNT) + rng.choice((0, 0, 0, 1, 7))
+
+    def message_address(self) -> int:
+        """Pick an address that means an interrupt: destination and vector in it, or a handle, mostly one in use."""
+        rng = self.rng
+        handle = rng.choice((rng.randrange(24), rng.randrange(24), rng.getrandbits(16)))
+        remappable = 0xFEE00010 | (handle & 0x7FFF) << 5 | handle >> 15 << 2
+        odd = 0xFEE00000 | rng.getrandbits(20)
+        return rng.choice((remappable, remappable, remappable | 8, 0xFEE00000 | rng.getrandbits(8) << 12, odd))
 
     def word(self) -> int:
         """Pick 32 bits."""
@@ -256,6 +265,37 @@ class Hostile:
             self.function.read(3, offset, size)
         for decl in (VfRegs.VTIVAR, VfRegs.VTIVAR_MISC, VfRegs.VTEIMS, VfRegs.VTEICS, VfRegs.VTEITR):
             self.function.write(0, decl.offset, self.word())
+
+    def on_message_by_head(self) -> None:
+        """Have the device write its head, the vector, where messages go."""
+        rng = self.rng
+        self.on_good_ring()
+        address, head = self.message_address(), rng.randrange(0x20, 127)
+        at, size = FRAMES, rng.choice((60, 64, 1514))
+        self.store64(TX + 16 * head, at, size | 3 << 20 | 0x2B << 24 | size << 46)
+        for decl, value in ((VfRegs.TDWBAH, 0), (VfRegs.TDWBAL, address | 1), (VfRegs.TDH, head)):
+            self.register(decl.at(0), value)
+        self.register(VfRegs.TDT.at(0), head + 1)
+
+    def on_message_by_frame(self) -> None:
+        """Post buffers where messages go, of all sizes: whoever sends a frame sends messages."""
+        self.on_good_ring()
+        for i in range(128):
+            self.store64(RX + 16 * i, self.message_address(), self.rng.choice((0, self.message_address())))
+        self.register(VfRegs.SRRCTL.at(0), self.rng.choice((0x02000001, 0x82000002, 0x8A000202, 0x04000401)))
+        self.register(VfRegs.RDT.at(0), 127)
+
+    def on_messages(self) -> None:
+        """Write well-formed messages of others into the MSI-X table, unmask them, and raise them."""
+        rng = self.rng
+        for vector in range(3):
+            for offset, value in ((0, self.message_address()), (4, rng.choice((0, 0, self.word()))), (8, self.word())):
+                self.function.write(3, 16 * vector + offset, value)
+            self.function.write(3, 16 * vector + 12, rng.choice((0, 0, 0, 1)))
+        self.function.config.write(0x72, 2, 0x8000)
+        self.function.config.write(0x04, 2, 0x0006)
+        for decl, value in ((VfRegs.VTEIMS, 7), (VfRegs.VTEITR, 0), (VfRegs.VTEICS, rng.getrandbits(3))):
+            self.function.write(0, decl.offset, value)
 
     def on_config(self) -> None:
         """Write configuration space anywhere, Bus Master Enable and FLR included."""

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from fuzz.hostile import Hostile, pattern
+from fuzz.structures import Structures
 from unit.bed import Bed, frame, take
 from virtfn.hw.i82576 import Regs, VfRegs, vf_view
 from virtfn.kernels import warm
 from virtfn.kernels.port import wire_in
-from virtfn.kernels.state import CAPTURE_BYTES, CAPTURE_SLOTS, EV_FAULT
+from virtfn.kernels.state import CAPTURE_BYTES, CAPTURE_SLOTS
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import CHUNK
 
@@ -56,8 +57,9 @@ class World:
         attacker = self.bed.guest(0)
         nic = attacker.nics[0]
         self.own = set(attacker.memory.pieces)
-        tables = [int(self.host.iommu.iommu.unit[0]["root"]), int(self.nic.port.block.ctypes.data)]
-        targets = [int(p) for p in self.other.memory.pieces] + tables + [int(self.host.memory.base)]
+        self.structures = Structures(self.host, nic.function.rid)
+        targets = [int(p) for p in self.other.memory.pieces] + self.structures.addresses()
+        targets += [int(self.nic.port.block.ctypes.data), int(self.host.memory.base)]
         macs = [int(nic.driver.mac), int(self.driver.mac)]
         self.hostile = Hostile(attacker, nic, self.rng, targets, macs)
         attacker.nics[0].driver.netdev["up"] = 0
@@ -103,6 +105,10 @@ class World:
         for piece in self.own:
             first = (piece - memory.base) // 4096
             self.watched[first : first + self.bed.guest(0).memory.chunk // 4096] = False
+        for page in self.structures.of_host:
+            self.watched[(page - memory.base) // 4096] = False
+        self.structures.remember()
+        self.interrupted = self.other.interrupts, self.host.interrupts.spurious
         if self.posts:
             self._exempt_posted()
         self.registers = self.others_registers()
@@ -151,8 +157,7 @@ class World:
         self._after(events)
 
     def _after(self, events: int) -> None:
-        if events & EV_FAULT:
-            self.host.iommu.service()
+        self.host.iommu.service()
         port = self.nic.port.nic["port"]
         assert 0 <= int(port["capture_head"]) <= CAPTURE_SLOTS
         assert 0 <= int(port["capture_bytes"]) <= CAPTURE_BYTES
@@ -188,12 +193,18 @@ class World:
         changed = self.watched & (now != then).any(axis=1)
         assert not changed.any(), f"pages {np.flatnonzero(changed)[:8]} changed"
         assert self.others_registers() == self.registers
+        self.structures.check()
+        interrupts, spurious = self.interrupted
+        assert self.host.interrupts.spurious == spurious, "a vector was raised that nobody gave out"
+        if not self.posts:
+            assert self.other.interrupts == interrupts, "the other guest was interrupted"
 
     def explain(self) -> dict[str, int]:
         """Sum up what the attacks came to."""
         stats = self.host.iommu.stats()
         delivered = int(self.nic.port.nic["pools"][1]["gprc"])
-        return {"served": self.served, "delivered": delivered, "faults": stats["faults"], **self.nic.drops(0)}
+        counts = {name: stats[name] for name in ("faults", "interrupts", "blocked", "posted")}
+        return {"served": self.served, "delivered": delivered, **counts, **self.nic.drops(0)}
 
     def end(self) -> None:
         """Let the PF take the VF out of action; the other guest's traffic must flow."""
@@ -278,4 +289,5 @@ def test_a_hostile_guest_harms_only_itself(settings):
     assert total["served"] > 0
     assert total["faults"] > 0, "the IOMMU has seen it"
     assert total.get("dma-fault", 0) > 0
+    assert total["blocked"] > 0, "messages were forged, and blocked"
     assert (total["delivered"] > 0) == settings[-1], "frames reach a neighbour that wants some, and only such a one"
