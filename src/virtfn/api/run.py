@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from virtfn import __version__
+from virtfn.api.accounts import Group, account
 from virtfn.api.attack import attack, attack_unprotected, compare
 from virtfn.api.control import Control
 from virtfn.api.iommu import iommu_methods, save_iommu
 from virtfn.api.lab import Lab, refuse_unsupported
 from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
-from virtfn.api.report import AttackReport, GuestReport, IommuReport, PfReport, Progress, Report, Totals
+from virtfn.api.report import AttackReport, Progress, Report
 from virtfn.hw.i82576.desc import FCS_BYTES
-from virtfn.hw.types import format_mac, format_rid
+from virtfn.hw.types import format_rid
 from virtfn.iomodels.engine import Engine
-from virtfn.iomodels.workload import Findings, Station, Workload
+from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
 from virtfn.machine.captures import Direction, Frames, Recorder, read_capture
 from virtfn.machine.clock import MS_PS, S_PS, WallClock, epoch_ps
@@ -39,16 +38,6 @@ def machine_for(lab: Lab) -> Iterator[Machine]:
         yield machine
 
 
-@dataclass(slots=True)
-class _Group:
-    """A PF and the guests on it, at work."""
-
-    pf: LabPf
-    runs: list[LabGuestRun]
-    workload: Workload
-    engine: Engine
-
-
 class _Run:
     """One run of a lab."""
 
@@ -58,7 +47,7 @@ class _Run:
         self.started = self.clock.now()
         self.compile_ps = 0
         self.moving_ps = 0
-        self.groups: list[_Group] = []
+        self.groups: list[Group] = []
         self._capture = capture
         self._progress = progress
         self._shown = 0
@@ -139,7 +128,7 @@ class _Run:
                 on_capture=lambda pf=pf: self._drain(pf),  # type: ignore[misc]
                 on_tick=self._tick,
             )
-            self.groups.append(_Group(pf, runs, workload, engine))
+            self.groups.append(Group(pf, runs, workload, engine))
 
     def _open_capture(self, machine: Machine, path: Path) -> None:
         names: list[str] = []
@@ -209,105 +198,6 @@ class _Run:
         if self.recorder is not None:
             self.recorder.close()
 
-    # The report.
-
-    def report(self, machine: Machine) -> Report:
-        """Account for every frame."""
-        guests: list[GuestReport] = []
-        pfs: list[PfReport] = []
-        for pf in machine.pfs:
-            counters = pf.nic.port.nic["counters"]
-            dropped: dict[str, int] = {}
-            for pool in (*range(8), None):
-                for reason, count in pf.nic.drops(pool).items():
-                    dropped[reason] = dropped.get(reason, 0) + count
-            pfs.append(
-                {
-                    "name": pf.name,
-                    "model": 82576,
-                    "address": format_rid(pf.nic.pf_rid),
-                    "vfs": pf.nic.vfs,
-                    "switch": {
-                        "forwarded": int(counters["forwarded"]),
-                        "flooded": int(counters["flooded"]),
-                        "dropped": dropped,
-                    },
-                }
-            )
-        for group in self.groups:
-            guests += self._guest_reports(group, machine)
-        order = {guest.name: i for i, guest in enumerate(self.lab.guests)}
-        guests.sort(key=lambda g: order[g["name"]])
-        stats = machine.host.iommu.stats()
-        frames, size = sum(g["rx_frames"] for g in guests), sum(g["rx_bytes"] for g in guests)
-        seconds = max(self.moving_ps / S_PS, 1e-9)
-        totals: Totals = {
-            "frames": frames,
-            "bytes": size,
-            "mpps": round(frames / seconds / 1e6, 4),
-            "gbps": round(size * 8 / seconds / 1e9, 4),
-        }
-        iommu: IommuReport = {
-            "domains": len(machine.host.remapping.domains),
-            "translations": stats["translations"],
-            "iotlb_hits": stats["iotlb_hits"],
-            "page_walks": stats["page_walks"],
-            "faults": stats["faults"],
-        }
-        if tlbs := machine.device_tlb_counts():
-            iommu["device_tlb_hits"] = tlbs["hits"]
-            iommu["device_tlb_misses"] = tlbs["misses"]
-            iommu["translation_requests"] = tlbs["translation_requests"]
-            iommu["device_tlb_invalidations"] = stats["device_tlb_requests"]
-        return {
-            "virtfn": __version__,
-            "lab": self.lab.name,
-            "elapsed_s": 0.0,
-            "compile_s": round(self.compile_ps / S_PS, 3),
-            "pfs": pfs,
-            "guests": guests,
-            "iommu": iommu,
-            "totals": totals,
-        }
-
-    def _guest_reports(self, group: _Group, machine: Machine) -> list[GuestReport]:
-        findings = group.workload.findings()
-        drops = [dict(group.pf.nic.drops(run.vf.index)) for run in group.runs]
-        for run, dropped in zip(group.runs, drops, strict=True):
-            if run.guest.nics[0].driver.given_up:
-                dropped["driver-reset"] = run.guest.nics[0].driver.given_up
-        lost = _unexplained(group.workload, findings, drops)
-        reports: list[GuestReport] = []
-        for g, run in enumerate(group.runs):
-            nic = run.guest.nics[0]
-            d = nic.driver.netdev
-            for reason, count in group.workload.refused[g].items():
-                drops[g][reason] = drops[g].get(reason, 0) + count
-            report: GuestReport = {
-                "name": run.lab.name,
-                "io": run.lab.nic.io,
-                "vmm": run.lab.vmm,
-                "address": format_rid(run.vf.rid),
-                "mac": format_mac(nic.driver.mac),
-                "tx_frames": int(d["tx_frames"]),
-                "tx_bytes": int(d["tx_bytes"]),
-                "rx_frames": int(d["rx_frames"]),
-                "rx_bytes": int(d["rx_bytes"]),
-                "lost": lost[g],
-                "corrupt": findings[g].corrupt,
-                "reordered": findings[g].reordered + findings[g].repeated,
-                "dropped": drops[g],
-                "exits": run.guest.exits,
-                "interrupts": run.guest.interrupts,
-                "copies": 0,
-                "mailbox_messages": machine.mailbox_messages(run.pf, run.vf),
-            }
-            times = group.engine.ping_ps[g]
-            if times:
-                report["ping_ms"] = round(sum(times) / len(times) / MS_PS, 4)
-            reports.append(report)
-        return reports
-
 
 def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
     """Let the guests of a replay hear every group and VLAN that the capture has, as far as the NIC has room."""
@@ -324,29 +214,6 @@ def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
                 driver.set_vlan(vid)
             except VirtfnError:
                 break  # the host chose this guest's VLAN, or the table is full: the NIC counts what it then drops
-
-
-_ONLY_ON_THE_WAY_IN = {"no-descriptor", "queue-disabled", "page-absent"}
-_ON_THE_WAY_IN = _ONLY_ON_THE_WAY_IN | {"oversize", "dma-fault", "driver-reset"}
-
-
-def _unexplained(workload: Workload, findings: list[Findings], drops: list[dict[str, int]]) -> list[int]:
-    """Frames that each guest lacks and no drop counter explains: its own pool's on the way in, or a sender's."""
-    n = len(findings)
-    own = [sum(count for reason, count in d.items() if reason in _ON_THE_WAY_IN) for d in drops]
-    left = [sum(count for reason, count in d.items() if reason not in _ONLY_ON_THE_WAY_IN) for d in drops]
-    lost = []
-    for g in range(n):
-        missing = findings[g].missing - min(findings[g].missing, own[g])
-        for s in range(n):
-            if missing and s != g:
-                flow = missing if workload.kind in ("pcap", "ping") else min(missing, workload.missing(s, g))
-                explained = min(flow, left[s])
-                missing -= explained
-                if workload.kind != "broadcast":
-                    left[s] -= explained
-        lost.append(missing)
-    return lost
 
 
 def run_lab(
@@ -393,7 +260,7 @@ def run_lab(
         attacks = run.attack(machine)
         if not run.work():
             raise VirtfnError(f"the work got stuck: {run.unfinished()}", errno_name="ETIMEDOUT")
-        report = run.report(machine)
+        report = account(machine, run.groups, moving_ps=run.moving_ps, compile_ps=run.compile_ps)
         if attacks:
             report["attacks"] = attacks
         if save_state is not None:

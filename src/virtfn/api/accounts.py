@@ -1,0 +1,160 @@
+"""Account for a run: what became of every frame, and what it took, as the report's document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from virtfn import __version__
+from virtfn.api.machine import LabGuestRun, LabPf, Machine
+from virtfn.api.report import GuestReport, IommuReport, PfReport, Report, Totals
+from virtfn.hw.types import format_mac, format_rid
+from virtfn.iomodels.engine import Engine
+from virtfn.iomodels.workload import Findings, Workload
+from virtfn.machine.clock import MS_PS, S_PS
+
+__all__ = ["Group", "account"]
+
+
+@dataclass(slots=True)
+class Group:
+    """A PF and the embedded guests on it, at work."""
+
+    pf: LabPf
+    runs: list[LabGuestRun]
+    workload: Workload
+    engine: Engine
+
+
+def account(
+    machine: Machine,
+    groups: Iterable[Group],
+    others: Sequence[GuestReport] = (),
+    *,
+    moving_ps: int,
+    compile_ps: int,
+) -> Report:
+    """Account for every frame of a run.
+
+    others: guests that are not embedded. moving_ps: how long frames moved. compile_ps: how long kernels compiled.
+    """
+    guests = [report for group in groups for report in _guest_reports(group, machine)]
+    guests += others
+    order = {guest.name: i for i, guest in enumerate(machine.lab.guests)}
+    guests.sort(key=lambda g: order[g["name"]])
+    frames, size = sum(g["rx_frames"] for g in guests), sum(g["rx_bytes"] for g in guests)
+    seconds = max(moving_ps / S_PS, 1e-9)
+    totals: Totals = {
+        "frames": frames,
+        "bytes": size,
+        "mpps": round(frames / seconds / 1e6, 4),
+        "gbps": round(size * 8 / seconds / 1e9, 4),
+    }
+    return {
+        "virtfn": __version__,
+        "lab": machine.lab.name,
+        "elapsed_s": 0.0,
+        "compile_s": round(compile_ps / S_PS, 3),
+        "pfs": [_pf_report(pf) for pf in machine.pfs],
+        "guests": guests,
+        "iommu": _iommu_report(machine),
+        "totals": totals,
+    }
+
+
+def _pf_report(pf: LabPf) -> PfReport:
+    counters = pf.nic.port.nic["counters"]
+    dropped: dict[str, int] = {}
+    for pool in (*range(8), None):
+        for reason, count in pf.nic.drops(pool).items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    return {
+        "name": pf.name,
+        "model": 82576,
+        "address": format_rid(pf.nic.pf_rid),
+        "vfs": pf.nic.vfs,
+        "switch": {
+            "forwarded": int(counters["forwarded"]),
+            "flooded": int(counters["flooded"]),
+            "dropped": dropped,
+        },
+    }
+
+
+def _iommu_report(machine: Machine) -> IommuReport:
+    stats = machine.host.iommu.stats()
+    iommu: IommuReport = {
+        "domains": len(machine.host.remapping.domains),
+        "translations": stats["translations"],
+        "iotlb_hits": stats["iotlb_hits"],
+        "page_walks": stats["page_walks"],
+        "faults": stats["faults"],
+    }
+    if tlbs := machine.device_tlb_counts():
+        iommu["device_tlb_hits"] = tlbs["hits"]
+        iommu["device_tlb_misses"] = tlbs["misses"]
+        iommu["translation_requests"] = tlbs["translation_requests"]
+        iommu["device_tlb_invalidations"] = stats["device_tlb_requests"]
+    return iommu
+
+
+def _guest_reports(group: Group, machine: Machine) -> list[GuestReport]:
+    findings = group.workload.findings()
+    drops = [dict(group.pf.nic.drops(run.vf.index)) for run in group.runs]
+    for run, dropped in zip(group.runs, drops, strict=True):
+        if run.guest.nics[0].driver.given_up:
+            dropped["driver-reset"] = run.guest.nics[0].driver.given_up
+    lost = _unexplained(group.workload, findings, drops)
+    reports: list[GuestReport] = []
+    for g, run in enumerate(group.runs):
+        nic = run.guest.nics[0]
+        d = nic.driver.netdev
+        for reason, count in group.workload.refused[g].items():
+            drops[g][reason] = drops[g].get(reason, 0) + count
+        report: GuestReport = {
+            "name": run.lab.name,
+            "io": run.lab.nic.io,
+            "vmm": run.lab.vmm,
+            "address": format_rid(run.vf.rid),
+            "mac": format_mac(nic.driver.mac),
+            "tx_frames": int(d["tx_frames"]),
+            "tx_bytes": int(d["tx_bytes"]),
+            "rx_frames": int(d["rx_frames"]),
+            "rx_bytes": int(d["rx_bytes"]),
+            "lost": lost[g],
+            "corrupt": findings[g].corrupt,
+            "reordered": findings[g].reordered + findings[g].repeated,
+            "dropped": drops[g],
+            "exits": run.guest.exits,
+            "interrupts": run.guest.interrupts,
+            "copies": 0,
+            "mailbox_messages": machine.mailbox_messages(run.pf, run.vf),
+        }
+        times = group.engine.ping_ps[g]
+        if times:
+            report["ping_ms"] = round(sum(times) / len(times) / MS_PS, 4)
+        reports.append(report)
+    return reports
+
+
+_ONLY_ON_THE_WAY_IN = {"no-descriptor", "queue-disabled", "page-absent"}
+_ON_THE_WAY_IN = _ONLY_ON_THE_WAY_IN | {"oversize", "dma-fault", "driver-reset"}
+
+
+def _unexplained(workload: Workload, findings: list[Findings], drops: list[dict[str, int]]) -> list[int]:
+    """Frames that each guest lacks and no drop counter explains: its own pool's on the way in, or a sender's."""
+    n = len(findings)
+    own = [sum(count for reason, count in d.items() if reason in _ON_THE_WAY_IN) for d in drops]
+    left = [sum(count for reason, count in d.items() if reason not in _ONLY_ON_THE_WAY_IN) for d in drops]
+    lost = []
+    for g in range(n):
+        missing = findings[g].missing - min(findings[g].missing, own[g])
+        for s in range(n):
+            if missing and s != g:
+                flow = missing if workload.kind in ("pcap", "ping") else min(missing, workload.missing(s, g))
+                explained = min(flow, left[s])
+                missing -= explained
+                if workload.kind != "broadcast":
+                    left[s] -= explained
+        lost.append(missing)
+    return lost
