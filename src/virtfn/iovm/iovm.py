@@ -23,9 +23,10 @@ from virtfn.drivers.igb import Igb, VfPolicy
 from virtfn.drivers.vtd import Domain, VtdDriver
 from virtfn.hw.pci import DevCtl, PageRequestControl, PageRequests, Pcie
 from virtfn.hw.types import Mac, Rid, format_rid
-from virtfn.iovm.pcim import FoundVf, Pcim
+from virtfn.iovm.pcim import Found, FoundVf, Pcim
 from virtfn.iovm.vconfig import VirtualConfig
 from virtfn.iovm.walk import capability_of
+from virtfn.iovm.whole import WholeConfig
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Clock, ConfigSpace, Device, VirtfnError
 
@@ -97,6 +98,7 @@ class Iovm:
         self._clock = clock
         self._pfs: dict[Rid, _Pf] = {}
         self._domains: dict[Hashable, Domain] = {}
+        self._whole: dict[Rid, Vm] = {}
 
     # PFs and their VFs.
 
@@ -238,19 +240,50 @@ class Iovm:
             domain.destroy()
             del self._domains[space]
 
+    def assign_whole(self, pf: Found, device: Device, vm: Vm) -> None:
+        """Give a PF that nobody manages to a VM, whole, and plug it in; no ring register of it can be mapped.
+
+        Raises VirtfnError: EBUSY if it is managed here or has an owner, and what the VM's driver refuses.
+        """
+        if pf.rid in self._pfs or pf.rid in self._whole:
+            raise VirtfnError(f"{format_rid(pf.rid)} is in use", errno_name="EBUSY")
+        self._remapping.attach(pf.rid, self._domain_of(vm, pf.rid))
+        self._whole[pf.rid] = vm
+        try:
+            vm.plug(device, pf.rid, WholeConfig(self.pcim.bus, pf), direct=True)
+        except VirtfnError:
+            self.take_back_whole(pf.rid, surprise=True)
+            raise
+
+    def take_back_whole(self, pf: Rid, *, surprise: bool = False) -> None:
+        """Unplug a PF from its only owner, and reset it.
+
+        Raises VirtfnError, errno EINVAL, if nobody has it.
+        """
+        vm = self._whole.pop(pf, None)
+        if vm is None:
+            raise VirtfnError(f"{format_rid(pf)} is assigned to nobody", errno_name="EINVAL")
+        with suppress(VirtfnError):
+            vm.unplug(pf, surprise=surprise)
+        self._reset_functions(pf)
+        self._detach(pf, vm)
+
     def reset(self, *vfs: Vf) -> None:
         """Reset VFs by FLR and wait until they answer again.
 
         Raises VirtfnError if one has no FLR.
         """
-        for vf in vfs:
-            pcie = capability_of(self.pcim.bus, vf.rid, Pcie)
-            if pcie is None:
-                raise VirtfnError(f"{format_rid(vf.rid)} cannot be reset", errno_name="EIO")
-            pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
-        self._clock.sleep(100 * MS_PS)
+        self._reset_functions(*(vf.rid for vf in vfs))
         for vf in vfs:
             vf.config.restore_ats()
+
+    def _reset_functions(self, *rids: Rid) -> None:
+        for rid in rids:
+            pcie = capability_of(self.pcim.bus, rid, Pcie)
+            if pcie is None:
+                raise VirtfnError(f"{format_rid(rid)} cannot be reset", errno_name="EIO")
+            pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
+        self._clock.sleep(100 * MS_PS)
 
     def quarantine(self, vf: Vf) -> None:
         """Stop a VF that its guest still holds: nothing goes in or out.
