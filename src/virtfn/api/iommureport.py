@@ -68,7 +68,7 @@ def _domain(domain: DomainView) -> Iterator[RenderableType]:
             rights = ("r" if mapping["read"] else "-") + ("w" if mapping["write"] else "-")
             where = _pieces(pieces, first, first + size)
             table.add_row(f"{first:#x}-{first + size - 1:#x}", _size(size), rights, Text(where, style="dim"))
-        yield Padding(table, (0, 0, 0, 2))
+        yield Padding(table, (0, 0, 0, 2), expand=False)
         yield from _left(len(domain["mappings"]))
     if domain["truncated"]:
         yield Text("  there is more in these tables", style="yellow")
@@ -102,7 +102,7 @@ def _caches(document: ShowDocument) -> Table:
         used = sum(use["entries"] for use in iotlb["in_use"])
         facts.add_row("IOTLB", f"{used:,} of {iotlb['entries']:,} entries in use")
         for use in iotlb["in_use"]:
-            facts.add_row("", f"domain {use['domain']}: {use['entries']:,} pages of {_size(use['page_bytes'])}")
+            facts.add_row("", f"domain {use['domain']}: {use['entries']:,} of {_size(use['page_bytes'])}")
     if iotlb["hits"] is not None and iotlb["misses"] is not None:
         share = "" if iotlb["ratio"] is None else f", {100 * iotlb['ratio']:.1f} % by the IOTLB"
         facts.add_row("requests", f"{iotlb['hits']:,} hits, {iotlb['misses']:,} misses{share}")
@@ -118,18 +118,24 @@ def _caches(document: ShowDocument) -> Table:
 
 
 def _faults(faults: list[FaultView]) -> Iterator[RenderableType]:
+    """List faults by who, what and why; of how many addresses, only the first and the last."""
     if not faults:
         yield Text("no faults", style="dim")
         return
-    table = _table("fault of", "address", "asked for", "why", "times")
-    for fault in faults[-_LINES:]:
-        of_interrupt = FaultReason(fault["code"]).of_interrupt
-        where = f"entry {fault['iova'] >> 48}" if of_interrupt else f"{fault['iova']:#x}"
-        what = "interrupt" if of_interrupt else "write" if fault["write"] else "read"
-        why = f"{fault['reason']} ({fault['code']:#x})"
-        table.add_row(fault["rid"], where, what, Text(why, style="yellow"), f"{fault['count']:,}")
+    alike: dict[tuple[str, str, str], list[FaultView]] = {}
+    for fault in faults:
+        interrupt = FaultReason(fault["code"]).of_interrupt
+        what = "interrupt" if interrupt else "write" if fault["write"] else "read"
+        alike.setdefault((fault["rid"], what, f"{fault['reason']} ({fault['code']:#x})"), []).append(fault)
+    table = _table("fault of", "asked for", "at", "why", "times")
+    for (rid, what, why), group in list(alike.items())[:_LINES]:
+        where = sorted({fault["iova"] >> 48 if what == "interrupt" else fault["iova"] for fault in group})
+        at = "entry {}" if what == "interrupt" else "{:#x}"
+        shown = at.format(where[0]) if len(where) == 1 else f"{at.format(where[0])} ... {at.format(where[-1])}"
+        times = sum(fault["count"] for fault in group)
+        table.add_row(rid, what, shown, Text(why, style="yellow"), f"{times:,}")
     yield table
-    yield from _left(len(faults))
+    yield from _left(len(alike))
 
 
 def render_explanation(explanation: Explanation) -> RenderableType:
@@ -139,14 +145,15 @@ def render_explanation(explanation: Explanation) -> RenderableType:
         Text.assemble((explanation["rid"], "bold"), f": {what} ", (f"{explanation['iova']:#x}", "bold")),
         Text(""),
     ]
-    table = _table("entry", "at", "value", "says")
     for step in explanation["steps"]:
-        says = Text(step["words"])
+        parts.append(
+            Text.assemble((step["entry"], "bold"), f" at {step['address']:#x}: {step['value'] or 'no memory'}")
+        )
+        parts.append(Padding(Text(step["words"]), (0, 0, 0, 4), expand=False))
         if step["fields"]:
-            says.append(f"\n{step['fields']}", "dim")
-        table.add_row(Text(step["entry"]), f"{step['address']:#x}", step["value"] or "-", says)
+            parts.append(Padding(Text(step["fields"], style="dim"), (0, 0, 0, 4), expand=False))
     if explanation["steps"]:
-        parts += [table, Text("")]
+        parts.append(Text(""))
     verdict = explanation["verdict"]
     style = "bold red" if verdict["outcome"] == "fault" else "yellow" if verdict["outcome"] == "nothing" else "green"
     parts.append(Text.assemble((f"{verdict['outcome']}  ", style), verdict["words"]))
@@ -180,7 +187,7 @@ def _cache_lines(caches: CacheView) -> Iterator[tuple[str, str]]:
 def _table(*titles: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
     for title in titles:
-        table.add_column(title, no_wrap=title not in ("says", "in memory at", "goes to"))
+        table.add_column(title, no_wrap=title not in ("in memory at", "goes to"))
     return table
 
 

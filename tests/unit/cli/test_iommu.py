@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -58,7 +57,20 @@ class Lab:
             self.said.append(line)
             if line.startswith("kept up"):
                 return
+        self.stop()
         raise AssertionError(f"it ended: {self.said}")
+
+    def stop(self) -> None:
+        """Leave no process behind, whatever happened."""
+        self.process.kill()
+        self.process.communicate(timeout=60)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.stop()
 
     def end(self, number: int = signal.SIGINT) -> Result:
         self.process.send_signal(number)
@@ -68,11 +80,11 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    made = Lab(tmp_path_factory.mktemp("lab"))
-    yield made
-    code, out, err = made.end()
-    assert (code, "Traceback" in err) == (0, False), err
-    assert "passed every frame arrived once" in out
+    with Lab(tmp_path_factory.mktemp("lab")) as made:
+        yield made
+        code, out, err = made.end()
+        assert (code, "Traceback" in err) == (0, False), err
+        assert "passed every frame arrived once" in out
 
 
 def test_a_lab_that_runs_shows_its_domains(lab: Lab, virtfn: Callable[..., Result]) -> None:
@@ -167,8 +179,8 @@ def test_sigterm_ends_a_kept_lab_cleanly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtfn: Callable[..., Result]
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    lab = Lab(tmp_path, "--json", str(tmp_path / "report.json"))
-    code, out, err = lab.end(signal.SIGTERM)
+    with Lab(tmp_path, "--json", str(tmp_path / "report.json")) as lab:
+        code, out, err = lab.end(signal.SIGTERM)
     assert (code, "Traceback" in err) == (0, False), err
     assert "passed" in out
     assert json.loads((tmp_path / "report.json").read_text())["totals"]["frames"] == 1000
@@ -180,12 +192,13 @@ def test_a_killed_lab_is_not_found_and_its_name_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtfn: Callable[..., Result]
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert Lab(tmp_path).end(signal.SIGKILL)[0] == -signal.SIGKILL
+    with Lab(tmp_path) as lab:
+        assert lab.end(signal.SIGKILL)[0] == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "virtfn").iterdir()] == ["bed.sock"]
     assert "no lab is running" in error_line(virtfn("iommu", "show"), 1)
-    lab = Lab(tmp_path)
-    assert virtfn("iommu", "show")[0] == 0
-    assert lab.end()[0] == 0
+    with Lab(tmp_path) as lab:
+        assert virtfn("iommu", "show")[0] == 0
+        assert lab.end()[0] == 0
 
 
 # Input that is wrong.
@@ -251,5 +264,5 @@ def test_questions_do_not_wait_for_the_end_of_the_work(tmp_path: Path, monkeypat
         assert len(seen) == 2, process.poll()
         assert seen[0] < seen[1], "it moved frames between the answers"
     finally:
-        os.kill(process.pid, signal.SIGINT)
+        process.kill()
         process.communicate(timeout=60)
