@@ -68,7 +68,7 @@ class Structures:
                 posted = PostedIrte(entry)
                 assert posted.P
                 assert posted.SVT == SourceValidation.REQUESTER
-                assert posted.SID == int(self.rid)
+                assert int(self.rid) == posted.SID
                 assert self._descriptor(entry) == self.own
         # Of an entry that the attacker had and has no more, nothing is left; so unused ones are zero, then and now.
         used = np.zeros(CHUNK // 2 // 16, bool)
