@@ -30,7 +30,7 @@ LOW = (1 << 64) - 1
 def state_of(memory: HostMemory, iommu: Iommu) -> UnitState:
     """Look at a unit without registers."""
     unit = iommu.unit[0]
-    kinds = int(unit["kinds"]) if "kinds" in iommu.unit.dtype.names else 0b101  # of translation, by T
+    kinds = int(unit["kinds"])  # of translation, by T
     irta = IRTA.of(S=max(int(unit["irt_entries"]).bit_length() - 2, 0), EIME=int(unit["wide"]))
     return UnitState(
         memory=HostPages(memory),

@@ -78,13 +78,17 @@ class CacheCounts(TypedDict):
 
 
 class FaultView(TypedDict):
-    """A fault, and how often it came. Of an interrupt message, iova holds the entry's index in bits 63:48."""
+    """A fault, and how often it came. Of an interrupt message, iova holds the entry's index in bits 63:48.
+
+    kind: untranslated, translation (it asked for one) or translated (iova is a host address).
+    """
 
     rid: str
     iova: int
     reason: str
     write: bool
     code: int
+    kind: str
     count: int
 
 
@@ -150,6 +154,7 @@ def _faults(state: UnitState) -> list[FaultView]:
             "reason": fault.reason.text,
             "write": fault.write,
             "code": int(fault.reason),
+            "kind": fault.kind.name.lower(),
             "count": count,
         }
         for fault, count in Counter(state.faults).items()

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from virtfn.api.iommu import FaultView, ShowDocument
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.iovm.iommu.explanation import CacheView, Explanation
+from virtfn.iovm.iommu.explanation import CacheView, Explanation, PageView
 from virtfn.iovm.iommu.tables import DomainView, Target
 
 __all__ = ["render_explanation", "render_show"]
@@ -126,6 +126,8 @@ def _faults(faults: list[FaultView]) -> Iterator[RenderableType]:
     for fault in faults:
         interrupt = FaultReason(fault["code"]).of_interrupt
         what = "interrupt" if interrupt else "write" if fault["write"] else "read"
+        if fault["kind"] != "untranslated":
+            what = f"{fault['kind']}, {what}"
         alike.setdefault((fault["rid"], what, f"{fault['reason']} ({fault['code']:#x})"), []).append(fault)
     table = _table("fault of", "asked for", "at", "why", "times")
     for (rid, what, why), group in list(alike.items())[:_LINES]:
@@ -172,16 +174,16 @@ def _cache_lines(caches: CacheView) -> Iterator[tuple[str, str]]:
         if key in caches:
             said, style = words[str(caches[key])]  # type: ignore[literal-required]
             yield f"the {name} {said}", style
-    if "iotlb" not in caches:
-        return
-    page = caches["iotlb"]
-    if page is None:
-        yield f"the IOTLB {words['none'][0]}", "dim"
-        return
-    rights = ("r" if page["read"] else "-") + ("w" if page["write"] else "-")
-    entry = f"{_size(page['bytes'])} at {page['iova']:#x} -> {page['hpa']:#x} {rights}"
-    said, style = words["stale" if page["stale"] else "equal"]
-    yield f"the IOTLB {said} ({entry})", style
+    for key, name in (("iotlb", "IOTLB"), ("device_tlb", "device TLB")):
+        if key not in caches:
+            continue
+        page: PageView | None = caches[key]  # type: ignore[literal-required]
+        said, style = words["none" if page is None else "stale" if page["stale"] else "equal"]
+        entry = ""
+        if page is not None:
+            rights = ("r" if page["read"] else "-") + ("w" if page["write"] else "-")
+            entry = f" ({_size(page['bytes'])} at {page['iova']:#x} -> {page['hpa']:#x} {rights})"
+        yield f"the {name} {said}{entry}", style
 
 
 def _table(*titles: str) -> Table:

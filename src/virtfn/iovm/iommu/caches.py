@@ -7,7 +7,9 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from virtfn.kernels.ats import TLB
 from virtfn.kernels.iommu import INTERRUPT_SLOTS, Iommu
+from virtfn.machine.memory import view_bytes
 
 __all__ = [
     "Cached",
@@ -15,9 +17,11 @@ __all__ = [
     "CachedPage",
     "InUse",
     "cached_context",
+    "cached_device_page",
     "cached_interrupt",
     "cached_page",
     "count_cached",
+    "has_device_tlb",
 ]
 
 _LOW = (1 << 64) - 1
@@ -87,6 +91,21 @@ def cached_page(iommu: Iommu, rid: int, domain: int, iova: int, write: bool) -> 
         found = (iommu.iotlb["key"] == (domain << 6 | shift)) & (iommu.iotlb["page"] == iova >> shift)
         for row in iommu.iotlb[found & (iommu.iotlb["rights"] >> int(write) & 1 == 1)]:
             return CachedPage(iova >> shift << shift, int(row["hpa"]), 1 << shift, int(row["rights"]))
+    return None
+
+
+def has_device_tlb(iommu: Iommu, rid: int) -> bool:
+    """Tell whether a requester has a device TLB, and it is on."""
+    return bool(iommu.contexts[rid]["device_tlb"])
+
+
+def cached_device_page(iommu: Iommu, rid: int, iova: int, write: bool) -> CachedPage | None:
+    """Find the entry of a requester's device TLB that serves a request."""
+    tlb = view_bytes(int(iommu.contexts[rid]["device_tlb"]), TLB.itemsize).view(TLB)[0]
+    rows = tlb["entries"][: int(tlb["cache"][0]["mask"]) + 1]
+    found = (rows["rid"] == rid) & (rows["page"] == iova >> 12) & (rows["rights"] >> int(write) & 1 == 1)
+    for row in rows[found]:
+        return CachedPage(iova >> 12 << 12, int(row["hpa"]), 4096, int(row["rights"]))
     return None
 
 

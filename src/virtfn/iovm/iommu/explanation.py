@@ -54,7 +54,7 @@ class Verdict(TypedDict):
 
 
 class PageView(TypedDict):
-    """An IOTLB entry that serves the request; stale: the tables say something else by now."""
+    """An entry of the IOTLB or a device TLB that serves the request; stale: the tables say something else by now."""
 
     iova: int
     hpa: int
@@ -65,10 +65,14 @@ class PageView(TypedDict):
 
 
 class CacheView(TypedDict):
-    """What caches hold for the request: none, equal or stale, compared with the tables."""
+    """What caches hold for the request: none, equal or stale, compared with the tables.
+
+    device_tlb: of a requester that has one; what it holds is used first.
+    """
 
     context: NotRequired[str]
     iotlb: NotRequired[PageView | None]
+    device_tlb: NotRequired[PageView | None]
     interrupt: NotRequired[str]
 
 

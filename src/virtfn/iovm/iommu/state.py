@@ -9,7 +9,7 @@ A saved state is one NumPy `.npz` file, of our own unit or recorded from any oth
         irta, remapping      the whole register IRTA, interrupt remapping on (GSTS.IRES)
         compatible           compatibility-format messages allowed (GSTS.CFIS)
         cap, ecap            the registers CAP and ECAP
-        faults               [{rid, iova, reason, write}], reason as in a fault record
+        faults               [{rid, iova, reason, write, kind}], reason and kind as FR and AT in a fault record
         counters, cached     what the unit counted, what it had cached; by name
         linux                what the operating system said; not read here
 
@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.regs import CAP, ECAP, GSTS, IRTA, RTADDR, Fault, Regs
-from virtfn.hw.vtd.tables import FaultReason
+from virtfn.hw.vtd.tables import FaultReason, Request
 from virtfn.iovm.iommu.caches import Cached, count_cached
 from virtfn.kernels.iommu import Iommu
 from virtfn.machine.memory import PAGE, HostMemory
@@ -178,7 +178,7 @@ def save_state(path: Path, state: UnitState, pages: Mapping[int, Words]) -> None
         "compatible": state.compatible,
         "cap": state.cap.value,
         "ecap": state.ecap.value,
-        "faults": [{**fault._asdict(), "reason": int(fault.reason)} for fault in state.faults],
+        "faults": [{**fault._asdict(), "reason": int(fault.reason), "kind": int(fault.kind)} for fault in state.faults],
         "counters": dict(state.counters),
         "cached": state.cached,
     }
@@ -278,7 +278,9 @@ def _fault(fault: object) -> Fault:
     if not isinstance(fault, dict):
         raise ValueError("a fault is an object")
     reason = FaultReason(_number(fault, "reason"))
-    return Fault(Rid(_number(fault, "rid") & 0xFFFF), Iova(_number(fault, "iova")), reason, bool(fault.get("write")))
+    kind = Request(_number(fault, "kind", 0))
+    rid, iova = Rid(_number(fault, "rid") & 0xFFFF), Iova(_number(fault, "iova"))
+    return Fault(rid, iova, reason, bool(fault.get("write")), kind)
 
 
 def _cached(cached: object) -> Cached:

@@ -23,7 +23,14 @@ from virtfn.hw.vtd.tables import (
     Translation,
     level_shift,
 )
-from virtfn.iovm.iommu.caches import CachedContext, cached_context, cached_page
+from virtfn.iovm.iommu.caches import (
+    CachedContext,
+    CachedPage,
+    cached_context,
+    cached_device_page,
+    cached_page,
+    has_device_tlb,
+)
 from virtfn.iovm.iommu.explanation import CacheView, Explanation, PageView, Refused, Step, Verdict, fault_verdict, step
 from virtfn.iovm.iommu.messages import explain_message
 from virtfn.iovm.iommu.state import UnitState
@@ -191,18 +198,18 @@ class _Walk:
         held = cached_context(iommu, self.rid) if self.state.enabled else None
         said = None if self.context is None else _as_cached(self.context)
         view: CacheView = {"context": "none" if held is None else "equal" if held == said else "stale", "iotlb": None}
-        serving = held or said
+        serving, write = held or said, self.need == WRITE
         if (
             serving is not None
             and not serving.pass_through
             and not self.iova >> min(level_shift(serving.level + 1), ADDRESS_WIDTH)
         ):
-            view["iotlb"] = self._cached_page(serving.domain, verdict)
+            view["iotlb"] = self._view(cached_page(iommu, self.rid, serving.domain, self.iova, write), verdict)
+        if has_device_tlb(iommu, self.rid) and not self.iova >> ADDRESS_WIDTH:
+            view["device_tlb"] = self._view(cached_device_page(iommu, self.rid, self.iova, write), verdict)
         return view
 
-    def _cached_page(self, domain: int, verdict: Verdict) -> PageView | None:
-        assert self.state.caches is not None
-        page = cached_page(self.state.caches, self.rid, domain, self.iova, self.need == WRITE)
+    def _view(self, page: CachedPage | None, verdict: Verdict) -> PageView | None:
         if page is None:
             return None
         rights = bool(page.rights & READ), bool(page.rights & WRITE)

@@ -16,7 +16,7 @@ import pytest
 from unit.iovm.iommu.looking import CAPS, saved
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.regs import IRTA, Fault
-from virtfn.hw.vtd.tables import FaultReason
+from virtfn.hw.vtd.tables import FaultReason, Request
 from virtfn.iovm.iommu.state import SavedPages, StateError, load_state, save_state
 
 META = {"root": "0x1000", "cap": CAPS.value, "ecap": 0}
@@ -36,7 +36,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         irta=IRTA(0x8807),
         remapping=True,
         compatible=True,
-        faults=(Fault(Rid(0x180), Iova(0xFFFF_FFFF_FFFF_F000), FaultReason.WRITE_NOT_ALLOWED, True),) * 2,
+        faults=(Fault(Rid(0x180), Iova((1 << 64) - 4096), FaultReason.WRITE_NOT_ALLOWED, True, Request.TRANSLATED),) * 2,
         counters={"iotlb_hits": 7},
         cached={
             "entries": 64,

@@ -14,6 +14,7 @@ from virtfn.hw.vtd.regs import ECAP, IRTA
 from virtfn.hw.vtd.tables import FaultReason
 from virtfn.iovm.iommu.explanation import Explanation
 from virtfn.iovm.iommu.walk import explain
+from virtfn.kernels.ats import RID_STRIDE, new_device_tlb
 from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
 
 READ_ONLY, READ_WRITE = 1, 3
@@ -105,6 +106,22 @@ def test_a_translation_that_was_cached_and_changed_is_stale(hand: ByHand) -> Non
     assert caches["context"] == "stale"
     assert caches["iotlb"]
     assert caches["iotlb"]["stale"]
+
+
+def test_what_a_device_holds_is_seen_too(hand: ByHand) -> None:
+    tlb = new_device_tlb(16)
+    hand.iommu.contexts[RID]["device_tlb"] = tlb.ctypes.data
+    none = ask(hand, 0)["caches"]
+    assert none is not None
+    assert none["device_tlb"] is None
+    held = tlb[0]["entries"][(RID * RID_STRIDE) & 15]
+    held["rid"], held["page"], held["rights"], held["hpa"] = RID, 0, 3, hand.memory.base + MIB2
+    for stale in (False, True):
+        caches = ask(hand, 0x10)["caches"]
+        assert caches is not None
+        assert caches["device_tlb"]
+        assert (caches["device_tlb"]["hpa"], caches["device_tlb"]["stale"]) == (hand.memory.base + MIB2, stale)
+        hand.put(hand.ss[1], 0)
 
 
 def test_a_saved_state_says_nothing_of_caches() -> None:
