@@ -155,18 +155,25 @@ def request_page(tlb: Row, rid: int, page: int, write: int) -> None:
     cache.awaited = 1
     if cache.pages_under_way >= cache.pages_allowed:
         return
+    chosen = -1
     for i in range(PAGE_SLOTS):
-        slot = tlb.pages[i]
-        if slot.state == FREE or slot.state == REFUSED:
-            slot.state = NEW
-            slot.rid = rid
-            slot.page = page
-            slot.write = write
-            slot.group = (slot.group + PAGE_SLOTS & GROUPS - PAGE_SLOTS) | i
-            cache.unsent += 1
-            cache.pages_under_way += 1
-            cache.page_requests += 1
-            return
+        state = tlb.pages[i].state
+        if state == FREE:
+            chosen = i
+            break
+        if state == REFUSED:
+            chosen = i  # to forget a refusal costs only that it is asked for again
+    if chosen < 0:
+        return
+    slot = tlb.pages[chosen]
+    slot.state = NEW
+    slot.rid = rid
+    slot.page = page
+    slot.write = write
+    slot.group = (slot.group + PAGE_SLOTS & GROUPS - PAGE_SLOTS) | chosen
+    cache.unsent += 1
+    cache.pages_under_way += 1
+    cache.page_requests += 1
 
 
 @kernel
