@@ -36,7 +36,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         irta=IRTA(0x8807),
         remapping=True,
         compatible=True,
-        faults=(Fault(Rid(0x180), Iova((1 << 64) - 4096), FaultReason.WRITE_NOT_ALLOWED, True, Request.TRANSLATED),) * 2,
+        faults=(Fault(Rid(0x180), Iova((1 << 64) - 4096), FaultReason.READ_NOT_ALLOWED, True, Request.TRANSLATED),) * 2,
         counters={"iotlb_hits": 7},
         cached={
             "entries": 64,
