@@ -82,6 +82,11 @@ class InterruptTable:
         self._free: list[int] = []
         self._free_descriptors = list(range(self._descriptors.size * 8 // PID_BYTES - 1, -1, -1))
 
+    @property
+    def descriptors(self) -> Hpa:
+        """Where the posted interrupt descriptors begin."""
+        return Hpa(self.address + CHUNK // 2)
+
     def remap(self, rid: Rid, destination: int, vector: int) -> tuple[int, int]:
         """Let requester `rid` raise `vector` at the local APIC `destination`; return the message for it.
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -221,6 +222,16 @@ class Stage:
         taken = self.nic.take_capture()
         self.heard += [frame.tobytes() for interface, outbound, _, frame in taken if interface is None and outbound]
 
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Let nobody listen at the wire meanwhile, so that the device may take its shortest path."""
+        self.listen()
+        self.nic.port.nic["port"]["capture"] = 0
+        try:
+            yield
+        finally:
+            self.nic.start_capture()
+
     def take_heard(self) -> list[bytes]:
         """Take the frames that the accomplice has heard since the last time."""
         heard, self.heard = self.heard, []
@@ -281,6 +292,12 @@ class Stage:
         for domain in self.host.remapping.domains.values():
             if self.remapping and rid in domain.rids:
                 domain.map(Iova(iova), Hpa(address), PAGE)
+
+    @staticmethod
+    def buffers_of(guest: Guest) -> bytes:
+        """Read the receive buffers of a guest's ordinary driver."""
+        row = guest.nics[0].driver.netdev
+        return view_bytes(int(row["rx_buffers"]), int(row["rx_size"]) * int(row["buffer_bytes"])).tobytes()
 
     def newcomer(self, name: str) -> Guest:
         """Make one more guest, a small one."""

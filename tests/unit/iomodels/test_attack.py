@@ -15,6 +15,7 @@ from virtfn.iomodels.attempts import ATTEMPTS
 from virtfn.iomodels.attempts import function as on_functions
 from virtfn.iomodels.attempts import interrupts as on_interrupts
 from virtfn.iomodels.attempts import memory as on_memory
+from virtfn.iomodels.attempts import moving
 from virtfn.machine.clock import VirtualClock
 from virtfn.vmm.hostaddresses import HostAddresses
 
@@ -112,6 +113,7 @@ def test_a_unit_that_maps_everything_is_found_out() -> None:
         guest.nics[0].driver.rings._dma = guest.dma
         guest.nics[0].driver.start()
         attempts = [a for a in on_memory.ATTEMPTS if a.name not in OF_TABLES]
+        attempts += [moving.changing_descriptors, moving.foreign_in_bursts]
         assert {f.outcome for f in findings(on, attempts).values()} == {"succeeded"}
 
 

