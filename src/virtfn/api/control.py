@@ -122,15 +122,18 @@ class Control:
                 if client is not None:
                     self._drop(client)
 
-    def keep(self, step: Callable[[], object]) -> None:
-        """Serve until Ctrl-C or SIGTERM, which end this and nothing else; call `step` often."""
+    def keep(self, step: Callable[[], object], wait_s: float = _STEP_S) -> None:
+        """Serve until Ctrl-C or SIGTERM, which end this and nothing else; call `step` often.
+
+        wait_s: between two steps, for something to serve; 0 if `step` rests by itself.
+        """
         owner = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler) if owner else None
         try:
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     step()
-                    self.serve(_STEP_S)
+                    self.serve(wait_s)
         finally:
             if owner:
                 signal.signal(signal.SIGTERM, before)
@@ -270,14 +273,15 @@ def _exchange(path: Path, request: str, timeout_s: float) -> bytes:
 
 
 def _sockets() -> Iterator[Path]:
-    """Yield the sockets that somebody serves."""
-    for folder in _folders():
-        if not _is_private(folder):
-            continue
+    """Yield the sockets that somebody serves, where a lab of this user would be."""
+    try:
+        folder = _private_folder()
+    except VirtfnError:
+        return
+    with _opened(folder) as fd:
         for path in sorted(folder.glob("*" + _SUFFIX)):
-            with _opened(folder) as fd:
-                if _NAME.fullmatch(path.name.removesuffix(_SUFFIX)) and _answers(_short(fd, path.name)):
-                    yield path
+            if _NAME.fullmatch(path.name.removesuffix(_SUFFIX)) and _answers(_short(fd, path.name)):
+                yield path
 
 
 def _answers(path: str) -> bool:
