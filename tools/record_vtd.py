@@ -9,7 +9,7 @@ ranges. Then the machine is stopped, and the tables are read out of its memory f
 
 A recording holds: addresses (n,) uint64, of pages; words (n, 512) uint64, what they hold; meta, JSON text:
 
-    rtaddr, irta, cap, ecap     registers of the unit
+    root, irta, cap, ecap       registers of the unit: of RTADDR the address
     memory_end                  first byte after the guest's memory
     kernel, qemu, command_line  who wrote the tables
     linux                       mappings: rid, iova, hpa, bytes, read, write
@@ -168,9 +168,9 @@ class Tables:
             self.pages[address] = np.frombuffer(self._memory[offset : offset + PAGE], np.uint64)
         return [int(word) for word in self.pages[address]]
 
-    def collect(self, rtaddr: int, irta: int) -> None:
+    def collect(self, root: int, irta: int) -> None:
         """Keep every page that the unit could read on its way to a mapping or an interrupt."""
-        for root in self.page(rtaddr & ADDRESS)[::2]:
+        for root in self.page(root)[::2]:
             if root & 1:
                 context = self.page(root & ADDRESS)
                 for low, high in zip(context[::2], context[1::2], strict=True):
@@ -282,7 +282,8 @@ def record(name: str, qemu: str, image: Image, target: Path) -> None:
             if re.search(r"overrun: [1-9]", lost):
                 sys.exit(f"{name}: the trace lost events: {lost}")
             meta: dict[str, Any] = {
-                "rtaddr": guest.register(RTADDR),
+                "root": guest.register(RTADDR) & ADDRESS,
+                "remapping": True,
                 "irta": guest.register(IRTA),
                 "cap": guest.register(CAP),
                 "ecap": guest.register(ECAP),
@@ -296,7 +297,7 @@ def record(name: str, qemu: str, image: Image, target: Path) -> None:
             }
             with guest.memory.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
                 tables = Tables(memory)
-                tables.collect(meta["rtaddr"], meta["irta"])
+                tables.collect(meta["root"], meta["irta"])
         finally:
             guest.close()
     addresses = sorted(tables.pages)

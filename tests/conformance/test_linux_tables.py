@@ -46,7 +46,7 @@ class Recording:
 
     def context(self, rid: int) -> tuple[int, int, int]:
         """Return reason, low and high word of the context entry of `rid`."""
-        root = self.meta["rtaddr"] & ~0xFFF
+        root = self.meta["root"]
         end = self.meta["memory_end"]
         reason, _, low, high = walk_context(root, rid, 0, end, self.widths, self.displacement)
         return reason, low & (1 << 64) - 1, high & (1 << 64) - 1
