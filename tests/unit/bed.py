@@ -40,6 +40,7 @@ def lab_text(
     workload: str = "{kind: fan-in, frames: 1000}",
     memory_mib: int = 8,
     link_mbps: int = 0,
+    iommu: str = "{}",
 ) -> str:
     """Write a lab: the (PF, VF) of each guest a, b, c, ..."""
     names = sorted({pf for pf, _ in guests} | {"pf0"})
@@ -52,7 +53,7 @@ def lab_text(
     for i, (pf, vf) in enumerate(guests):
         nic = f"{{pf: {pf}, io: sriov, vf: {vf}}}"
         lines.append(f"  - {{name: {chr(97 + i)}, memory-mib: {memory_mib}, nic: {nic}}}")
-    return "\n".join([*lines, f"workload: {workload}"]) + "\n"
+    return "\n".join([*lines, f"workload: {workload}", f"iommu: {iommu}"]) + "\n"
 
 
 class Bed:

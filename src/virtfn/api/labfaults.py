@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from virtfn.api.labfile import KeyPath, quote
-from virtfn.api.labmodel import Guest, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.api.labmodel import Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
 from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:
@@ -227,4 +227,5 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "guests": Guest,
     "nic": Nic,
     "workload": Workload,
+    "iommu": Iommu,
 }

@@ -30,7 +30,7 @@ Pager = Callable[[Iova, bool], bool]
 class PageRequestHandler:
     """A page request queue of one page. Made, it is on; `close` frees it.
 
-    pager_of: finds the pager of a requester's domain. submit: has descriptors done. event: address and message of the
+    grant: maps a page for a requester, or refuses. submit: has descriptors done. event: address and message of the
     interrupt. counts: requests that were granted and refused, times that the queue was full.
     """
 
@@ -38,13 +38,13 @@ class PageRequestHandler:
         self,
         unit: UnitRegisters,
         pages: TablePages,
-        pager_of: Callable[[Rid], Pager | None],
+        grant: Callable[[Rid, Iova, bool], bool],
         submit: Callable[[Register], None],
         event: tuple[int, int] | None,
     ) -> None:
         self._unit = unit
         self._pages = pages
-        self._pager_of = pager_of
+        self._map = grant
         self._submit = submit
         self._queue = pages.alloc()
         self._refused: set[tuple[Rid, int]] = set()
@@ -113,8 +113,7 @@ class PageRequestHandler:
         self._submit(PageGroupResponse.of(TYPE=kind, CODE=code, RID=request.RID, PRGI=request.PRGI))
 
     def _grant(self, request: PageRequest) -> bool:
-        pager = self._pager_of(Rid(request.RID))
         try:
-            return pager is not None and pager(Iova(request.ADDR * PAGE), bool(request.W))
+            return self._map(Rid(request.RID), Iova(request.ADDR * PAGE), bool(request.W))
         except VirtfnError:
             return False

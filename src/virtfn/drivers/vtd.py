@@ -18,13 +18,12 @@ from itertools import islice
 
 from virtfn.drivers.pagerequests import Pager, PageRequestHandler
 from virtfn.drivers.secondstage import Range, SecondStage, TablePages
-from virtfn.drivers.vtdqueue import ByQueue, ByRegister, Invalidations, blocks
+from virtfn.drivers.vtdqueue import WHOLE_SPACE, ByQueue, ByRegister, Invalidations, blocks, device_tlb_invalidation
 from virtfn.drivers.vtdregisters import Registers, UnitRegisters
 from virtfn.hw.bits import Register
 from virtfn.hw.types import Hpa, Iova, Rid, format_rid
 from virtfn.hw.vtd.queue import (
     ContextInvalidation,
-    DeviceTlbInvalidation,
     InterruptInvalidation,
     InvalidationType,
     IotlbInvalidation,
@@ -49,8 +48,6 @@ from virtfn.machine.ports import Clock, VirtfnError
 __all__ = ["Domain", "Registers", "VtdDriver"]
 
 PASS_THROUGH_DOMAIN = 0
-WHOLE_SPACE = 52
-"""Log2 of the pages of all addresses."""
 # Beyond so many page-selective invalidations, filling the IOTLB again for the whole domain costs less.
 _MAX_BLOCKS = 8
 
@@ -207,15 +204,20 @@ class VtdDriver:
         """
         if not (self._ecap.PRS and self._ecap.QI):
             raise VirtfnError("the unit has no page requests", errno_name="ENODEV")
-        self._pages = PageRequestHandler(self._unit, self.pages, self._pager_of, self.submit, event)
+        self._pages = PageRequestHandler(self._unit, self.pages, self._grant, self.submit, event)
 
     def serve_pages(self) -> int:
         """Answer the page requests that wait; return how many."""
         return 0 if self._pages is None else self._pages.serve()
 
-    def _pager_of(self, rid: Rid) -> Pager | None:
+    def _grant(self, rid: Rid, iova: Iova, write: bool) -> bool:
+        """Have a page that a requester asks for mapped; another one may have asked for it before."""
         domain = self._attached.get(rid)
-        return None if domain is None else domain.pager
+        if domain is None or iova >= domain.tables.limit:
+            return False
+        leaf = next(domain.tables.leaves(iova, PAGE), None)
+        there = leaf is not None and (leaf.write if write else leaf.read)
+        return there or (domain.pager is not None and domain.pager(iova, write))
 
     def stop(self) -> None:
         """Switch all remapping off, and the queues: every requester reaches all memory."""
@@ -380,13 +382,6 @@ class VtdDriver:
             ADDR=page,
             AM=mask,
         )
-
-
-def device_tlb_invalidation(rid: Rid, page: int = 0, mask: int = WHOLE_SPACE) -> DeviceTlbInvalidation:
-    """Describe the invalidation of 2**mask pages from `page` on, or of all, in a requester's device TLB."""
-    kind = InvalidationType.DEVICE_TLB
-    size = (1 << mask - 1) - 1 if mask else 0  # trailing ones of the address, the first zero above them, tell the size
-    return DeviceTlbInvalidation.of(TYPE=kind, SID=int(rid), S=int(mask > 0), ADDR=page | size)
 
 
 def _contexts(granularity: Granularity, domain_id: int = 0, rid: int = 0) -> ContextInvalidation:

@@ -15,6 +15,7 @@ from typing import Protocol
 from virtfn.drivers.secondstage import TablePages
 from virtfn.drivers.vtdregisters import UnitRegisters
 from virtfn.hw.bits import Register
+from virtfn.hw.types import Rid
 from virtfn.hw.vtd.queue import (
     DESCRIPTOR_BYTES,
     ContextInvalidation,
@@ -28,9 +29,11 @@ from virtfn.machine.clock import MS_PS, S_PS, US_PS
 from virtfn.machine.memory import PAGE
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["ByQueue", "ByRegister", "Invalidations", "blocks"]
+__all__ = ["WHOLE_SPACE", "ByQueue", "ByRegister", "Invalidations", "blocks", "device_tlb_invalidation"]
 
 BATCH = 100
+WHOLE_SPACE = 52
+"""Log2 of the pages of all addresses."""
 _WORD = (1 << 64) - 1
 _PATIENCE_PS = 10 * MS_PS
 _DEVICE_PATIENCE_PS = 120 * S_PS  # a device may take up to 90 s to answer
@@ -204,3 +207,10 @@ def blocks(first: int, pages: int, max_mask: int) -> Iterator[tuple[int, int]]:
         mask = min(alignment, (last - first).bit_length() - 1, max_mask)
         yield first, mask
         first += 1 << mask
+
+
+def device_tlb_invalidation(rid: Rid, page: int = 0, mask: int = WHOLE_SPACE) -> DeviceTlbInvalidation:
+    """Describe the invalidation of 2**mask pages from `page` on, or of all, in a requester's device TLB."""
+    kind = InvalidationType.DEVICE_TLB
+    size = (1 << mask - 1) - 1 if mask else 0  # trailing ones of the address, the first zero above them, tell the size
+    return DeviceTlbInvalidation.of(TYPE=kind, SID=int(rid), S=int(mask > 0), ADDR=page | size)

@@ -49,6 +49,18 @@ def test_the_report_has_the_keys_that_never_change():
     assert json.loads(json.dumps(report)) == report
 
 
+def test_device_tlbs_add_keys_to_the_report():
+    report = run(iommu="{ats: true, iotlb-entries: 64, device-tlb-entries: 16}")
+    mmu = report["iommu"]
+    assert set(mmu) - {"domains", "translations", "iotlb_hits", "page_walks", "faults"} == {
+        "device_tlb_hits", "device_tlb_misses", "translation_requests", "device_tlb_invalidations",
+    }  # fmt: skip
+    assert verdict(report).passed
+    assert mmu["translation_requests"] == mmu["device_tlb_misses"] > 0
+    assert mmu["device_tlb_hits"] > 0
+    assert json.loads(json.dumps(report)) == report
+
+
 def test_the_numbers_of_a_clean_run_add_up():
     report = run()
     a, b = report["guests"]
