@@ -27,7 +27,7 @@ from virtfn.hw.types import Hpa, Iova, Mac, Rid
 from virtfn.hw.vtd.regs import RTADDR, Fault
 from virtfn.hw.vtd.regs import Regs as UnitRegs
 from virtfn.hw.vtd.tables import RootEntry
-from virtfn.iomodels.attacker import Attacker
+from virtfn.iomodels.attacker import ETHERTYPE, Attacker
 from virtfn.iomodels.engine import Engine
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.kernels.port import wire_in
@@ -140,6 +140,8 @@ class Stage:
         self.random = random.Random(secrets_seed)
         self.faults: list[Fault] = []
         self.heard: list[bytes] = []
+        # The accomplice is in the VLAN that the host put the attacker into.
+        self._tag = b"\x81\x00" + (vf.policy.vlan | vf.policy.qos << 13).to_bytes(2, "big") if vf.policy.vlan else b""
         self._tell_fault = host.iommu.on_fault
         host.iommu.on_fault = self._note_fault
         nic.port.set_wire(True, nic.port.l2switch.link_mbps if nic.port.nic["port"]["wire_ps_per_byte"] else 0)
@@ -220,7 +222,10 @@ class Stage:
     def listen(self) -> None:
         """Take what left by the wire, where the accomplice listens."""
         taken = self.nic.take_capture()
-        self.heard += [frame.tobytes() for interface, outbound, _, frame in taken if interface is None and outbound]
+        for interface, outbound, _, frame in taken:
+            if interface is None and outbound:
+                body = frame.tobytes()
+                self.heard.append(body[:12] + body[16:] if self._tag and body[12:16] == self._tag else body)
 
     @contextmanager
     def unheard(self) -> Iterator[None]:
@@ -237,9 +242,9 @@ class Stage:
         heard, self.heard = self.heard, []
         return heard
 
-    def inject(self, target: Mac, payload: bytes, head: bytes = b"\x88\xb6") -> None:
-        """Let the accomplice send a frame in by the wire. head: ether type, or tag and ether type."""
-        body = target.to_bytes(6, "little") + OUTSIDE.to_bytes(6, "little") + head + payload
+    def inject(self, target: Mac, payload: bytes) -> None:
+        """Let the accomplice send a frame in by the wire."""
+        body = target.to_bytes(6, "little") + OUTSIDE.to_bytes(6, "little") + self._tag + ETHERTYPE + payload
         store = np.frombuffer(body.ljust(60, b"\0"), np.uint8)
         lengths, offsets = np.array([store.size], np.int64), np.zeros(1, np.int64)
         for _ in range(50):

@@ -11,11 +11,10 @@ from unit.bed import Bed
 from virtfn.api.attack import attack, attack_unprotected, compare
 from virtfn.hw.vtd.interrupts import IRTE_SVT_LSB
 from virtfn.iomodels.attack import Attempt, Finding, Region, Stage
-from virtfn.iomodels.attempts import ATTEMPTS
+from virtfn.iomodels.attempts import ATTEMPTS, moving
 from virtfn.iomodels.attempts import function as on_functions
 from virtfn.iomodels.attempts import interrupts as on_interrupts
 from virtfn.iomodels.attempts import memory as on_memory
-from virtfn.iomodels.attempts import moving
 from virtfn.machine.clock import VirtualClock
 from virtfn.vmm.hostaddresses import HostAddresses
 
@@ -163,6 +162,19 @@ def test_a_trusted_guest_hears_everything_and_is_found_out() -> None:
     with bed("[{id: 0, trust: true}]") as on:
         found = findings(on, [on_functions.promiscuous])
         assert found["promiscuous"].outcome == "succeeded"
+
+
+def test_an_attacker_in_a_vlan_of_its_own_gets_as_far() -> None:
+    with bed('[{id: 0, mac-address: "02:00:00:00:00:66", vlan-id: 7, qos: 3}]') as on:
+        found = findings(on, [moving.changing_descriptors, on_memory.write_host, on_interrupts.forged_in_frame])
+        assert {f.outcome for f in found.values()} == {"stopped"}
+        assert found["changing-descriptors"].evidence["frames_old"] > 0
+
+
+def test_victims_that_have_finished_are_not_slowed_down() -> None:
+    with bed() as on:
+        (found,) = attack(on.machine, on.engine("attack", frames=60), [on_interrupts.interrupt_flood])
+        assert found.outcome == "harmless"
 
 
 def test_harm_beside_the_aim_is_harm() -> None:
