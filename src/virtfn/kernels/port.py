@@ -18,6 +18,7 @@ from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import CONTROL, ENABLE, latch, misbehave, publish
 from virtfn.kernels.rx import capture_frame, capture_room
 from virtfn.kernels.state import (
+    DEPARTURE_ALARM,
     DROP_OVERSIZE,
     DROP_UNDERSIZE,
     EV_CAPTURE,
@@ -26,6 +27,7 @@ from virtfn.kernels.state import (
     EV_MALICIOUS,
     EV_PAGE,
     EV_TIMER,
+    EV_UPLINK,
     HEAD_AREA,
     QUEUES,
     RX_CAUSE,
@@ -95,6 +97,8 @@ def finish(nic: Row) -> int:
         events |= EV_FAULT
     if p.device_tlb and device_tlb_at(p.device_tlb).cache[0].unsent:
         events |= EV_PAGE
+    if p.departed_tail - p.departed_head > DEPARTURE_ALARM:
+        events |= EV_UPLINK
     return events
 
 

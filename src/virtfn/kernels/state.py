@@ -43,6 +43,8 @@ SCRATCH_BYTES = SPLIT_AREA + (16 << 10)
 MAC_SLOTS = 128
 CAPTURE_SLOTS = 8192
 CAPTURE_BYTES = 16 << 20
+DEPARTURE_BYTES = 4 << 20  # frames that left by the wire and wait for the uplink
+DEPARTURE_ALARM = 1 << 20  # from here on whoever serves the uplink is called
 LOWEST = np.array([0] + [(n & -n).bit_length() - 1 for n in range(1, 256)], np.int64)  # first pool of a bitmap
 WIRE = 8  # the interface after the pools, in captures and drop tables
 
@@ -73,7 +75,9 @@ PORT = _row(
     # addresses: the IOMMU's state, the scratch area, the captured bytes
     "iommu scratch captured "
     # address of the device TLB, 0 if the NIC has none
-    "device_tlb"
+    "device_tlb "
+    # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet
+    "departures departed_head departed_tail"
 )
 
 POOL = _row(
@@ -122,6 +126,7 @@ DROP_NAMES = (
     "no-uplink",  # addressed to the wire, and nothing is there
     "echo",  # addressed to its own sender
     "page-absent",  # the receiver's page is not there yet, and has been asked for
+    "uplink-full",  # left by the wire, and the uplink does not keep up
 )
 (
     DROP_RX_DISABLED,
@@ -140,7 +145,8 @@ DROP_NAMES = (
     DROP_NO_UPLINK,
     DROP_ECHO,
     DROP_PAGE_ABSENT,
-) = range(16)
+    DROP_UPLINK_FULL,
+) = range(17)
 
 # Events that a service call returns, for Python to act on.
 EV_INTERRUPT = 1  # vectors wait in port.fired
@@ -149,6 +155,7 @@ EV_MALICIOUS = 4  # port.misbehaved has new bits
 EV_FAULT = 8  # the IOMMU recorded a fault
 EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
 EV_PAGE = 32  # the device TLB has page requests to send
+EV_UPLINK = 64  # many frames wait for the uplink
 
 # Causes above the vectors, for a port without vectors: a queue received, a queue sent (RXDW and TXDW of ICR).
 TX_CAUSE = 1 << 32
@@ -176,6 +183,7 @@ NIC = np.dtype(
         ("scratch", np.uint8, (SCRATCH_BYTES,)),  # private copies of frames
         ("capture", CAPTURE_RECORD, (CAPTURE_SLOTS,)),
         ("captured", np.uint8, (CAPTURE_BYTES,)),
+        ("departed", np.uint8, (DEPARTURE_BYTES,)),
     ]
 )
 nic_at = row_at(NIC)

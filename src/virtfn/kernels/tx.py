@@ -47,6 +47,7 @@ from virtfn.kernels.state import (
     WIRE,
 )
 from virtfn.kernels.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
+from virtfn.kernels.uplink import depart
 
 __all__ = ["FORWARDED", "STALLED", "WAITING", "forward", "serve_queue"]
 
@@ -194,6 +195,8 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
                     nic.counters.mptc += 1
             if p.capture:
                 capture_frame(nic, WIRE, 1, head, body, length)
+            if p.departures:
+                depart(nic, head, body, length)
         elif pools == 0:
             if wire and not p.self_loop and why == 0:
                 why = DROP_NO_UPLINK

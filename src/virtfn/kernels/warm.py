@@ -27,6 +27,7 @@ def load() -> bool:
     from virtfn.kernels.port import fire_vectors, serve_port, wire_in
     from virtfn.kernels.state import new_nic
     from virtfn.kernels.traffic import TRAFFIC
+    from virtfn.kernels.uplink import cut_stream, whole_frames
 
     iommu = new_iommu(0, 0)
     nic = new_nic(iommu)
@@ -37,5 +38,7 @@ def load() -> bool:
     serve_port(address, 0, 0)
     empty = np.zeros(1, np.int64)
     wire_in(address, 0, 0, empty, empty, 0, 0)
+    cut_stream(0, 0, 0, 0, empty, empty)
+    whole_frames(0, 0)
     (Path(_jit.CACHE_DIR) / _MARK).touch()
     return _jit.compiled_files() > before

@@ -7,13 +7,15 @@ message, so turns that find nothing follow each other at a short distance; an em
 from __future__ import annotations
 
 import select
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from virtfn.devices.nic82576 import Nic82576
+from virtfn.hw.types import Rid
 from virtfn.machine.clock import MS_PS, S_PS
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
+from virtfn.vmm.uplink import Wire
 
 __all__ = ["Pump", "Served"]
 
@@ -25,19 +27,22 @@ _REST_S = 0.0005
 class Served(Protocol):
     """Whoever has functions at sockets."""
 
-    functions: dict[int, ServedFunction]
+    @property
+    def functions(self) -> Mapping[Rid, ServedFunction]:
+        """The functions, by routing ID."""
 
     def serve(self) -> int:
         """Answer what is asked; return how many messages there were."""
 
 
 class Pump:
-    """Turns for the NICs `nics` and the virtual machines `vms`; both may grow."""
+    """Turns for the NICs `nics`, the virtual machines `vms` and the NICs' `wires`; all may grow."""
 
-    def __init__(self, host: Host, nics: Sequence[Nic82576], vms: Sequence[Served]) -> None:
+    def __init__(self, host: Host, nics: Sequence[Nic82576], vms: Sequence[Served], wires: Sequence[Wire] = ()) -> None:
         self._host = host
         self._nics = nics
         self._vms = vms
+        self._wires = wires
         self._last = 0
         self.moved = 0
 
@@ -48,6 +53,7 @@ class Pump:
             frames, _ = nic.serve(_BUDGET)
             self.moved += frames
             done += frames
+        done += sum(wire.serve(_BUDGET)[0] for wire in self._wires)
         self._host.iommu.service()
         if done:
             self._last = self._host.now()
@@ -57,8 +63,9 @@ class Pump:
         """Take a turn, or rest until a message comes or half a millisecond is over: a tick for whoever waits."""
         if self.turn() or self._host.now() - self._last < _PATIENCE_PS:
             return
-        servers = [served.server.fileno() for vm in self._vms for served in vm.functions.values()]
-        if servers:
-            select.select(servers, [], [], _REST_S)
+        sources = [served.server.fileno() for vm in self._vms for served in vm.functions.values()]
+        sources += [wire.fileno() for wire in self._wires if wire.fileno() >= 0]
+        if sources:
+            select.select(sources, [], [], _REST_S)
         else:
             self._host.clock.sleep(int(_REST_S * S_PS))

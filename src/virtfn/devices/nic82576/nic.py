@@ -25,8 +25,9 @@ from virtfn.hw.i82576 import BAR0_BYTES, Regs, VfRegs, default_image, vf_view
 from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
 from virtfn.kernels.iommu import Iommu
-from virtfn.kernels.port import fire_vectors, serve_port
-from virtfn.kernels.state import DROP_NAMES, EV_INTERRUPT, EV_MALICIOUS, WIRE
+from virtfn.kernels.port import fire_vectors, serve_port, wire_in
+from virtfn.kernels.state import DEPARTURE_BYTES, DROP_NAMES, DROP_NO_UPLINK, EV_INTERRUPT, EV_MALICIOUS, WIRE
+from virtfn.kernels.uplink import whole_frames
 from virtfn.machine.function import all_ones
 from virtfn.machine.ports import DeviceHost, Mapping, Reset, TranslationAgent, VirtfnError
 
@@ -289,6 +290,52 @@ class Nic82576:
             self._fire()
         if events & EV_INTERRUPT or self.port.nic["port"]["fired"]:
             self.port.interrupts.deliver()
+
+    # The wire.
+
+    def open_wire(self) -> None:
+        """Keep frames that leave by the wire, from now on, until `release_departures`."""
+        self.port.nic["port"]["departures"] = self.port.nic["departed"].ctypes.data
+
+    def departures(self) -> npt.NDArray[np.uint8]:
+        """Look at the frames that left and wait: each after its length, 4 bytes, big-endian."""
+        port = self.port.nic["port"]
+        waiting: npt.NDArray[np.uint8] = self.port.nic["departed"][port["departed_head"] : port["departed_tail"]]
+        return waiting
+
+    def release_departures(self, nbytes: int) -> None:
+        """Forget the first `nbytes` of what waits: frames that the uplink has taken."""
+        nic, port = self.port.nic, self.port.nic["port"]
+        head, tail = int(port["departed_head"]) + nbytes, int(port["departed_tail"])
+        if head > DEPARTURE_BYTES // 2 or head == tail:  # at least as much has been taken as moves now
+            nic["departed"][: tail - head] = nic["departed"][head:tail]
+            head, tail = 0, tail - head
+        port["departed_head"], port["departed_tail"] = head, tail
+
+    def discard_departures(self) -> None:
+        """Drop, and count, all that waits: the uplink is gone."""
+        waiting = self.departures()
+        if waiting.size:
+            self.port.nic["drops"][WIRE, DROP_NO_UPLINK] += whole_frames(waiting.ctypes.data, waiting.size)[0]
+            self.release_departures(waiting.size)
+
+    def arrive(
+        self,
+        store: npt.NDArray[np.uint8],
+        offsets: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        first: int,
+        count: int,
+    ) -> tuple[int, int]:
+        """Receive frames first..first+count-1 of a store from the wire, and do what the data plane asks for.
+
+        offsets, lengths: in bytes, without frame check sequence. Returns (frames taken, events).
+        """
+        self.port.settle()
+        block, now = self.port.block.ctypes.data, self._host.now()
+        taken, events = wire_in(block, now, store.ctypes.data, offsets, lengths, first, count)
+        self.handle(events)
+        return int(taken), events
 
     # What observers see.
 

@@ -203,6 +203,11 @@ class Port(Handlers):
         self.l2switch.touch()
         self.phy.set_link(True, mbps or 1000)
 
+    def set_carrier(self, up: bool) -> None:
+        """Let whatever is at the other end of the wire come, or go."""
+        self.nic["port"]["wire_up"] = int(up)
+        self.phy.set_link(up, self.phy.mbps)
+
     def _note_link(self) -> None:
         """Interrupt if the link has come, gone, or changed its speed since it was last looked at."""
         state = self.phy.mbps if self.link else 0

@@ -9,17 +9,14 @@ Whoever embeds it waits until `fileno()` is readable, alone or among others, and
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
-import socket
-import stat
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
-from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.listening import listen, remove
 from virtfn.vmm.vfio_user.client import Client, Limits, Offer
 from virtfn.vmm.vfio_user.connection import Connection
 from virtfn.vmm.vfio_user.device import VfioUserDevice
@@ -58,7 +55,7 @@ class Server:
         self._client_fd = -1
         self._others: dict[int, Connection] = {}
         self._last_refusal = ""
-        self._listening, self._identity = _listen(self.path)
+        self._listening, self._identity = listen(self.path)
         self._epoll = select.epoll()
         self._door = self._listening.fileno()
         self._epoll.register(self._door, select.EPOLLIN)
@@ -167,50 +164,4 @@ class Server:
             self._hang_up(fd)
         self._epoll.close()
         self._listening.close()
-        with contextlib.suppress(OSError):
-            state = self.path.lstat()
-            if (state.st_dev, state.st_ino) == self._identity:
-                self.path.unlink()
-
-
-def _listen(path: Path) -> tuple[socket.socket, tuple[int, int]]:
-    """Make the listening socket. Returns it and what tells its file from another's: device and inode."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        # The mode of the descriptor becomes that of the file: there is no moment in which others could connect.
-        os.fchmod(listening.fileno(), 0o600)
-        _remove_stale(path)
-        listening.bind(str(path))
-        listening.listen(_ACCEPTS)
-        state = path.lstat()
-    except OSError as e:
-        listening.close()
-        raise VirtfnError(
-            f"cannot listen at {path}: {e.strerror or e}", errno_name=errno.errorcode.get(e.errno or 0, "")
-        ) from None
-    except VirtfnError:
-        listening.close()
-        raise
-    return listening, (state.st_dev, state.st_ino)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of a server that is dead.
-
-    Raises VirtfnError if somebody listens there, or it is no socket.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise VirtfnError(f"{path} exists and is not a socket", errno_name="EEXIST")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass
-    raise VirtfnError(f"another server listens at {path}", errno_name="EADDRINUSE")
+        remove(self.path, self._identity)

@@ -1,0 +1,98 @@
+"""The wire: carries frames between a NIC's port and its uplink, and makes the link follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from virtfn.devices.nic82576 import Nic82576
+from virtfn.machine.ports import Clock, VirtfnError
+from virtfn.vmm.uplink.stream import StreamUplink
+from virtfn.vmm.uplink.tap import TapUplink
+from virtfn.vmm.uplink.uplink import NOTHING, Burst, PcapUplink, Uplink
+
+__all__ = ["Wire", "open_uplink"]
+
+_LISTEN = "listen:"
+
+
+def open_uplink(where: str, folder: Path, clock: Clock) -> Uplink | None:
+    """Open what `where` names: pcap:FILE, tap:NAME, stream:SOCKET, stream:listen:SOCKET; None for none.
+
+    folder: where file names start from. Raises VirtfnError as the uplinks do, and for other words.
+    """
+    kind, _, name = where.partition(":")
+    match kind:
+        case "none":
+            return None
+        case "pcap":
+            return PcapUplink(folder / name)
+        case "tap":
+            return TapUplink(name, clock)
+        case "stream":
+            return StreamUplink(folder / name.removeprefix(_LISTEN), clock, listening=name.startswith(_LISTEN))
+    raise VirtfnError(f"{where} is no uplink; use none, pcap:FILE, tap:NAME or stream:SOCKET", errno_name="EINVAL")
+
+
+class Wire:
+    """A wire between `nic` and `uplink`, which it closes at its end. mbps: its pace; 0: none."""
+
+    def __init__(self, nic: Nic82576, uplink: Uplink, mbps: int = 0) -> None:
+        self.uplink = uplink
+        self._nic = nic
+        self._burst: Burst = NOTHING
+        self._next = 0
+        self._up = uplink.attend()
+        nic.port.set_wire(True, mbps)
+        nic.port.set_carrier(self._up)
+        nic.open_wire()
+
+    @property
+    def up(self) -> bool:
+        """Whether somebody is at the other end."""
+        return self._up
+
+    @property
+    def arriving(self) -> bool:
+        """Whether frames are on the wire that the NIC has not taken yet."""
+        return self._next < len(self._burst)
+
+    def serve(self, budget: int = 64) -> tuple[int, int]:
+        """Carry what can be carried now: all that leaves, up to `budget` frames that arrive.
+
+        Returns (frames that arrived, and 1 if any left; events of the NIC).
+        """
+        up = self.uplink.attend()
+        if up != self._up:
+            self._up = up
+            self._nic.port.set_carrier(up)
+        moved = self._send()
+        if not self.arriving:
+            self._burst, self._next = self.uplink.receive(), 0
+        if not self.arriving:
+            return moved, 0
+        burst = self._burst
+        count = min(budget, len(burst) - self._next)
+        taken, events = self._nic.arrive(burst.bytes, burst.offsets, burst.lengths, self._next, count)
+        self._next += taken
+        return moved + taken, events
+
+    def _send(self) -> int:
+        departures = self._nic.departures()
+        if not departures.size:
+            return 0
+        if not self._up:
+            self._nic.discard_departures()
+            return 1
+        sent = self.uplink.send(departures)
+        if sent:
+            self._nic.release_departures(sent)
+        return int(sent > 0)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when frames arrive, or -1."""
+        return self.uplink.fileno()
+
+    def close(self) -> None:
+        """Pull the cable."""
+        self.uplink.close()
+        self._nic.port.set_carrier(False)
