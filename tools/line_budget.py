@@ -21,7 +21,7 @@ BUDGETS = {
     "vmm": 4000,
     "iovm": 2600,
     "iomodels": 1500,
-    "api": 2800,
+    "api": 3400,
     "cli": 1300,
 }
 
