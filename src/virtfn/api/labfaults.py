@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from virtfn.api.labfile import KeyPath, quote
-from virtfn.api.labmodel import Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.api.labmodel import LINUX_MIB, Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
 from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
-__all__ = ["Fault", "find_faults", "put_in_words", "refuse_unsupported"]
+__all__ = ["LINUX_WORK", "Fault", "find_faults", "put_in_words", "refuse_unsupported"]
+
+LINUX_WORK = ("pairs", "fan-in", "ping")
+"""Kinds of work that Linux guests do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ def find_faults(lab: Lab) -> Iterator[Fault]:
         ]
     yield from _twice(macs, "MAC address")
     yield from _nic_faults(lab)
+    yield from _linux_faults(lab)
     yield from _workload_faults(lab)
 
 
@@ -93,9 +97,9 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
                 yield Fault(
                     key, f"more guests than the {pf.total_vfs} VFs of {pf.name}; raise total-vfs or drop a guest"
                 )
-            if nic.vf is None:
-                yield Fault(key, "io sriov needs a VF; add vf: N")
         if nic.vf is None:
+            if nic.io == "sriov" or (nic.io == "direct" and guest.vmm == "qemu"):
+                yield Fault(key, f"io {nic.io} needs a VF; add vf: N")
             continue
         if nic.vf >= pf.total_vfs:
             yield Fault((*key, "vf"), _no_such_vf(nic.vf, pf))
@@ -104,14 +108,53 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
             yield Fault((*key, "vf"), f"VF {nic.vf} of {nic.pf} belongs to guest {owner} already; take another VF")
 
 
+def _linux_faults(lab: Lab) -> Iterator[Fault]:
+    """List what is wrong with guests that are real virtual machines: their memory, and PFs that are given whole."""
+    for i, guest in enumerate(lab.guests):
+        if guest.vmm != "qemu":
+            continue
+        if guest.memory_mib < LINUX_MIB:
+            yield Fault(
+                ("guests", i, "memory-mib"), f"Linux needs {LINUX_MIB} or more, not {guest.memory_mib}; raise it"
+            )
+        if guest.nic.io != "passthrough":
+            continue
+        if guest.nic.vf is not None:
+            yield Fault(("guests", i, "nic", "vf"), "io passthrough gives the PF whole; leave vf out")
+        for j, pf in enumerate(lab.pfs):
+            if pf.name == guest.nic.pf and pf.sr_iov is not None:
+                yield Fault(("pfs", j, "sr-iov"), f"{pf.name} is given whole to guest {guest.name}; leave sr-iov out")
+        for j, other in enumerate(lab.guests):
+            if other.nic.pf == guest.nic.pf and j != i and (j > i or other.nic.io != "passthrough"):
+                yield Fault(
+                    ("guests", j, "nic", "pf"),
+                    f"{guest.nic.pf} belongs to guest {guest.name}, whole; take another PF",
+                )
+
+
+def _teams(lab: Lab) -> Iterator[tuple[str, int]]:
+    """List who works together, embedded guests and the Linux guests of each PF: (in words, how many)."""
+    embedded = sum(guest.vmm == "embedded" for guest in lab.guests)
+    if embedded == len(lab.guests):
+        yield "guests", embedded
+        return
+    if embedded:
+        yield "embedded guests", embedded
+    for pf in lab.pfs:
+        on_pf = [guest for guest in lab.guests if guest.nic.pf == pf.name and guest.vmm == "qemu"]
+        if on_pf and on_pf[0].nic.io != "passthrough":
+            yield f"qemu guests on {pf.name}", len(on_pf)
+
+
 def _workload_faults(lab: Lab) -> Iterator[Fault]:
-    work, guests = lab.workload, len(lab.guests)
+    work = lab.workload
     kind: KeyPath = ("workload", "kind")
-    if guests < 2:
-        yield Fault(kind, f"{work.kind} needs two guests or more, here is {guests}; add a guest")
-    elif work.kind == "pairs" and guests % 2:
-        yield Fault(kind, f"pairs needs an even number of guests, here are {guests}; add or drop one")
-    elif work.kind == "attack":
+    for who, guests in _teams(lab):
+        if guests < 2:
+            yield Fault(kind, f"{work.kind} needs two {who} or more, here is {guests}; add a guest")
+        elif work.kind == "pairs" and guests % 2:
+            yield Fault(kind, f"pairs needs an even number of {who}, here are {guests}; add or drop one")
+    if work.kind == "attack" and len(lab.guests) > 1:
         yield from _attack_faults(lab)
     given = work.model_fields_set
     if work.kind == "pcap":
@@ -154,10 +197,24 @@ def refuse_unsupported(lab: Lab) -> None:
             if policy.min_tx_rate:
                 _refuse(lab, (*key, "min-tx-rate"), "a guaranteed rate is", "0")
     for i, guest in enumerate(lab.guests):
-        if guest.vmm != "embedded":
-            _refuse(lab, ("guests", i, "vmm"), f"{guest.vmm} guests are", "embedded")
-        if guest.nic.io != "sriov":
-            _refuse(lab, ("guests", i, "nic", "io"), f"{guest.nic.io} I/O is", "sriov")
+        io: KeyPath = ("guests", i, "nic", "io")
+        if guest.vmm == "embedded" and guest.nic.io != "sriov":
+            _refuse(lab, io, f"{guest.nic.io} I/O is", "sriov")
+        if guest.nic.io == "split":
+            _refuse(lab, io, "split I/O comes with the comparison of the four models, and is", "another")
+    _refuse_for_linux(lab)
+
+
+def _refuse_for_linux(lab: Lab) -> None:
+    """Refuse what Linux guests, or PFs without embedded guests, do not do."""
+    if all(guest.vmm == "embedded" for guest in lab.guests):
+        return
+    if lab.workload.kind not in LINUX_WORK:
+        _refuse(lab, ("workload", "kind"), f"{lab.workload.kind} by qemu guests is", " or ".join(LINUX_WORK))
+    driven = {guest.nic.pf for guest in lab.guests if guest.vmm == "embedded"}
+    for i, pf in enumerate(lab.pfs):
+        if pf.uplink != "none" and pf.name not in driven:
+            _refuse(lab, ("pfs", i, "uplink"), "an uplink to qemu guests alone is", "none")
 
 
 def _refuse(lab: Lab, key: KeyPath, what: str, instead: str) -> NoReturn:

@@ -23,6 +23,7 @@ from pydantic import (
     PrivateAttr,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.config import JsonDict
 
@@ -30,7 +31,10 @@ from virtfn.api.labfile import KeyPath, Tree, format_key, quote
 from virtfn.hw.types import parse_mac
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["Guest", "Iommu", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
+__all__ = ["LINUX_MIB", "Guest", "Iommu", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
+
+LINUX_MIB = 256
+"""Memory of a Linux guest, at least: its initramfs takes half."""
 
 
 def _whole(value: object) -> object:
@@ -130,29 +134,49 @@ class Nic(_Section):
     """How a guest reaches the network."""
 
     pf: Name
-    io: Literal["split", "direct", "passthrough", "sriov"] = "sriov"
-    vf: int | None = Field(None, ge=0, le=7, description="VF on that PF; io sriov needs it")
+    io: Literal["split", "direct", "passthrough", "sriov"] = Field(
+        "sriov",
+        description="sriov: a VF, its ring registers mapped; direct: a VF of which nothing is mapped, so that each "
+        "register access is an exit; passthrough: the PF, whole",
+    )
+    vf: int | None = Field(None, ge=0, le=7, description="VF on that PF; io sriov and direct need it")
 
 
 class Guest(_Section):
     """A virtual machine."""
 
     name: Name
-    vmm: Literal["embedded", "qemu"] = "embedded"
-    memory_mib: int = Field(64, ge=4, le=65536, multiple_of=2)
+    vmm: Literal["embedded", "qemu"] = Field(
+        "embedded", description="embedded: in this process, with drivers of virtfn's; qemu: Linux with its own drivers"
+    )
+    memory_mib: int = Field(64, ge=4, le=65536, multiple_of=2, description="for vmm qemu 256 unless given, or more")
     nic: Nic
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_linux(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("vmm") == "qemu":
+            return {"memory-mib": LINUX_MIB, **value}
+        return value
 
 
 class Workload(_Section):
     """What the guests do."""
 
     kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack"]
-    frame_bytes: int = Field(1518, ge=64, le=9728, description="with the frame check sequence, as RFC 2544 counts")
+    frame_bytes: int = Field(
+        1518,
+        ge=64,
+        le=9728,
+        description="with the frame check sequence, as RFC 2544 counts; for vmm qemu the size of pings, and 18 more "
+        "than the MTU, which is 576 to 9216",
+    )
     frames: int | None = Field(
         None,
         ge=1,
         le=1_000_000_000,
-        description="for each sender; without it 100000, for ping 1000, for pcap the whole capture once",
+        description="for each sender; without it 100000, for ping 1000, for pcap the whole capture once; for vmm qemu "
+        "the pings, without it 100, for ping 1000, and what iperf3 sends comes on top",
     )
     pcap: Path | None = Field(None, description="kind pcap: the capture, relative to the lab file")
     rewrite: bool = Field(True, description="kind pcap: give the frames the guests' addresses")
@@ -172,6 +196,11 @@ class Workload(_Section):
         """Frames of each sender; None: the whole capture once."""
         defaults: dict[str, int | None] = {"ping": 1000, "pcap": None}
         return self.frames if self.frames is not None else defaults.get(self.kind, 100_000)
+
+    @property
+    def pings_each(self) -> int:
+        """Pings that a Linux guest sends."""
+        return self.frames or (1000 if self.kind == "ping" else 100)
 
 
 def _power_of_two(value: int) -> int:

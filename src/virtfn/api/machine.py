@@ -27,7 +27,7 @@ from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host, HostBar
 from virtfn.vmm.hostaddresses import HostAddresses
 
-__all__ = ["LabGuestRun", "LabPf", "Machine"]
+__all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "function_name"]
 
 _CARD_MAC = Mac(0x00_00_01_00_76_02)
 _GUEST_MAC = 0x00_00_00_00_00_02  # 02:00:00:00:ss:nn, ss the PF, nn from 10h the VF
@@ -35,7 +35,7 @@ _GUEST_MAC = 0x00_00_00_00_00_02  # 02:00:00:00:ss:nn, ss the PF, nn from 10h th
 
 @dataclass(slots=True)
 class LabPf:
-    """A PF of the lab, up. wire: frames of its uplink."""
+    """A PF of the lab, up. wire: frames of its uplink. driven: by our own driver, not by a guest that has it whole."""
 
     name: str
     nic: Nic82576
@@ -43,11 +43,12 @@ class LabPf:
     driver: igb.Igb
     vfs: list[Vf] = field(default_factory=list)
     wire: Frames | None = None
+    driven: bool = True
 
 
 @dataclass(slots=True)
 class LabGuestRun:
-    """A guest of the lab, up, and the VF it has."""
+    """An embedded guest of the lab, up, and the VF it has."""
 
     lab: LabGuest
     guest: Guest
@@ -56,7 +57,9 @@ class LabGuestRun:
 
 
 class Machine:
-    """The machine of a lab: `start`, then `close`, or a `with` block.
+    """The machine of a lab, with its embedded guests: `start`, then `close`, or a `with` block.
+
+    Guests under QEMU come on top (linux.py); here is what they need: memory's addresses, and their functions.
 
     ring, mtu: what the guests' drivers use. remapping: off, devices reach all memory, and guests name it as the host
     does. Raises VirtfnError if a part refuses what the lab asks.
@@ -75,7 +78,8 @@ class Machine:
     ) -> None:
         self.lab = lab
         self._ring, self._mtu = ring, mtu
-        guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests)
+        guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "embedded")
+        foreign_bytes = sum(2 * (guest.memory_mib << 20) for guest in lab.guests if guest.vmm == "qemu")
         tracer = Tracer(trace, clock) if trace is not None else None
         self.host = Host(
             clock,
@@ -84,6 +88,7 @@ class Machine:
             slots=len(lab.pfs),
             iotlb_entries=lab.iommu.iotlb_entries,
             remapping=remapping,
+            foreign_bytes=foreign_bytes,
         )
         self._remapping = remapping
         self.pcim = Pcim(self.host.root, clock)
@@ -112,7 +117,7 @@ class Machine:
         for i, pf in enumerate(self.lab.pfs):
             wire = read_capture(self._beside(pf.uplink[5:])) if pf.uplink.startswith("pcap:") else None
             card = Card(
-                Mac(_CARD_MAC | i << 40),
+                card_mac(i),
                 total_vfs=pf.total_vfs,
                 ats=self.lab.iommu.ats,
                 device_tlb_entries=self.lab.iommu.device_tlb_entries,
@@ -124,10 +129,16 @@ class Machine:
             nics.append((nic, wire))
         self.pcim.scan()
         found = {f.rid: f for f in self.pcim.functions.values()}
+        whole = {guest.nic.pf for guest in self.lab.guests if guest.nic.io == "passthrough"}
         for pf, (nic, wire) in zip(self.lab.pfs, nics, strict=True):
             self._watch(nic)
-            self.pfs.append(self._start_pf(pf.name, nic, found[nic.pf_rid], pf.total_vfs, wire))
+            if pf.name in whole:
+                self.pfs.append(self._leave_pf(pf.name, nic, found[nic.pf_rid]))
+            else:
+                self.pfs.append(self._start_pf(pf.name, nic, found[nic.pf_rid], pf.total_vfs, wire))
         for lab_guest in self.lab.guests:
+            if lab_guest.vmm != "embedded":
+                continue
             if progress is not None:
                 progress()
             self._start_guest(lab_guest)
@@ -144,6 +155,12 @@ class Machine:
         self.iovm.adopt(nic.pf_rid, nic, driver)
         created = self.iovm.create(nic.pf_rid, vfs) if vfs else []
         return LabPf(name, nic, found, driver, created, wire)
+
+    def _leave_pf(self, name: str, nic: Nic82576, found: Found) -> LabPf:
+        """Leave a PF to the guest that gets it whole: placed, and not driven."""
+        self.pcim.enable_function(nic.pf_rid)
+        csr = next(bar for bar in found.bars if bar.bar == 0)
+        return LabPf(name, nic, found, igb.Igb(HostBar(self.host.root, csr.address), self.host.clock), driven=False)
 
     def _bind_interrupt(self, nic: Nic82576, found: Found, driver: igb.Igb) -> None:
         """Give the PF's vector for everything but queues a message that calls its driver."""
@@ -177,18 +194,28 @@ class Machine:
         if not self._remapping:
             guest.dma = HostAddresses(guest.memory)
         self.guests.append(LabGuestRun(lab_guest, guest, pf, vf))
-        policy = self.lab.pf(pf.name).policy(vf.index)
-        number = self.pfs.index(pf)
-        mac = Mac(_GUEST_MAC | number << 32 | (0x10 + vf.index) << 40)
-        self.iovm.assign(vf, guest, _policy(policy), mac)
+        self.iovm.assign(vf, guest, self.policy(pf, vf), self.offered_mac(pf, vf))
         guest.nic(vf.rid).driver.start()
         guest.run_interrupts()
 
     # What there is.
 
+    def policy(self, pf: LabPf, vf: Vf) -> igb.VfPolicy:
+        """Return what the lab says of a VF, for the PF's driver."""
+        return _policy(self.lab.pf(pf.name).policy(vf.index))
+
+    def offered_mac(self, pf: LabPf, vf: Vf) -> Mac:
+        """Return the address that a VF is offered when the lab gives it none: it may change it."""
+        return Mac(_GUEST_MAC | self.pfs.index(pf) << 32 | (0x10 + vf.index) << 40)
+
     def guests_of(self, pf: LabPf) -> list[LabGuestRun]:
-        """List the guests that have a VF of a PF."""
+        """List the embedded guests that have a VF of a PF."""
         return [run for run in self.guests if run.pf is pf]
+
+    def used_vfs(self, pf: LabPf) -> list[Vf]:
+        """List the VFs of a PF that guests of the lab have, or will have, in the guests' order."""
+        on_pf = [guest.nic for guest in self.lab.guests if guest.nic.pf == pf.name and guest.nic.io != "passthrough"]
+        return [self.iovm.vf(pf.nic.pf_rid, nic.vf or 0) for nic in on_pf]
 
     def dump(self) -> str:
         """Print every function in the hex that pciutils' `lspci -F` reads."""
@@ -225,6 +252,8 @@ class Machine:
         if taken:
             self.iovm.take_back(*taken)
         for pf in self.pfs:
+            if not pf.driven:
+                continue
             pf.driver.stop()
             if pf.vfs:
                 self.iovm.destroy(pf.nic.pf_rid, last=True)
@@ -245,11 +274,16 @@ class Machine:
         self.host.close()
 
 
+def card_mac(number: int) -> Mac:
+    """Return the address in the NVM of a lab's PF, by the PF's number."""
+    return Mac(_CARD_MAC | number << 40)
+
+
 def _policy(policy: VfPolicy) -> igb.VfPolicy:
     mac = parse_mac(policy.mac_address) if policy.mac_address else Mac(0)
     return igb.VfPolicy(mac, policy.vlan_id, policy.qos, policy.spoof_check, policy.trust, policy.max_tx_rate)
 
 
-def function_name(run: LabGuestRun) -> str:
-    """Name a guest's function for captures: `vf0 0000:01:10.0`."""
-    return f"vf{run.vf.index} {format_rid(run.vf.rid)}"
+def function_name(vf: Vf) -> str:
+    """Name a function for captures: `vf0 0000:01:10.0`."""
+    return f"vf{vf.index} {format_rid(vf.rid)}"

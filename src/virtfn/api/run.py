@@ -9,10 +9,14 @@ from pathlib import Path
 from virtfn.api.accounts import Group, account
 from virtfn.api.attack import attack, attack_unprotected, compare
 from virtfn.api.control import Control
+from virtfn.api.image import Platform, find_platform
 from virtfn.api.iommu import iommu_methods, save_iommu
 from virtfn.api.lab import Lab, refuse_unsupported
+from virtfn.api.linux import LinuxGuests
+from virtfn.api.linuxwork import LinuxWork
 from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
-from virtfn.api.report import AttackReport, Progress, Report
+from virtfn.api.progress import Progress
+from virtfn.api.report import AttackReport, Report
 from virtfn.hw.i82576.desc import FCS_BYTES
 from virtfn.hw.types import format_rid
 from virtfn.iomodels.engine import Engine
@@ -21,6 +25,7 @@ from virtfn.kernels import warm
 from virtfn.machine.captures import Direction, Frames, Recorder, read_capture
 from virtfn.machine.clock import MS_PS, S_PS, WallClock, epoch_ps
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import rest
 
 __all__ = ["machine_for", "run_lab"]
 
@@ -54,10 +59,12 @@ class _Run:
         self._last = (self.started, 0, 0)
         self.recorder: Recorder | None = None
         self.control: Control | None = None
+        self.linux: LinuxGuests | None = None
+        self.linux_work: LinuxWork | None = None
         self._interfaces: dict[tuple[int, int | None], int] = {}
 
-    def tell(self, phase: str, *, force: bool = False) -> None:
-        """Report progress, not too often."""
+    def tell(self, phase: str, since: int | None = None, *, force: bool = False) -> None:
+        """Report progress, not too often. since: when the phase began, if the start of the run is not meant."""
         now = self.clock.now()
         if self._progress is None or (not force and now - self._shown < _PROGRESS_PS):
             return
@@ -82,7 +89,8 @@ class _Run:
             rate = bits = 0.0
         total = sum(group.workload.total_frames for group in self.groups)
         sent = sum(group.workload.sent for group in self.groups)
-        self._progress(Progress(phase, (now - self.started) / S_PS, sent, total, rate, bits, guests))
+        elapsed = now - (self.started if since is None else since)
+        self._progress(Progress(phase, elapsed / S_PS, sent, total, rate, bits, guests))
 
     @staticmethod
     def _row(run: LabGuestRun) -> dict[str, int]:
@@ -98,11 +106,17 @@ class _Run:
         self.tell("starting" if warm.cached() else "compiling kernels (first run only)", force=True)
         self.compile_ps = warm.load() and self.clock.now() - before
 
+    def boot_linux(self, machine: Machine, platform: Platform) -> None:
+        """Bring the guests under QEMU up."""
+        self.linux = LinuxGuests(machine, platform, self._beside_linux, self.tell)
+        self.linux.start()
+        self.linux.boot()
+        self.linux.set_up(self.lab.workload.frame_bytes)
+        self.linux_work = LinuxWork(machine, self.linux)
+
     def prepare(self, machine: Machine, frames: Frames | None) -> None:
-        """Set the workload of each PF's guests up."""
+        """Set the workload of each PF's embedded guests up."""
         work = self.lab.workload
-        if self._capture is not None:
-            self._open_capture(machine, self._capture)
         for pf in machine.pfs:
             runs = machine.guests_of(pf)
             if not runs:
@@ -130,17 +144,20 @@ class _Run:
             )
             self.groups.append(Group(pf, runs, workload, engine))
 
-    def _open_capture(self, machine: Machine, path: Path) -> None:
+    def open_capture(self, machine: Machine) -> None:
+        """Record from now on, if the run is to be recorded."""
+        if self._capture is None:
+            return
         names: list[str] = []
         for i, pf in enumerate(machine.pfs):
-            for run in machine.guests_of(pf):
-                self._interfaces[i, run.vf.index] = len(names)
-                names.append(function_name(run) if len(machine.pfs) == 1 else f"{pf.name} {function_name(run)}")
+            for vf in machine.used_vfs(pf):
+                self._interfaces[i, vf.index] = len(names)
+                names.append(function_name(vf) if len(machine.pfs) == 1 else f"{pf.name} {function_name(vf)}")
             self._interfaces[i, None] = len(names)
             names.append(f"{pf.name} wire {format_rid(pf.nic.pf_rid)}")
             pf.nic.start_capture()
         self._pfs = machine.pfs
-        self.recorder = Recorder(path, names, epoch_ps=epoch_ps(self.clock))
+        self.recorder = Recorder(self._capture, names, epoch_ps=epoch_ps(self.clock))
 
     def _drain(self, pf: LabPf) -> None:
         if self.recorder is None:
@@ -167,9 +184,11 @@ class _Run:
         return compare(findings, attack_unprotected(self.lab, self.clock))
 
     def work(self) -> bool:
-        """Let every group run to its end; False if one got stuck."""
+        """Let Linux guests and every group run to their ends; False if one got stuck."""
         done = True
         before = self.clock.now()
+        if self.linux_work is not None:
+            self.linux_work.run()
         for group in self.groups:
             done = group.engine.run() and done
             self._drain(group.pf)
@@ -178,13 +197,34 @@ class _Run:
 
     def _tick(self) -> None:
         self.tell("running")
+        if self.linux is not None:
+            self.linux.serve()
         if self.control is not None:
             self.control.serve()
 
+    def _beside_linux(self) -> bool:
+        """Do everything else while something of Linux guests is waited for; return whether there was much to do."""
+        moved = [group.engine.step() for group in self.groups]
+        if self.recorder is not None:
+            for pf in self._pfs:
+                self._drain(pf)
+        if self.control is not None:
+            self.control.serve()
+        return any(moved)
+
     def keep(self, control: Control) -> None:
         """Keep the machine at work and answer questions, until interrupted."""
-        self.tell("kept up: virtfn iommu show looks at it, Ctrl-C ends it", force=True)
-        control.keep(lambda: [group.engine.step() for group in self.groups])
+        asks = "virtfn iommu show" if self.linux is None else "virtfn shell GUEST, virtfn iommu show"
+
+        def step() -> None:
+            self.tell(f"kept up: {asks} looks at it, Ctrl-C ends it")
+            if self.linux is not None:
+                self.linux.turn()
+            else:
+                for group in self.groups:
+                    group.engine.step()
+
+        control.keep(step, 0.0) if self.linux is not None else control.keep(step)
 
     def unfinished(self) -> str:
         """Say whose work is not done."""
@@ -193,6 +233,8 @@ class _Run:
 
     def close(self) -> None:
         """Close what the run has opened."""
+        if self.linux is not None:
+            self.linux.close()
         if self.control is not None:
             self.control.close()
         if self.recorder is not None:
@@ -239,6 +281,7 @@ def run_lab(
         raise VirtfnError(
             "an attack cannot be captured: the attacker's accomplice has the wire", errno_name="EOPNOTSUPP"
         )
+    platform = find_platform(rest) if any(guest.vmm == "qemu" for guest in lab.guests) else None
     run = _Run(lab, capture, progress)
     frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
     run.compile()
@@ -256,11 +299,15 @@ def run_lab(
             run.control.methods.update(iommu_methods(machine.host, lab.name))
         run.tell("starting", force=True)
         machine.start(lambda: run.tell("starting"))
+        run.open_capture(machine)
+        if platform is not None:
+            run.boot_linux(machine, platform)
         run.prepare(machine, frames)
         attacks = run.attack(machine)
         if not run.work():
             raise VirtfnError(f"the work got stuck: {run.unfinished()}", errno_name="ETIMEDOUT")
-        report = account(machine, run.groups, moving_ps=run.moving_ps, compile_ps=run.compile_ps)
+        others = run.linux_work.reports() if run.linux_work is not None else []
+        report = account(machine, run.groups, others, moving_ps=run.moving_ps, compile_ps=run.compile_ps)
         if attacks:
             report["attacks"] = attacks
         if save_state is not None:
@@ -268,9 +315,13 @@ def run_lab(
         if keep and run.control is not None:
             run.keep(run.control)
         run.tell("stopping", force=True)
+        if run.linux is not None:
+            run.linux.stop()
         machine.stop()
     finally:
-        machine.close()
-        run.close()
+        try:
+            run.close()
+        finally:
+            machine.close()
     report["elapsed_s"] = round((run.clock.now() - run.started) / S_PS, 3)
     return report

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
-from virtfn.api.report import Progress, plain_progress, render_progress
+from virtfn.api.progress import Progress, plain_progress, render_progress
 
 __all__ = ["Watcher"]
 

@@ -259,7 +259,6 @@ UNSUPPORTED = [
         "lab.yaml:11: pfs[0].sr-iov.vfs[0].link-state: link-state enable is not supported",
     ),
     ("min-tx-rate: 0", "min-tx-rate: 5", "lab.yaml:11: pfs[0].sr-iov.vfs[0].min-tx-rate: a guaranteed rate is not"),
-    ("name: b, vmm: embedded", "name: b, vmm: qemu", "lab.yaml:15: guests[1].vmm: qemu guests are not supported"),
     ("pf0, io: sriov, vf: 1", "pf0, io: split", "lab.yaml:15: guests[1].nic.io: split I/O is not supported"),
     (
         "pf0, io: sriov, vf: 1",
@@ -277,6 +276,70 @@ def test_what_is_not_enforced_is_refused(old: str, new: str, expected: str) -> N
     assert str(caught.value).startswith(expected)
     assert caught.value.errno_name == "EOPNOTSUPP"
     assert not isinstance(caught.value, LabError)
+
+
+LINUX = """\
+name: l
+pfs:
+  - {name: pf0, sr-iov: {total-vfs: 5}}
+  - {name: pf1}
+guests:
+  - {name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}
+  - {name: b, vmm: qemu, nic: {pf: pf0, io: direct, vf: 1}}
+  - {name: c, vmm: qemu, nic: {pf: pf1, io: passthrough}}
+  - {name: d, nic: {pf: pf0, vf: 2}}
+  - {name: e, nic: {pf: pf0, vf: 3}}
+workload: {kind: pairs}
+"""
+
+
+def test_linux_guests_beside_embedded_ones() -> None:
+    lab = parse_lab(LINUX, "lab.yaml")
+    refuse_unsupported(lab)
+    assert [guest.memory_mib for guest in lab.guests] == [256, 256, 256, 64, 64]
+    assert lab.workload.pings_each == 100
+    assert parse_lab(LINUX.replace("kind: pairs", "kind: ping"), "l").workload.pings_each == 1000
+
+
+LINUX_FAULTS = [
+    ("{name: a,", "{name: a, memory-mib: 128,", "guests[0].memory-mib: Linux needs 256 or more, not 128"),
+    ("io: direct, vf: 1", "io: direct", "guests[1].nic: io direct needs a VF"),
+    ("io: passthrough", "io: passthrough, vf: 0", "guests[2].nic.vf: "),
+    ("{name: pf1}", "{name: pf1, sr-iov: {total-vfs: 1}}", "pfs[1].sr-iov: pf1 is given whole to guest c"),
+    ("{name: d, nic: {pf: pf0, vf: 2}}", "{name: d, vmm: qemu, nic: {pf: pf1, io: passthrough}}", "guests[3].nic.pf: "),
+    ("pf1, io: passthrough", "pf0, io: passthrough", "pfs[0].sr-iov: pf0 is given whole"),
+    ("  - {name: e, nic: {pf: pf0, vf: 3}}\n", "", "workload.kind: pairs needs two embedded guests or more"),
+    ("  - {name: b, vmm: qemu, nic: {pf: pf0, io: direct, vf: 1}}\n", "", "needs two qemu guests on pf0 or more"),
+    (
+        "guests:\n",
+        "guests:\n  - {name: f, vmm: qemu, nic: {pf: pf0, vf: 4}}\n",
+        "qemu guests on pf0, here are 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), LINUX_FAULTS, ids=[w[2] for w in LINUX_FAULTS])
+def test_a_linux_guest_that_cannot_be(old: str, new: str, expected: str) -> None:
+    assert old in LINUX
+    with pytest.raises(LabError) as caught:
+        parse_lab(LINUX.replace(old, new, 1), "lab.yaml")
+    assert expected in str(caught.value)
+
+
+LINUX_UNSUPPORTED = [
+    ("kind: pairs", "kind: broadcast", "workload.kind: broadcast by qemu guests is not supported"),
+    ("io: direct, vf: 1", "io: split", "split I/O comes with the comparison of the four models"),
+    ("{name: pf1}", "{name: pf1, uplink: 'pcap:x.pcap'}", "pfs[1].uplink: an uplink to qemu guests alone is"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), LINUX_UNSUPPORTED, ids=[w[1] for w in LINUX_UNSUPPORTED])
+def test_what_linux_guests_do_not_do_is_refused(old: str, new: str, expected: str) -> None:
+    lab = parse_lab(LINUX.replace(old, new, 1), "lab.yaml")
+    with pytest.raises(VirtfnError) as caught:
+        refuse_unsupported(lab)
+    assert expected in str(caught.value)
+    assert caught.value.errno_name == "EOPNOTSUPP"
 
 
 def test_plain_scalars_follow_the_core_schema() -> None:

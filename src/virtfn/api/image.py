@@ -1,0 +1,121 @@
+"""What Linux guests need besides virtfn, to get and to find: a QEMU with vfio-user, and an image to boot.
+
+virtfn image qemu     CACHE/debian                  found by vmm/qemu/find
+virtfn image build    CACHE/images/KEY  <-- CACHE/images/current, the one that labs boot
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import Acceleration, Qemu, Tick, cache_folder, choose_acceleration, find_qemu, install_qemu
+from virtfn.vmm.qemu.debian import own_suite
+from virtfn.vmm.qemu.image import Image, build_image
+
+__all__ = ["ImageDocument", "Platform", "QemuDocument", "current_image", "find_platform", "get_qemu", "make_image"]
+
+_CURRENT = "current"
+
+
+class ImageDocument(TypedDict):
+    """The document of `virtfn image build --json`. bytes: of kernel and initramfs; packages: NAME_VERSION_ARCH."""
+
+    folder: str
+    suite: str
+    kernel: str
+    initrd: str
+    version: str
+    bytes: int
+    packages: list[str]
+
+
+class QemuDocument(TypedDict):
+    """The document of `virtfn image qemu --json`."""
+
+    path: str
+    version: str
+    firmware: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What Linux guests run on."""
+
+    qemu: Qemu
+    image: Image
+    acceleration: Acceleration
+
+
+def make_image(suite: str | None = None, *, refresh: bool = False) -> ImageDocument:
+    """Make the guest image that labs boot, or find it made before.
+
+    suite: of Debian; the machine's own if None. refresh: look for newer packages. Raises VirtfnError as `build_image`
+    does.
+    """
+    suite = suite or own_suite()
+    image = build_image(cache=cache_folder(), suite=suite, refresh=refresh)
+    folder = image.kernel.parent
+    link = folder.parent / _CURRENT
+    fresh = folder.parent / f".{_CURRENT}-{os.getpid()}"
+    try:
+        with suppress(FileNotFoundError):
+            fresh.unlink()
+        fresh.symlink_to(folder.name)
+        fresh.replace(link)
+    except OSError as error:
+        raise VirtfnError(f"{link}: {error.strerror}") from error
+    return {
+        "folder": str(folder),
+        "suite": suite,
+        "kernel": str(image.kernel),
+        "initrd": str(image.initrd),
+        "version": image.version,
+        "bytes": image.kernel.stat().st_size + image.initrd.stat().st_size,
+        "packages": list(image.packages),
+    }
+
+
+def current_image(cache: Path | None = None) -> Image:
+    """Find the image that `make_image` made last. cache: in place of the user's.
+
+    Raises VirtfnError (ENOENT) that says how to make one.
+    """
+    folder = (cache or cache_folder()) / "images" / _CURRENT
+    try:
+        folder = folder.resolve(strict=True)
+        facts = json.loads((folder / "image.json").read_text(encoding="utf-8"))
+        image = Image(folder / "vmlinuz", folder / "initrd.gz", str(facts["version"]), tuple(facts["packages"]))
+        whole = image.kernel.is_file() and image.initrd.is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise VirtfnError("there is no guest image; virtfn image build makes one", errno_name="ENOENT")
+    return image
+
+
+def get_qemu() -> QemuDocument:
+    """Download Debian's QEMU into the cache, for this user alone.
+
+    Raises VirtfnError as `install_qemu` does.
+    """
+    qemu = install_qemu()
+    return {
+        "path": str(qemu.path),
+        "version": ".".join(map(str, qemu.version)),
+        "firmware": sorted(qemu.firmware()),
+    }
+
+
+def find_platform(tick: Tick) -> Platform:
+    """Find all that Linux guests need; `tick` is called meanwhile.
+
+    Raises VirtfnError (ENOENT) that says what is missing, and how to get it.
+    """
+    qemu, image = find_qemu(), current_image()
+    return Platform(qemu, image, choose_acceleration(qemu, image.kernel, tick=tick))

@@ -1,0 +1,249 @@
+"""Guests of a lab that are real virtual machines: Linux under QEMU, with its own drivers on our functions.
+
+    start      QEMU stands, processors stopped; the IOVM assigns the function and plugs it in
+    boot       all run, until the agent of each answers
+    set_up     interfaces are found by their addresses, and get MTU, link and an IPv4 address
+    wait       for commands in the guests, while everything goes on
+    close      the machines end: as a power cut, from a guest's point of view
+
+Whatever is waited for, NICs and functions are served, and a machine that has ended is noticed and said so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from virtfn.api.image import Platform
+from virtfn.api.lab import Guest as LabGuest
+from virtfn.api.machine import LabPf, Machine, card_mac
+from virtfn.hw.types import Mac, Rid, format_mac
+from virtfn.iovm.iovm import Vf
+from virtfn.machine.clock import S_PS
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.pump import Pump
+from virtfn.vmm.qemu import Job, Outcome, QemuGuest
+from virtfn.vmm.qemu import Machine as QemuMachine
+from virtfn.vmm.qemu.vm import QemuVm
+
+__all__ = ["LinuxGuest", "LinuxGuests", "words"]
+
+BOOT_S = 300.0
+SET_UP_S = 60.0
+_MTU = range(576, 9217)  # IPv4 asks for the least; igb and igbvf take no more
+_FCS_AND_HEADER = 18
+_SET_UP = """
+mac={mac}
+find_device() {{
+    for d in /sys/class/net/*; do [ "$(cat $d/address)" = $mac ] && dev=${{d##*/}}; done
+    [ -n "$dev" ]
+}}
+has_link() {{ [ "$(cat /sys/class/net/$dev/carrier 2>/dev/null)" = 1 ]; }}
+soon() {{ for i in $(seq {tries}); do "$1" && return; sleep 0.1; done; echo "$2"; dmesg | tail -n 2; exit 1; }}
+soon find_device "no interface has the address $mac"
+ip link set $dev mtu {mtu} && ip link set $dev up && ip address add {ip}/24 dev $dev || exit
+soon has_link "$dev has no link"
+echo $dev
+"""
+
+
+@dataclass(slots=True)
+class LinuxGuest:
+    """A Linux guest of the lab, and the function it has: a VF, or without one the PF itself.
+
+    device: its interface, as it calls it. boot_s: from its first instruction until it took commands.
+    """
+
+    lab: LabGuest
+    vm: QemuVm
+    pf: LabPf
+    vf: Vf | None
+    mac: Mac
+    ip: str
+    boot_s: float = 0.0
+    device: str = ""
+
+    @property
+    def rid(self) -> Rid:
+        """Routing ID of its function."""
+        return self.pf.nic.pf_rid if self.vf is None else self.vf.rid
+
+    def start(self, command: str) -> Job:
+        """Start a shell command in the guest. Raises VirtfnError as `Agent.start` does."""
+        return self.vm.guest.agent.start(command)
+
+
+class LinuxGuests:
+    """All Linux guests of a lab.
+
+    on_turn: called often, whatever is waited for; returns whether it found much to do. tell: takes what goes on, and
+    since when.
+    """
+
+    def __init__(
+        self, machine: Machine, platform: Platform, on_turn: Callable[[], bool], tell: Callable[[str, int], None]
+    ) -> None:
+        self.guests: list[LinuxGuest] = []
+        self._machine = machine
+        self._platform = platform
+        self._on_turn = on_turn
+        self._tell = tell
+        self._clock = machine.host.clock
+        self._vms: list[QemuVm] = []
+        self._pump = Pump(machine.host, [pf.nic for pf in machine.pfs], self._vms)
+
+    def turn(self) -> None:
+        """Serve everything once, or rest a little. Raises VirtfnError if a machine has ended."""
+        if self._on_turn():
+            self._pump.turn()
+        else:
+            self._pump()
+        self._check()
+
+    def serve(self) -> None:
+        """Serve machines and NICs once. Raises VirtfnError if a machine has ended."""
+        self._pump.turn()
+        self._check()
+
+    def _check(self) -> None:
+        for vm in self._vms:
+            if not vm.guest.running:
+                raise VirtfnError(_obituary(vm.guest))
+
+    # Up.
+
+    def start(self) -> None:
+        """Start all machines and plug their functions in; no guest runs yet.
+
+        Raises VirtfnError if QEMU does not start, or somebody refuses a function.
+        """
+        for lab_guest in self._machine.lab.guests:
+            if lab_guest.vmm == "qemu":
+                self._tell(f"starting {lab_guest.name}", self._clock.now())
+                self._start(lab_guest)
+
+    def _start(self, lab_guest: LabGuest) -> None:
+        machine, platform = self._machine, self._platform
+        parts = QemuMachine(
+            lab_guest.name,
+            platform.image.kernel,
+            platform.image.initrd,
+            append=f"virtfn.name={lab_guest.name} quiet",
+            memory_mib=lab_guest.memory_mib,
+            slots=1,
+            extra=("-S",),
+        )
+        vm = QemuVm(machine.host, QemuGuest(parts, platform.qemu, platform.acceleration), self._pump)
+        self._vms.append(vm)
+        vm.start()
+        pf = next(p for p in machine.pfs if p.name == lab_guest.nic.pf)
+        number = machine.pfs.index(pf)
+        mates = sum(guest.pf is pf for guest in self.guests)
+        ip = f"10.82.{number}.{mates + 1}"
+        if lab_guest.nic.io == "passthrough":
+            machine.iovm.assign_whole(pf.found, pf.nic, vm)
+            self.guests.append(LinuxGuest(lab_guest, vm, pf, None, card_mac(number), ip))
+            return
+        vf = machine.iovm.vf(pf.nic.pf_rid, lab_guest.nic.vf or 0)
+        policy, offered = machine.policy(pf, vf), machine.offered_mac(pf, vf)
+        machine.iovm.assign(vf, vm, policy, offered, direct=lab_guest.nic.io == "sriov")
+        self.guests.append(LinuxGuest(lab_guest, vm, pf, vf, policy.mac or offered, ip))
+
+    def boot(self) -> None:
+        """Let all run until each takes commands.
+
+        Raises VirtfnError if one ends, or does not answer.
+        """
+        for vm in self._vms:
+            vm.run()
+        began = self._clock.now()
+        waiting = list(self.guests)
+        while waiting:
+            self._tell(f"booting {', '.join(guest.lab.name for guest in waiting)}", began)
+            self.turn()
+            since = (self._clock.now() - began) / S_PS
+            for guest in [guest for guest in waiting if guest.vm.guest.agent.ready]:
+                guest.boot_s = since
+                waiting.remove(guest)
+            if waiting and since > BOOT_S:
+                name, said = waiting[0].lab.name, waiting[0].vm.guest.console.text(2)
+                raise VirtfnError(
+                    f"guest {name} does not answer after {BOOT_S:g} s; it said last: {said}", errno_name="ETIMEDOUT"
+                )
+
+    def set_up(self, frame_bytes: int) -> None:
+        """Give each guest's interface its MTU, for such frames, and its address, and wait for its link.
+
+        Raises VirtfnError with the guest's own words if it cannot.
+        """
+        mtu = min(max(frame_bytes - _FCS_AND_HEADER, _MTU.start), _MTU.stop - 1)
+        jobs = [
+            guest.start(_SET_UP.format(mac=format_mac(guest.mac), mtu=mtu, ip=guest.ip, tries=200))
+            for guest in self.guests
+        ]
+        outcomes = self.wait(jobs, "setting up interfaces", SET_UP_S)
+        for guest, outcome in zip(self.guests, outcomes, strict=True):
+            lines = outcome.output.split()
+            if outcome.status or not lines or not re.fullmatch(r"[\w.-]{1,15}", lines[-1], re.ASCII):
+                raise VirtfnError(f"guest {guest.lab.name}: {words(outcome)}")
+            guest.device = lines[-1]
+
+    # At work.
+
+    def wait(self, jobs: Sequence[Job], phase: str, timeout_s: float) -> list[Outcome]:
+        """Wait for commands in guests to end; return what came of them, in order.
+
+        Raises VirtfnError when a machine ends, a guest restarts, or `timeout_s` is over.
+        """
+        began = self._clock.now()
+        while not all(job.done for job in jobs):
+            self._tell(phase, began)
+            self.turn()
+            if self._clock.now() - began > timeout_s * S_PS:
+                command = next(job.command for job in jobs if not job.done).split()[0]
+                raise VirtfnError(f"{phase}: {command} does not end within {timeout_s:g} s", errno_name="ETIMEDOUT")
+        if any(job.outcome is None for job in jobs):
+            raise VirtfnError(f"{phase}: a guest's agent has started anew, and forgot what it did")
+        return [job.outcome for job in jobs if job.outcome is not None]
+
+    # Down.
+
+    def stop(self) -> None:
+        """End the machines, and take their functions back."""
+        owned = [guest.vf for guest in self.guests if guest.vf is not None]
+        whole = [guest.rid for guest in self.guests if guest.vf is None]
+        self.close()
+        if owned:
+            self._machine.iovm.take_back(*owned, surprise=True)
+        for rid in whole:
+            self._machine.iovm.take_back_whole(rid, surprise=True)
+
+    def close(self) -> None:
+        """End the machines, whatever state they are in."""
+        with ExitStack() as stack:
+            while self._vms:
+                stack.callback(self._vms.pop(0).close)
+        self.guests.clear()
+
+
+def words(outcome: Outcome) -> str:
+    """Shorten what a guest's command said to a line: the last that it said, or how it ended."""
+    said = [line.strip() for line in outcome.output.splitlines() if line.strip()]
+    return "; ".join(said[-3:]) if said else f"ended with status {outcome.status}"
+
+
+def _obituary(guest: QemuGuest) -> str:
+    """Say how a machine ended."""
+    name = guest.machine.name
+    panic = re.search(r"Kernel panic.*", guest.console.text())
+    if panic is not None:
+        return f"guest {name}: its kernel has given up: {panic[0].strip()}"
+    if not guest.errors and "SHUTDOWN" in guest.events:
+        return f"guest {name} has switched itself off"
+    try:
+        guest.qmp("query-status", timeout_s=1.0)
+    except VirtfnError as error:
+        return str(error)
+    return f"guest {name}: QEMU has ended"

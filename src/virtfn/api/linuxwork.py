@@ -1,0 +1,256 @@
+"""What Linux guests do in a lab, with Linux's own programs, and the account of it.
+
+    ping      neighbours ping each other, in turn
+    pairs     the same, then iperf3 from each to its neighbour, one way after the other
+    fan-in    all ping the first, then iperf3 from all to it at once
+    alone     a guest that has a PF whole has nobody to talk to: its driver tests the card (ethtool -t)
+
+Guests are neighbours by twos in the order of the lab, or in a ring if their number is odd.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from virtfn.api.linux import LinuxGuest, LinuxGuests, words
+from virtfn.api.machine import LabPf, Machine
+from virtfn.api.report import GuestReport
+from virtfn.hw.types import format_mac, format_rid
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import Job, Outcome
+
+__all__ = ["LinuxWork", "Ping", "iperf_mbps", "read_ping"]
+
+IPERF_S = 3
+_IPERF_PORT = 5201
+_ANSWER_S = 30.0
+_SELF_TEST_S = 120.0
+_PINGS = re.compile(r"(\d+) packets transmitted, (\d+) received(?:, \+(\d+) duplicates)?")
+_ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """What a ping came to. ms: mean round trip; None if nothing came back."""
+
+    sent: int
+    answered: int
+    repeated: int
+    ms: float | None
+
+
+def read_ping(said: str) -> Ping | None:
+    """Read the summary of iputils' ping; None if there is none."""
+    counts, times = _PINGS.search(said), _ROUND_TRIP.search(said)
+    if counts is None:
+        return None
+    return Ping(int(counts[1]), int(counts[2]), int(counts[3] or 0), float(times[1]) if times else None)
+
+
+def iperf_mbps(said: str) -> float:
+    """Read Mb/s of payload, as the receiver counted, from iperf3's JSON.
+
+    Raises VirtfnError with iperf3's own words if it failed.
+    """
+    try:
+        document = json.loads(said)
+        if "error" in document:
+            raise VirtfnError(f"iperf3: {document['error']}")
+        return float(document["end"]["sum_received"]["bits_per_second"]) / 1e6
+    except (ValueError, KeyError, TypeError):
+        raise VirtfnError(f"iperf3: {words(Outcome(1, said))}") from None
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What became of a guest's work. before, after: link statistics of its interface, and messages."""
+
+    before: tuple[int, int] = (0, 0)
+    ping: Ping | None = None
+    lost: int = 0
+    mbps: float | None = None
+    tested: bool = False
+    failure: str = ""
+    per_frame: float = 0.0
+    link: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+class LinuxWork:
+    """The work of all Linux guests of a lab."""
+
+    def __init__(self, machine: Machine, linux: LinuxGuests) -> None:
+        self._machine = machine
+        self._work = machine.lab.workload
+        self._linux = linux
+        self._guests = linux.guests
+        self._found = [_Findings() for _ in self._guests]
+
+    def run(self) -> None:
+        """Do all of it. Raises VirtfnError if a guest ends or hangs; what fails inside a guest is in its report."""
+        for guest, found, link in zip(self._guests, self._found, self._links(), strict=True):
+            found.before = guest.vm.messages, _frames(link)
+        for ways in self._ways():
+            self._ping(ways)
+        if self._work.kind != "ping":
+            for ways in self._ways(at_once=self._work.kind == "fan-in"):
+                self._iperf(ways)
+        self._test_alone()
+        for guest, found, link in zip(self._guests, self._found, self._links(), strict=True):
+            exits, frames = found.before
+            found.link = link
+            found.per_frame = (guest.vm.messages - exits) / max(_frames(link) - frames, 1)
+
+    def _teams(self) -> list[list[int]]:
+        """List guests that share a switch, by their numbers."""
+        teams: dict[str, list[int]] = {}
+        for g, guest in enumerate(self._guests):
+            teams.setdefault(guest.pf.name, []).append(g)
+        return list(teams.values())
+
+    def _ways(self, *, at_once: bool = False) -> list[list[tuple[int, int]]]:
+        """List who talks to whom, in turns: what is in one turn happens at once, each guest in one at most."""
+        turns: list[list[tuple[int, int]]] = []
+        for team in self._teams():
+            if len(team) < 2:
+                continue
+            n = len(team)
+            if self._work.kind == "fan-in":
+                pairs = [(g, team[0]) for g in team[1:]]
+                mine = [pairs] if at_once else [[pair] for pair in pairs]
+            elif n % 2:
+                mine = [[(team[i], team[(i + 1) % n])] for i in range(n)]
+            else:
+                there = [(team[i], team[i + 1]) for i in range(0, n, 2)]
+                mine = [there, [(b, a) for a, b in there]]
+            turns += [[] for _ in range(len(mine) - len(turns))]
+            for turn, pairs in zip(turns, mine, strict=False):
+                turn += pairs
+        return turns
+
+    def _ping(self, ways: list[tuple[int, int]]) -> None:
+        count = self._work.pings_each
+        payload = max(self._work.frame_bytes - 46, 16)  # header, check sequence, IPv4, ICMP; 16 hold the time
+        limit = 10 + count // 20
+        drops = [self._drops_between(*way) for way in ways]
+        jobs = [
+            self._guests[a].start(
+                f"ping -A -q -c {count} -s {payload} -W 1 -w {limit} -I {self._guests[a].device} {self._guests[b].ip}"
+            )
+            for a, b in ways
+        ]
+        outcomes = self._linux.wait(jobs, "ping", limit + _ANSWER_S)
+        for (a, b), outcome, before in zip(ways, outcomes, drops, strict=True):
+            found = self._found[a]
+            found.ping = read_ping(outcome.output)
+            if found.ping is not None:
+                missing = found.ping.sent - found.ping.answered
+                found.lost += max(0, missing - (self._drops_between(a, b) - before))
+            if outcome.status:
+                found.failure = f"ping {self._guests[b].lab.name}: {words(outcome)}"
+
+    def _drops_between(self, a: int, b: int) -> int:
+        return sum(sum(self._drops(self._guests[g]).values()) for g in (a, b))
+
+    @staticmethod
+    def _drops(guest: LinuxGuest) -> dict[str, int]:
+        nic = guest.pf.nic
+        if guest.vf is not None:
+            return dict(nic.drops(guest.vf.index))
+        dropped: dict[str, int] = {}
+        for pool in (*range(8), None):
+            for reason, count in nic.drops(pool).items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        return dropped
+
+    def _iperf(self, ways: list[tuple[int, int]]) -> None:
+        ports = [_IPERF_PORT + i for i in range(len(ways))]
+        servers = [
+            self._guests[b].start(
+                f"iperf3 -s -1 -D -p {port} --idle-timeout 60; "
+                f"for i in $(seq 100); do ss -ltn | grep -q :{port} && exit; sleep 0.1; done; exit 1"
+            )
+            for (_, b), port in zip(ways, ports, strict=True)
+        ]
+        for (_, b), outcome in zip(ways, self._linux.wait(servers, "iperf3", _ANSWER_S), strict=True):
+            if outcome.status:
+                self._found[b].failure = f"iperf3 -s: {words(outcome)}"
+        clients: list[Job] = [
+            self._guests[a].start(f"iperf3 -J -c {self._guests[b].ip} -p {port} -t {IPERF_S} --connect-timeout 5000")
+            for (a, b), port in zip(ways, ports, strict=True)
+        ]
+        outcomes = self._linux.wait(clients, "iperf3", IPERF_S + _ANSWER_S)
+        for (a, b), outcome in zip(ways, outcomes, strict=True):
+            try:
+                self._found[a].mbps = iperf_mbps(outcome.output)
+            except VirtfnError as error:
+                self._found[a].failure = f"to {self._guests[b].lab.name}: {error}"
+
+    def _test_alone(self) -> None:
+        alone = [team[0] for team in self._teams() if len(team) == 1]
+        jobs = [self._guests[g].start(f"ethtool -t {self._guests[g].device} offline") for g in alone]
+        if not jobs:
+            return
+        for g, outcome in zip(alone, self._linux.wait(jobs, "self-test", _SELF_TEST_S), strict=True):
+            self._found[g].tested = not outcome.status
+            if outcome.status:
+                self._found[g].failure = f"ethtool -t: {words(outcome)}"
+
+    def _links(self) -> list[dict[str, dict[str, int]]]:
+        """Ask each guest for the statistics of its interface."""
+        jobs = [guest.start(f"ip -s -j link show dev {guest.device}") for guest in self._guests]
+        links = []
+        for guest, outcome in zip(self._guests, self._linux.wait(jobs, "asking guests", _ANSWER_S), strict=True):
+            try:
+                links.append(json.loads(outcome.output)[0]["stats64"])
+            except (ValueError, LookupError, TypeError):
+                raise VirtfnError(f"guest {guest.lab.name}: ip -s link: {words(outcome)}") from None
+        return links
+
+    # The report.
+
+    def reports(self) -> list[GuestReport]:
+        """Report of each guest."""
+        return [self._report(guest, found) for guest, found in zip(self._guests, self._found, strict=True)]
+
+    def _report(self, guest: LinuxGuest, found: _Findings) -> GuestReport:
+        tx, rx = found.link["tx"], found.link["rx"]
+        report: GuestReport = {
+            "name": guest.lab.name,
+            "io": guest.lab.nic.io,
+            "vmm": guest.lab.vmm,
+            "address": format_rid(guest.rid),
+            "mac": format_mac(guest.mac),
+            "tx_frames": tx["packets"],
+            "tx_bytes": tx["bytes"],
+            "rx_frames": rx["packets"],
+            "rx_bytes": rx["bytes"],
+            "lost": found.lost,
+            "corrupt": rx["errors"],
+            "reordered": found.ping.repeated if found.ping else 0,
+            "dropped": self._drops(guest),
+            "exits": guest.vm.messages,
+            "interrupts": guest.vm.interrupts,
+            "copies": 0,
+            "mailbox_messages": self._mailbox_messages(guest.pf, guest),
+            "boot_s": round(guest.boot_s, 2),
+            "exits_per_frame": round(found.per_frame, 4),
+        }
+        if found.ping is not None and found.ping.ms is not None:
+            report["ping_ms"] = found.ping.ms
+        if found.mbps is not None:
+            report["iperf_mbps"] = round(found.mbps, 1)
+        if found.tested:
+            report["self_test"] = "passed"
+        if found.failure:
+            report["failure"] = found.failure
+        return report
+
+    def _mailbox_messages(self, pf: LabPf, guest: LinuxGuest) -> int:
+        return 0 if guest.vf is None else self._machine.mailbox_messages(pf, guest.vf)
+
+
+def _frames(link: Mapping[str, Mapping[str, int]]) -> int:
+    return link["tx"]["packets"] + link["rx"]["packets"]
