@@ -110,9 +110,11 @@ def test_a_segmented_send_is_one_context_and_many_frames(rig):
     assert [len(f.body) for f in rig.got(1)] == [1054] * 3
 
 
-def test_a_ring_that_a_reset_emptied_starts_counting_at_zero(rig):
+def test_a_vfs_counters_run_on_over_its_software_reset_and_start_anew_after_an_flr(rig):
     rig.receive(ethernet(mac(0)), ethernet(mac(1)))
     rig.set(VfRegs.VTCTRL, 1 << 26, vf=0)
+    assert rig.get(VfRegs.VFGPRC, vf=0) == 1, "drivers note where they start at probe, and count over their resets"
+    rig.flr(0)
     assert rig.get(VfRegs.VFGPRC, vf=0) == 0
     assert rig.get(VfRegs.VFGPRC, vf=1) == 1
     assert rig.get(Regs.GPRC) == 2, "the port's are its own"

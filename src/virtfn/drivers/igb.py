@@ -326,6 +326,8 @@ class Igb:
         for n in range(self.vfs):
             if causes.VFREQ >> n & 1:
                 self.mailbox.serve(n)
+            if causes.VFACK >> n & 1:
+                self.mailbox.acknowledged(n)
 
     def _misbehaviour(self) -> None:
         """Note which VFs misbehaved; one whose queue the device blocked stays so until its driver resets."""

@@ -1,7 +1,7 @@
 """The PF driver's end of the mailboxes: every message of a VF, answered, and what each VF's driver has been told.
 
 A VF whose driver has not sent RESET may send nothing else: it is told no, at most once in two seconds, and its driver
-resets. Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
+resets. It is told so, too, when it acknowledges: then its driver has looked at words that the PF did not write. Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
 """
 
 from __future__ import annotations
@@ -141,14 +141,23 @@ class PfMailbox:
             self._send(n, self._reset(n))
             return
         if not peer.clear_to_send:
-            if self._clock.now() - peer.last_nack_ps >= _NACK_PS:
-                peer.last_nack_ps = self._clock.now()
-                self._send(n, [Message.NACK.mask])
+            self._refuse(n)
             return
         handler = self._handlers.get(message.OPCODE)
         done = handler is not None and handler(n, message, words)
         answer = Message.of(OPCODE=message.OPCODE, INFO=message.INFO, CTS=1, ACK=int(done), NACK=int(not done))
         self._send(n, [answer.value])
+
+    def acknowledged(self, n: int) -> None:
+        """VF `n`'s driver has read the buffer: one that must introduce itself finds out here that it must."""
+        if not self._peers[n].clear_to_send:
+            self._refuse(n)
+
+    def _refuse(self, n: int) -> None:
+        peer = self._peers[n]
+        if self._clock.now() - peer.last_nack_ps >= _NACK_PS:
+            peer.last_nack_ps = self._clock.now()
+            self._send(n, [Message.NACK.mask])
 
     def _reset(self, n: int) -> list[int]:
         peer, policy = self._peers[n], self._policies[n]

@@ -93,6 +93,22 @@ def test_before_reset_a_vf_is_told_no_once_in_two_seconds(bed):
     assert box.ask([Opcode.SET_LPE, 1518]) == [NACK]
 
 
+def test_a_vf_that_only_reads_is_told_no_as_well(bed):
+    """So it goes with a driver that does not know of its reset, and looks whether the PF is still there."""
+    regs = bed.registers(0)
+    regs.set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    regs.set(VfRegs.VMBMEM, Opcode.SET_LPE, 0)
+    regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.ACK.mask)
+    assert regs.get(VfRegs.VMBMEM, 0) == NACK
+    regs.set(VfRegs.VMBMEM, 0, 0)
+    regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.ACK.mask)
+    assert regs.get(VfRegs.VMBMEM, 0) == 0, "not twice in two seconds"
+    bed.clock.sleep(2 * S_PS)
+    bed.mailbox(0).ask([Opcode.RESET], 3)
+    regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.ACK.mask)
+    assert regs.get(VfRegs.VMBMEM, 0) == ACK | Opcode.RESET, "nothing to say to one that may talk"
+
+
 def test_a_vf_that_keeps_the_buffer_is_answered_all_the_same(bed):
     regs = bed.registers(0)
     regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.VFU.mask)

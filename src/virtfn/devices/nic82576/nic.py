@@ -225,6 +225,7 @@ class Nic82576:
     def _vf_was_reset(self, n: int) -> None:
         if n < self._vfs:
             self.port.vf_reset(n)
+            self.port.statistics.reset_vf(n)
             self._rewire()
             if self.on_reset is not None:
                 self.on_reset(self.vf_rid(n), "function level reset")

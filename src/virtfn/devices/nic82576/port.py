@@ -5,8 +5,8 @@
     mailbox.py     PF and VF talk                  nvm.py phy.py   EEPROM, link
 
 Reset kinds: power-on and FLR of the PF put everything back; CTRL.RST all but packet buffers, throttles and the SR-IOV
-capability; a VF's reset (VTCTRL.RST or FLR) stops its queues and clears its interrupts, mailbox and counters, but
-leaves its queues' addresses as they are. Spec: 82576 datasheet, chapter "Reset Operation" and specification update.
+capability; a VF's reset (VTCTRL.RST or FLR) stops its queues and clears its interrupts and mailbox, the FLR its counters
+too, but leaves its queues' addresses as they are. Spec: 82576 datasheet, chapter "Reset Operation" and specification update.
 """
 
 from __future__ import annotations
@@ -245,13 +245,15 @@ class Port(Handlers):
             self.vf_reset(n)
 
     def vf_reset(self, n: int) -> None:
-        """Reset VF `n`: stop its queues, clear its interrupts, mailbox ownership and counters, and tell the PF."""
+        """Reset VF `n`: stop its queues, clear its interrupts and mailbox ownership, and tell the PF.
+
+        Its counters run on: Linux's igbvf resets each time that it goes down, and would take zero for a wrap.
+        """
         self._stop_queues(n)
         for decl in (Regs.VFRE, Regs.VFTE):
             self.registers.poke(decl, 0, self.registers.peek(decl) & ~(1 << n))
         self.interrupts.reset_vf(n)
         self.mailboxes.reset_vf(n)
-        self.statistics.reset_vf(n)
         self.l2switch.touch()
         self.nic["port"]["blocked"] &= ~(0x101 << n)
         self.registers.poke(Regs.VFLRE, 0, self.registers.peek(Regs.VFLRE) | 1 << n)
@@ -260,6 +262,7 @@ class Port(Handlers):
     def vf_gone(self, n: int) -> None:
         """Take VF `n` away: nothing that it or its driver left in the port's registers remains."""
         self.vf_reset(n)
+        self.statistics.reset_vf(n)
         for q in (n, n + VFS):
             for decl in (Regs.RDBAL, Regs.RDBAH, Regs.RDLEN, Regs.SRRCTL, Regs.RDH, Regs.RXCTL, Regs.RDT, Regs.RXDCTL):
                 self.registers.poke(decl, q, decl.reset)
