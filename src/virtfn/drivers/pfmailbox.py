@@ -1,7 +1,8 @@
 """The PF driver's end of the mailboxes: every message of a VF, answered, and what each VF's driver has been told.
 
 A VF whose driver has not sent RESET may send nothing else: it is told no, at most once in two seconds, and its driver
-resets. It is told so, too, when it acknowledges: then its driver has looked at words that the PF did not write. Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
+resets. It is told so when it acknowledges, too: a driver that missed its reset finds out as it looks for the PF.
+Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     mailbox.py     PF and VF talk                  nvm.py phy.py   EEPROM, link
 
 Reset kinds: power-on and FLR of the PF put everything back; CTRL.RST all but packet buffers, throttles and the SR-IOV
-capability; a VF's reset (VTCTRL.RST or FLR) stops its queues and clears its interrupts and mailbox, the FLR its counters
-too, but leaves its queues' addresses as they are. Spec: 82576 datasheet, chapter "Reset Operation" and specification update.
+capability; a VF's reset (VTCTRL.RST or FLR) stops its queues and clears its interrupts and mailbox, the FLR its
+counters too, but leaves its queues' addresses as they are. Spec: 82576 datasheet, chapter "Reset Operation" and
+specification update.
 """
 
 from __future__ import annotations
