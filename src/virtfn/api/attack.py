@@ -49,8 +49,10 @@ def _runs(machine: Machine) -> list[LabGuestRun]:
 
 def attack_unprotected(lab: Lab, clock: Clock, attempts: Sequence[Attempt] = ATTEMPTS) -> list[Finding]:
     """Do to another machine of the lab, without remapping, what remapping plays a role in."""
+    # Without translation there is nothing that a device could ask for and keep.
+    plain = lab.model_copy(update={"iommu": lab.iommu.model_copy(update={"ats": False})})
     mtu = max(1500, lab.workload.frame_bytes - FCS_BYTES - 14)
-    with Machine(lab, clock, ring=_RING, mtu=mtu, remapping=False) as machine:
+    with Machine(plain, clock, ring=_RING, mtu=mtu, remapping=False) as machine:
         runs = _runs(machine)
         stations = [Station(run.guest.nics[0].driver.row, run.guest.nics[0].driver.mac) for run in runs]
         work = lab.workload

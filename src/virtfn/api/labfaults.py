@@ -177,6 +177,10 @@ def _attack_faults(lab: Lab) -> Iterator[Fault]:
     for i, guest in enumerate(lab.guests):
         if guest.nic.pf != first:
             yield Fault(("guests", i, "nic", "pf"), f"the victims of an attack are on the attacker's PF; use {first}")
+        if guest.vmm != "embedded":
+            yield Fault(("guests", i, "vmm"), "the guests of an attack are embedded; use vmm: embedded")
+        if guest.nic.io != "sriov":
+            yield Fault(("guests", i, "nic", "io"), "the guests of an attack have VFs; use io: sriov")
     for i, pf in enumerate(lab.pfs):
         if pf.name == first and pf.uplink != "none":
             yield Fault(("pfs", i, "uplink"), "an attacker's accomplice has the wire; use uplink: none")

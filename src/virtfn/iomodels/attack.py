@@ -276,10 +276,12 @@ class Stage:
     def counters(self) -> Counter[str]:
         """Count what the unit and the NIC did about the attacker, and what the victims got."""
         unit = self.host.iommu.stats()
+        cached = self.nic.ats.counts() if self.nic.ats is not None else {}
         return Counter(
             {
                 "interrupts_blocked": unit["blocked"],
                 "aborted": unit["aborted"],
+                "translations_denied": cached.get("denied", 0),
                 "attacker_interrupts": self.attacker.guest.interrupts,
                 "victim_frames": self.received(),
                 **{f"dropped_{reason}": count for reason, count in self.nic.drops(self.vf.index).items()},
@@ -337,6 +339,9 @@ def carry_out(stage: Stage, attempts: Iterable[Attempt]) -> list[Finding]:
                 f"{'interrupt' if reason.of_interrupt else 'DMA'} remapping: {reason.text} (fault {reason:#x})": count
                 for reason, count in refused.items()
             },
+            "DMA remapping: the translation that the device asked for has no such right": seen.get(
+                "translations_denied", 0
+            ),
             **{
                 f"switch: {name[8:]}": count
                 for name, count in seen.items()

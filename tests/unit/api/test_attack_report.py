@@ -11,12 +11,22 @@ from rich.console import Console
 
 from unit.bed import lab_text
 from virtfn.api.lab import parse_lab
-from virtfn.api.report import AttackReport, Report, render, verdict
+from virtfn.api.report import AttackReport, GuestReport, Report, render, verdict
 from virtfn.api.run import run_lab
 from virtfn.machine.ports import VirtfnError
 
 GUESTS = (("pf0", 0), ("pf0", 1), ("pf0", 2))
 POLICY = '[{id: 0, mac-address: "02:00:00:00:00:66"}]'
+GUEST: GuestReport = {
+    "name": "mallory",
+    "io": "sriov",
+    "vmm": "embedded",
+    "address": "0000:02:10.0",
+    "mac": "02:00:00:00:00:66",
+    **dict.fromkeys(("tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "lost", "corrupt", "reordered"), 0),
+    "dropped": {},
+    **dict.fromkeys(("exits", "interrupts", "copies", "mailbox_messages"), 0),
+}
 
 
 def report(*outcomes: str) -> Report:
@@ -37,7 +47,7 @@ def report(*outcomes: str) -> Report:
         "elapsed_s": 1.0,
         "compile_s": 0.0,
         "pfs": [],
-        "guests": [],
+        "guests": [GUEST],
         "iommu": {"domains": 1, "translations": 0, "iotlb_hits": 0, "page_walks": 0, "faults": 0},
         "totals": {"frames": 9, "bytes": 9, "mpps": 0.0, "gbps": 0.0},
         "attacks": attacks,

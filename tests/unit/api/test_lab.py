@@ -188,6 +188,12 @@ def test_an_attack_needs_victims_on_one_pf_and_the_wire() -> None:
     other = two.replace("pf: pf0, vf: 2", "pf: pf9, vf: 2")
     assert other != two
     assert "guests[2].nic.pf: the victims of an attack are on the attacker's PF; use pf0" in refusal(other)
+    assert "guests[1].vmm: the guests of an attack are embedded" in refusal(
+        lab_of(3, "attack").replace("name: g1,", "name: g1, vmm: qemu,")
+    )
+    assert "guests[2].nic.io: the guests of an attack have VFs; use io: sriov" in refusal(
+        lab_of(3, "attack").replace("vf: 2", "io: passthrough, vf: 2")
+    )
     wired = lab_of(3, "attack").replace("name: pf0,", 'name: pf0, uplink: "pcap:x",')
     assert "pfs[0].uplink: an attacker's accomplice has the wire; use uplink: none" in refusal(wired)
 

@@ -171,6 +171,15 @@ def test_an_attacker_in_a_vlan_of_its_own_gets_as_far() -> None:
         assert found["changing-descriptors"].evidence["frames_old"] > 0
 
 
+def test_a_device_that_caches_translations_gets_none_for_what_is_not_its_own() -> None:
+    work = "{kind: attack, frames: 20000, frame-bytes: 256}"
+    with Bed(GUESTS, ring=128, policies=ATTACKER_MAC, workload=work, iommu="{ats: true}") as on:
+        found = findings(on, [*on_memory.ATTEMPTS, *moving.ATTEMPTS, *on_interrupts.ATTEMPTS])
+        assert {f.outcome for name, f in found.items() if name != "interrupt-flood"} == {"stopped"}
+        assert found["use-after-unmap"].evidence["frames_while_mapped"] == 1
+        assert found["use-after-unmap"].evidence["translations_denied"] > 0
+
+
 def test_victims_that_have_finished_are_not_slowed_down() -> None:
     with bed() as on:
         (found,) = attack(on.machine, on.engine("attack", frames=60), [on_interrupts.interrupt_flood])
