@@ -68,7 +68,7 @@ def _pf_report(pf: LabPf) -> PfReport:
     for pool in (*range(8), None):
         for reason, count in pf.nic.drops(pool).items():
             dropped[reason] = dropped.get(reason, 0) + count
-    return {
+    report: PfReport = {
         "name": pf.name,
         "model": 82576,
         "address": format_rid(pf.nic.pf_rid),
@@ -79,6 +79,9 @@ def _pf_report(pf: LabPf) -> PfReport:
             "dropped": dropped,
         },
     }
+    if pf.wire is not None and pf.live:
+        report["uplink"] = {"up": pf.wire.up, "events": dict(pf.wire.uplink.counts)}
+    return report
 
 
 def _iommu_report(machine: Machine) -> IommuReport:

@@ -162,6 +162,9 @@ def _workload_faults(lab: Lab) -> Iterator[Fault]:
             yield Fault(kind, "pcap needs a capture; add pcap: FILE")
         elif not work.pcap.is_file():
             yield Fault(("workload", "pcap"), f"no file {quote(str(work.pcap))}; names are relative to the lab file")
+        for i, pf in enumerate(lab.pfs):
+            if pf.uplink.startswith(("tap:", "stream:")):
+                yield Fault(("pfs", i, "uplink"), "a replay knows every frame; use uplink: none or pcap:FILE")
         if "frame_bytes" in given:
             yield Fault(("workload", "frame-bytes"), "the capture decides the sizes of frames; leave this key out")
     else:
@@ -182,7 +185,7 @@ def _attack_faults(lab: Lab) -> Iterator[Fault]:
         if guest.nic.io != "sriov":
             yield Fault(("guests", i, "nic", "io"), "the guests of an attack have VFs; use io: sriov")
     for i, pf in enumerate(lab.pfs):
-        if pf.name == first and pf.uplink != "none":
+        if pf.uplink != "none":
             yield Fault(("pfs", i, "uplink"), "an attacker's accomplice has the wire; use uplink: none")
 
 
@@ -192,8 +195,6 @@ def refuse_unsupported(lab: Lab) -> None:
     Raises VirtfnError (EOPNOTSUPP) for the first such key: a setting is enforced or refused, never stored and ignored.
     """
     for i, pf in enumerate(lab.pfs):
-        if pf.uplink.startswith(("tap:", "stream:")):
-            _refuse(lab, ("pfs", i, "uplink"), pf.uplink.partition(":")[0] + " uplinks are", "none or pcap:FILE")
         for j, policy in enumerate(pf.sr_iov.vfs if pf.sr_iov else ()):
             key: KeyPath = ("pfs", i, "sr-iov", "vfs", j)
             if policy.link_state != "auto":
@@ -217,8 +218,9 @@ def _refuse_for_linux(lab: Lab) -> None:
         _refuse(lab, ("workload", "kind"), f"{lab.workload.kind} by qemu guests is", " or ".join(LINUX_WORK))
     driven = {guest.nic.pf for guest in lab.guests if guest.vmm == "embedded"}
     for i, pf in enumerate(lab.pfs):
-        if pf.uplink != "none" and pf.name not in driven:
-            _refuse(lab, ("pfs", i, "uplink"), "an uplink to qemu guests alone is", "none")
+        if pf.uplink.startswith("pcap:") and pf.name not in driven:
+            what = "a capture as the uplink of qemu guests alone is"
+            _refuse(lab, ("pfs", i, "uplink"), what, "none, tap:NAME or stream:SOCKET")
 
 
 def _refuse(lab: Lab, key: KeyPath, what: str, instead: str) -> NoReturn:

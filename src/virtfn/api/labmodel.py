@@ -115,7 +115,7 @@ class Pf(_Section):
     uplink: str = Field(
         "none",
         pattern=r"^(none|pcap:.+|tap:[^/\s:]{1,15}|stream:.+)$",
-        description="what the wire leads to: none, pcap:FILE, tap:NAME or stream:SOCKET",
+        description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET or stream:listen:SOCKET",
     )
     sr_iov: SrIov | None = None
 

@@ -92,7 +92,8 @@ class LinuxGuests:
         self._tell = tell
         self._clock = machine.host.clock
         self._vms: list[QemuVm] = []
-        self._pump = Pump(machine.host, [pf.nic for pf in machine.pfs], self._vms)
+        wires = [pf.wire for pf in machine.pfs if pf.wire is not None and pf.live]
+        self._pump = Pump(machine.host, [pf.nic for pf in machine.pfs], self._vms, wires)
 
     def turn(self) -> None:
         """Serve everything once, or rest a little. Raises VirtfnError if a machine has ended."""

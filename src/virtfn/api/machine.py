@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtfn.api.lab import Guest as LabGuest
-from virtfn.api.lab import Lab, VfPolicy
+from virtfn.api.lab import Lab, Pf, VfPolicy
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.drivers import igb
 from virtfn.hw.pci import Location, MsiX, MsiXControl, MsiXEntry
@@ -20,12 +20,13 @@ from virtfn.iovm import lspci
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
 from virtfn.iovm.walk import capability_of
-from virtfn.machine.captures import Frames, read_capture
+from virtfn.machine.captures import Frames
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host, HostBar
 from virtfn.vmm.hostaddresses import HostAddresses
+from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 
 __all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "function_name"]
 
@@ -35,15 +36,26 @@ _GUEST_MAC = 0x00_00_00_00_00_02  # 02:00:00:00:ss:nn, ss the PF, nn from 10h th
 
 @dataclass(slots=True)
 class LabPf:
-    """A PF of the lab, up. wire: frames of its uplink. driven: by our own driver, not by a guest that has it whole."""
+    """A PF of the lab, up. wire: to its uplink. driven: by our own driver, not by a guest that has it whole."""
 
     name: str
     nic: Nic82576
     found: Found
     driver: igb.Igb
     vfs: list[Vf] = field(default_factory=list)
-    wire: Frames | None = None
+    wire: Wire | None = None
     driven: bool = True
+
+    @property
+    def strangers(self) -> Frames | None:
+        """Frames that come from outside, where that is known before."""
+        uplink = self.wire.uplink if self.wire is not None else None
+        return uplink.frames if isinstance(uplink, PcapUplink) else None
+
+    @property
+    def live(self) -> bool:
+        """Whether frames may come from outside at any time."""
+        return self.wire is not None and self.wire.uplink.live
 
 
 @dataclass(slots=True)
@@ -97,6 +109,7 @@ class Machine:
         self.guests: list[LabGuestRun] = []
         self.host.tracer = tracer
         self._cards: list[Nic82576] = []
+        self._wires: list[Wire] = []
 
     def __enter__(self) -> Machine:
         try:
@@ -115,7 +128,6 @@ class Machine:
         """Bring everything up: NICs and their VFs, then the guests."""
         nics = []
         for i, pf in enumerate(self.lab.pfs):
-            wire = read_capture(self._beside(pf.uplink[5:])) if pf.uplink.startswith("pcap:") else None
             card = Card(
                 card_mac(i),
                 total_vfs=pf.total_vfs,
@@ -124,16 +136,16 @@ class Machine:
             )
             nic = Nic82576(self.host, self.host.iommu.iommu, card, self.host.iommu)
             self._cards.append(nic)
-            nic.port.set_wire(wire is not None, pf.link_mbps)
+            nic.port.set_wire(False, pf.link_mbps)
             self.host.root.attach(nic, i)
-            nics.append((nic, wire))
+            nics.append((nic, self._open_wire(nic, pf)))
         self.pcim.scan()
         found = {f.rid: f for f in self.pcim.functions.values()}
         whole = {guest.nic.pf for guest in self.lab.guests if guest.nic.io == "passthrough"}
         for pf, (nic, wire) in zip(self.lab.pfs, nics, strict=True):
             self._watch(nic)
             if pf.name in whole:
-                self.pfs.append(self._leave_pf(pf.name, nic, found[nic.pf_rid]))
+                self.pfs.append(self._leave_pf(pf.name, nic, found[nic.pf_rid], wire))
             else:
                 self.pfs.append(self._start_pf(pf.name, nic, found[nic.pf_rid], pf.total_vfs, wire))
         for lab_guest in self.lab.guests:
@@ -143,10 +155,14 @@ class Machine:
                 progress()
             self._start_guest(lab_guest)
 
-    def _beside(self, name: str) -> Path:
-        return self.lab.folder / name
+    def _open_wire(self, nic: Nic82576, pf: Pf) -> Wire | None:
+        uplink = open_uplink(pf.uplink, self.lab.folder, self.host.clock)
+        if uplink is None:
+            return None
+        self._wires.append(Wire(nic, uplink, pf.link_mbps))
+        return self._wires[-1]
 
-    def _start_pf(self, name: str, nic: Nic82576, found: Found, vfs: int, wire: Frames | None) -> LabPf:
+    def _start_pf(self, name: str, nic: Nic82576, found: Found, vfs: int, wire: Wire | None) -> LabPf:
         self.pcim.enable_function(nic.pf_rid)
         csr = next(bar for bar in found.bars if bar.bar == 0)
         driver = igb.Igb(HostBar(self.host.root, csr.address), self.host.clock)
@@ -156,11 +172,12 @@ class Machine:
         created = self.iovm.create(nic.pf_rid, vfs) if vfs else []
         return LabPf(name, nic, found, driver, created, wire)
 
-    def _leave_pf(self, name: str, nic: Nic82576, found: Found) -> LabPf:
+    def _leave_pf(self, name: str, nic: Nic82576, found: Found, wire: Wire | None) -> LabPf:
         """Leave a PF to the guest that gets it whole: placed, and not driven."""
         self.pcim.enable_function(nic.pf_rid)
         csr = next(bar for bar in found.bars if bar.bar == 0)
-        return LabPf(name, nic, found, igb.Igb(HostBar(self.host.root, csr.address), self.host.clock), driven=False)
+        driver = igb.Igb(HostBar(self.host.root, csr.address), self.host.clock)
+        return LabPf(name, nic, found, driver, wire=wire, driven=False)
 
     def _bind_interrupt(self, nic: Nic82576, found: Found, driver: igb.Igb) -> None:
         """Give the PF's vector for everything but queues a message that calls its driver."""
@@ -267,6 +284,9 @@ class Machine:
         for run in self.guests:
             run.guest.close()
         self.guests.clear()
+        for wire in self._wires:
+            wire.close()
+        self._wires.clear()
         for nic in self._cards:
             nic.close()
         self._cards.clear()

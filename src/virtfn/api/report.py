@@ -25,6 +25,7 @@ __all__ = [
     "Report",
     "SwitchReport",
     "Totals",
+    "UplinkReport",
     "Verdict",
     "render",
     "render_bench",
@@ -40,14 +41,22 @@ class SwitchReport(TypedDict):
     dropped: dict[str, int]
 
 
+class UplinkReport(TypedDict):
+    """A tap or stream uplink. up: whether it was at the end. events: how often it came, went, failed, by name."""
+
+    up: bool
+    events: dict[str, int]
+
+
 class PfReport(TypedDict):
-    """One PF."""
+    """One PF. uplink: of one that leads to others."""
 
     name: str
     model: int
     address: str
     vfs: int
     switch: SwitchReport
+    uplink: NotRequired[UplinkReport]
 
 
 class GuestReport(TypedDict):
@@ -286,6 +295,9 @@ def _facts(report: Report) -> Table:
         switch = pf["switch"]
         words = f"{_count(switch['forwarded'])} forwarded, {_count(switch['flooded'])} flooded"
         facts.add_row("  switch", f"{words}, {_drops(switch['dropped'])}")
+        if uplink := pf.get("uplink"):
+            events = "".join(f", {_count(n)} {name}" for name, n in uplink["events"].items())
+            facts.add_row("  uplink", ("up" if uplink["up"] else "down") + events)
     for g in report["guests"]:
         if any(g["dropped"].values()):
             facts.add_row(f"  {g['name']}", _drops(g["dropped"]))

@@ -131,7 +131,7 @@ class _Run:
                 frames=work.frames_each,
                 capture=frames,
                 rewrite=work.rewrite,
-                uplink=pf.wire,
+                uplink=pf.strangers,
             )
             engine = Engine(
                 machine.host,
@@ -221,10 +221,12 @@ class _Run:
             if self.linux is not None:
                 self.linux.turn()
             else:
-                for group in self.groups:
-                    group.engine.step()
+                moved = [group.engine.step() for group in self.groups]
+                if live and not any(moved):
+                    self.clock.sleep(MS_PS)
 
-        control.keep(step, 0.0) if self.linux is not None else control.keep(step)
+        live = any(group.pf.live for group in self.groups)
+        control.keep(step, 0.0) if self.linux is not None or live else control.keep(step)
 
     def unfinished(self) -> str:
         """Say whose work is not done."""

@@ -1,8 +1,8 @@
 """The engine: lets guests and NIC run until the work is done, and does what the data plane cannot.
 
 breath   guests and port in compiled code, some hundred rounds
-between  interrupts are handled by guests, captured frames written, faults recorded, pollers put to sleep, timers,
-         drivers reset that must be, tails shown that nothing maps
+between  the uplink is served, interrupts are handled by guests, captured frames written, faults recorded, pollers put
+         to sleep, timers, drivers reset that must be, tails shown that nothing maps
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from virtfn.devices.nic82576 import Nic82576
 from virtfn.drivers.igbvf import Igbvf, State
 from virtfn.iomodels.workload import Workload
 from virtfn.kernels.breath import EV_IDLE, PATIENCE, breathe
-from virtfn.kernels.port import wire_in
 from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_TIMER
-from virtfn.machine.captures import Frames
 from virtfn.machine.clock import MS_PS, S_PS, US_PS
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
+from virtfn.vmm.uplink import Wire
 
 __all__ = ["Engine"]
 
@@ -27,12 +26,13 @@ _ROUNDS = 128
 _BUDGET = 64
 _STUCK_PS = 2 * S_PS
 _RETRY_PS = 100 * MS_PS
+_LINGER = 256  # steps without progress of the work, before what comes from outside counts as idleness
 
 
 class Engine:
     """Run the guests of one NIC. guests: in the order of the workload's stations; each has one function of the NIC.
 
-    wire: frames that come in from the uplink. on_capture: called when captured frames wait. on_tick: called often.
+    wire: of the NIC, if it leads anywhere. on_capture: called when captured frames wait. on_tick: called often.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Engine:
         guests: Sequence[Guest],
         workload: Workload,
         *,
-        wire: Frames | None = None,
+        wire: Wire | None = None,
         on_capture: Callable[[], None] | None = None,
         on_tick: Callable[[], None] | None = None,
     ) -> None:
@@ -53,7 +53,8 @@ class Engine:
         self.ping_ps: list[list[int]] = [[] for _ in guests]
         self._asked_at: list[tuple[int, int]] = [(0, 0) for _ in guests]
         self._wire = wire
-        self._wire_next = 0
+        self._progress = (0, 0)
+        self._idle_steps = 0
         self._on_capture = on_capture
         self._on_tick = on_tick
         self._retry_ps = 0
@@ -76,7 +77,10 @@ class Engine:
         moved, events = breathe(nic.port.block.ctypes.data, self.workload.block.ctypes.data, host.now(), rounds, budget)
         for driver in trapping:
             driver.rings.show_tails()
-        moved += self._feed_wire()
+        if self._wire is not None:
+            carried, told = self._wire.serve(budget)
+            moved += carried
+            events |= told
         nic.handle(events)
         if events & EV_FAULT:
             host.iommu.service()
@@ -106,27 +110,6 @@ class Engine:
                     self._retry_ps = self.host.now() + _RETRY_PS
         return done
 
-    def _feed_wire(self) -> int:
-        """Let frames come in from the uplink."""
-        if self._wire is None or self._wire_next >= len(self._wire):
-            return 0
-        frames = self._wire
-        count = min(_BUDGET, len(frames) - self._wire_next)
-        taken, events = wire_in(
-            self.nic.port.block.ctypes.data,
-            self.host.now(),
-            frames.bytes.ctypes.data,
-            frames.offsets,
-            frames.lengths,
-            self._wire_next,
-            count,
-        )
-        self._wire_next += taken
-        self.nic.handle(events)
-        if events & EV_CAPTURE and self._on_capture is not None:
-            self._on_capture()
-        return int(taken)
-
     def _note_pings(self) -> None:
         if self.workload.kind != "ping":
             return
@@ -147,18 +130,32 @@ class Engine:
             if self._on_tick is not None:
                 self._on_tick()
             now = self.host.now()
-            if busy:
+            alone = self._wire is None or not self._wire.uplink.live
+            progresses = alone or self._progresses()
+            if busy and progresses:
                 last = now
                 continue
-            wired = self._wire is None or self._wire_next >= len(self._wire)
-            if self.workload.finished and wired and self._drained():
+            if self.workload.finished and (self._drained() or not (progresses or self._departing)):
                 return True
             if now - last > _STUCK_PS:
-                return False
+                return self.workload.finished and not alone
             self.host.clock.sleep(20 * US_PS if self._timer else MS_PS // 10)
+
+    @property
+    def _departing(self) -> bool:
+        return self._wire is not None and self._wire.departing
+
+    def _progresses(self) -> bool:
+        """Whether the work goes on, or did a moment ago: what comes from outside may keep guests busy for ever."""
+        progress = self.workload.sent, int(self.workload.row["tasks"]["answered"].sum())
+        self._idle_steps = 0 if progress != self._progress else self._idle_steps + 1
+        self._progress = progress
+        return self._idle_steps < _LINGER
 
     def _drained(self) -> bool:
         """Whether no driver waits for anything: all sent frames taken by the device, no one polls."""
+        if self._wire is not None and (self._wire.arriving or self._departing):
+            return False
         if self._timer or int(self.nic.port.nic["port"]["stalled"]):
             return False
         for driver in self._drivers():

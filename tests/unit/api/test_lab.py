@@ -257,8 +257,6 @@ def test_files_that_are_no_labs(tmp_path: Path) -> None:
 
 
 UNSUPPORTED = [
-    ("uplink: none", "uplink: tap:tap0", "lab.yaml:6: pfs[0].uplink: tap uplinks are not supported"),
-    ("uplink: none", "uplink: stream:/run/x.sock", "lab.yaml:6: pfs[0].uplink: stream uplinks are not supported"),
     (
         "state: auto",
         "state: enable",
@@ -335,7 +333,11 @@ def test_a_linux_guest_that_cannot_be(old: str, new: str, expected: str) -> None
 LINUX_UNSUPPORTED = [
     ("kind: pairs", "kind: broadcast", "workload.kind: broadcast by qemu guests is not supported"),
     ("io: direct, vf: 1", "io: split", "split I/O comes with the comparison of the four models"),
-    ("{name: pf1}", "{name: pf1, uplink: 'pcap:x.pcap'}", "pfs[1].uplink: an uplink to qemu guests alone is"),
+    (
+        "{name: pf1}",
+        "{name: pf1, uplink: 'pcap:x.pcap'}",
+        "pfs[1].uplink: a capture as the uplink of qemu guests alone is",
+    ),
 ]
 
 

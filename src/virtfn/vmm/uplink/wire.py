@@ -56,6 +56,11 @@ class Wire:
         """Whether frames are on the wire that the NIC has not taken yet."""
         return self._next < len(self._burst)
 
+    @property
+    def departing(self) -> bool:
+        """Whether frames wait for the uplink, and there is one."""
+        return self._up and self._nic.departures().size > 0
+
     def serve(self, budget: int = 64) -> tuple[int, int]:
         """Carry what can be carried now: all that leaves, up to `budget` frames that arrive.
 
