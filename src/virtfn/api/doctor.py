@@ -1,7 +1,7 @@
 """What this machine can do, and what is missing for the rest.
 
 run        embedded labs: Python, the packages, memory
-qemu       guests that are real virtual machines: QEMU with vfio-user (10.1), quick with KVM
+qemu       guests that are real virtual machines: QEMU with vfio-user, an image to boot; quick with KVM
 hardware   real VFs: an IOMMU and an SR-IOV NIC in this machine
 judges     programs that check virtfn from outside: tshark, tcpdump, lspci
 """
@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -24,12 +22,18 @@ from rich.table import Table
 from rich.text import Text
 
 from virtfn import __version__
+from virtfn.api.image import current_image
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import Qemu, choose_acceleration, find_qemu, kvm_obstacle
+from virtfn.vmm.qemu.image import Image
 
 __all__ = ["Check", "Machine", "examine", "render_doctor"]
 
-QEMU_VERSION = (10, 1)
+_QEMU_REMEDY = (
+    "virtfn image qemu (any Debian, no root), or on Debian 13: apt-get install -t trixie-backports qemu-system-x86"
+)
 MIN_MEMORY_MIB = 1024
-_PACKAGES = ("numba", "numpy", "pydantic", "ruamel.yaml", "rich", "click", "python-pcapng")
+_PACKAGES = ("numba", "numpy", "pydantic", "ruamel.yaml", "rich", "click", "python-pcapng", "qemu.qmp", "pyelftools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +55,26 @@ def _kernels_cached() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where to look: the root of the file system, and how to find and ask programs."""
+    """Where to look: the root of the file system, and how to find programs."""
 
     root: Path = Path("/")
     which: Callable[[str], str | None] = shutil.which
     kernels_cached: Callable[[], bool] = _kernels_cached
 
-    def version_line(self, program: str) -> str:
-        """Return the first line of `program --version`, or empty if it does not answer."""
+    def find_qemu(self) -> tuple[Qemu | None, str]:
+        """Find a QEMU that can do it, or say why there is none."""
         try:
-            done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.SubprocessError):
-            return ""
-        return (done.stdout or done.stderr).partition("\n")[0].strip()
+            return find_qemu(), ""
+        except VirtfnError as error:
+            return None, str(error).partition("\n")[0].rstrip(".")
+
+    def find_image(self) -> tuple[Image | None, str]:
+        """Find the guest image, and say what it is, or that there is none."""
+        try:
+            image = current_image()
+        except VirtfnError:
+            return None, "not made yet"
+        return image, f"Linux {image.version} ({image.kernel.parent})"
 
 
 def examine(machine: Machine | None = None) -> dict[str, object]:
@@ -106,27 +117,32 @@ def _kernel_cache(machine: Machine) -> Check:
 
 
 def _qemu(machine: Machine) -> Iterator[Check]:
-    remedy = "Debian package qemu-system-x86, version 10.1 or newer (Debian 13: from trixie-backports)"
-    path = machine.which("qemu-system-x86_64")
-    line = machine.version_line(path) if path else ""
-    match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", line)
-    if path is None:
-        yield Check("QEMU", "qemu", False, "not installed", remedy)
-    elif match is None:
-        yield Check("QEMU", "qemu", False, f"{path} does not say its version", remedy)
-    elif (int(match[1]), int(match[2])) < QEMU_VERSION:
-        yield Check("QEMU", "qemu", False, f"{match[0].removeprefix('version ')}: no vfio-user client", remedy)
+    qemu, words = machine.find_qemu()
+    if qemu is None:
+        yield Check("QEMU", "qemu", False, words, _QEMU_REMEDY)
     else:
-        yield Check("QEMU", "qemu", True, match[0].removeprefix("version "))
-    kvm = machine.root / "dev/kvm"
-    if not kvm.exists():
-        yield Check(
-            "KVM", "qemu", False, "no /dev/kvm", "enable virtualization in firmware, or load kvm_intel or kvm_amd"
+        yield Check("QEMU", "qemu", True, f"{qemu}, {len(qemu.firmware())} firmware files")
+    image, words = machine.find_image()
+    yield Check("guest image", "qemu", image is not None, words, "" if image else "virtfn image build")
+    yield _kvm(machine, qemu, image)
+
+
+def _kvm(machine: Machine, qemu: Qemu | None, image: Image | None) -> Check:
+    """Tell whether KVM runs guests: by booting one where there is what that takes."""
+    obstacle = kvm_obstacle(machine.root)
+    words, slow = "a virtual machine can be made", "guests run without it, some ten times slower"
+    if not obstacle and qemu is not None and image is not None:
+        choice = choose_acceleration(qemu, image.kernel, root=machine.root)
+        obstacle, words = ("", choice.reason) if choice.kind == "kvm" else (choice.reason, "")
+    if not obstacle:
+        return Check("KVM", "qemu", True, words)
+    if "/dev/kvm:" in obstacle:
+        return Check("KVM", "qemu", False, obstacle, f"add this user to group kvm; {slow}")
+    if obstacle == "no /dev/kvm":
+        return Check(
+            "KVM", "qemu", False, obstacle, f"enable virtualization in firmware, load kvm_intel or kvm_amd; {slow}"
         )
-    elif not os.access(kvm, os.R_OK | os.W_OK):
-        yield Check("KVM", "qemu", False, "/dev/kvm may not be opened", "add this user to group kvm")
-    else:
-        yield Check("KVM", "qemu", True, "/dev/kvm")
+    return Check("KVM", "qemu", False, obstacle, slow)
 
 
 def _hardware(machine: Machine) -> Iterator[Check]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from virtfn import __version__
+from virtfn.cli.image import image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 
@@ -146,6 +147,8 @@ def doctor(json_to: str | None) -> None:
 
 
 cli.add_command(iommu)
+cli.add_command(image)
+cli.add_command(shell)
 
 
 def _lab(file: str | None) -> Lab:

@@ -10,10 +10,29 @@ import pytest
 from virtfn.api.doctor import Machine, examine, render_doctor
 
 
-def program(path: Path, says: str) -> str:
-    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+@pytest.fixture(autouse=True)
+def nothing_of_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for QEMU and image in empty places."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("VIRTFN_QEMU", raising=False)
+
+
+def install_qemu(root: Path, says: str, devices: str = "vfio-user-pci options:") -> None:
+    """Put a program into the PATH that answers as a QEMU does."""
+    path = root / "bin" / "qemu-system-x86_64"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\ncase $* in *-device*) echo '{devices}' ;; *-L*) ;; *) echo '{says}' ;; esac\n")
     path.chmod(0o755)
-    return str(path)
+
+
+def install_image(root: Path) -> None:
+    folder = root / "cache/virtfn/qemu/images/0123"
+    folder.mkdir(parents=True)
+    for name in ("vmlinuz", "initrd.gz"):
+        (folder / name).touch()
+    (folder / "image.json").write_text('{"version": "6.1.0-9-amd64", "packages": []}')
+    (folder.parent / "current").symlink_to("0123")
 
 
 def findings(machine: Machine) -> tuple[dict[str, bool], dict[str, dict[str, object]]]:
@@ -48,15 +67,34 @@ def test_a_bare_machine(tmp_path: Path) -> None:
     ],
 )
 def test_qemu_versions(tmp_path: Path, says: str, ok: bool) -> None:
-    path = program(tmp_path / "qemu", says)
-    can, checks = findings(Machine(tmp_path, which=lambda name: path, kernels_cached=lambda: True))
+    install_qemu(tmp_path, says)
+    install_image(tmp_path)
+    can, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
     assert can["qemu"] is ok
     assert checks["QEMU"]["ok"] is ok
+    assert ok or "virtfn image qemu" in str(checks["QEMU"]["remedy"])
+    assert str(checks["guest image"]["found"]).startswith("Linux 6.1.0-9-amd64")
 
 
-def test_a_program_that_does_not_run(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, which=lambda name: str(tmp_path / "absent"), kernels_cached=lambda: True)
-    assert not findings(machine)[0]["qemu"]
+def test_a_qemu_without_the_device(tmp_path: Path) -> None:
+    install_qemu(tmp_path, "QEMU emulator version 11.0", devices="no such device")
+    _, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
+    assert "built without vfio-user-pci" in str(checks["QEMU"]["found"])
+
+
+def test_an_image_that_is_not_made(tmp_path: Path) -> None:
+    install_qemu(tmp_path, "QEMU emulator version 11.0")
+    can, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
+    assert not can["qemu"]
+    assert checks["guest image"]["remedy"] == "virtfn image build"
+
+
+@pytest.mark.parametrize("facts", ["", "{}", "[]", '{"version": "6.1", "packages": 5}'])
+def test_a_broken_image_counts_as_none(tmp_path: Path, facts: str) -> None:
+    install_image(tmp_path)
+    (tmp_path / "cache/virtfn/qemu/images/0123/image.json").write_text(facts)
+    _, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
+    assert not checks["guest image"]["ok"]
 
 
 def test_a_machine_with_hardware(tmp_path: Path) -> None:
@@ -70,12 +108,9 @@ def test_a_machine_with_hardware(tmp_path: Path) -> None:
         (devices / name / "class").write_text(kind + "\n")
         (devices / name / "sriov_totalvfs").write_text(total + "\n")
     (tmp_path / "sys/kernel/iommu_groups/0").mkdir(parents=True)
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev/kvm").touch()
     can, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
     assert can["hardware"]
     assert checks["SR-IOV NIC"]["found"] == "0000:01:00.0 (8 VFs)"
-    assert checks["KVM"]["ok"]
 
 
 def test_a_broken_numba_is_a_finding(tmp_path: Path) -> None:
@@ -91,5 +126,14 @@ def test_a_broken_numba_is_a_finding(tmp_path: Path) -> None:
 def test_a_kvm_that_may_not_be_opened(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/kvm").touch(mode=0o000)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("flags : fpu vmx\n")
     _, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
-    assert checks["KVM"]["remedy"] == "add this user to group kvm"
+    assert str(checks["KVM"]["remedy"]).startswith("add this user to group kvm")
+
+
+def test_a_processor_without_virtualization(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kvm").touch()
+    _, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
+    assert "neither VT-x nor AMD-V" in str(checks["KVM"]["found"])
