@@ -149,7 +149,7 @@ class VfLife(RuleBasedStateMachine):
             holders = [g for g, guest in enumerate(self.guests) if any(n.function.rid == vf.rid for n in guest.nics)]
             assert holders == ([] if owner is None else [owner])
         assert len(host.remapping.domains) == len(set(self.owners.values()))
-        assert len(host.interrupts._routes) == 1 + 3 * len(self.owners)
+        assert len(host.interrupt_table.entries()) == 1 + 3 * len(self.owners)
 
 
 VfLife.TestCase.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)

@@ -249,7 +249,7 @@ class Stage:
         lengths, offsets = np.array([store.size], np.int64), np.zeros(1, np.int64)
         for _ in range(50):
             self.nic.port.settle()
-            block = self.nic.port.block.ctypes.data
+            block = self.nic.port.address
             taken, events = wire_in(block, self.host.now(), store.ctypes.data, offsets, lengths, 0, 1)
             self.nic.handle(events)
             self.listen()

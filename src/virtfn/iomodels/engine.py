@@ -74,7 +74,7 @@ class Engine:
         drivers = self._drivers()
         trapping = [driver for driver in drivers if driver.rings.traps]
         rounds = 1 if self.workload.kind == "ping" or trapping else rounds
-        moved, events = breathe(nic.port.block.ctypes.data, self.workload.block.ctypes.data, host.now(), rounds, budget)
+        moved, events = breathe(nic.port.address, self.workload.block.ctypes.data, host.now(), rounds, budget)
         for driver in trapping:
             driver.rings.show_tails()
         if self._wire is not None:

@@ -93,7 +93,8 @@ def finish(nic: Row) -> int:
     events = raise_vectors(nic)
     if p.misbehaved:
         events |= EV_MALICIOUS
-    if iommu_at(nic.port.iommu).unit[0].fault_head != iommu_at(nic.port.iommu).unit[0].fault_tail:
+    unit = iommu_at(nic.port.iommu).unit[0]
+    if unit.fault_head != unit.fault_tail or unit.message_head != unit.message_tail:
         events |= EV_FAULT
     if p.device_tlb and device_tlb_at(p.device_tlb).cache[0].unsent:
         events |= EV_PAGE

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from virtfn.devices.nic82576 import Nic82576
 from virtfn.hw.types import Rid
-from virtfn.machine.clock import MS_PS, S_PS
+from virtfn.machine.clock import S_PS, US_PS
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
 from virtfn.vmm.uplink import Wire
@@ -20,8 +20,9 @@ from virtfn.vmm.uplink import Wire
 __all__ = ["Pump", "Served"]
 
 _BUDGET = 64
-_PATIENCE_PS = 2 * MS_PS  # of turns without rest after the last that found something
-_REST_S = 0.0005
+_PATIENCE_PS = 300 * US_PS  # of turns without rest after the last that found something
+_BULK = 8  # frames in a turn that say: throughput matters, not the next frame's latency
+_BULK_REST_S, _REST_S = 0.00015, 0.0005
 
 
 class Served(Protocol):
@@ -60,12 +61,22 @@ class Pump:
         return done
 
     def __call__(self) -> None:
-        """Take a turn, or rest until a message comes or half a millisecond is over: a tick for whoever waits."""
-        if self.turn() or self._host.now() - self._last < _PATIENCE_PS:
-            return
+        """Take a turn, and rest until a message comes or a time is over: a tick for whoever waits.
+
+        After a few frames the next ones are looked for at once. After many there is a rest, for more to come together:
+        the guests need the processor to make them.
+        """
+        before = self.moved
+        done = self.turn()
+        if self.moved - before >= _BULK:
+            self._rest(_BULK_REST_S)
+        elif not done and self._host.now() - self._last >= _PATIENCE_PS:
+            self._rest(_REST_S)
+
+    def _rest(self, seconds: float) -> None:
         sources = [served.server.fileno() for vm in self._vms for served in vm.functions.values()]
         sources += [wire.fileno() for wire in self._wires if wire.fileno() >= 0]
         if sources:
-            select.select(sources, [], [], _REST_S)
+            select.select(sources, [], [], seconds)
         else:
-            self._host.clock.sleep(int(_REST_S * S_PS))
+            self._host.clock.sleep(int(seconds * S_PS))

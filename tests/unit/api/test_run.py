@@ -200,9 +200,7 @@ def test_the_machine_comes_down_in_order():
         assert all(not run.guest.nics for run in machine.guests)
         assert machine.iovm.inventory() == []
         assert not machine.host.remapping.domains
-        assert {route.rid for route in machine.host.interrupts._routes.values()} == {
-            pf.nic.pf_rid for pf in machine.pfs
-        }
+        assert {rid for _, rid, _ in machine.host.interrupt_table.entries()} == {pf.nic.pf_rid for pf in machine.pfs}
 
 
 @pytest.mark.parametrize("links", [0, 10, 100, 1000])

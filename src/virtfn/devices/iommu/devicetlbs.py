@@ -72,6 +72,8 @@ class DeviceTlbs:
 
     def serve(self) -> None:
         """Let those answer who owe an answer."""
+        if not self._outstanding:
+            return
         for rid in {one.rid for one in self._outstanding.values()}:
             if rid in self.targets:
                 self.targets[rid].serve()

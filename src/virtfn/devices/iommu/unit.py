@@ -44,7 +44,7 @@ from virtfn.hw.vtd.regs import (
 )
 from virtfn.hw.vtd.tables import FaultReason, Request, Translation
 from virtfn.kernels.dma import dma_copy_in, dma_copy_out
-from virtfn.kernels.iommu import FAULT_SLOTS, Iommu, new_iommu
+from virtfn.kernels.iommu import FAULT_SLOTS, UNIT, Iommu, new_iommu
 from virtfn.kernels.iotlb import invalidate_contexts
 from virtfn.machine.clock import S_PS
 from virtfn.machine.memory import HostMemory
@@ -56,6 +56,10 @@ __all__ = ["IommuUnit"]
 FAULT_HISTORY = 1024
 DEVICE_TLB_TIMEOUT_PS = 60 * S_PS
 """How long a device may take to answer an invalidation; the least that Address Translation Services allow."""
+_WORDS = UNIT.names or ()
+_MESSAGE_HEAD, _MESSAGE_TAIL = _WORDS.index("message_head"), _WORDS.index("message_tail")
+_FAULT_HEAD, _FAULT_TAIL = _WORDS.index("fault_head"), _WORDS.index("fault_tail")
+_FAULTS_LOST = _WORDS.index("faults_lost")
 COUNTERS = (
     "iotlb_hits",
     "iotlb_misses",
@@ -107,6 +111,8 @@ class IommuUnit(Handlers):
         kinds = 1 | able.DT << Translation.DEVICE_TLB | able.PT << Translation.PASS_THROUGH
         large = CAPABILITIES.SSLPS
         self.iommu: Iommu = new_iommu(memory.base, memory.size, iotlb_entries, CAPABILITIES.SAGAW, large, kinds)
+        # For a look that costs next to nothing: whoever moves frames asks for service all the time.
+        self._words = self.iommu.unit.view(np.int64).data
         self._memory = memory
         self._history: deque[Fault] = deque(maxlen=FAULT_HISTORY)
         self.on_fault: Callable[[Fault], None] | None = None
@@ -188,8 +194,16 @@ class IommuUnit(Handlers):
 
     def service(self) -> None:
         """Send the messages that kernels met, record the faults, let device TLBs answer, and give up on late ones."""
+        words = self._words
+        if words[_MESSAGE_HEAD] < words[_MESSAGE_TAIL]:
+            self.interrupts.send_written()
+        if words[_FAULT_HEAD] < words[_FAULT_TAIL] or words[_FAULTS_LOST] != self._lost_seen:
+            self._record()
+        self._device_tlbs.serve()
+        self._queue.expire()
+
+    def _record(self) -> None:
         unit = self.iommu.unit[0]
-        self.interrupts.send_written()
         # Taken before it is told: whoever is told may come back here.
         while unit["fault_head"] < unit["fault_tail"]:
             row = self.iommu.faults[int(unit["fault_head"]) % FAULT_SLOTS]
@@ -205,8 +219,6 @@ class IommuUnit(Handlers):
         if lost:
             self._lost_seen += lost
             self._recording.overflow(lost)
-        self._device_tlbs.serve()
-        self._queue.expire()
 
     def faults(self) -> list[Fault]:
         """List the latest faults, oldest first, whether or not software has read and cleared their records."""

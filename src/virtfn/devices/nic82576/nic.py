@@ -156,7 +156,7 @@ class Nic82576:
     def _fire(self) -> None:
         port = self.port.nic["port"]
         if int(port["pending"]) & int(port["eims"]) or port["fired"]:
-            self.handle(fire_vectors(self.port.block.ctypes.data, self._host.now()))
+            self.handle(fire_vectors(self.port.address, self._host.now()))
 
     def _bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
         place = self.endpoint.find(rid)
@@ -275,7 +275,7 @@ class Nic82576:
         """
         self.port.settle()
         self.port.tick()
-        frames, events = serve_port(self.port.block.ctypes.data, self._host.now(), budget)
+        frames, events = serve_port(self.port.address, self._host.now(), budget)
         self.handle(events)
         return frames, events
 
@@ -333,7 +333,7 @@ class Nic82576:
         offsets, lengths: in bytes, without frame check sequence. Returns (frames taken, events).
         """
         self.port.settle()
-        block, now = self.port.block.ctypes.data, self._host.now()
+        block, now = self.port.address, self._host.now()
         taken, events = wire_in(block, now, store.ctypes.data, offsets, lengths, first, count)
         self.handle(events)
         return int(taken), events

@@ -53,6 +53,7 @@ class Port(Handlers):
         self._link_seen = 0
         self._pooled = False
         self.block = new_nic(iommu)
+        self.address = int(self.block.ctypes.data)
         self.nic: np.void = self.block[0]
         self.registers = PortRegisters()
         self.interrupts = Interrupts(self.registers, self.nic, send)
