@@ -75,7 +75,8 @@ class Pump:
 
     def _rest(self, seconds: float) -> None:
         sources = [served.server.fileno() for vm in self._vms for served in vm.functions.values()]
-        sources += [wire.fileno() for wire in self._wires if wire.fileno() >= 0]
+        sources += [wire.fileno() for wire in self._wires]
+        sources = [fd for fd in sources if fd >= 0]  # a server is closed while its function is torn out
         if sources:
             select.select(sources, [], [], seconds)
         else:

@@ -67,8 +67,8 @@ class Server:
         self.close()
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when `serve` has something to do; it stays the same."""
-        return self._epoll.fileno()
+        """Return a descriptor that is readable when `serve` has something to do; it stays the same. -1: closed."""
+        return -1 if self._epoll.closed else self._epoll.fileno()
 
     @property
     def client(self) -> Client | None:
