@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from virtfn.api.image import Platform
@@ -224,8 +224,13 @@ class LinuxGuests:
     def close(self) -> None:
         """End the machines, whatever state they are in."""
         with ExitStack() as stack:
-            while self._vms:
-                stack.callback(self._vms.pop(0).close)
+            for vm in self._vms:
+                stack.callback(vm.close)
+            for vm in self._vms:
+                # A processor that waits for an answer about a register holds QEMU up; at rest it waits for nothing.
+                with suppress(VirtfnError):
+                    vm.guest.pause(tick=self._pump)
+        self._vms.clear()
         self.guests.clear()
 
 

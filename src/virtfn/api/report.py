@@ -280,7 +280,7 @@ def _linux(guests: list[GuestReport]) -> list[RenderableType]:
                 f"{g['boot_s']:.1f} s",
                 f"{g['ping_ms']:.2f} ms" if "ping_ms" in g else "-",
                 f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",
-                f"{g['exits_per_frame']:.2f}",
+                "-" if "self_test" in g else f"{g['exits_per_frame']:.2f}",
             )
     tests = [Text(f"{g['name']}: self-test of the card {g['self_test']}") for g in guests if "self_test" in g]
     return [table, *tests, Text("")] if table.rows else []
