@@ -2,9 +2,9 @@
 
     python benchmarks/guests.py [ROUNDS] [--seconds S] [--only NAME ...] [--json FILE]
 
-Each pair boots the same kernel and image; rounds alternate between the pairs, so that all see the same machine. Medians,
-and the spread. QEMU's cards are joined by its stream and dgram networks. Processor time is that of both QEMUs and, for
-this card, of the process that serves it.
+Each pair boots the same kernel and image; rounds alternate between the pairs, so that all see the same machine.
+Medians, and the spread. QEMU's cards are joined by its stream and dgram networks. Processor time is that of both QEMUs
+and, for this card, of the process that serves it.
 """
 
 from __future__ import annotations

@@ -170,9 +170,9 @@ class Tables:
 
     def collect(self, root: int, irta: int) -> None:
         """Keep every page that the unit could read on its way to a mapping or an interrupt."""
-        for root in self.page(root)[::2]:
-            if root & 1:
-                context = self.page(root & ADDRESS)
+        for bus in self.page(root)[::2]:
+            if bus & 1:
+                context = self.page(bus & ADDRESS)
                 for low, high in zip(context[::2], context[1::2], strict=True):
                     if low & 1 and low >> 2 & 3 != 2:
                         self._second_stage(low & ADDRESS, (high & 7) + 2)

@@ -3,8 +3,8 @@
     000-03f  virtual, as for a VF; memory BARs only
     040-fff  the PF's own capabilities, passed through; but for those in HIDDEN, which are not in the list
 
-Hidden is what makes more functions of one or reaches beyond it (SR-IOV, ARI, ATS, page requests), and MSI, whose message
-would have to be the host's: MSI-X serves, and its table is virtual.
+Hidden is what makes more functions of one or reaches beyond it (SR-IOV, ARI, ATS, page requests), and MSI, whose
+message would have to be the host's: MSI-X serves, and its table is virtual.
 """
 
 from __future__ import annotations
