@@ -18,6 +18,9 @@ class Nothing(VfioUserDevice):
     def regions(self):
         return {}
 
+    def irqs(self):
+        return {}
+
     def region_read(self, region, offset, count):
         return bytes(count)
 
