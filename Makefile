@@ -16,8 +16,9 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	tools/judges.sh
 	$(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow and not guest"
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m guest
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -1,0 +1,135 @@
+"""Functions and guests that come, go and die, while two other guests talk and must not notice."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from guest.bed import LinuxBed, address, guest_mac
+from virtfn.hw.types import format_mac
+from virtfn.iovm.iovm import VfState
+from virtfn.vmm.qemu.folder import runtime_folder
+
+pytestmark = pytest.mark.guest
+
+SERVER = Path(__file__).with_name("lone_server.py")
+
+
+@pytest.fixture(scope="module")
+def trio(qemu, image, logs):
+    with LinuxBed(qemu, image, logs, guests=3, memory_mib=192) as bed:
+        for n in range(3):
+            bed.up(n)
+        yield bed
+        bed.check()
+
+
+@contextmanager
+def undisturbed(bed: LinuxBed):
+    """Guest 0 floods guest 1 with pings while the block runs, and every one is answered."""
+    job = bed.start(0, f"ping -f -q {address(1)} >/tmp/flood & echo $! >/tmp/flood.pid; wait")
+    bed.pause(300)
+    try:
+        yield
+    finally:
+        bed.run(0, "kill -INT $(cat /tmp/flood.pid)")
+        bed.finish(0, job)
+    said = bed.run(0, "cat /tmp/flood")
+    sent, received = map(int, re.search(r"(\d+) packets transmitted, (\d+) received", said).groups())
+    assert sent > 20, said
+    assert sent - received <= 1, said  # the last may be on its way when ping ends
+
+
+def comes_back(bed: LinuxBed, n: int) -> None:
+    bed.until(lambda: bed.attempt(n, "test -e /sys/class/net/eth0").status == 0, f"eth0 at vm{n}")
+    bed.up(n)
+    assert bed.reaches(n, address(0))
+
+
+def test_hot_remove_and_hot_add_under_traffic(trio: LinuxBed):
+    vf, vm = trio.vfs[2], trio.vms[2]
+    with undisturbed(trio):
+        for _ in range(5):
+            trio.iovm.take_back(vf)
+            assert vf.state is VfState.FREE
+            assert trio.attempt(2, "lspci -n | grep 8086:10ca; test -e /sys/class/net/eth0").status != 0
+            trio.iovm.assign(vf, vm, mac=guest_mac(2))
+            comes_back(trio, 2)
+            assert trio.mac(2) == format_mac(guest_mac(2))
+    assert vf.assignments == 6
+
+
+def test_a_function_that_is_torn_out_by_surprise(trio: LinuxBed):
+    vf, vm = trio.vfs[2], trio.vms[2]
+    with undisturbed(trio):
+        trio.iovm.take_back(vf, surprise=True)
+        trio.until(lambda: trio.attempt(2, "test -e /sys/class/net/eth0").status != 0, "the end of eth0")
+        trio.iovm.assign(vf, vm, mac=guest_mac(2))
+        comes_back(trio, 2)
+
+
+def test_a_killed_guests_vf_goes_to_the_next(trio: LinuxBed):
+    vf, dead = trio.vfs[2], trio.vms[2]
+    with undisturbed(trio):
+        os.kill(dead.guest.pid, signal.SIGKILL)
+        trio.until(lambda: not dead.guest.running, "the end of QEMU")
+        trio.until(lambda: not dead.functions[vf.rid].connected_now, "the end of its connection")
+        trio.iovm.take_back(vf)
+        trio.drop_guest(dead)
+        assert vf.state is VfState.FREE
+        heir = trio.add_guest("heir")
+        trio.iovm.assign(vf, heir, mac=guest_mac(2))
+        trio.boot(heir)
+        comes_back(trio, 2)
+    assert not trio.host.iommu.faults()
+
+
+def test_a_server_that_hangs_up_leaves_a_word_and_a_guest_that_goes_on(trio: LinuxBed):
+    vf, vm = trio.vfs[2], trio.vms[2]
+    with undisturbed(trio):
+        vm.functions[vf.rid].server.close()
+        trio.attempt(2, "ping -c 1 -W 1 " + address(0))
+        trio.until(lambda: "EOF" in vm.guest.errors or "Broken pipe" in vm.guest.errors, "a word of QEMU's")
+        assert vm.guest.running
+        assert trio.run(2, "uname -s").strip() == "Linux"
+        trio.iovm.take_back(vf, surprise=True)
+        trio.iovm.assign(vf, vm, mac=guest_mac(2))
+        comes_back(trio, 2)
+
+
+def test_nothing_is_left_of_a_server_that_is_killed(qemu, image, logs):
+    """QEMU does not connect again, so it must not stay behind: the kernel ends it with its server."""
+    argv = [sys.executable, str(SERVER), str(image.kernel), str(image.initrd), str(logs)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            said = server.stdout.readline().split()
+            assert said[:1] == ["serving"], said
+            pid, folder = int(said[1]), Path(said[2])
+            assert folder.is_dir()
+            assert runs(pid)
+        finally:
+            server.kill()
+    deadline = time.monotonic() + 10
+    while runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(pid)
+    with LinuxBed(qemu, image, logs, guests=0) as bed:
+        bed.add_guest("next")
+        assert not folder.exists(), "the next start sweeps what a killed server left"
+        assert len(list(runtime_folder().iterdir())) >= 1
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
