@@ -53,9 +53,11 @@ class Host:
         )
         self.root = RootComplex(slots)
         self.remapping = VtdDriver(self.iommu, self.memory, clock)
+        self.faults_read = 0
         self.interrupt_table: InterruptTable | None = None
         if remapping:
-            self.remapping.start()
+            destination, vector = self.interrupts.allocate(self._take_faults)
+            self.remapping.start((APIC_BASE | destination << 12, vector))
             self.interrupt_table = InterruptTable(self.memory, self.remapping)
             self.remapping.start_interrupts(self.interrupt_table.address, ENTRIES)
         self._vectors: dict[tuple[int, int], tuple[int, int]] = {}
@@ -107,6 +109,10 @@ class Host:
         else:
             self.interrupt_table.free(address)
             self.interrupts.free(*self._vectors.pop((address, message)))
+
+    def _take_faults(self) -> None:
+        """Read what the unit has recorded, and make room for more."""
+        self.faults_read += len(self.remapping.take_faults())
 
     def _serve_pages(self) -> None:
         self.remapping.serve_pages()

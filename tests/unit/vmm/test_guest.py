@@ -196,3 +196,12 @@ def test_a_host_bar_is_32_bits_wide_and_nothing_is_mapped():
         assert bar.read(0x5004) == 0x600
         assert bar.direct(0x2818) is None
         assert HostBar(bed.machine.host.root, 0x10).read(0) == 0xFFFFFFFF
+
+
+def test_faults_are_told_by_interrupt_and_their_records_are_freed():
+    with Bed() as bed:
+        host = bed.machine.host
+        for k in range(20):
+            assert host.dma_read(bed.vf(0).rid, Iova((1 << 40) + 4096 * k), 4) is None
+        assert host.faults_read == 20
+        assert host.iommu.stats()["faults_lost"] == 0
