@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from virtfn.api.image import current_image, make_image
+from virtfn.api.lab import load_lab
+from virtfn.api.report import verdict
+from virtfn.api.run import run_lab
 from virtfn.machine.captures import read_capture
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Qemu
@@ -21,6 +24,7 @@ from virtfn.vmm.qemu import Qemu
 pytestmark = pytest.mark.slow
 
 VIRTFN = [sys.executable, "-c", "from virtfn.cli.main import main; main()"]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "linux-vms.yaml"
 MIXED = """\
 name: mixed
 pfs:
@@ -60,6 +64,13 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert left == []
 
 
+def test_the_example_runs() -> None:
+    report = run_lab(load_lab(EXAMPLE))
+    judged = verdict(report)
+    assert judged.passed, judged.words
+    assert all(guest["iperf_mbps"] > 1 for guest in report["guests"])
+
+
 def test_linux_guests_beside_embedded_ones(tmp_path: Path, runtime: Path) -> None:
     (tmp_path / "lab.yaml").write_text(MIXED)
     files = {name: str(tmp_path / name) for name in ("report.json", "seen.pcapng", "trace")}
@@ -93,9 +104,8 @@ def test_linux_guests_beside_embedded_ones(tmp_path: Path, runtime: Path) -> Non
 
 
 def test_a_kept_lab_has_shells_and_ends_with_a_guest_that_panics(tmp_path: Path, runtime: Path) -> None:
-    lab = Path(__file__).parents[2] / "examples" / "linux-vms.yaml"
     with subprocess.Popen(
-        [*VIRTFN, "run", str(lab), "--keep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*VIRTFN, "run", str(EXAMPLE), "--keep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         try:
             assert run.stderr is not None
@@ -122,8 +132,7 @@ def test_a_kept_lab_has_shells_and_ends_with_a_guest_that_panics(tmp_path: Path,
 
 
 def test_ctrl_c_while_guests_boot_leaves_nothing(runtime: Path) -> None:
-    lab = Path(__file__).parents[2] / "examples" / "linux-vms.yaml"
-    with subprocess.Popen([*VIRTFN, "run", str(lab)], stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen([*VIRTFN, "run", str(EXAMPLE)], stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         assert any(line.startswith("booting") for line in run.stderr)
         children = Path(f"/proc/{run.pid}/task").glob("*/children")
