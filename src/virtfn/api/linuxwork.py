@@ -96,7 +96,7 @@ class LinuxWork:
             self._ping(ways)
         if self._work.kind != "ping":
             for ways in self._ways(at_once=self._work.kind == "fan-in"):
-                self._iperf(ways)
+                self._iperf([(a, b) for a, b in ways if not self._found[a].failure])
         self._test_alone()
         for guest, found, link in zip(self._guests, self._found, self._links(), strict=True):
             exits, frames = found.before

@@ -164,6 +164,7 @@ def test_a_ping_that_fails_fails_the_run_in_the_guests_words() -> None:
     judged = verdict(report_of(work))
     assert not judged.passed
     assert judged.words == "g1: ping g0: ping: connect: Network is unreachable"
+    assert talks(answers, "iperf3 -J") == [[("g0", "g1")]]  # the other has failed already
 
 
 def test_an_iperf3_that_fails_fails_the_run() -> None:
