@@ -102,7 +102,7 @@ class ServedFunction(VfioUserDevice):
         self._files = files
         self._bars = {bar: size for bar, (size, _) in size_bars(config).items()}
         self._client: Client | None = None
-        self._hidden = True
+        self._hidden, self._masters = True, False
         self._placed: dict[int, tuple[tuple[int, int], list[tuple[int, int]]]] = {}
         self.interrupts = 0
         self.mapped_bytes = 0
@@ -171,6 +171,7 @@ class ServedFunction(VfioUserDevice):
             done += size
             if region == RegionIndex.CONFIG:
                 self.function.config.write(at, size, value)
+                self._follow_command()
             else:
                 self.function.write(region, at, value, size)
 
@@ -188,6 +189,7 @@ class ServedFunction(VfioUserDevice):
             control = self._config.read(at + Pcie.DEVCTL.offset, 2)
             self._config.write(at + Pcie.DEVCTL.offset, 2, control | DevCtl.FLR.mask)
             self.function.follow_reset()
+        self._follow_command()
 
     def connected(self, client: Client) -> None:
         """Take note of the virtual machine."""
@@ -243,15 +245,17 @@ class ServedFunction(VfioUserDevice):
         self._host.free_message(address, message)
 
     def _send(self, address: int, message: int) -> None:
+        if not self._masters:
+            self._follow_command()  # a write that is being done now may have let it
         # What is no interrupt of the guest's would be a write to its memory past the IOMMU.
-        if self._client is None or not INTERRUPT_RANGE <= address < INTERRUPT_RANGE_END or not self._bus_master:
+        if self._client is None or not INTERRUPT_RANGE <= address < INTERRUPT_RANGE_END or not self._masters:
             return
         self.interrupts += 1
         self._client.dma_write(address, message.to_bytes(4, "little"))
 
-    @property
-    def _bus_master(self) -> bool:
-        return bool(Command(self._config.read(Type0.COMMAND.offset, 2)).BME)
+    def _follow_command(self) -> None:
+        """Note whether the function masters the bus: QEMU writes a message only then, and each has to ask."""
+        self._masters = bool(Command(self._config.read(Type0.COMMAND.offset, 2)).BME)
 
 
 def _around_interrupts(iova: int, size: int) -> list[tuple[int, int]]:
