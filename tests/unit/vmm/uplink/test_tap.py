@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
-import subprocess
 import time
 
 import dpkt
 import pytest
 
 from unit.bed import Bed, send, take
+from unit.vmm.uplink.outside import PATIENCE_S, ip, own_network
 from virtfn.machine.clock import S_PS, VirtualClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.uplink import TapUplink, Wire
 
-_CLONE_NEWNET = 0x40000000
-_PATIENCE_S = 5.0
 LINUX, GUEST = "10.77.0.1", "10.77.0.2"
-
-
-def needs_root_and_tun() -> str:
-    if os.geteuid() != 0:
-        return "needs root, for a network namespace of its own"
-    return "" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "needs /dev/net/tun"
 
 
 @pytest.fixture(autouse=True)
 def namespace():
-    """A network of this test's own, in which it may do what it likes."""
-    if why := needs_root_and_tun():
-        pytest.skip(f"not run: {why}")
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    if libc.unshare(_CLONE_NEWNET):
-        os.close(home)
-        pytest.skip("not run: network namespaces are not allowed here")
-    try:
+    with own_network():
         yield
-    finally:
-        assert libc.setns(home, _CLONE_NEWNET) == 0
-        os.close(home)
-
-
-def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 class Line:
@@ -65,7 +41,7 @@ class Line:
 
     def hear(self, wanted, n: int = 0) -> dpkt.ethernet.Ethernet:
         """Wait for a frame that guest `n` wants; Linux sends others, too."""
-        end = time.monotonic() + _PATIENCE_S
+        end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             self.turn()
             for body in take(self.bed.driver(n)):
