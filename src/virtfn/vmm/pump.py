@@ -21,8 +21,9 @@ __all__ = ["Pump", "Served"]
 
 _BUDGET = 64
 _PATIENCE_PS = 300 * US_PS  # of turns without rest after the last that found something
-_BULK = 8  # frames in a turn that say: throughput matters, not the next frame's latency
-_BULK_REST_S, _REST_S = 0.00015, 0.0005
+_BULK = 8  # frames in a turn that say: for a while throughput matters, not the next frame's latency
+_BULK_PS, _GATHER_PS = 5000 * US_PS, 200 * US_PS
+_REST_S = 0.0005
 
 
 class Served(Protocol):
@@ -44,7 +45,7 @@ class Pump:
         self._nics = nics
         self._vms = vms
         self._wires = wires
-        self._last = 0
+        self._last = self._bulk_until = 0
         self.moved = 0
 
     def turn(self) -> int:
@@ -63,21 +64,32 @@ class Pump:
     def __call__(self) -> None:
         """Take a turn, and rest until a message comes or a time is over: a tick for whoever waits.
 
-        After a few frames the next ones are looked for at once. After many there is a rest, for more to come together:
+        After a few frames the next ones are looked for at once. After many there are rests, for more to come together:
         the guests need the processor to make them.
         """
         before = self.moved
         done = self.turn()
+        now = self._host.now()
         if self.moved - before >= _BULK:
-            self._rest(_BULK_REST_S)
-        elif not done and self._host.now() - self._last >= _PATIENCE_PS:
-            self._rest(_REST_S)
+            self._bulk_until = now + _BULK_PS
+        if now < self._bulk_until:
+            self._gather()
+        elif not done and now - self._last >= _PATIENCE_PS:
+            self._wait(_REST_S)
 
-    def _rest(self, seconds: float) -> None:
+    def _gather(self) -> None:
+        """Let frames come together for a while; messages are answered as they come, a processor waits for each."""
+        until = self._host.now() + _GATHER_PS
+        while (left := until - self._host.now()) > 0 and self._wait(left / S_PS):
+            for vm in self._vms:
+                vm.serve()
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait until something comes, or a time is over; tell whether something came."""
         sources = [served.server.fileno() for vm in self._vms for served in vm.functions.values()]
         sources += [wire.fileno() for wire in self._wires]
-        sources = [fd for fd in sources if fd >= 0]  # a server is closed while its function is torn out
-        if sources:
-            select.select(sources, [], [], seconds)
-        else:
-            self._host.clock.sleep(int(seconds * S_PS))
+        waiting = [source for source in sources if source >= 0]
+        if waiting:
+            return bool(select.select(waiting, [], [], seconds)[0])
+        self._host.clock.sleep(int(seconds * S_PS))
+        return False
