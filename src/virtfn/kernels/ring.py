@@ -74,7 +74,8 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     if r.head >= r.size:
         r.head = 0
     tail = load32_acquire(regs + TAIL) & 0xFFFF
-    if tail < r.size:
+    # A receive tail one past the end hands the whole ring over, without a gap: drivers of firmware start so.
+    if tail < r.size or (receive and tail == r.size):
         r.tail = tail
         r.bad_tail = 0
         return True

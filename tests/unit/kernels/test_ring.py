@@ -107,6 +107,15 @@ def test_a_stopped_queue_may_say_anything(b: Bench) -> None:
     assert b.port["misbehaved"] == 0
 
 
+def test_a_receive_tail_one_past_the_end_hands_over_the_whole_ring(b: Bench) -> None:
+    size = int(b.regs[0, 0, LENGTH]) // 16
+    for receive, owned in ((True, size), (False, 0)):
+        b.regs[0 if receive else 1, 0, TAIL] = size
+        latch_at(b.address, 0, 1, receive)
+        row = b.nic["rx" if receive else "tx"][0]
+        assert row["tail"] - row["head"] == owned
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     words=st.lists(st.integers(0, 0xFFFFFFFF), min_size=16, max_size=16),
@@ -126,7 +135,7 @@ def test_any_registers_are_safe(bench: Bench, words: list[int], length: int, on:
     size = int(row["size"])
     assert size == (length & 0xFFF80) // 16
     assert 0 <= row["head"] < max(size, 1)
-    assert 0 <= row["tail"] < max(size, 1)
+    assert 0 <= row["tail"] < max(size + receive, 1)
     assert 0 <= publish_at(bench.address, 0, receive) < max(size, 1)
     assert row["base"] % 128 == 0
 
