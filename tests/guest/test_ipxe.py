@@ -24,6 +24,7 @@ lease_file /tmp/leases
 """
 # iPXE takes a kernel's command line for commands of its own; the first, which is meant for Linux, is none.
 COMMANDS = "|| dhcp net0 && ifstat net0 && echo leased ${net0/ip} && sleep 60"
+SERIAL_SCREEN = ("-machine", "graphics=off")  # then the firmware's screen is the serial port
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,6 @@ def test_ipxe_gets_an_address_over_a_vf(qemu, image, logs, ipxe):
     with LinuxBed(qemu, image, logs, guests=1, vfs=2) as bed:
         bed.up(0)
         bed.run(0, f"printf '{SERVER}' >/tmp/udhcpd.conf && touch /tmp/leases && udhcpd /tmp/udhcpd.conf")
-        # Without graphics, the firmware's screen is the serial port.
         made = bed.add_guest(
             "ipxe",
             lambda m: replace(
