@@ -1,10 +1,11 @@
 #!/bin/sh
-# Install the programs that judge virtfn from outside, where this machine lets us: pciutils, tshark, tcpdump.
+# Install the programs that judge virtfn from outside, where this machine lets us: pciutils, tshark, tcpdump, passt.
 # Tests that need one which is missing say 'not run'. Never fails.
 missing=""
 command -v lspci >/dev/null || missing="$missing pciutils"
 command -v tshark >/dev/null || missing="$missing tshark"
 command -v tcpdump >/dev/null || missing="$missing tcpdump"
+command -v passt >/dev/null || missing="$missing passt"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive

@@ -134,8 +134,8 @@ class LinuxBed:
             for vm in self.vms:
                 vm.close()
         finally:
-            for wire in self.wires:
-                wire.close()
+            while self.wires:
+                self.wires.pop().close()
             self._stack.close()
 
     # Guests.

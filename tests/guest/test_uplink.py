@@ -1,0 +1,97 @@
+"""Linux guests reach the outside: through passt without root, through a tap the host's own network stack."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from guest.bed import LinuxBed
+from unit.vmm.uplink.outside import ADDRESS, GATEWAY, ip, own_network, run_passt
+from virtfn.vmm.qemu import Watch
+from virtfn.vmm.uplink import StreamUplink, TapUplink, Uplink, Wire
+
+pytestmark = pytest.mark.guest
+
+_SERVER = """\
+import functools, http.server, sys
+Handler = http.server.SimpleHTTPRequestHandler
+server = http.server.HTTPServer(("", 0), functools.partial(Handler, directory=sys.argv[1]))
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+_LEASE = """\
+printf '#!/bin/sh
+[ "$1" = bound ] && ip addr add $ip/$mask dev $interface && ip route add default via $router
+exit 0' > /tmp/lease && chmod +x /tmp/lease && ip link set eth0 up && udhcpc -i eth0 -n -q -f -t 10 -s /tmp/lease
+"""
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[int]:
+    """Serve a page and a few megabytes on this machine. Yields the port."""
+    (folder / "page").write_bytes(random.Random(4).randbytes(1000))
+    (folder / "megabytes").write_bytes(random.Random(5).randbytes(8 << 20))
+    words = [sys.executable, "-c", _SERVER, str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def lead(bed: LinuxBed, uplink: Uplink) -> None:
+    """Let the wire of the bed's NIC lead to an uplink; the bed closes both."""
+    bed.wires.append(Wire(bed.nic, uplink))
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def test_a_guest_gets_an_address_and_a_page_from_outside(qemu, image, logs, tmp_path):
+    with serve(tmp_path) as port, run_passt() as path, LinuxBed(qemu, image, logs, guests=1) as bed:
+        lead(bed, StreamUplink(path, bed.host.clock))
+        said = bed.run(0, _LEASE)
+        assert f"lease of {ADDRESS} obtained from {GATEWAY}" in said
+        # passt leads connections to its gateway's address to this machine's loopback.
+        assert md5(tmp_path / "page") in bed.run(0, f"wget -q -O - http://{GATEWAY}:{port}/page | md5sum")
+        assert bed.wires[0].uplink.counts == {"connected": 1}
+        bed.check()
+
+
+def test_the_link_of_a_guest_is_that_of_its_uplink(qemu, image, logs, tmp_path):
+    with LinuxBed(qemu, image, logs, guests=1) as bed:
+        lead(bed, StreamUplink(tmp_path / "wire", bed.host.clock, listening=True))
+        bed.run(0, "ip link set eth0 up")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.connect(str(tmp_path / "wire"))
+            bed.until(lambda: bed.carrier(0), "a link")
+        bed.until(lambda: not bed.carrier(0), "no link")
+
+
+def test_linux_and_its_guest_ping_each_other_through_a_tap(qemu, image, logs, tmp_path):
+    with own_network(), LinuxBed(qemu, image, logs, guests=1) as bed:
+        lead(bed, TapUplink("tap7", bed.host.clock))
+        ip("address", "add", "10.77.0.100/24", "dev", "tap7")
+        bed.up(0, net="10.77.0")
+        assert bed.reaches(0, "10.77.0.100")
+        assert bed.ping(0, "10.77.0.100", "-c 5 -i 0.05 -s 8000")[1] == 5  # in pieces
+        with subprocess.Popen(
+            ["ping", "-q", "-c", "10", "-i", "0.05", "10.77.0.1"], stdout=subprocess.PIPE, text=True
+        ) as ping:
+            Watch().until(lambda: ping.poll() is not None, "the ping's end", timeout_s=60, tick=bed.pump)
+            assert ping.stdout is not None
+            assert "10 received" in ping.stdout.read()
+        with serve(tmp_path) as port:
+            where = f"http://10.77.0.100:{port}/megabytes"
+            assert md5(tmp_path / "megabytes") in bed.run(0, f"wget -q -O - {where} | md5sum")
+        bed.check()
