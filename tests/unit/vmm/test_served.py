@@ -1,0 +1,252 @@
+"""A VF behind a socket: what a virtual machine's end sees, reaches, and gets, against a client that plays QEMU."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from unit.board import SILICON_MAC
+from unit.vmm.vfio_user.peer import Peer, ToldError, memory_file, open_fds, settle
+from virtfn.devices.nic82576 import Card, Nic82576
+from virtfn.hw.types import Iova
+from virtfn.hw.vtd.tables import FaultReason
+from virtfn.iovm.pcim import Pcim
+from virtfn.iovm.vconfig import VirtualConfig
+from virtfn.machine.clock import VirtualClock
+from virtfn.machine.memory import CHUNK
+from virtfn.vmm.host import Host
+from virtfn.vmm.served import ServedFunction, SharedFiles
+from virtfn.vmm.vfio_user.messages import REGION_INFO, Command
+
+BAR0, BAR3, CONFIG = 0, 3, 7
+MSIX = 0x70
+RDT = 0x2818
+MESSAGE_ADDRESS = 0xFEE0_1000
+
+
+class Bench:
+    """A card with two VFs that nobody drives, each behind a socket."""
+
+    def __init__(self, folder, *, direct: bool = True) -> None:
+        self.host = Host(VirtualClock(), CHUNK, slots=1, foreign_bytes=8 * CHUNK)
+        self.nic = Nic82576(self.host, self.host.iommu.iommu, Card(SILICON_MAC))
+        self.host.root.attach(self.nic)
+        pcim = Pcim(self.host.root, self.host.clock)
+        pcim.scan()
+        pcim.enable_function(self.nic.pf_rid)
+        self.files = SharedFiles(self.host.memory)
+        self.functions = []
+        for n, vf in enumerate(pcim.enable_vfs(self.nic.pf_rid, 2)):
+            domain = self.host.remapping.create_domain(n + 1)
+            self.host.remapping.attach(vf.rid, domain)
+            config = VirtualConfig(pcim.bus, vf)
+            served = ServedFunction(
+                self.host, self.nic, vf.rid, config, domain, self.files, folder / f"s{n}", direct=direct
+            )
+            self.functions.append(served)
+        self.rids = [served.function.rid for served in self.functions]
+
+    def close(self) -> None:
+        for served in self.functions:
+            served.close()
+        self.files.close()
+        self.nic.close()
+        self.host.close()
+
+    def dma(self, n: int, iova: int) -> bytes | None:
+        return self.host.dma_read(self.rids[n], Iova(iova), 4)
+
+
+@pytest.fixture
+def bench(tmp_path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def peer(bench) -> Iterator[Peer]:
+    with Peer(bench.functions[0].server) as made:
+        yield made
+
+
+def enable(peer: Peer) -> None:
+    """Do what a guest does to get messages: vector 1 at its address, MSI-X on, Bus Master Enable on."""
+    peer.call(Command.DEVICE_RESET)
+    for at, value in ((0, MESSAGE_ADDRESS), (4, 0), (8, 0x4021), (12, 0)):
+        peer.write(BAR3, 16 + at, value.to_bytes(4, "little"))
+    peer.write(CONFIG, MSIX + 2, (0x8000).to_bytes(2, "little"))
+    peer.write(CONFIG, 4, (6).to_bytes(2, "little"))
+
+
+# What it finds.
+
+
+def test_msi_x_is_hidden_until_the_first_reset_and_again_for_the_next_machine(bench):
+    for _ in range(2):
+        with Peer(bench.functions[0].server) as peer:
+            assert peer.read(CONFIG, MSIX, 1) == b"\x09"
+            whole = peer.read(CONFIG, 0, 4096)
+            assert whole[MSIX] == 0x09
+            assert whole[:4] == bytes.fromhex("8680ca10")
+            peer.call(Command.DEVICE_RESET)
+            assert peer.read(CONFIG, MSIX, 1) == b"\x11"
+            assert peer.read(CONFIG, MSIX - 1, 3)[1:2] == b"\x11"
+
+
+def test_only_its_own_ring_pages_can_be_mapped(bench, peer):
+    body, fds = peer.region_info(BAR0, 64)
+    argsz, flags, index, _, size, offset = REGION_INFO.unpack_from(body)
+    assert (argsz, flags, index, size, offset) == (64, 0xF, 0, 0x4000, 0)
+    assert [int.from_bytes(body[at : at + 8], "little") for at in (48, 56)] == [0x2000, 0x2000]
+    (fd,) = fds
+    assert os.fstat(fd).st_size == 0x4000, "nothing of another function is in this file"
+    os.pwrite(fd, (0x55).to_bytes(4, "little"), RDT)
+    assert bench.nic.bar_read(bench.rids[0], 0, RDT, 4) == 0x55
+    assert bench.nic.bar_read(bench.rids[1], 0, RDT, 4) == 0
+    assert int.from_bytes(peer.read(BAR0, RDT, 4), "little") == 0x55
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+    os.close(fd)
+
+
+def test_directly_emulated_nothing_can_be_mapped(tmp_path):
+    bench = Bench(tmp_path, direct=False)
+    with Peer(bench.functions[0].server) as peer:
+        body, fds = peer.region_info(BAR0, 64)
+        assert (REGION_INFO.unpack_from(body)[1], fds) == (3, [])
+        peer.write(BAR0, RDT, (7).to_bytes(4, "little"), posted=True)
+        assert int.from_bytes(peer.read(BAR0, RDT, 4), "little") == 7
+        assert bench.functions[0].messages == 2
+    bench.close()
+
+
+# Its memory.
+
+
+def test_memory_is_in_its_own_domain_from_map_to_unmap(bench, peer):
+    fd = memory_file(2 * CHUNK)
+    os.pwrite(fd, b"mine", CHUNK + 8)
+    peer.map(0x10_0000, CHUNK, fd, offset=CHUNK)
+    assert bench.dma(0, 0x10_0008) == b"mine"
+    assert bench.dma(1, 0x10_0008) is None, "the other function has not been told of it"
+    assert bench.host.dma_write(bench.rids[0], Iova(0x10_0000), b"theirs")
+    assert os.pread(fd, 6, CHUNK) == b"theirs"
+    peer.unmap(0x10_0000, CHUNK)
+    assert bench.dma(0, 0x10_0008) is None
+    assert [fault.reason for fault in bench.host.iommu.faults()] == [FaultReason.READ_NOT_ALLOWED] * 2
+    os.close(fd)
+
+
+def test_rights_and_the_interrupt_range(bench, peer):
+    fd = memory_file(4 * CHUNK)
+    peer.map(0, 4096, fd, prot=1)
+    assert bench.dma(0, 0) == bytes(4)
+    assert not bench.host.dma_write(bench.rids[0], Iova(0), b"no")
+    peer.map(0xFEE0_0000 - CHUNK, 2 * CHUNK, fd)
+    assert bench.dma(0, 0xFEDF_FFFC) == bytes(4)
+    assert bench.dma(0, 0xFEF0_0000) == bytes(4)
+    assert bench.dma(0, 0xFEE0_0000) is None
+    peer.unmap(0xFEE0_0000 - CHUNK, 2 * CHUNK)
+    assert bench.dma(0, 0xFEF0_0000) is None
+    os.close(fd)
+
+
+def test_a_machine_that_boots_maps_its_file_many_times_and_it_has_one_place(bench, peer):
+    fd = memory_file(4 * CHUNK)
+    for first in (0, 4096, 0x10_0000, 0):
+        peer.map(first, 4 * CHUNK - first, fd, offset=first)
+        assert len(bench.host.memory._adopted) == 1
+        peer.unmap(first, 4 * CHUNK - first)
+    with Peer(bench.functions[1].server) as other:
+        peer.map(0, 4 * CHUNK, fd)
+        other.map(0, 4 * CHUNK, fd)
+        peer.unmap(0, 4 * CHUNK)
+        assert bench.dma(0, 0) is None
+        assert bench.dma(1, 0) == bytes(4)
+        assert len(bench.host.memory._adopted) == 1
+    os.close(fd)
+
+
+def test_memory_that_does_not_fit_or_could_shrink_is_refused_and_leaves_nothing(bench, peer):
+    before = open_fds()
+    for size, seals, wanted in ((16 * CHUNK, 2, errno.ENOMEM), (CHUNK, 0, errno.EPERM)):
+        fd = memory_file(size, seals)
+        with pytest.raises(ToldError) as caught:
+            peer.map(0, size, fd)
+        assert caught.value.errno == wanted
+        os.close(fd)
+    assert bench.functions[0].server.last_refusal
+    assert open_fds() == before
+    assert not bench.host.memory._adopted
+    fd = memory_file(CHUNK)
+    peer.map(0, CHUNK, fd)
+    assert bench.dma(0, 0) == bytes(4)
+    os.close(fd)
+
+
+# Its interrupts.
+
+
+def test_a_vector_is_the_guests_own_message(bench, peer):
+    enable(peer)
+    assert bench.nic._tables[0].raise_vector(1)
+    header, address, count, data = peer.take_dma(Command.DMA_WRITE)
+    assert (header.flags, address, count, data) == (0x10, MESSAGE_ADDRESS, 4, bytes.fromhex("21400000"))
+    assert bench.functions[0].interrupts == 1
+    stats = bench.host.iommu.stats()
+    assert (stats["interrupts"], stats["delivered"], stats["blocked"]) == (1, 1, 0)
+
+
+def test_what_waits_comes_with_the_unmask_and_with_bus_master_enable(bench, peer):
+    enable(peer)
+    peer.write(BAR3, 16 + 12, (1).to_bytes(4, "little"))
+    assert not bench.nic._tables[0].raise_vector(1)
+    assert peer.quiet()
+    peer.write(CONFIG, 4, (2).to_bytes(2, "little"))
+    peer.write(BAR3, 16 + 12, (0).to_bytes(4, "little"))
+    assert peer.quiet()
+    number = peer.send(Command.REGION_WRITE, bytes.fromhex("0400000000000000 07000000 02000000 0600"))
+    taken = [peer.take()[0] for _ in range(2)]
+    assert sorted((header.command, header.id == number) for header in taken) == [
+        (Command.REGION_WRITE, True),
+        (Command.DMA_WRITE, False),
+    ]
+
+
+def test_a_message_to_memory_is_no_way_around_the_iommu(bench, peer):
+    enable(peer)
+    peer.write(BAR3, 16 + 12, (1).to_bytes(4, "little"))
+    peer.write(BAR3, 16, (0x1000).to_bytes(4, "little"))
+    peer.write(BAR3, 16 + 12, (0).to_bytes(4, "little"))
+    bench.nic._tables[0].raise_vector(1)
+    assert peer.quiet()
+    assert bench.functions[0].interrupts == 0
+
+
+# Its end.
+
+
+def test_a_machine_that_dies_leaves_an_empty_domain_and_a_function_as_new(bench):
+    before = open_fds()
+    fd = memory_file(CHUNK)
+    peer = Peer(bench.functions[0].server)
+    enable(peer)
+    peer.map(0, CHUNK, fd)
+    peer.write(BAR0, RDT, (7).to_bytes(4, "little"))
+    peer.sock.close()
+    settle(bench.functions[0].server)
+    os.close(fd)
+    assert open_fds() == before
+    assert not bench.functions[0].connected_now
+    assert bench.dma(0, 0) is None
+    assert bench.host.root.config_read(bench.rids[0], 4, 2) & 4 == 0
+    assert not bench.nic._tables[0].raise_vector(1)
+    bench.host.clock.sleep(10**11)
+    with Peer(bench.functions[0].server) as again:
+        enable(again)
+        bench.nic._tables[0].raise_vector(1)
+        assert again.take_dma(Command.DMA_WRITE)[1] == MESSAGE_ADDRESS
