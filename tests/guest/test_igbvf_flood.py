@@ -12,6 +12,7 @@ pytestmark = pytest.mark.guest
 
 SECONDS = 60
 PORTS = {0: 5301, 1: 5302}
+UNREAD = 100  # datagrams that fit into the buffer of a socket, which may be closed before they are read
 
 
 def udp(bed: LinuxBed, n: int) -> dict[str, int]:
@@ -73,5 +74,5 @@ def test_a_flood_both_ways_loses_nothing_but_what_is_counted(bed: LinuxBed):
         assert b["frames in"] == b["nic received"], grown
         # Datagrams: sent by programs, and received or lost by count on the way up.
         lost = a["qdisc"] + b["nic lost"] + b["backlog"] + b["rx dropped"]
-        assert a["OutDatagrams"] - b["InDatagrams"] - b["InErrors"] - b["NoPorts"] <= lost, grown
+        assert a["OutDatagrams"] - b["InDatagrams"] - b["InErrors"] - b["NoPorts"] <= lost + UNREAD, grown
     print(grown)
