@@ -1,4 +1,4 @@
-"""Linux's own igb on the whole PF: the vendor's self-test of registers, NVM, interrupts and loopback, and its counters."""
+"""Linux's own igb on the whole PF: its self-test of registers, NVM, interrupts and loopback, and its counters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_the_offline_self_test_passes(bed: LinuxBed):
     said = bed.run(0, "ethtool -t eth0 offline", timeout_s=120)
     assert "The test result is PASS" in said, said
     results = dict(re.findall(r"^(\w[\w ]*?) +\(\w+/?\w*\)\s+(\d+)$", said, re.MULTILINE))
-    assert results == dict.fromkeys(("Register test", "Eeprom test", "Interrupt test", "Loopback test", "Link test"), "0")
+    assert results == dict.fromkeys(
+        ("Register test", "Eeprom test", "Interrupt test", "Loopback test", "Link test"), "0"
+    )
     assert not bed.host.iommu.faults(), "the register test enables queues at addresses made of ones"
 
 
