@@ -60,8 +60,13 @@ class PostedDescriptor:
         taken = []
         for word in range(3, -1, -1):
             bits = int(self._words[word])
+            if not bits:
+                continue
             self._words[word] = 0
-            taken += [word * 64 + bit for bit in range(63, -1, -1) if bits >> bit & 1]
+            while bits:
+                bit = bits.bit_length() - 1
+                taken.append(word * 64 + bit)
+                bits ^= 1 << bit
         return taken
 
 
