@@ -21,8 +21,9 @@ __all__ = ["Pump", "Served"]
 
 _BUDGET = 64
 _PATIENCE_PS = 300 * US_PS  # of turns without rest after the last that found something
-_BULK = 8  # frames in a turn that say: for a while throughput matters, not the next frame's latency
-_BULK_PS, _GATHER_PS = 5000 * US_PS, 200 * US_PS
+_WINDOW_PS = 2000 * US_PS
+_BULK = 32  # frames in a window that say: throughput matters now, not the next frame's latency
+_GATHER_PS = 500 * US_PS
 _REST_S = 0.0005
 
 
@@ -45,7 +46,8 @@ class Pump:
         self._nics = nics
         self._vms = vms
         self._wires = wires
-        self._last = self._bulk_until = 0
+        self._last = self._window = self._frames = 0
+        self._bulk = False
         self.moved = 0
 
     def turn(self) -> int:
@@ -67,12 +69,14 @@ class Pump:
         After a few frames the next ones are looked for at once. After many there are rests, for more to come together:
         the guests need the processor to make them.
         """
-        before = self.moved
         done = self.turn()
         now = self._host.now()
-        if self.moved - before >= _BULK:
-            self._bulk_until = now + _BULK_PS
-        if now < self._bulk_until:
+        if now - self._window >= _WINDOW_PS:
+            # Segments count, not what they were cut from.
+            frames = sum(int(nic.port.nic["counters"]["forwarded"]) for nic in self._nics)
+            self._bulk = frames - self._frames >= _BULK
+            self._window, self._frames = now, frames
+        if self._bulk:
             self._gather()
         elif not done and now - self._last >= _PATIENCE_PS:
             self._wait(_REST_S)
