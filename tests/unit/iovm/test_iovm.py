@@ -312,6 +312,23 @@ def test_a_vm_that_lost_its_function_does_not_keep_the_vf(bed):
     assert bed.vf(1).state is VfState.FREE
 
 
+@pytest.mark.parametrize("surprise", [False, True])
+def test_many_owners_leave_nothing_behind(bed, surprise):
+    host, guest = bed.machine.host, bed.spare_guest()
+
+    def left() -> tuple[object, ...]:
+        pages = host.remapping.pages.count(), len(host.memory._chunks), len(host.memory._pages)
+        messages = host.interrupt_table.entries(), len(host.interrupts._waiting), len(host._vectors)
+        return pages, messages, len(host.remapping.domains), int(host.iommu.iommu.unit[0]["cached"])
+
+    for cycle in range(24):
+        bed.iovm.assign(bed.vf(2), guest)
+        bed.iovm.take_back(bed.vf(2), surprise=surprise)
+        if cycle == 1:
+            before = left()
+    assert left() == before
+
+
 # Quarantine.
 
 
