@@ -46,21 +46,27 @@ class SharedFiles:
         self._files: dict[tuple[int, int], tuple[Hpa, int]] = {}
         self._users: dict[tuple[int, int], int] = {}
 
-    def take(self, fd: int) -> tuple[tuple[int, int], Hpa]:
-        """Use a file once more; return its identity, and where it starts.
+    def take(self, fd: int, end: int) -> tuple[tuple[int, int], Hpa]:
+        """Use the first `end` bytes of a file once more; return its identity, and where it starts.
 
-        Raises VirtfnError when there are no addresses left for it.
+        Raises VirtfnError when there are no addresses left for it, or it has grown to that size while it was in use:
+        behind what it had, addresses are others'.
         """
         state = os.fstat(fd)
         key = state.st_dev, state.st_ino
+        if key in self._files and self._files[key][1] < end and not self._users[key]:
+            self._forget(key)
         if key not in self._files:
             # A file that nobody uses is kept until room is needed: a guest that boots comes back to it many times.
             for idle in [k for k, users in self._users.items() if not users]:
                 self._forget(idle)
             self._files[key] = self._memory.adopt(fd, state.st_size), state.st_size
             self._users[key] = 0
+        start, size = self._files[key]
+        if end > size:
+            raise VirtfnError(f"the memory file had {size:#x} bytes, and has grown since", errno_name="EINVAL")
         self._users[key] += 1
-        return key, self._files[key][0]
+        return key, start
 
     def drop(self, key: tuple[int, int]) -> None:
         """Use a file once less."""
@@ -210,7 +216,7 @@ class ServedFunction(VfioUserDevice):
 
         Raises VirtfnError as `Domain.map` does, or when there is no room.
         """
-        key, start = self._files.take(fd)
+        key, start = self._files.take(fd, offset + size)
         done: list[tuple[int, int]] = []
         try:
             for first, length in _around_interrupts(iova, size):

@@ -188,6 +188,26 @@ def test_memory_that_does_not_fit_or_could_shrink_is_refused_and_leaves_nothing(
     os.close(fd)
 
 
+def test_a_file_that_grows_does_not_grow_into_anothers_memory(bench, peer):
+    mine, theirs = memory_file(CHUNK), memory_file(CHUNK)
+    os.pwrite(theirs, b"them", 0)
+    peer.map(0, CHUNK, mine)
+    with Peer(bench.functions[1].server) as other:
+        other.map(0, CHUNK, theirs)
+        os.ftruncate(mine, 2 * CHUNK)
+        with pytest.raises(ToldError) as caught:
+            peer.map(CHUNK, CHUNK, mine, offset=CHUNK)
+        assert caught.value.errno == errno.EINVAL
+        assert bench.dma(0, CHUNK) is None
+        os.pwrite(mine, b"more", CHUNK)
+        peer.unmap(0, CHUNK)
+        peer.map(CHUNK, CHUNK, mine, offset=CHUNK)
+        assert bench.dma(0, CHUNK) == b"more", "once nobody uses it, it gets the room that it needs"
+        assert len(bench.host.memory._adopted) == 2
+    for fd in (mine, theirs):
+        os.close(fd)
+
+
 # Its interrupts.
 
 

@@ -5,7 +5,7 @@ r"""The client's memory: which ranges of DMA addresses there are, and where in t
                one memory file, mapped once: a machine that boots maps and unmaps all its memory many times
 
 A range comes with a file descriptor, or without one: then only messages reach it. A file is accepted if nobody can
-shrink it: touching a page behind the end of a file kills the process that does.
+shrink it: touching a page behind the end of a file kills the process that does, as it may in a file of large pages.
 
 `DmaMapper` is the place for another arrangement of the same memory, such as one range of addresses for many clients.
 
@@ -128,6 +128,12 @@ def check_file(fd: int, offset: int, size: int, prot: int) -> None:
         "map-can-shrink",
         errno.EPERM,
         "the memory file could be shrunk: it must be a memfd with F_SEAL_SHRINK (QEMU: memory-backend-memfd, seal=on)",
+    )
+    # Of large pages there may be none left when one is touched, and that kills the process too.
+    check(
+        os.fstatvfs(fd).f_bsize == mmap.PAGESIZE,
+        "map-large-pages",
+        text="the memory file is made of large pages, of which there may be too few (QEMU: hugetlb=off)",
     )
     wanted = os.O_RDWR if prot & DmaFlags.WRITE else os.O_RDONLY
     check(access in (wanted, os.O_RDWR), "map-not-permitted", errno.EACCES)
