@@ -216,6 +216,10 @@ def bad_files(tmp_path):
     os.close(good)
     sealed = memory_file(M, seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)
     yield sealed, errno.ENOMEM, "failed"
+    large = os.memfd_create("large", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
+    os.ftruncate(large, 1 << 30)
+    fcntl.fcntl(large, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    yield large, errno.EINVAL, "map-large-pages"
 
 
 def test_files_of_every_bad_sort(server, peer, tmp_path):
