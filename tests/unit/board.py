@@ -31,6 +31,9 @@ class PlainCard(Endpoint):
     def bar_mappings(self, rid: Rid, bar: int) -> list[Mapping]:
         return []
 
+    def end_mappings(self, rid: Rid) -> None:
+        return
+
 
 @dataclass
 class Board:

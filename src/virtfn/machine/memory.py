@@ -236,25 +236,41 @@ class SharedRegion:
         self.size = -(-size // PAGE) * PAGE
         self.base = Hva(_map(None, self.size, _RW, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
         self.bytes = view_bytes(self.base, self.size)
-        self._files: list[int] = []
+        self._files: dict[int, int] = {}
 
     def share(self, name: str, offset: int, size: int, lead: int = 0) -> int:
         """Back whole pages by a file of their own, which cannot change its size; return its descriptor.
 
-        lead: bytes of the file before them. Whoever gets the file reaches nothing else of the region.
+        lead: bytes of the file before them. Whoever gets the file reaches nothing else of the region. What the pages
+        hold stays. Raises VirtfnError if the system refuses the file.
         """
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._files.append(fd)
-        os.ftruncate(fd, lead + size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        _map(self.base + offset, size, _RW, mmap.MAP_SHARED | _MAP_FIXED, fd, lead)
+        try:
+            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError as e:
+            raise VirtfnError(f"no memory can be shared: {e.strerror}", errno_name="ENOMEM") from None
+        try:
+            os.ftruncate(fd, lead + size)
+            os.pwrite(fd, self.bytes[offset : offset + size].data, lead)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            _map(self.base + offset, size, _RW, mmap.MAP_SHARED | _MAP_FIXED, fd, lead)
+        except VirtfnError:
+            os.close(fd)
+            raise
+        self._files[offset] = fd
         return fd
+
+    def withdraw(self, offset: int, size: int) -> None:
+        """Share pages no more: whoever has their file reaches a copy that nobody looks at. What they hold stays."""
+        held = self.bytes[offset : offset + size].copy()
+        _map(self.base + offset, size, _RW, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1, 0)
+        self.bytes[offset : offset + size] = held
+        os.close(self._files.pop(offset))
 
     def close(self) -> None:
         """Unmap it; views made of it must not be used afterwards."""
         if self.size:
             _libc.munmap(self.base, self.size)
-            for fd in self._files:
+            for fd in self._files.values():
                 os.close(fd)
             self.size = 0
             self.bytes = np.zeros(0, np.uint8)

@@ -82,7 +82,16 @@ class Device(Protocol):
         """Find who claims an address of memory or I/O space now: routing ID, BAR number (6: ROM), offset in it."""
 
     def bar_mappings(self, rid: Rid, bar: int) -> list[Mapping]:
-        """List the parts of a BAR that may be mapped into a guest, so that their accesses do not trap."""
+        """List the parts of a BAR that may be mapped into a guest, so that their accesses do not trap.
+
+        Raises VirtfnError if the system refuses what it takes to share them.
+        """
+
+    def end_mappings(self, rid: Rid) -> None:
+        """Take what is mapped of a function away from other processes: their accesses reach nothing from now on.
+
+        Raises VirtfnError if the system refuses memory for it.
+        """
 
 
 class Mapping:

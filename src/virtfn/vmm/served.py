@@ -133,7 +133,8 @@ class ServedFunction(VfioUserDevice):
         return sum(self.function.exits.values())
 
     def close(self) -> None:
-        """Take the function out of the virtual machine's hands."""
+        """Take the function out of the virtual machine's hands, whether or not it lets go of what it has mapped."""
+        self.function.device.end_mappings(self.function.rid)
         self.server.close()
         self.function.release()
 

@@ -20,6 +20,10 @@ def host():
     made.close()
 
 
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 def mappings() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 
@@ -129,6 +133,23 @@ def test_a_shared_part_of_a_region_is_a_file_of_its_own():
     os.pwrite(fds[0], b"x", PAGE)
     assert region.bytes[PAGE] == ord("x")
     region.close()
+
+
+def test_pages_that_are_withdrawn_are_out_of_reach_and_keep_what_they_hold():
+    region, before = SharedRegion(2 * PAGE), open_fds()
+    kept = os.dup(region.share("test", PAGE, PAGE))
+    region.bytes[PAGE] = 5
+    region.withdraw(PAGE, PAGE)
+    os.pwrite(kept, b"x", 0)
+    assert region.bytes[PAGE] == 5
+    again = region.share("test", PAGE, PAGE)
+    os.pwrite(kept, b"y", 0)
+    assert os.pread(again, 1, 0) == b"\x05"
+    os.pwrite(again, b"z", 0)
+    assert region.bytes[PAGE] == ord("z")
+    os.close(kept)
+    region.close()
+    assert open_fds() == before
 
 
 def test_memory_of_others_has_addresses_here():

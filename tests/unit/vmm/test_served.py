@@ -270,3 +270,25 @@ def test_a_machine_that_dies_leaves_an_empty_domain_and_a_function_as_new(bench)
         enable(again)
         bench.nic._tables[0].raise_vector(1)
         assert again.take_dma(Command.DMA_WRITE)[1] == MESSAGE_ADDRESS
+
+
+def test_who_keeps_the_ring_pages_does_not_reach_those_of_the_next_owner(bench):
+    peer = Peer(bench.functions[0].server)
+    _, (kept,) = peer.region_info(BAR0, 64)
+    os.pwrite(kept, (0x55).to_bytes(4, "little"), RDT)
+    first = bench.functions[0]
+    first.close()
+    peer.sock.close()
+    os.pwrite(kept, (0x66).to_bytes(4, "little"), RDT)
+    bench.host.clock.sleep(10**11)
+    assert bench.nic.bar_read(bench.rids[0], 0, RDT, 4) == 0
+    bench.functions[0] = ServedFunction(
+        bench.host, bench.nic, bench.rids[0], first._config, first._domain, bench.files, first.server.path
+    )
+    with Peer(bench.functions[0].server) as other:
+        _, (fd,) = other.region_info(BAR0, 64)
+        os.pwrite(kept, (0x77).to_bytes(4, "little"), RDT)
+        os.pwrite(fd, (0x44).to_bytes(4, "little"), RDT)
+        assert bench.nic.bar_read(bench.rids[0], 0, RDT, 4) == 0x44
+        os.close(fd)
+    os.close(kept)

@@ -204,7 +204,13 @@ class Nic82576:
             return []
         registers, at = self.port.registers, BAR0_BYTES + place.vf * RING_PAGES
         pages = registers.region.bytes[at : at + RING_PAGES]
-        return [Mapping(RING_START, pages, registers.files[place.vf], RING_START)]
+        return [Mapping(RING_START, pages, registers.ring_file(place.vf), RING_START)]
+
+    def end_mappings(self, rid: Rid) -> None:
+        """Take a VF's ring pages away from whoever has them mapped."""
+        place = self.endpoint.find(rid)
+        if place is not None and place.vf is not None:
+            self.port.registers.withdraw_rings(place.vf)
 
     # Functions come, go, and are reset.
 

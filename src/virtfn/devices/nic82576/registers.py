@@ -6,7 +6,7 @@
 Ring registers of queue q live in the pages of VF q & 7, at 800 + 100 * (q >> 3) of the receive or transmit page,
 whoever owns the queue; the PF's windows on them lead there. The two pages hold nothing but ring registers, so a guest
 can have them mapped, and its tail writes trap nowhere. They are in a file of their own, at the offset that they have in
-the VF's BAR0.
+the VF's BAR0; each owner of the VF gets another file, so that none reaches the rings of the next.
 """
 
 from __future__ import annotations
@@ -49,11 +49,23 @@ class PortRegisters(RegFile):
 
     def __init__(self) -> None:
         self.region = SharedRegion(BAR0_BYTES + VFS * RING_PAGES)
-        self.files = [
-            self.region.share(f"virtfn-82576-vf{n}", BAR0_BYTES + n * RING_PAGES, RING_PAGES, lead=RING_START)
-            for n in range(VFS)
-        ]
+        self._files: dict[int, int] = {}
         super().__init__(Regs, self.region.bytes, BAR0_BYTES, _PLACES)
+
+    def ring_file(self, n: int) -> int:
+        """Return the descriptor of the file of VF `n`'s pages, made when it is asked for.
+
+        Raises VirtfnError if the system refuses it.
+        """
+        if n not in self._files:
+            at = BAR0_BYTES + n * RING_PAGES
+            self._files[n] = self.region.share(f"virtfn-82576-vf{n}", at, RING_PAGES, lead=RING_START)
+        return self._files[n]
+
+    def withdraw_rings(self, n: int) -> None:
+        """Take VF `n`'s pages away from whoever has their file; the next to ask gets another."""
+        if self._files.pop(n, None) is not None:
+            self.region.withdraw(BAR0_BYTES + n * RING_PAGES, RING_PAGES)
 
     def rx_block(self, q: int) -> int:
         """Address of the receive registers of queue `q`."""
