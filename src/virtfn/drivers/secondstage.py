@@ -110,13 +110,16 @@ def _present(row: npt.NDArray[np.uint64], first: int, last: int) -> list[int]:
 class SecondStage:
     """One tree of second-stage tables.
 
-    levels: 3 or 4. large: bitmap of large pages the unit knows, bit 0 2 MiB, bit 1 1 GiB.
+    levels: 3 or 4. large: bitmap of large pages the unit knows, bit 0 2 MiB, bit 1 1 GiB. count: its pages; most: how
+    many it may have, for mappings that others choose; None: no limit.
     """
 
     def __init__(self, pages: TablePages, levels: int, large: int) -> None:
         self._pages = pages
         self.levels = levels
         self.root = pages.alloc()
+        self.count = 1
+        self.most: int | None = None
         self.limit = 1 << level_shift(levels + 1)
         self._shifts = [s for bit, s in ((1, 30), (0, 21)) if large >> bit & 1 and s < level_shift(levels + 1)] + [12]
 
@@ -132,14 +135,14 @@ class SecondStage:
     def map(self, leaf: Leaf) -> None:
         """Write one leaf, and the tables above it.
 
-        Raises VirtfnError if a table is needed and no memory is left.
+        Raises VirtfnError if a table is needed and no memory is left, or there are as many as there may be.
         """
         level = (leaf.shift - 12) // 9 + 1
         table = self._pages.row(self.root)
         for above in range(self.levels, level, -1):
             i = leaf.iova >> level_shift(above) & 511
             if not table[i]:
-                table[i] = self._pages.alloc() | _RW
+                table[i] = self._alloc() | _RW
             table = self._pages.row(int(table[i]) & _ADDR)
         entry = SecondStageEntry.of(R=int(leaf.read), W=int(leaf.write), PS=int(level > 1)).value | leaf.hpa
         table[leaf.iova >> leaf.shift & 511] = entry
@@ -156,7 +159,16 @@ class SecondStage:
             for leaf in self.leaves(edge, PAGE) if edge < self.limit else ():
                 self._split(leaf, edge)
         idle: list[Hpa] = []
-        return self._clear(self.root, self.levels, 0, iova, iova + nbytes, idle), idle
+        done = self._clear(self.root, self.levels, 0, iova, iova + nbytes, idle)
+        self.count -= len(idle)
+        return done, idle
+
+    def _alloc(self) -> Hpa:
+        if self.most is not None and self.count >= self.most:
+            raise VirtfnError(f"these mappings need more than {self.most} tables", errno_name="ENOSPC")
+        page = self._pages.alloc()
+        self.count += 1
+        return page
 
     def leaves(self, iova: int = 0, nbytes: int | None = None) -> Iterator[Leaf]:
         """Yield the leaves that overlap a range, by default all, in order of address."""
@@ -198,7 +210,7 @@ class SecondStage:
         """Replace a large leaf by tables of smaller ones, until `edge` is where a leaf begins."""
         while edge & (1 << leaf.shift) - 1:
             smaller = leaf.shift - 9
-            page = self._pages.alloc()
+            page = self._alloc()
             flags = SecondStageEntry.of(R=int(leaf.read), W=int(leaf.write), PS=int(smaller > 12)).value
             self._pages.row(page)[:] = np.arange(512, dtype=np.uint64) * np.uint64(1 << smaller) + np.uint64(
                 leaf.hpa | flags

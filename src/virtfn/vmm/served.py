@@ -30,12 +30,16 @@ from virtfn.machine.memory import HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import Host
-from virtfn.vmm.vfio_user import Client, Irq, Region, RegionIndex, Server, VfioUserDevice, split
+from virtfn.vmm.vfio_user import Client, Irq, Limits, Region, RegionIndex, Server, VfioUserDevice, split
 
 __all__ = ["ServedFunction", "SharedFiles"]
 
 _VENDOR_SPECIFIC, _PCIE, _MSIX = 0x09, 0x10, 0x11
 _ERR_IRQ, _REQ_IRQ = 3, 4
+# Tables are of the host's memory, and all wait while one access is done: what one machine asks for stays small. With
+# memory in pages of 2 MiB, as it comes, this is enough for hundreds of gigabytes.
+_MOST_TABLES = 512
+_LIMITS = Limits(max_data_xfer_size=4096)
 
 
 class SharedFiles:
@@ -105,6 +109,7 @@ class ServedFunction(VfioUserDevice):
     ) -> None:
         self._host = host
         self._domain = domain
+        domain.tables.most = _MOST_TABLES
         self._files = files
         self._bars = {bar: size for bar, (size, _) in size_bars(config).items()}
         self._client: Client | None = None
@@ -118,7 +123,7 @@ class ServedFunction(VfioUserDevice):
         vectors = MsiXControl(config.read(self._msix_at + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
         self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, direct=direct)
         self._config = config
-        self.server = Server(path, self, mapper=self)
+        self.server = Server(path, self, mapper=self, limits=_LIMITS)
 
     # The virtual machine's end.
 

@@ -208,6 +208,33 @@ def test_a_file_that_grows_does_not_grow_into_anothers_memory(bench, peer):
         os.close(fd)
 
 
+def test_a_machine_that_scatters_its_memory_leaves_the_others_room_for_tables(bench, peer):
+    fd, pages = memory_file(CHUNK), bench.host.remapping.pages
+    before = pages.count()
+
+    def scatter(times: int) -> None:
+        for n in range(times):
+            peer.map(n << 30, 4096, fd)
+
+    with pytest.raises(ToldError) as caught:
+        scatter(1000)
+    assert caught.value.errno == errno.ENOSPC
+    assert pages.count() - before <= 512
+    with Peer(bench.functions[1].server) as other:
+        other.map(0, CHUNK, fd)
+        assert bench.dma(1, 0) == bytes(4)
+    peer.unmap(0, 0, flags=2)
+    assert pages.count() == before
+    peer.map(0, CHUNK, fd)
+    os.close(fd)
+
+
+def test_one_access_is_short(bench, peer):
+    assert len(peer.read(BAR0, 0, 4096)) == 4096
+    with pytest.raises(ToldError):
+        peer.read(BAR0, 0, 4100)
+
+
 # Its interrupts.
 
 
