@@ -247,7 +247,11 @@ class Iovm:
         """
         if pf.rid in self._pfs or pf.rid in self._whole:
             raise VirtfnError(f"{format_rid(pf.rid)} is in use", errno_name="EBUSY")
-        self._remapping.attach(pf.rid, self._domain_of(vm, pf.rid))
+        try:
+            self._remapping.attach(pf.rid, self._domain_of(vm, pf.rid))
+        except VirtfnError:
+            self._detach(pf.rid, vm)
+            raise
         self._whole[pf.rid] = vm
         try:
             vm.plug(device, pf.rid, WholeConfig(self.pcim.bus, pf), direct=True)
@@ -265,8 +269,10 @@ class Iovm:
             raise VirtfnError(f"{format_rid(pf)} is assigned to nobody", errno_name="EINVAL")
         with suppress(VirtfnError):
             vm.unplug(pf, surprise=surprise)
-        self._reset_functions(pf)
-        self._detach(pf, vm)
+        try:
+            self._reset_functions(pf)
+        finally:
+            self._detach(pf, vm)
 
     def reset(self, *vfs: Vf) -> None:
         """Reset VFs by FLR and wait until they answer again.

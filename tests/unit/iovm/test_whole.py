@@ -108,6 +108,25 @@ def test_given_taken_and_given_again():
         assert caught.value.errno_name == "EBUSY"
 
 
+def test_a_pf_that_another_driver_has_attached_is_refused_and_leaves_no_domain():
+    with free_pf() as (iovm, found, nic, remapping):
+        remapping.pass_through(found.rid)
+        with pytest.raises(VirtfnError, match="attached"):
+            iovm.assign_whole(found, nic, Taker())
+        assert not remapping.domains
+        remapping.detach(found.rid)
+        iovm.assign_whole(found, nic, Taker())
+
+
+def test_a_whole_pf_that_is_gone_has_no_domain_any_more():
+    with free_pf() as (iovm, found, nic, remapping):
+        iovm.assign_whole(found, nic, Taker())
+        nic.config_read = lambda rid, offset, size: (1 << 8 * size) - 1
+        with pytest.raises(VirtfnError, match="cannot be reset"):
+            iovm.take_back_whole(found.rid)
+        assert not remapping.domains
+
+
 def test_a_whole_pf_has_a_domain_and_is_reset_when_it_comes_back():
     with free_pf() as (iovm, found, nic, remapping):
         taker = Taker()
