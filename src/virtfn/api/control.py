@@ -58,7 +58,7 @@ class _Client:
 
     socket: socket.socket
     received: bytearray = field(default_factory=bytearray)
-    waiting: bytes = b""
+    waiting: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
 class Control:
@@ -184,7 +184,7 @@ class Control:
             text = json.dumps(_refusal(f"this is a bug in virtfn: the answer is not JSON: {error}", "EIO"))
         if len(text) > MAX_ANSWER:
             text = json.dumps(_refusal(f"the answer has more than {MAX_ANSWER} bytes", "EMSGSIZE"))
-        client.waiting = text.encode() + b"\n"
+        client.waiting = memoryview(text.encode() + b"\n")
         self._selector.modify(client.socket, selectors.EVENT_WRITE, client)
         self._send(client)
 
