@@ -26,7 +26,7 @@ from virtfn.hw.pci import CONFIG_SIZE, Command, DevCap, DevCtl, Location, MsiX, 
 from virtfn.hw.types import Hpa, Iova, Rid
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
 from virtfn.machine.configspace import find_capability, size_bars
-from virtfn.machine.memory import HostMemory
+from virtfn.machine.memory import CHUNK, HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import Host
@@ -39,6 +39,7 @@ _ERR_IRQ, _REQ_IRQ = 3, 4
 # Tables are of the host's memory, and all wait while one access is done: what one machine asks for stays small. With
 # memory in pages of 2 MiB, as it comes, this is enough for hundreds of gigabytes.
 _MOST_TABLES = 512
+_MOST_IN_PIECES = 2 * CHUNK
 _LIMITS = Limits(max_data_xfer_size=4096)
 
 
@@ -220,8 +221,14 @@ class ServedFunction(VfioUserDevice):
     def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> None:
         """Map a range of the virtual machine's memory into the domain.
 
-        Raises VirtfnError as `Domain.map` does, or when there is no room.
+        Raises VirtfnError as `Domain.map` does, when there is no room, or when much memory comes at addresses that no
+        large page fits: everybody would wait while it is mapped piece by piece.
         """
+        if (iova - offset) % CHUNK and size > _MOST_IN_PIECES:
+            raise VirtfnError(
+                f"{size:#x} bytes at {iova:#x} cannot start at {offset:#x} of the file: large pages do not fit",
+                errno_name="EINVAL",
+            )
         key, start = self._files.take(fd, offset + size)
         done: list[tuple[int, int]] = []
         try:

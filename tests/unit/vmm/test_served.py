@@ -229,6 +229,17 @@ def test_a_machine_that_scatters_its_memory_leaves_the_others_room_for_tables(be
     os.close(fd)
 
 
+def test_much_memory_that_large_pages_do_not_fit_is_refused(bench, peer):
+    fd = memory_file(6 * CHUNK)
+    with pytest.raises(ToldError) as caught:
+        peer.map(4096, 5 * CHUNK, fd)
+    assert caught.value.errno == errno.EINVAL
+    assert bench.dma(0, 4096) is None
+    peer.map(4096, CHUNK, fd)
+    assert bench.dma(0, 4096) == bytes(4)
+    os.close(fd)
+
+
 def test_one_access_is_short(bench, peer):
     assert len(peer.read(BAR0, 0, 4096)) == 4096
     with pytest.raises(ToldError):
