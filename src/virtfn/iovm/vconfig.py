@@ -10,9 +10,11 @@ Every write to every offset is safe: the VF's space holds nothing that belongs t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
-from virtfn.hw.bits import Decl
+from virtfn.hw.bits import Decl, RegMap
 from virtfn.hw.pci import (
+    EXTENDED_START,
     HEADER_SIZE,
     Ats,
     AtsControl,
@@ -23,6 +25,7 @@ from virtfn.hw.pci import (
     ExtendedHeader,
     Pcie,
     Type0,
+    capability_id,
 )
 from virtfn.hw.types import Rid, format_rid
 from virtfn.iovm.pcim import FoundVf
@@ -34,23 +37,28 @@ from virtfn.machine.ports import Reset, VirtfnError
 __all__ = ["VirtualConfig"]
 
 
-_ATS_BYTES = 8
-
-
-def _links_around(bus: ConfigBus, rid: Rid, capability: Registers | None) -> tuple[int, int]:
-    """Find which extended capability leads to one, and where that one leads; (0, 0) if nothing does."""
-    listed = [at for _, at, extended in offsets(bus, rid) if extended]
-    if capability is None or capability.base not in listed[1:]:
-        return 0, 0
-    i = listed.index(capability.base)
-    return listed[i - 1], listed[i + 1] if i + 1 < len(listed) else 0
+def _left_out(bus: ConfigBus, rid: Rid, hidden: tuple[type[RegMap], ...]) -> tuple[list[range], dict[int, int]]:
+    """Find where hidden capabilities lie, and what leads past them: offset of a capability, offset of the next."""
+    sizes = {capability_id(regs): max(decl.at(decl.count - 1) + decl.size for decl in regs.DECLS) for regs in hidden}
+    closed: list[range] = []
+    links: dict[int, int] = {}
+    listed = offsets(bus, rid)
+    for kind in (False, True):
+        chain = {at: sizes.get((number, extended)) for number, at, extended in listed if extended == kind}
+        closed += [range(at, at + size) for at, size in chain.items() if size is not None]
+        shown = [at for at, size in chain.items() if size is None]
+        own = dict(zip(chain, [*list(chain)[1:], 0], strict=True))
+        links |= {at: to for at, to in zip(shown, [*shown[1:], 0], strict=True) if to != own[at]}
+    return closed, links
 
 
 class VirtualConfig:
-    """A VF as its guest sees it; a `ConfigSpace`.
+    """A VF as its guest sees it; a `ConfigSpace`. HIDDEN: capabilities that are not in the list, and read 0.
 
     `on_change` is called after each write, which may have moved a BAR, opened or closed it, or reset the VF.
     """
+
+    HIDDEN: ClassVar[tuple[type[RegMap], ...]] = (Ats,)
 
     def __init__(self, bus: ConfigBus, vf: FoundVf) -> None:
         self.vf = vf
@@ -69,8 +77,8 @@ class VirtualConfig:
         self._header = Function(Type0, values=values, writable={Type0.COMMAND: allowed}, bars=shapes)
         pcie = capability_of(bus, vf.rid, Pcie)
         self._ats = capability_of(bus, vf.rid, Ats)
-        self._ats_links = _links_around(bus, vf.rid, self._ats)
         self._ats_enabled = False
+        self._closed, self._links = _left_out(bus, vf.rid, self.HIDDEN)
         self._flr_byte = None
         if pcie is not None and DevCap(pcie.get(Pcie.DEVCAP)).FLR:
             self._flr_byte = pcie.base + Pcie.DEVCTL.offset + 1
@@ -80,8 +88,7 @@ class VirtualConfig:
         if not reaches(offset, size):
             return all_ones(size if size in (1, 2, 4) else 4)
         if offset >= HEADER_SIZE:
-            value = self._bus.config_read(self.vf.rid, offset, size)
-            return value if self._ats is None else self._without_ats(offset, size, value)
+            return self._read_own(offset, size)
         if not self._take_over():
             return all_ones(size)
         return self._header.config_read(offset, size)
@@ -92,7 +99,7 @@ class VirtualConfig:
             return
         value &= all_ones(size)
         if offset >= HEADER_SIZE:
-            if not self._is_ats(offset):
+            if not self._is_hidden(offset):
                 self._bus.config_write(self.vf.rid, offset, size, value)
             if self._starts_flr(offset, size, value):
                 self._header.reset(Reset.FLR)
@@ -124,18 +131,23 @@ class VirtualConfig:
         if self._ats is not None:
             self._ats.set(Ats.CONTROL, AtsControl.of(ENABLE=int(self._ats_enabled)).value)
 
-    def _is_ats(self, offset: int) -> bool:
-        return self._ats is not None and 0 <= offset - self._ats.base < _ATS_BYTES
+    def _is_hidden(self, offset: int) -> bool:
+        return any(offset in part for part in self._closed)
 
-    def _without_ats(self, offset: int, size: int, value: int) -> int:
-        """Leave ATS out of what was read."""
-        if self._is_ats(offset):
+    def _read_own(self, offset: int, size: int) -> int:
+        """Read the function's own capabilities, past those that are hidden."""
+        if self._is_hidden(offset):
             return 0
-        before, following = self._ats_links
-        if offset & ~3 != before or value == all_ones(size):
+        value = self._bus.config_read(self.vf.rid, offset, size)
+        at = offset & ~3
+        if at not in self._links or value == all_ones(size):
             return value
-        header = ExtendedHeader(self._bus.config_read(self.vf.rid, before, 4)).replace(NEXT=following)
-        return header.value >> 8 * (offset & 3) & all_ones(size)
+        word = self._bus.config_read(self.vf.rid, at, 4)
+        if at >= EXTENDED_START:
+            word = ExtendedHeader(word).replace(NEXT=self._links[at]).value
+        else:
+            word = word & ~0xFF00 | self._links[at] << 8
+        return word >> 8 * (offset - at) & all_ones(size)
 
     def place(self, bar: int, address: int) -> None:
         """Give a BAR an address from outside the guest, as firmware would.

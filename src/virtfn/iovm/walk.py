@@ -20,6 +20,7 @@ from virtfn.hw.pci import (
     SrIov,
     SrIovControl,
     Type0,
+    capability_id,
 )
 from virtfn.hw.types import Rid, format_rid, make_rid
 from virtfn.machine.ports import VirtfnError
@@ -82,11 +83,9 @@ def offsets(bus: ConfigBus, rid: Rid) -> list[tuple[int, int, bool]]:
 
 def capability_of(bus: ConfigBus, rid: Rid, regs: type[RegMap]) -> Registers | None:
     """Find a function's capability of the kind that `regs` describes; None if it has none."""
-    head = regs.INDEX[0][0]
-    extended = head.kind is ExtendedHeader
-    number = ExtendedHeader(head.reset).ID if extended else head.reset
-    for found, at, is_extended in offsets(bus, rid):
-        if found == number and is_extended == extended:
+    wanted = capability_id(regs)
+    for number, at, extended in offsets(bus, rid):
+        if (number, extended) == wanted:
             return Registers(bus, rid, at)
     return None
 

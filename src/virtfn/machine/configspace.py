@@ -5,7 +5,8 @@ Spec: PCI Express Base Specification, 7.5.1.1.11 (capabilities pointer), 7.5.1.2
 
 from __future__ import annotations
 
-from virtfn.hw.pci import HEADER_SIZE, Address, Type0
+from virtfn.hw.bits import RegMap
+from virtfn.hw.pci import HEADER_SIZE, Address, Type0, capability_id
 from virtfn.machine.ports import ConfigSpace, VirtfnError
 
 __all__ = ["find_capability", "size_bars"]
@@ -13,11 +14,12 @@ __all__ = ["find_capability", "size_bars"]
 _MOST = 48  # capabilities that fit below 100h
 
 
-def find_capability(config: ConfigSpace, wanted: int) -> int:
-    """Find a capability by its ID; return its offset.
+def find_capability(config: ConfigSpace, regs: type[RegMap]) -> int:
+    """Find the capability, below 100h, that `regs` describes; return its offset.
 
     Raises VirtfnError, errno ENODEV, if the function has none.
     """
+    wanted, _ = capability_id(regs)
     at, seen = config.read(Type0.CAP_POINTER.offset, 1) & ~3, 0
     while at >= HEADER_SIZE and seen < _MOST:
         if config.read(at, 1) == wanted:

@@ -27,7 +27,6 @@ from virtfn.vmm.host import Host
 
 __all__ = ["Guest", "GuestDma", "Nic"]
 
-MSIX = 0x11
 VENDOR_INTEL, DEVICE_82576_VF = 0x8086, 0x10CA
 _MMIO_BASE = 0xE000_0000
 _FIRST_VECTOR = 0x20  # below are exceptions
@@ -162,7 +161,7 @@ class Guest:
 
     def _enumerate(self, device: Device, rid: Rid, config: ConfigSpace, direct: bool) -> AssignedFunction:
         """Do what a guest's PCI core does with a new function: BARs, MSI-X, Command."""
-        msix = find_capability(config, MSIX)
+        msix = find_capability(config, MsiX)
         vectors = MsiXControl(config.read(msix + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
         bir = config.read(msix + MsiX.TABLE.offset, 4) & 7
         function = AssignedFunction(

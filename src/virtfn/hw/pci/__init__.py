@@ -42,6 +42,7 @@ from virtfn.hw.pci.extended import (
     SrIovCapabilities,
     SrIovControl,
     UncorrectableError,
+    capability_id,
 )
 from virtfn.hw.pci.header import (
     Address,
@@ -115,6 +116,7 @@ __all__ = [
     "UncorrectableError",
     "Vpd",
     "Window",
+    "capability_id",
 ]
 
 CONFIG_SIZE = 4096

@@ -30,6 +30,7 @@ __all__ = [
     "SrIovCapabilities",
     "SrIovControl",
     "UncorrectableError",
+    "capability_id",
 ]
 
 RO, RW, W1C = Access.RO, Access.RW, Access.W1C
@@ -43,6 +44,13 @@ class ExtendedHeader(Register):
     ID = Field(15, 0)
     VERSION = Field(19, 16)
     NEXT = Field(31, 20)
+
+
+def capability_id(regs: type[RegMap]) -> tuple[int, bool]:
+    """Return the ID of the capability that `regs` describes, and whether it is an extended one."""
+    head = regs.INDEX[0][0]
+    extended = head.kind is ExtendedHeader
+    return (ExtendedHeader(head.reset).ID if extended else head.reset), extended
 
 
 def _header(number: int) -> Decl:
