@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from virtfn.drivers.vtd import Domain
@@ -30,12 +29,11 @@ from virtfn.machine.memory import CHUNK, HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import Host
-from virtfn.vmm.vfio_user import Client, Irq, Limits, Region, RegionIndex, Server, VfioUserDevice, split
+from virtfn.vmm.vfio_user import Client, Irq, IrqIndex, Limits, Region, RegionIndex, Server, VfioUserDevice, split
 
 __all__ = ["ServedFunction", "SharedFiles"]
 
-_VENDOR_SPECIFIC, _PCIE, _MSIX = 0x09, 0x10, 0x11
-_ERR_IRQ, _REQ_IRQ = 3, 4
+_VENDOR_SPECIFIC = 0x09
 # Tables are of the host's memory, and all wait while one access is done: what one machine asks for stays small. With
 # memory in pages of 2 MiB, as it comes, this is enough for hundreds of gigabytes.
 _MOST_TABLES = 512
@@ -117,9 +115,7 @@ class ServedFunction(VfioUserDevice):
         self._hidden, self._masters = True, False
         self._placed: dict[int, tuple[tuple[int, int], list[tuple[int, int]]]] = {}
         self.interrupts = 0
-        self.mapped_bytes = 0
-        self.on_gone: Callable[[], None] | None = None
-        self._msix_at = find_capability(config, _MSIX)
+        self._msix_at = find_capability(config, MsiX)
         table = Location(config.read(self._msix_at + MsiX.TABLE.offset, 4))
         vectors = MsiXControl(config.read(self._msix_at + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
         self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, direct=direct)
@@ -161,7 +157,7 @@ class ServedFunction(VfioUserDevice):
 
     def irqs(self) -> dict[int, Irq]:
         """Tell the interrupt types that QEMU handles: none but its own; MSI-X goes by messages."""
-        return {_ERR_IRQ: Irq(1), _REQ_IRQ: Irq(1)}
+        return {IrqIndex.ERR: Irq(1), IrqIndex.REQ: Irq(1)}
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read registers or configuration space."""
@@ -195,7 +191,7 @@ class ServedFunction(VfioUserDevice):
 
     def _reset_function(self) -> None:
         try:
-            at = find_capability(self._config, _PCIE)
+            at = find_capability(self._config, Pcie)
         except VirtfnError:
             return
         if DevCap(self._config.read(at + Pcie.DEVCAP.offset, 4)).FLR:
@@ -213,8 +209,6 @@ class ServedFunction(VfioUserDevice):
         self._client = None
         self._hidden = True
         self._reset_function()
-        if self.on_gone is not None:
-            self.on_gone()
 
     # Memory: `DmaMapper`.
 
@@ -240,13 +234,11 @@ class ServedFunction(VfioUserDevice):
             self._take_away(key, done)
             raise
         self._placed[iova] = key, done
-        self.mapped_bytes += size
 
     def unmap(self, iova: int, size: int) -> None:
         """Take a range out of the domain, and out of every cache."""
         key, done = self._placed.pop(iova)
         self._take_away(key, done)
-        self.mapped_bytes -= size
 
     def _take_away(self, key: tuple[int, int], ranges: list[tuple[int, int]]) -> None:
         for first, length in ranges:
