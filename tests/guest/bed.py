@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 
 from virtfn.devices.nic82576 import Card, Nic82576
-from virtfn.drivers import igb
-from virtfn.hw.pci import Location, MsiX, MsiXControl, MsiXEntry
 from virtfn.hw.types import Mac, parse_mac
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Pcim
-from virtfn.iovm.walk import capability_of
+from virtfn.iovm.pfdriver import start_igb
 from virtfn.kernels.port import wire_in
 from virtfn.machine.clock import MS_PS, WallClock
-from virtfn.vmm.host import Host, HostBar
+from virtfn.vmm.host import Host
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Machine, Outcome, Qemu, QemuGuest, Watch, choose_acceleration
 from virtfn.vmm.qemu.image import Image
@@ -91,27 +89,9 @@ class LinuxBed:
         self.vfs: list[Vf] = []
         self._guests = guests
         if not whole:
-            self.driver = self._start_pf()
+            self.driver = start_igb(self.host, self.pcim, self.pcim.functions[self.nic.pf_rid])
+            self.iovm.adopt(self.nic.pf_rid, self.nic, self.driver)
             self.vfs = self.iovm.create(self.nic.pf_rid, vfs or max(guests, 1))
-
-    def _start_pf(self) -> igb.Igb:
-        rid = self.nic.pf_rid
-        self.pcim.enable_function(rid)
-        bars = {bar.bar: bar.address for bar in self.pcim.functions[rid].bars}
-        driver = igb.Igb(HostBar(self.host.root, bars[0]), self.host.clock)
-        driver.probe()
-        address, message = self.host.allocate_message(rid, lambda: driver.interrupt(igb.OTHER_VECTOR))
-        msix = capability_of(self.pcim.bus, rid, MsiX)
-        assert msix is not None
-        place = Location(msix.get(MsiX.TABLE))
-        table = HostBar(self.host.root, bars[place.BIR] + place.OFFSET * 8)
-        table.write(MsiXEntry.ADDRESS.offset, address & 0xFFFFFFFF)
-        table.write(MsiXEntry.ADDRESS_HIGH.offset, address >> 32)
-        table.write(MsiXEntry.MESSAGE.offset, message)
-        table.write(MsiXEntry.CONTROL.offset, 0)
-        msix.set(MsiX.CONTROL, MsiXControl.of(ENABLE=1).value)
-        self.iovm.adopt(rid, self.nic, driver)
-        return driver
 
     def __enter__(self) -> LinuxBed:
         try:

@@ -14,17 +14,16 @@ from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.lab import Lab, Pf, VfPolicy
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.drivers import igb
-from virtfn.hw.pci import Location, MsiX, MsiXControl, MsiXEntry
 from virtfn.hw.types import Mac, format_rid, parse_mac
 from virtfn.iovm import lspci
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
-from virtfn.iovm.walk import capability_of
+from virtfn.iovm.pfdriver import open_igb, start_igb
 from virtfn.machine.captures import Frames
-from virtfn.machine.ports import Clock, VirtfnError
+from virtfn.machine.ports import Clock
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
-from virtfn.vmm.host import Host, HostBar
+from virtfn.vmm.host import Host
 from virtfn.vmm.hostaddresses import HostAddresses
 from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 
@@ -163,36 +162,14 @@ class Machine:
         return self._wires[-1]
 
     def _start_pf(self, name: str, nic: Nic82576, found: Found, vfs: int, wire: Wire | None) -> LabPf:
-        self.pcim.enable_function(nic.pf_rid)
-        csr = next(bar for bar in found.bars if bar.bar == 0)
-        driver = igb.Igb(HostBar(self.host.root, csr.address), self.host.clock)
-        driver.probe()
-        self._bind_interrupt(nic, found, driver)
+        driver = start_igb(self.host, self.pcim, found)
         self.iovm.adopt(nic.pf_rid, nic, driver)
         created = self.iovm.create(nic.pf_rid, vfs) if vfs else []
         return LabPf(name, nic, found, driver, created, wire)
 
     def _leave_pf(self, name: str, nic: Nic82576, found: Found, wire: Wire | None) -> LabPf:
         """Leave a PF to the guest that gets it whole: placed, and not driven."""
-        self.pcim.enable_function(nic.pf_rid)
-        csr = next(bar for bar in found.bars if bar.bar == 0)
-        driver = igb.Igb(HostBar(self.host.root, csr.address), self.host.clock)
-        return LabPf(name, nic, found, driver, wire=wire, driven=False)
-
-    def _bind_interrupt(self, nic: Nic82576, found: Found, driver: igb.Igb) -> None:
-        """Give the PF's vector for everything but queues a message that calls its driver."""
-        address, message = self.host.allocate_message(nic.pf_rid, lambda: driver.interrupt(igb.OTHER_VECTOR))
-        msix = capability_of(self.pcim.bus, nic.pf_rid, MsiX)
-        if msix is None:
-            raise VirtfnError(f"{format_rid(nic.pf_rid)} has no MSI-X", errno_name="ENODEV")
-        place = Location(msix.get(MsiX.TABLE))
-        table = next(bar for bar in found.bars if bar.bar == place.BIR)
-        bar = HostBar(self.host.root, table.address + place.OFFSET * 8)
-        bar.write(MsiXEntry.ADDRESS.offset, address & 0xFFFFFFFF)
-        bar.write(MsiXEntry.ADDRESS_HIGH.offset, address >> 32)
-        bar.write(MsiXEntry.MESSAGE.offset, message)
-        bar.write(MsiXEntry.CONTROL.offset, 0)
-        msix.set(MsiX.CONTROL, MsiXControl.of(ENABLE=1).value)
+        return LabPf(name, nic, found, open_igb(self.host, self.pcim, found), wire=wire, driven=False)
 
     def _watch(self, nic: Nic82576) -> None:
         tracer = self.host.tracer
