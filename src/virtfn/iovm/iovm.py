@@ -206,7 +206,8 @@ class Iovm:
     def take_back(self, *vfs: Vf, surprise: bool = False) -> None:
         """Unplug VFs from their VMs and make them as new; one wait serves all. surprise: do not ask the guests.
 
-        Raises VirtfnError, errno EINVAL, if nobody has one of them; then none is touched.
+        Raises VirtfnError, errno EINVAL, if nobody has one of them; then none is touched. Errno EIO if one cannot be
+        reset; all are taken back then, too.
         """
         owners: list[tuple[Vf, Vm]] = []
         for vf in vfs:
@@ -219,14 +220,16 @@ class Iovm:
             with suppress(VirtfnError):
                 vm.unplug(vf.rid, surprise=surprise)
             vf.config.set_ats(False)
-        self.reset(*vfs)
-        for vf, vm in owners:
-            driver = self._pf(vf.found.physfn).driver
-            driver.serve()
-            driver.release_vf(vf.index)
-            vf.config.reset()
-            vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
-            self._detach(vf.rid, vm)
+        try:
+            self.reset(*vfs)
+        finally:
+            for vf, vm in owners:
+                driver = self._pf(vf.found.physfn).driver
+                driver.serve()
+                driver.release_vf(vf.index)
+                vf.config.reset()
+                vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
+                self._detach(vf.rid, vm)
 
     def _detach(self, rid: Rid, vm: Vm) -> None:
         """Refuse the VF's DMA, and give up the domain with its last VF."""
@@ -277,19 +280,25 @@ class Iovm:
     def reset(self, *vfs: Vf) -> None:
         """Reset VFs by FLR and wait until they answer again.
 
-        Raises VirtfnError if one has no FLR.
+        Raises VirtfnError if one has no FLR; the others are reset.
         """
-        self._reset_functions(*(vf.rid for vf in vfs))
-        for vf in vfs:
-            vf.config.restore_ats()
+        try:
+            self._reset_functions(*(vf.rid for vf in vfs))
+        finally:
+            for vf in vfs:
+                vf.config.restore_ats()
 
     def _reset_functions(self, *rids: Rid) -> None:
+        stuck = []
         for rid in rids:
             pcie = capability_of(self.pcim.bus, rid, Pcie)
             if pcie is None:
-                raise VirtfnError(f"{format_rid(rid)} cannot be reset", errno_name="EIO")
-            pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
+                stuck.append(format_rid(rid))
+            else:
+                pcie.set(Pcie.DEVCTL, pcie.get(Pcie.DEVCTL) | DevCtl.FLR.mask)
         self._clock.sleep(100 * MS_PS)
+        if stuck:
+            raise VirtfnError(f"{', '.join(stuck)} cannot be reset", errno_name="EIO")
 
     def quarantine(self, vf: Vf) -> None:
         """Stop a VF that its guest still holds: nothing goes in or out.

@@ -312,6 +312,22 @@ def test_a_vm_that_lost_its_function_does_not_keep_the_vf(bed):
     assert bed.vf(1).state is VfState.FREE
 
 
+def test_one_that_cannot_be_reset_does_not_keep_the_others(bed, monkeypatch):
+    remapping = bed.machine.host.remapping
+    gone, read = bed.vf(0).rid, bed.nic.config_read
+    monkeypatch.setattr(
+        bed.nic, "config_read", lambda rid, at, size: (1 << 8 * size) - 1 if rid == gone else read(rid, at, size)
+    )
+    flr = []
+    bed.nic.on_reset = lambda rid, how: flr.append(rid)
+    with pytest.raises(VirtfnError, match=r"0000:02:10\.0 cannot be reset") as caught:
+        bed.iovm.take_back(bed.vf(0), bed.vf(1), surprise=True)
+    assert caught.value.errno_name == "EIO"
+    assert bed.vf(1).rid in flr
+    assert [bed.vf(n).state for n in (0, 1)] == [VfState.FREE] * 2
+    assert not remapping.domains
+
+
 @pytest.mark.parametrize("surprise", [False, True])
 def test_many_owners_leave_nothing_behind(bed, surprise):
     host, guest = bed.machine.host, bed.spare_guest()
