@@ -10,7 +10,7 @@ Each function has an address space of its own, since QEMU tells each about memor
 from __future__ import annotations
 
 from collections.abc import Hashable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from virtfn.drivers.vtd import Domain
 from virtfn.hw.types import Rid, format_rid
@@ -94,10 +94,10 @@ class QemuVm:
                     timeout_s = _SURPRISE_S if surprise else _LET_GO_S
                     self.guest.unplug(_device_name(rid), timeout_s=timeout_s, tick=self._tick)
         finally:
-            served.close()
+            del self.functions[rid]
             self.past_messages += served.messages
             self.past_interrupts += served.interrupts
-            del self.functions[rid]
+            served.close()
 
     # What goes on.
 
@@ -117,11 +117,11 @@ class QemuVm:
 
     def close(self) -> None:
         """End QEMU, and take back what it had."""
-        for served in self.functions.values():
-            served.close()
-        self.functions.clear()
-        self.guest.close(tick=self._tick)
-        self._files.close()
+        with ExitStack() as stack:
+            stack.callback(self._files.close)
+            stack.callback(self.guest.close, tick=self._tick)
+            while self.functions:
+                stack.callback(self.functions.popitem()[1].close)
 
 
 def _device_name(rid: Rid) -> str:
