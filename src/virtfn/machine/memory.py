@@ -13,6 +13,7 @@ chunks. Memory that other processes share (a virtual machine's) gets addresses i
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -44,7 +45,9 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 def _map(address: int | None, size: int, protection: int, flags: int, fd: int, offset: int) -> int:
     where = _libc.mmap(address, size, protection, flags, fd, offset)
     if where == _MAP_FAILED:
-        raise VirtfnError(f"cannot map {size} bytes: {os.strerror(ctypes.get_errno())}", errno_name="ENOMEM")
+        number = ctypes.get_errno()
+        name = "EACCES" if number in (errno.EACCES, errno.EPERM) else "ENOMEM"
+        raise VirtfnError(f"cannot map {size} bytes: {os.strerror(number)}", errno_name=name)
     return int(where)
 
 
@@ -136,7 +139,11 @@ class HostMemory:
         for i, (start, length) in enumerate(self._holes):
             if wanted <= length:
                 where = Hpa(self.base + start)
-                _map(where, size, _RW, mmap.MAP_SHARED | _MAP_FIXED | _MAP_NORESERVE, fd, 0)
+                try:
+                    _map(where, size, _RW, mmap.MAP_SHARED | _MAP_FIXED | _MAP_NORESERVE, fd, 0)
+                except VirtfnError:
+                    self._leave_empty(start, wanted)  # what was there may be gone
+                    raise
                 self._holes[i] = start + wanted, length - wanted
                 self._adopted[where] = wanted
                 return where
