@@ -6,6 +6,7 @@ message, so turns that find nothing follow each other at a short distance; an em
 
 from __future__ import annotations
 
+import ctypes
 import select
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -91,6 +92,27 @@ class Pump:
         sources += [wire.fileno() for wire in self._wires]
         waiting = [source for source in sources if source >= 0]
         if waiting:
-            return bool(select.select(waiting, [], [], seconds)[0])
+            return _readable(waiting, seconds)
         self._host.clock.sleep(int(seconds * S_PS))
         return False
+
+
+class _PollFd(ctypes.Structure):
+    _fields_ = [("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short)]
+
+
+class _TimeSpec(ctypes.Structure):
+    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _readable(descriptors: list[int], seconds: float) -> bool:
+    """Wait until something can be read, or a time below a second is over; a signal ends it too.
+
+    By ppoll: select takes no descriptor above 1023, and Python's poll and epoll round up to milliseconds.
+    """
+    polled = (_PollFd * len(descriptors))(*(_PollFd(fd, select.POLLIN, 0) for fd in descriptors))
+    limit = _TimeSpec(0, int(seconds * 1e9))
+    return bool(_libc.ppoll(polled, ctypes.c_ulong(len(descriptors)), ctypes.byref(limit), None) > 0)
