@@ -59,9 +59,10 @@ class Arena:
             assert (recorded, suppressed, aborted) == (0, 0, 0)
             return
         if isinstance(wanted, Message):
-            offset = hpa - self.iommu.message_page.ctypes.data
+            slot = (int(unit["message_tail"]) - 1) % MESSAGE_SLOTS
+            offset = hpa - self.iommu.message_pages[slot].ctypes.data
             assert (offset, run) == (iova % 4096, wanted.size)
-            row = self.iommu.messages[(int(unit["message_tail"]) - 1) % MESSAGE_SLOTS]
+            row = self.iommu.messages[slot]
             assert (row["rid"], row["address"]) == (rid, iova)
             unit["message_head"] = unit["message_tail"]
             assert (recorded, suppressed, aborted) == (0, 0, 0)

@@ -12,7 +12,7 @@
     faults[tail]: requester, address, reason, direction                        full: counted as lost
 
 A host physical address is an address in this process, so what leaves this module lies within the machine's memory or
-the page for messages, whatever the tables say. A page that is not wholly memory, or overlaps the interrupt range, is
+the pages for messages, whatever the tables say. A page that is not wholly memory, or overlaps the interrupt range, is
 cached in smaller pieces.
 """
 

@@ -2,7 +2,7 @@
 
     unit        settings and counters
     contexts    context cache, by requester ID        cached: which of them are
-    iotlb       translations                          messages, message_page: interrupts that DMA wrote
+    iotlb       translations                          messages, message_pages: interrupts that DMA wrote
     interrupts  interrupt entry cache                 faults: requests that were refused
 
 Kernels see the row by its address, `iommu_at`; Python sees the views of `Iommu`.
@@ -71,7 +71,7 @@ IOMMU = np.dtype(
         ("cached", np.int64, (1 << 16,)),
         ("faults", FAULT, (FAULT_SLOTS,)),
         ("messages", MESSAGE, (MESSAGE_SLOTS,)),
-        ("message_page", np.int64, (512,)),
+        ("message_pages", np.int64, (MESSAGE_SLOTS + 1, 512)),
         ("interrupts", INTERRUPT, (INTERRUPT_SLOTS,)),
         ("iotlb", IOTLB, (IOTLB_MAX,)),
     ]
@@ -94,7 +94,7 @@ class Iommu(NamedTuple):
     iotlb: npt.NDArray[np.void]  # (power of two,) IOTLB
     faults: npt.NDArray[np.void]  # (FAULT_SLOTS,) FAULT
     messages: npt.NDArray[np.void]  # (MESSAGE_SLOTS,) MESSAGE
-    message_page: npt.NDArray[np.uint8]  # (4096,) what was written to the interrupt range, by offset in a page
+    message_pages: npt.NDArray[np.uint8]  # (MESSAGE_SLOTS + 1, 4096) what was written, by slot and offset in a page
 
     @property
     def address(self) -> int:
@@ -133,8 +133,8 @@ def new_iommu(
     unit["widths"] = widths
     unit["large"] = large
     unit["kinds"] = kinds
-    page = row["message_page"].view(np.uint8)
-    unit["message_base"] = page.ctypes.data
+    pages = row["message_pages"].view(np.uint8)
+    unit["message_base"] = pages.ctypes.data
     return Iommu(
         block,
         unit,
@@ -143,7 +143,7 @@ def new_iommu(
         row["iotlb"][:iotlb_entries],
         row["faults"],
         row["messages"],
-        page,
+        pages,
     )
 
 
@@ -177,7 +177,8 @@ def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: 
 def record_message(iommu: Row, rid: int, address: int, nbytes: int) -> tuple[int, int]:
     """Take a write to the interrupt range as the message that it is; return (where its bytes go, how many do).
 
-    Whoever serves the unit sends it when the bytes are there. A message is an aligned word: less than that is aborted.
+    Whoever serves the unit sends it when the bytes are there: in a page for each message, and one for what is lost. A
+    message is an aligned word: less than that is aborted.
     """
     unit = iommu.unit[0]
     if address & 3 or nbytes < 4:
@@ -185,12 +186,15 @@ def record_message(iommu: Row, rid: int, address: int, nbytes: int) -> tuple[int
         return 0, 0
     last = iommu.messages[(unit.message_tail - 1) % MESSAGE_SLOTS]
     repeated = unit.message_tail > unit.message_head and last.rid == rid and last.address == address
+    slot = MESSAGE_SLOTS
     if unit.message_tail - unit.message_head >= MESSAGE_SLOTS:
         unit.messages_lost += 1
-    elif not repeated:
-        message = iommu.messages[unit.message_tail % MESSAGE_SLOTS]
-        message.rid = rid
-        message.address = address
-        unit.message_tail += 1
+    else:
+        if not repeated:
+            message = iommu.messages[unit.message_tail % MESSAGE_SLOTS]
+            message.rid = rid
+            message.address = address
+            unit.message_tail += 1
+        slot = (unit.message_tail - 1) % MESSAGE_SLOTS
     offset = address & 4095
-    return unit.message_base + offset, min(nbytes, 4096 - offset)
+    return unit.message_base + slot * 4096 + offset, min(nbytes, 4096 - offset)

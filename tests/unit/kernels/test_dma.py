@@ -331,6 +331,14 @@ def test_interrupt_range_is_not_memory_even_if_mapped(t: ByHand) -> None:
     assert (t.unit["aborted"], t.unit["faults"]) == (2, 0)
 
 
+def test_messages_of_two_requesters_at_one_address_have_bytes_of_their_own(t: ByHand) -> None:
+    source = np.array([0x41, 0x52], np.uint32)
+    for rid, at in ((RID, 0), (RID + 1, 4)):
+        assert dma_copy_out(t.iommu.row, rid, 0xFEE0_1008, 4, source.ctypes.data + at) == 4
+    assert [m["rid"] for m in t.iommu.messages[:2]] == [RID, RID + 1]
+    assert t.iommu.message_pages.view(np.uint32)[:2, 2].tolist() == [0x41, 0x52]
+
+
 def test_a_write_to_the_interrupt_range_is_a_message(t: ByHand) -> None:
     source = np.array([0x41, 0x52], np.uint32)
     row = t.iommu.row
@@ -341,7 +349,7 @@ def test_a_write_to_the_interrupt_range_is_a_message(t: ByHand) -> None:
         (RID, 0xFEE0_1008),
         (RID, 0xFEE0_2000),
     ]
-    assert t.iommu.message_page.view(np.uint32)[[2, 0]].tolist() == [0x52, 0x41]
+    assert t.iommu.message_pages.view(np.uint32)[[0, 1], [2, 0]].tolist() == [0x52, 0x41]
     for _ in range(MESSAGE_SLOTS):
         t.ask(0xFEE0_0010, 4)
         t.ask(0xFEE0_0020, 4)
@@ -351,7 +359,7 @@ def test_a_write_to_the_interrupt_range_is_a_message(t: ByHand) -> None:
     assert t.unit["aborted"] == 3
     t.unit["enabled"] = 0
     t.unit["message_head"] = t.unit["message_tail"]
-    assert t.ask(0xFEE0_0000, 4) == (t.iommu.message_page.ctypes.data, 4), "with remapping off as well"
+    assert t.ask(0xFEE0_0000, 4) == (t.iommu.message_pages.ctypes.data, 4), "with remapping off as well"
 
 
 def test_smallest_iotlb_is_right() -> None:

@@ -68,8 +68,9 @@ class InterruptRemapping:
         """Send the messages that DMA has written since the last time."""
         unit = self._unit
         while unit["message_head"] < unit["message_tail"]:
-            row = self._iommu.messages[int(unit["message_head"]) % MESSAGE_SLOTS]
+            slot = int(unit["message_head"]) % MESSAGE_SLOTS
             unit["message_head"] += 1
+            row, page = self._iommu.messages[slot], self._iommu.message_pages[slot]
             rid, address = Rid(int(row["rid"])), int(row["address"])
             at = address & 0xFFC
-            self.send(rid, address, int.from_bytes(self._iommu.message_page[at : at + 4].tobytes(), "little"))
+            self.send(rid, address, int.from_bytes(page[at : at + 4].tobytes(), "little"))
