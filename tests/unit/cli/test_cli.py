@@ -16,7 +16,6 @@ import pytest
 
 from virtfn.api.progress import Progress
 from virtfn.api.report import Report
-from virtfn.cli.main import main
 from virtfn.machine.ports import VirtfnError
 
 REPORT: Report = {
@@ -111,14 +110,8 @@ Result = tuple[int, str, str]
 
 
 @pytest.fixture
-def virtfn(engine: Engine, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    def call(*arguments: str) -> Result:
-        with pytest.raises(SystemExit) as caught:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
+def virtfn(engine: Engine, virtfn: Callable[..., Result]) -> Callable[..., Result]:
+    return virtfn
 
 
 def error_line(result: Result, status: int) -> str:

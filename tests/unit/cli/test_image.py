@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from virtfn.cli.main import main
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Qemu
 from virtfn.vmm.qemu.folder import GuestFolder
@@ -20,21 +19,14 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def virtfn(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+def virtfn(virtfn: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Calls the command line, with empty caches: (status, standard output, standard error)."""
     for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         (tmp_path / name).mkdir(mode=0o700)
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("VIRTFN_QEMU", raising=False)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
+    return virtfn
 
 
 def an_image(cache: Path, **_: object) -> Image:

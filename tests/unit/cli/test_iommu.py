@@ -13,21 +13,9 @@ from pathlib import Path
 import pytest
 
 from unit.bed import lab_text
-from virtfn.cli.main import main
 
 Result = tuple[int, str, str]
 COMMAND = [sys.executable, "-c", "from virtfn.cli.main import main; main()"]
-
-
-@pytest.fixture
-def virtfn(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    def call(*arguments: str) -> Result:
-        with pytest.raises(SystemExit) as caught:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 def error_line(result: Result, status: int) -> str:
