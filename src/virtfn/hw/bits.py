@@ -107,10 +107,11 @@ class Field:
 
 
 class Register:
-    """One value with named bits. Subclass it and declare `Field`s; instances are immutable."""
+    """One value with named bits. Subclass it and declare `Field`s; instances never change. NAMED: all their bits."""
 
     __slots__ = ("value",)
     FIELDS: ClassVar[tuple[Field, ...]] = ()
+    NAMED: ClassVar[int] = 0
 
     def __init__(self, value: int = 0) -> None:
         self.value = value
@@ -121,6 +122,7 @@ class Register:
             if high.lsb <= low.msb:
                 raise TypeError(f"{cls.__name__}: {low.name} and {high.name} overlap")
         cls.FIELDS = tuple(fields)
+        cls.NAMED = sum(f.mask for f in fields)
 
     @classmethod
     def field(cls, name: str) -> Field:

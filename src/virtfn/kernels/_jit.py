@@ -7,6 +7,7 @@ changed constant or callee elsewhere would silently keep running old machine cod
     load32_acquire                  tails and descriptor done words: what they publish is read after them
     store32_release, store64_release  heads and write-backs: what they publish is written before them
     copy_bytes                      memcpy; the regions do not overlap
+    row_of(names)                   makes a dtype: a row of 64-bit integers
     row_at(dtype)                   makes an intrinsic: the structured row of that dtype at an address
 
 State reaches kernels as the address of one row that holds everything: tables of arrays would be passed member by
@@ -139,6 +140,11 @@ def _copy_bytes(typingctx, target, source, size):  # type: ignore[no-untyped-def
 
 
 copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
+
+
+def row_of(names: str) -> np.dtype[np.void]:
+    """Make the dtype of a row of 64-bit integers, named by the words of `names`."""
+    return np.dtype([(name, np.int64) for name in names.split()])
 
 
 def row_at(dtype: np.dtype[np.void]) -> Callable[[int], Row]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END, FaultReason, Request
-from virtfn.kernels._jit import Row, kernel, row_at
+from virtfn.kernels._jit import Row, kernel, row_at, row_of
 from virtfn.kernels.iommu import record_fault
 from virtfn.kernels.iotlb import clip_to_memory, find_context, find_page
 from virtfn.kernels.pagewalk import ANY_RIGHT
@@ -36,13 +36,9 @@ __all__ = [
 ]
 
 
-def _row(names: str) -> np.dtype[np.void]:
-    return np.dtype([(name, np.int64) for name in names.split()])
-
-
 DEVICE_TLB_MAX = 1 << 14
 PAGE_SLOTS = 64
-CACHE = _row(
+CACHE = row_of(
     # set by Python: entries less one, page requests that may be under way
     "mask pages_allowed "
     # set for whoever was refused: the page has been asked for; and for Python: slots that hold a new request
@@ -51,8 +47,8 @@ CACHE = _row(
     # success; entries that invalidations ended
     "hits misses translation_requests denied aborted unsupported invalidated page_requests"
 )
-ENTRY = _row("rid page rights hpa")
-PAGE = _row("state rid page write group")  # group: the slot, and above it how often it was used, modulo 8
+ENTRY = row_of("rid page rights hpa")
+PAGE = row_of("state rid page write group")  # group: the slot, and above it how often it was used, modulo 8
 FREE, NEW, SENT, REFUSED = range(4)
 """State of a page request. Refused: for the next access of its kind, and forgotten then."""
 TLB = np.dtype([("cache", CACHE, (1,)), ("pages", PAGE, (PAGE_SLOTS,)), ("entries", ENTRY, (DEVICE_TLB_MAX,))])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels._jit import Row, kernel, row_at
+from virtfn.kernels._jit import Row, kernel, row_at, row_of
 
 __all__ = [
     "FAULT_SLOTS",
@@ -31,11 +31,7 @@ __all__ = [
 ]
 
 
-def _row(names: str) -> np.dtype[np.void]:
-    return np.dtype([(name, np.int64) for name in names.split()])
-
-
-UNIT = _row(
+UNIT = row_of(
     # from the registers: root table, remapping on; what the unit supports; the machine's memory
     "root enabled widths large kinds mem_base mem_end iotlb_mask message_base "
     # from the registers: interrupt remapping on, its table, compatibility format allowed, wide destinations
@@ -54,11 +50,11 @@ UNIT = _row(
 # key: 0, or what IOTLB entries of the page size last seen have; limit: 0 if nothing is cached; ats: requests for
 # translations and translated requests are allowed; device_tlb: address of the requester's own, where its requests begin
 # (`ats.py`), then key is 0
-CONTEXT = _row("key domain bypass table level limit fpd ats device_tlb")
-IOTLB = _row("page key rights hpa")
-FAULT = _row("rid iova reason write kind")
-MESSAGE = _row("rid address")
-INTERRUPT = _row("index low high spare")  # index: of the table entry plus one
+CONTEXT = row_of("key domain bypass table level limit fpd ats device_tlb")
+IOTLB = row_of("page key rights hpa")
+FAULT = row_of("rid iova reason write kind")
+MESSAGE = row_of("rid address")
+INTERRUPT = row_of("index low high spare")  # index: of the table entry plus one
 
 FAULT_SLOTS = 64
 MESSAGE_SLOTS = 64

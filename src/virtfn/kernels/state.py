@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.kernels._jit import row_at
+from virtfn.kernels._jit import row_at, row_of
 from virtfn.kernels.iommu import Iommu
 
 __all__ = [
@@ -49,11 +49,7 @@ LOWEST = np.array([0] + [(n & -n).bit_length() - 1 for n in range(1, 256)], np.i
 WIRE = 8  # the interface after the pools, in captures and drop tables
 
 
-def _row(names: str) -> np.dtype[np.void]:
-    return np.dtype([(name, np.int64) for name in names.split()])
-
-
-PORT = _row(
+PORT = row_of(
     # receive and transmit enables and filters (RCTL, TCTL, VT_CTL, MRQC, DTXSWC, RPLOLR, DTXCTL)
     "rx_enable tx_enable vmdq rss rss_fields bam upe mpe vfe multicast_shift pad ign_mac default_pool replicate "
     "loopback self_loop strip_replicated max_frame max_tagged vet mdp spoof_int mirror "
@@ -80,12 +76,12 @@ PORT = _row(
     "departures departed_head departed_tail"
 )
 
-POOL = _row(
+POOL = row_of(
     "rid strip max_frame max_tagged rsse vlan_mode vlan_tag ps_per_byte next_ps "
     "gprc gorc mprc gptc gotc gprlbc gorlbc gptlbc gotlbc bprc"
 )
 
-QUEUE = _row(
+QUEUE = row_of(
     # wiring: register block, requester, pool, interrupt cause bit (0: none)
     "regs rid pool cause "
     # as latched from the registers
@@ -106,7 +102,7 @@ COUNTER_NAMES = (
     "prc64 prc127 prc255 prc511 prc1023 prc1522 ptc64 ptc127 ptc255 ptc511 ptc1023 ptc1522 "
     "rpthc hgptc hgorc hgotc tsctc ssvpc forwarded flooded"
 ).split()
-COUNTERS = _row(" ".join(COUNTER_NAMES))
+COUNTERS = row_of(" ".join(COUNTER_NAMES))
 
 # Why a frame went no further. The text is what reports show.
 DROP_NAMES = (
@@ -161,7 +157,7 @@ EV_UPLINK = 64  # many frames wait for the uplink
 TX_CAUSE = 1 << 32
 RX_CAUSE = 1 << 33
 
-CAPTURE_RECORD = _row("interface outbound length offset time_ps")
+CAPTURE_RECORD = row_of("interface outbound length offset time_ps")
 
 
 NIC = np.dtype(

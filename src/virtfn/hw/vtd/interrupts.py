@@ -119,13 +119,6 @@ class PostedControl(Register):
     NDST = Field(63, 32)  # xAPIC: 47:40
 
 
-def _named(kind: type[Register]) -> int:
-    mask = 0
-    for f in kind.FIELDS:
-        mask |= f.mask
-    return mask
-
-
 def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
@@ -142,10 +135,10 @@ IRTE_URG = PostedIrte.URG.mask
 IRTE_V_LSB = RemappedIrte.V.lsb
 IRTE_DST_LSB = RemappedIrte.DST.lsb
 IRTE_SQ_LSB, IRTE_SVT_LSB = RemappedIrte.SQ.lsb - _HIGH, RemappedIrte.SVT.lsb - _HIGH
-REMAPPED_RESERVED_LOW = _signed(~_named(RemappedIrte) & _LOW)
-REMAPPED_RESERVED_HIGH = _signed(~_named(RemappedIrte) >> _HIGH & _LOW)
-POSTED_RESERVED_LOW = _signed(~_named(PostedIrte) & _LOW)
-POSTED_RESERVED_HIGH = _signed(~_named(PostedIrte) >> _HIGH & _LOW)
+REMAPPED_RESERVED_LOW = _signed(~RemappedIrte.NAMED & _LOW)
+REMAPPED_RESERVED_HIGH = _signed(~RemappedIrte.NAMED >> _HIGH & _LOW)
+POSTED_RESERVED_LOW = _signed(~PostedIrte.NAMED & _LOW)
+POSTED_RESERVED_HIGH = _signed(~PostedIrte.NAMED >> _HIGH & _LOW)
 PDA_LOW_MASK, PDA_LOW_SHIFT = 0xFFFF_FFC0, PostedIrte.PDA_LOW.lsb - 6
 PID_CONTROL = 32  # byte offset of PostedControl
 PID_ON, PID_SN = PostedControl.ON.mask, PostedControl.SN.mask

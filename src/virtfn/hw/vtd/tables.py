@@ -128,25 +128,18 @@ def level_shift(level: int) -> int:
     return 12 + 9 * (level - 1)
 
 
-def _named(kind: type[Register]) -> int:
-    mask = 0
-    for f in kind.FIELDS:
-        mask |= f.mask
-    return mask
-
-
 _LOW, _HIGH = (1 << 64) - 1, 64
 
 ROOT_P = RootEntry.P.mask
-ROOT_RESERVED_LOW = ~_named(RootEntry) & _LOW
+ROOT_RESERVED_LOW = ~RootEntry.NAMED & _LOW
 CTX_P = ContextEntry.P.mask
 CTX_FPD = ContextEntry.FPD.mask
 CTX_T_LSB, CTX_T_MASK = ContextEntry.T.lsb, (1 << ContextEntry.T.width) - 1
 CTX_AW_LSB, CTX_AW_MASK = ContextEntry.AW.lsb - _HIGH, (1 << ContextEntry.AW.width) - 1
 CTX_DID_LSB, CTX_DID_MASK = ContextEntry.DID.lsb - _HIGH, (1 << ContextEntry.DID.width) - 1
-CTX_RESERVED_LOW = ~_named(ContextEntry) & _LOW
+CTX_RESERVED_LOW = ~ContextEntry.NAMED & _LOW
 # As int64: kernels see table words signed.
-CTX_RESERVED_HIGH = (~_named(ContextEntry) >> _HIGH & _LOW) - (1 << 64)
+CTX_RESERVED_HIGH = (~ContextEntry.NAMED >> _HIGH & _LOW) - (1 << 64)
 PAGE_MASK = -1 << 12
 SS_R = SecondStageEntry.R.mask
 SS_W = SecondStageEntry.W.mask

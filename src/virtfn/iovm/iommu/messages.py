@@ -31,8 +31,7 @@ _ALL = (1 << 128) - 1
 def is_reserved(bits: int) -> bool:
     """Tell whether reserved bits of an interrupt remapping table entry are set, or a reserved value is."""
     kind = PostedIrte if RemappedIrte(bits).IM else RemappedIrte
-    named = sum(f.mask for f in kind.FIELDS)
-    return bool(bits & ~named & _ALL) or RemappedIrte(bits).SVT not in set(SourceValidation)
+    return bool(bits & ~kind.NAMED & _ALL) or RemappedIrte(bits).SVT not in set(SourceValidation)
 
 
 def requester_words(bits: int) -> str:

@@ -42,7 +42,7 @@ _BITS = 128
 
 
 def _reserved(kind: type[Register], bits: int) -> bool:
-    return bool(bits & ~sum(f.mask for f in kind.FIELDS))
+    return bool(bits & ~kind.NAMED)
 
 
 def check_root(bits: int) -> None:
