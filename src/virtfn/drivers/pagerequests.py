@@ -54,11 +54,7 @@ class PageRequestHandler:
         unit.write(Regs.PQA, PQA(self._queue).value)
         unit.write(Regs.PRS, PRS.PPR.mask | PRS.PRO.mask)
         if event is not None:
-            address, message = event
-            unit.write(Regs.PEDATA, message)
-            unit.write(Regs.PEADDR, address & 0xFFFF_FFFF)
-            unit.write(Regs.PEUADDR, address >> 32)
-            unit.write(Regs.PECTL, 0)
+            unit.enable_event(event, Regs.PECTL, Regs.PEDATA, Regs.PEADDR, Regs.PEUADDR)
 
     def close(self) -> None:
         """Switch the event off, answer what waits, and free the queue; nobody may ask any more."""

@@ -172,11 +172,7 @@ class VtdDriver:
         unit.command(GCMD.SRTP.mask, until=GSTS.RTPS.mask, wanted=GSTS.RTPS.mask)
         self.submit(_contexts(Granularity.GLOBAL), self._translations(Granularity.GLOBAL))
         if fault_event is not None:
-            address, message = fault_event
-            unit.write(Regs.FEDATA, message)
-            unit.write(Regs.FEADDR, address & 0xFFFF_FFFF)
-            unit.write(Regs.FEUADDR, address >> 32)
-            unit.write(Regs.FECTL, 0)
+            unit.enable_event(fault_event, Regs.FECTL, Regs.FEDATA, Regs.FEADDR, Regs.FEUADDR)
         unit.command(GCMD.TE.mask, until=GSTS.TES.mask, wanted=GSTS.TES.mask)
 
     def start_interrupts(self, table: Hpa, entries: int) -> None:

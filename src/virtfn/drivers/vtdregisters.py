@@ -41,6 +41,14 @@ class UnitRegisters:
         """Write a register."""
         self.window.write(decl.offset, decl.size, value)
 
+    def enable_event(self, event: tuple[int, int], control: Decl, data: Decl, address: Decl, upper: Decl) -> None:
+        """Give one of the unit's own interrupts its address and message, and unmask it."""
+        where, message = event
+        self.write(data, message)
+        self.write(address, where & 0xFFFF_FFFF)
+        self.write(upper, where >> 32)
+        self.write(control, 0)
+
     def command(self, set_bits: int, clear_bits: int = 0, *, until: int, wanted: int) -> None:
         """Change one bit of GCMD, keep the others as they are, and wait until GSTS under `until` is `wanted`.
 
