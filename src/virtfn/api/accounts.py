@@ -64,10 +64,6 @@ def account(
 
 def _pf_report(pf: LabPf) -> PfReport:
     counters = pf.nic.port.nic["counters"]
-    dropped: dict[str, int] = {}
-    for pool in (*range(8), None):
-        for reason, count in pf.nic.drops(pool).items():
-            dropped[reason] = dropped.get(reason, 0) + count
     report: PfReport = {
         "name": pf.name,
         "model": 82576,
@@ -76,7 +72,7 @@ def _pf_report(pf: LabPf) -> PfReport:
         "switch": {
             "forwarded": int(counters["forwarded"]),
             "flooded": int(counters["flooded"]),
-            "dropped": dropped,
+            "dropped": pf.nic.all_drops(),
         },
     }
     if pf.wire is not None and pf.live:

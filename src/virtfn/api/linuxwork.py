@@ -157,13 +157,7 @@ class LinuxWork:
     @staticmethod
     def _drops(guest: LinuxGuest) -> dict[str, int]:
         nic = guest.pf.nic
-        if guest.vf is not None:
-            return dict(nic.drops(guest.vf.index))
-        dropped: dict[str, int] = {}
-        for pool in (*range(8), None):
-            for reason, count in nic.drops(pool).items():
-                dropped[reason] = dropped.get(reason, 0) + count
-        return dropped
+        return nic.all_drops() if guest.vf is None else nic.drops(guest.vf.index)
 
     def _iperf(self, ways: list[tuple[int, int]]) -> None:
         ports = [_IPERF_PORT + i for i in range(len(ways))]

@@ -348,8 +348,11 @@ class Nic82576:
 
     def drops(self, pool: int | None) -> dict[str, int]:
         """Count dropped frames of a pool (None: of the wire) by reason; reasons without any are left out."""
-        row = self.port.nic["drops"][WIRE if pool is None else pool]
-        return {name: int(count) for name, count in zip(DROP_NAMES, row, strict=True) if count}
+        return _by_reason(self.port.nic["drops"][WIRE if pool is None else pool])
+
+    def all_drops(self) -> dict[str, int]:
+        """Count dropped frames of all pools and of the wire by reason."""
+        return _by_reason(self.port.nic["drops"].sum(axis=0))
 
     def start_capture(self) -> None:
         """Record what each function sends and receives from now on; `take_capture` must keep up."""
@@ -369,3 +372,7 @@ class Nic82576:
     def close(self) -> None:
         """Release memory."""
         self.port.close()
+
+
+def _by_reason(row: npt.NDArray[np.int64]) -> dict[str, int]:
+    return {name: int(count) for name, count in zip(DROP_NAMES, row, strict=True) if count}
