@@ -39,8 +39,9 @@ from virtfn.kernels.state import (
 from virtfn.kernels.switch import BROADCAST, switch_receive
 from virtfn.kernels.tx import count_size, serve_queue, spread
 
-__all__ = ["begin", "finish", "fire_vectors", "serve", "serve_port", "wire_in"]
+__all__ = ["begin", "enable_vectors", "finish", "fire_vectors", "raise_vectors", "serve", "serve_port", "wire_in"]
 
+ALL_VECTORS = (1 << VECTORS) - 1
 WIRE_STALL = 100  # `stalled` when the frame at the head of the line came from the wire
 
 
@@ -81,6 +82,14 @@ def raise_vectors(nic: Row) -> int:
             p.eims &= ~(bit & p.eiam)
         events |= EV_INTERRUPT
     return events
+
+
+@kernel
+def enable_vectors(nic: Row, bits: int) -> None:
+    """Enable vectors; those whose cause is set are pending again."""
+    p = nic.port
+    p.eims |= bits
+    p.pending |= p.eicr & bits & ALL_VECTORS
 
 
 @kernel

@@ -22,6 +22,7 @@ __all__ = [
     "CAPTURE_SLOTS",
     "COUNTER_NAMES",
     "DROP_NAMES",
+    "MSIX",
     "NIC",
     "POOLS",
     "QUEUES",
@@ -100,7 +101,7 @@ QUEUE = row_of(
 COUNTER_NAMES = (
     "gprc gptc gorc gotc bprc bptc mprc mptc tpr tpt tor tot ruc roc rfc rnbc mpc "
     "prc64 prc127 prc255 prc511 prc1023 prc1522 ptc64 ptc127 ptc255 ptc511 ptc1023 ptc1522 "
-    "rpthc hgptc hgorc hgotc tsctc ssvpc forwarded flooded"
+    "rpthc hgptc hgorc hgotc tsctc ssvpc iac forwarded flooded"
 ).split()
 COUNTERS = row_of(" ".join(COUNTER_NAMES))
 
@@ -157,6 +158,9 @@ EV_UPLINK = 64  # many frames wait for the uplink
 TX_CAUSE = 1 << 32
 RX_CAUSE = 1 << 33
 
+# A vector's entry of an MSI-X table. open: its message may leave now
+MSIX = row_of("open address message")
+
 CAPTURE_RECORD = row_of("interface outbound length offset time_ps")
 
 
@@ -176,6 +180,7 @@ NIC = np.dtype(
         ("rss_table", np.uint32, (36, 256)),  # what each input byte adds to the hash
         ("mirrors", np.int64, (4, 4)),  # rule kinds, destination pool bit, VLVF entry bitmap, pool bitmap
         ("eitr", np.int64, (VECTORS, 2)),  # interval, and earliest next interrupt, in ps
+        ("msix", MSIX, (POOLS + 1, VECTORS)),  # by VF, or the PF
         ("scratch", np.uint8, (SCRATCH_BYTES,)),  # private copies of frames
         ("capture", CAPTURE_RECORD, (CAPTURE_SLOTS,)),
         ("captured", np.uint8, (CAPTURE_BYTES,)),

@@ -25,6 +25,7 @@ def load() -> bool:
     from virtfn.kernels.breath import breathe
     from virtfn.kernels.iommu import new_iommu
     from virtfn.kernels.port import fire_vectors, serve_port, wire_in
+    from virtfn.kernels.pump import PUMP, run_pump
     from virtfn.kernels.state import new_nic
     from virtfn.kernels.traffic import TRAFFIC
     from virtfn.kernels.uplink import cut_stream, whole_frames
@@ -40,5 +41,8 @@ def load() -> bool:
     wire_in(address, 0, 0, empty, empty, 0, 0)
     cut_stream(0, 0, 0, 0, empty, empty)
     whole_frames(0, 0)
+    state = np.zeros(1, PUMP)
+    scratch = np.zeros(2, np.int64)
+    run_pump(state.ctypes.data, scratch.ctypes.data, empty[:0], np.zeros((0, 2), np.int64), empty[:0], empty[:0], 0)
     (Path(_jit.CACHE_DIR) / _MARK).touch()
     return _jit.compiled_files() > before

@@ -1,4 +1,7 @@
-"""Time, in integer picoseconds (1 byte at 1 Gb/s = 8000 ps). The only module that may read a clock or sleep."""
+"""Time, in integer picoseconds (1 byte at 1 Gb/s = 8000 ps).
+
+The only module that may read a clock or sleep, but for kernels that wait (`kernels/posix.py`).
+"""
 
 from __future__ import annotations
 

@@ -1,19 +1,22 @@
 """The pump: keeps NICs and the functions of virtual machines going, while whoever calls it waits for something else.
 
-A turn answers messages, moves frames, and lets the IOMMU tell what it met. Tail writes to mapped pages come without a
-message, so turns that find nothing follow each other at a short distance; an empty machine rests between them.
+A turn answers messages, moves frames, and lets the IOMMU tell what it met. Between turns a kernel does the part of this
+that comes with frames all the time, and rests (`kernels/pump.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import select
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from virtfn.devices.nic82576 import Nic82576
 from virtfn.hw.types import Rid
-from virtfn.machine.clock import S_PS, US_PS
+from virtfn.kernels.link import SCRATCH_BYTES
+from virtfn.kernels.posix import POLLIN
+from virtfn.kernels.pump import PUMP, run_pump
+from virtfn.machine.clock import MS_PS
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
 from virtfn.vmm.uplink import Wire
@@ -21,11 +24,7 @@ from virtfn.vmm.uplink import Wire
 __all__ = ["Pump", "Served"]
 
 _BUDGET = 64
-_PATIENCE_PS = 300 * US_PS  # of turns without rest after the last that found something
-_WINDOW_PS = 2000 * US_PS
-_BULK = 32  # frames in a window that say: throughput matters now, not the next frame's latency
-_GATHER_PS = 500 * US_PS
-_REST_S = 0.0005
+_LIMIT_PS = 5 * MS_PS  # whoever waits looks again after this
 
 
 class Served(Protocol):
@@ -47,8 +46,8 @@ class Pump:
         self._nics = nics
         self._vms = vms
         self._wires = wires
-        self._last = self._window = self._frames = 0
-        self._bulk = False
+        self._state = np.zeros(1, PUMP)
+        self._scratch = np.zeros(SCRATCH_BYTES, np.uint8)
 
     def turn(self) -> int:
         """Do what there is to do, and return how much it was."""
@@ -57,62 +56,30 @@ class Pump:
             done += nic.serve(_BUDGET)[0]
         done += sum(wire.serve(_BUDGET)[0] for wire in self._wires)
         self._host.iommu.service()
-        if done:
-            self._last = self._host.now()
         return done
 
     def __call__(self) -> None:
-        """Take a turn, and rest until a message comes or a time is over: a tick for whoever waits.
+        """Take a turn, then move frames and rest for some milliseconds, or until there is more: a tick."""
+        self.turn()
+        self.run(_LIMIT_PS)
 
-        After a few frames the next ones are looked for at once. After many there are rests, for more to come together:
-        the guests need the processor to make them.
-        """
-        done = self.turn()
-        now = self._host.now()
-        if now - self._window >= _WINDOW_PS:
-            # Segments count, not what they were cut from.
-            frames = sum(int(nic.port.nic["counters"]["forwarded"]) for nic in self._nics)
-            self._bulk = frames - self._frames >= _BULK
-            self._window, self._frames = now, frames
-        if self._bulk:
-            self._gather()
-        elif not done and now - self._last >= _PATIENCE_PS:
-            self._wait(_REST_S)
-
-    def _gather(self) -> None:
-        """Let frames come together for a while; messages are answered as they come, a processor waits for each."""
-        until = self._host.now() + _GATHER_PS
-        while (left := until - self._host.now()) > 0 and self._wait(left / S_PS):
-            for vm in self._vms:
-                vm.serve()
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait until something comes, or a time is over; tell whether something came."""
-        sources = [served.server.fileno() for vm in self._vms for served in vm.functions.values()]
-        sources += [wire.fileno() for wire in self._wires]
-        waiting = [source for source in sources if source >= 0]
-        if waiting:
-            return _readable(waiting, seconds)
-        self._host.clock.sleep(int(seconds * S_PS))
-        return False
-
-
-class _PollFd(ctypes.Structure):
-    _fields_ = [("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short)]
-
-
-class _TimeSpec(ctypes.Structure):
-    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
-
-
-_libc = ctypes.CDLL(None)
-
-
-def _readable(descriptors: list[int], seconds: float) -> bool:
-    """Wait until something can be read, or a time below a second is over; a signal ends it too.
-
-    By ppoll: select takes no descriptor above 1023, and Python's poll and epoll round up to milliseconds.
-    """
-    polled = (_PollFd * len(descriptors))(*(_PollFd(fd, select.POLLIN, 0) for fd in descriptors))
-    limit = _TimeSpec(0, int(seconds * 1e9))
-    return bool(_libc.ppoll(polled, ctypes.c_ulong(len(descriptors)), ctypes.byref(limit), None) > 0)
+    def run(self, limit_ps: int) -> None:
+        """Let kernels do what they can, and rest, until Python is needed or `limit_ps` is over."""
+        functions = [served for vm in self._vms for served in vm.functions.values() if served.server.fileno() >= 0]
+        watched = self._host.iommu.interrupts.on_message is not None
+        links = np.zeros((len(functions), 2), np.int64)
+        for i, served in enumerate(functions):
+            n = next(n for n, nic in enumerate(self._nics) if nic is served.function.device)
+            table, first, vectors = self._nics[n].vectors(served.function.rid)
+            links[i] = served.lend(table, first, 0 if watched else vectors), n
+        descriptors = [served.server.fileno() for served in functions]
+        descriptors += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
+        asked = np.array([fd | POLLIN for fd in descriptors], np.int64)
+        nics = np.array([nic.port.address for nic in self._nics], np.int64)
+        events = np.zeros(len(nics), np.int64)
+        run_pump(self._state.ctypes.data, self._scratch.ctypes.data, nics, links, asked, events, limit_ps)
+        for served in functions:
+            served.take_back()
+        for nic, event in zip(self._nics, events.tolist(), strict=True):
+            if event:
+                nic.handle(event)

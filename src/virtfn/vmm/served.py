@@ -20,10 +20,13 @@ import mmap
 import os
 from pathlib import Path
 
+import numpy as np
+
 from virtfn.drivers.vtd import Domain
 from virtfn.hw.pci import CONFIG_SIZE, Command, DevCap, DevCtl, Location, MsiX, MsiXControl, Pcie, Type0
 from virtfn.hw.types import Hpa, Iova, Rid
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
+from virtfn.kernels.link import LINK
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
@@ -120,6 +123,9 @@ class ServedFunction(VfioUserDevice):
         vectors = MsiXControl(config.read(self._msix_at + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
         self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, direct=direct)
         self._config = config
+        self._block = np.zeros(1, LINK)
+        self._link, self._routes = self._block[0]["link"], self._block[0]["routes"]
+        self._link["rid"], self._link["fd"] = rid, -1
         self.server = Server(path, self, mapper=self, limits=_LIMITS)
 
     # The virtual machine's end.
@@ -133,6 +139,30 @@ class ServedFunction(VfioUserDevice):
     def messages(self) -> int:
         """Messages about registers: the exits of this function."""
         return sum(self.function.exits.values())
+
+    def lend(self, table: int, first: int, vectors: int) -> int:
+        """Let kernels answer and interrupt the machine until `take_back`; return the address of their LINK row.
+
+        table, first, vectors: as the NIC tells of the function's vectors.
+        """
+        usable = self._client is not None and self._masters and vectors
+        self._link["fd"] = self._client.borrow() if self._client is not None and usable else -1
+        self._link["table"], self._link["first"], self._link["vectors"] = table, first, vectors
+        return int(self._block.ctypes.data)
+
+    def take_back(self) -> None:
+        """Account for what kernels did, and send what they could not."""
+        link = self._link
+        if self._client is None or link["fd"] < 0:
+            return
+        writes, owed = int(link["writes"]), int(link["owed"])
+        self.function.exits["bar"] += writes
+        self.interrupts += int(link["interrupts"])
+        self._client.account(writes, cut=bool(link["cut"]))
+        link["writes"] = link["interrupts"] = link["owed"] = link["cut"] = 0
+        for i in range(owed.bit_length()):
+            if owed >> i & 1:
+                self._send(int(self._routes[i]["guest_address"]), int(self._routes[i]["guest_message"]))
 
     def close(self) -> None:
         """Take the function out of the virtual machine's hands, whether or not it lets go of what it has mapped."""
@@ -249,10 +279,15 @@ class ServedFunction(VfioUserDevice):
 
     def route(self, rid: Rid, address: int, message: int) -> tuple[int, int]:
         """Make a message of the host by which `rid` sends the virtual machine its own message; return it."""
-        return self._host.allocate_message(rid, lambda: self._send(address, message))
+        made = self._host.allocate_message(rid, lambda: self._send(address, message))
+        free = np.flatnonzero(self._routes["guest_address"] == 0)
+        if free.size and INTERRUPT_RANGE <= address < INTERRUPT_RANGE_END:
+            self._routes[free[0]] = *made, address, message
+        return made
 
     def unroute(self, address: int, message: int) -> None:
         """Take such a message back."""
+        self._routes[(self._routes["address"] == address) & (self._routes["message"] == message)] = 0
         self._host.free_message(address, message)
 
     def _send(self, address: int, message: int) -> None:

@@ -1,81 +1,319 @@
-"""The pump rests with whatever is there to wait for."""
+"""The pump: what its kernel does between turns is what a turn does, and it rests with whatever is there to wait for."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import resource
+import random
+import select
 import socket
+from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from virtfn.machine.clock import S_PS, WallClock
+from unit.vmm.test_served import BAR0, BAR3, CONFIG, MESSAGE_ADDRESS, Bench, enable
+from unit.vmm.vfio_user.peer import Peer, memory_file, open_fds
+from virtfn.hw.i82576 import Regs
+from virtfn.kernels.posix import POLLIN, monotonic_ps, poll, wake_promptly
+from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
 from virtfn.vmm.host import Host
-from virtfn.vmm.pump import Pump, _readable
-from virtfn.vmm.vfio_user import Server, VfioUserDevice
+from virtfn.vmm.pump import Pump
+from virtfn.vmm.vfio_user.messages import DMA_ACCESS, HEADER, NO_REPLY, REGION_ACCESS, REPLY, Command
+
+EIMS, EIMC, EICS, EICR = 0x1524, 0x1528, 0x1520, 0x1580
 
 
-class Nothing(VfioUserDevice):
-    """A device without registers."""
+class Line:
+    """Two VFs of a card behind sockets, a client at each that has its messages on, and a pump.
 
-    def regions(self):
-        return {}
+    by_python: let turns do all.
+    """
 
-    def irqs(self):
-        return {}
+    def __init__(self, folder, *, by_python: bool = False) -> None:
+        folder.mkdir()
+        self.bench = Bench(folder, clock=WallClock())
+        self.by_python = by_python
+        self.peers = [Peer(served.server) for served in self.bench.functions]
+        vm = SimpleNamespace(
+            functions=dict(zip(self.bench.rids, self.bench.functions, strict=True)),
+            serve=lambda: sum(served.server.serve() for served in self.bench.functions),
+        )
+        self.pump = Pump(self.bench.host, [self.bench.nic], [vm])
+        for peer in self.peers:
+            enable(peer)
+            peer.write(BAR0, 0x1700, (0x8180).to_bytes(4, "little"))
 
-    def region_read(self, region, offset, count):
-        return bytes(count)
+    def run(self) -> None:
+        if self.by_python:
+            while self.pump.turn():
+                pass
+        else:
+            self.pump.run(MS_PS)
 
-    def region_write(self, region, offset, data):
-        pass
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.sock.close()
+        self.bench.close()
 
 
 @pytest.fixture
-def host():
-    made = Host(WallClock(), 2 << 20)
+def line(tmp_path) -> Iterator[Line]:
+    made = Line(tmp_path / "line")
     yield made
     made.close()
 
 
-def test_a_descriptor_of_any_number_is_waited_for():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard <= 2048:
-        pytest.skip("not run: this machine allows too few descriptors")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
-    ours, theirs = socket.socketpair()
-    high = fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, 1500)
-    try:
-        assert not _readable([high], 0.0002)
-        theirs.send(b"x")
-        assert _readable([high], 0.5)
-        theirs.close()
-        assert _readable([high, high], 0.5)
-    finally:
-        os.close(high)
-        ours.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+def write(offset: int, value: int, region: int = BAR0) -> bytes:
+    return REGION_ACCESS.pack(offset, region, 4) + value.to_bytes(4, "little")
 
 
-def test_a_short_wait_is_short():
+def heard(peer: Peer) -> bytes:
+    """Take all that has come."""
+    said = b""
+    while select.select([peer.sock], [], [], 0)[0]:
+        said += peer.sock.recv(1 << 16)
+    return said
+
+
+def message(vector: int = 0x4021) -> bytes:
+    body = DMA_ACCESS.pack(MESSAGE_ADDRESS, 4) + vector.to_bytes(4, "little")
+    return HEADER.pack(0, Command.DMA_WRITE, HEADER.size + len(body), NO_REPLY, 0) + body
+
+
+# What the kernel does.
+
+
+def test_a_write_to_eims_is_answered_and_counted_without_python(line):
+    served, peer = line.bench.functions[1], line.peers[1]
+    before, exits = served.server.counters["REGION_WRITE"], served.messages
+    number = peer.send(Command.REGION_WRITE, write(EIMS, 5))
+    served.server.serve = None  # type: ignore[method-assign,assignment]  # whoever calls it fails
+    line.run()
+    assert heard(peer) == HEADER.pack(number, Command.REGION_WRITE, 32, REPLY, 0) + write(EIMS, 5)[:16]
+    assert line.bench.nic.port.registers.read(Regs.VTEIMS.at(1), 4) == 5
+    assert line.bench.nic.port.registers.read(Regs.VTEIMS.at(0), 4) == 0
+    assert served.server.counters["REGION_WRITE"] == before + 1
+    assert served.messages == exits + 1
+
+
+def test_a_vector_that_fires_is_sent_without_python(line):
+    nic, (served, _) = line.bench.nic, line.bench.functions
+    before = line.bench.host.iommu.stats()
+    nic.port.nic["port"]["eicr"] |= 7 << 22
+    line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2), flags=NO_REPLY)
+    nic.port.interrupts.deliver = None  # whoever calls it fails
+    line.run()
+    assert heard(line.peers[0]) == message()
+    assert heard(line.peers[1]) == b""
+    assert served.interrupts == 1
+    after = line.bench.host.iommu.stats()
+    assert (after["interrupts"] - before["interrupts"], after["delivered"] - before["delivered"]) == (1, 1)
+    assert nic.port.registers.read(Regs.IAC.offset, 4) == 1
+
+
+def test_the_iommu_judges_what_the_kernel_sends(line):
+    served, peer = line.bench.functions[0], line.peers[0]
+    made = next(iter(served.function._messages.values()))[1]
+    line.bench.host.interrupt_table.free(made[0])
+    line.bench.nic.bar_write(line.bench.rids[0], 0, EICS, 4, 0)
+    peer.send(Command.REGION_WRITE, write(EIMS, 2), flags=NO_REPLY)
+    line.bench.nic.port.nic["port"]["eicr"] |= 7 << 22
+    line.run()
+    assert heard(peer) == b""
+    assert line.bench.host.iommu.stats()["blocked"] == 1
+    assert served.interrupts == 0
+    served.function._messages.clear()
+
+
+def test_whoever_watches_accesses_sees_all_of_them(line):
+    seen = []
+    line.bench.nic.on_access = lambda rid, regmap, offset, value, write: seen.append((rid, offset, value, write))
+    line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2))
+    line.run()
+    assert line.pump.turn() == 1
+    assert seen == [(line.bench.rids[0], EIMS, 2, True)]
+
+
+def test_whoever_watches_messages_sees_all_of_them(line):
+    seen = []
+    line.bench.host.iommu.interrupts.on_message = lambda *what: seen.append(what)
+    line.bench.nic.port.nic["port"]["eicr"] |= 7 << 22
+    line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2))
+    line.run()
+    while line.pump.turn():
+        pass
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HEADER.pack(9, Command.REGION_WRITE, 35, 0, 0) + write(EIMS, 7)[:-1],
+        HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0) + write(EIMC, 7),
+        HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0) + write(EIMS, 7, BAR3),
+        HEADER.pack(9, Command.REGION_WRITE, 36, 0, 5) + write(EIMS, 7),
+        HEADER.pack(9, Command.REGION_WRITE, 36, 1, 0) + write(EIMS, 7),
+        HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0) + REGION_ACCESS.pack(EIMS, 0, 8) + bytes([7, 0, 0, 0]),
+        HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0) + REGION_ACCESS.pack(EIMS - 2, 0, 4) + bytes([7, 7, 7, 7]),
+        HEADER.pack(9, Command.REGION_READ, 32, 0, 0) + write(EIMS, 0)[:16],
+        HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0)[:10],
+    ],
+)
+def test_other_messages_are_left_for_python(line, said):
+    line.peers[0].raw(said)
+    line.run()
+    assert heard(line.peers[0]) == b""
+    assert line.bench.nic.port.registers.read(Regs.VTEIMS.at(0), 4) == 0
+    assert line.pump.turn() <= 1
+
+
+def test_a_message_in_two_pieces_is_one(line):
+    said = HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0) + write(EIMS, 7)
+    for cut in (10, 16, 20, 35):
+        line.peers[0].raw(said[:cut])
+        line.run()
+        line.pump.turn()
+        line.run()
+        assert heard(line.peers[0]) == b""
+        line.peers[0].raw(said[cut:])
+        line.run()
+        line.pump.turn()
+        assert heard(line.peers[0]) == HEADER.pack(9, Command.REGION_WRITE, 32, REPLY, 0) + write(EIMS, 7)[:16]
+
+
+def test_descriptors_that_nobody_wants_are_closed(line):
+    fd = memory_file(4096)
+    before = open_fds()
+    line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2), [fd, fd])
+    line.run()
+    assert heard(line.peers[0])
+    assert open_fds() == before
+    os.close(fd)
+
+
+def test_a_client_that_reads_nothing_gets_it_all_later(line):
+    peer, nic = line.peers[0], line.bench.nic
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sent = 0
+    for _ in range(600):
+        nic.port.nic["port"]["eicr"] |= 7 << 22
+        peer.send(Command.REGION_WRITE, write(EIMS, 2), flags=NO_REPLY)
+        line.run()
+        while line.pump.turn():
+            pass
+        sent += 1
+    assert line.bench.functions[0].interrupts == sent
+    said = b""
+    while more := heard(peer):
+        said += more
+        line.pump.turn()
+    assert len(said) == sent * len(message())
+    assert {said[at + 2 : at + 36] for at in range(0, len(said), 36)} == {message()[2:]}
+
+
+def messages(said: bytes) -> list[bytes]:
+    """Cut a stream into messages, in an order of its own; posted ones have no number that matters."""
+    found = []
+    while said:
+        size = HEADER.unpack_from(said)[2]
+        posted = HEADER.unpack_from(said)[3] & NO_REPLY
+        found.append(said[2:size] if posted else said[:size])
+        said = said[size:]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_the_same_with_and_without_the_kernel(tmp_path, request, seed):
+    lines = [Line(tmp_path / "kernel"), Line(tmp_path / "python", by_python=True)]
+    request.addfinalizer(lambda: [line.close() for line in lines])
+    choice = random.Random(seed)
+    for step in range(150):
+        who, bits = choice.randrange(2), choice.randrange(16)
+        number = choice.randrange(8)
+        posted = choice.choice((0, NO_REPLY))
+        for line in lines:
+            peer, port = line.peers[who], line.bench.nic.port.nic["port"]
+            peer.number = step
+            if number < 4:
+                offset = (EIMS, EIMS, EIMC, EICS)[number]
+                peer.send(Command.REGION_WRITE, write(offset, bits), flags=posted)
+                peer.send(Command.REGION_WRITE, write(EIMS, bits >> 1))
+            elif number == 4:
+                offset = choice_of(bits, (0x152C, 0x1530, EICR))
+                peer.send(Command.REGION_WRITE, write(offset, bits), flags=posted)
+            elif number == 5:
+                peer.send(Command.REGION_WRITE, write(16 + 12, bits & 1, BAR3))
+            elif number == 6:
+                body = REGION_ACCESS.pack(4, CONFIG, 2) + (6 if bits & 3 else 2).to_bytes(2, "little")
+                peer.send(Command.REGION_WRITE, body)
+            else:
+                port["eicr"] |= bits << 19
+                port["pending"] |= bits << 19
+            line.run()
+            line.run()
+            if not line.by_python:
+                while line.pump.turn():
+                    line.run()
+        kernel, python = lines
+        for one, other in zip(kernel.peers, python.peers, strict=True):
+            assert messages(heard(one)) == messages(heard(other)), step
+        for name in ("eicr", "eims", "eiac", "eiam", "pending", "fired"):
+            assert kernel.bench.nic.port.nic["port"][name] == python.bench.nic.port.nic["port"][name], name
+        assert kernel.bench.host.iommu.stats() == python.bench.host.iommu.stats()
+        assert [f.messages for f in kernel.bench.functions] == [f.messages for f in python.bench.functions]
+        assert [f.interrupts for f in kernel.bench.functions] == [f.interrupts for f in python.bench.functions]
+        assert kernel.bench.nic.port.nic["counters"]["iac"] == python.bench.nic.port.nic["counters"]["iac"]
+    assert sum(f.interrupts for f in lines[0].bench.functions) > 10
+
+
+def choice_of(bits: int, among: tuple[int, ...]) -> int:
+    return among[bits % len(among)]
+
+
+# How it rests.
+
+
+def test_what_waits_is_woken_at_once_and_a_short_wait_is_short():
     ours, theirs = socket.socketpair()
+    scratch = np.zeros(2, np.int64)
+    asked = np.array([ours.fileno() | POLLIN], np.int64)
+    clock = WallClock()
     with ours, theirs:
-        clock = WallClock()
-        began = clock.now()
+        wake_promptly()
+        times = [clock.now()]
         for _ in range(100):
-            _readable([ours.fileno()], 0.0001)
-        assert 0.01 * S_PS <= clock.now() - began < 0.09 * S_PS, "not rounded up to a millisecond each"
+            assert poll(asked.ctypes.data, 1, 100 * US_PS, scratch.ctypes.data) == 0
+            times.append(clock.now())
+        shortest = min(later - earlier for earlier, later in pairwise(times))
+        assert 100 * US_PS <= shortest < 145 * US_PS, "neither rounded up to milliseconds, nor late by the usual slack"
+        theirs.send(b"x")
+        assert poll(asked.ctypes.data, 1, S_PS, scratch.ctypes.data) == 1
+        assert asked[0] >> 48 == 1
+        assert abs(monotonic_ps(scratch.ctypes.data) - clock.now()) < S_PS
 
 
-def test_a_function_that_is_being_torn_out_is_not_waited_for(host, tmp_path):
-    with Server(tmp_path / "stays", Nothing()) as stays, Server(tmp_path / "goes", Nothing()) as goes:
-        functions = {n: SimpleNamespace(server=server) for n, server in enumerate((stays, goes))}
-        vm = SimpleNamespace(functions=functions, serve=lambda: stays.serve() + goes.serve())
-        pump = Pump(host, [], [vm])
-        pump()
-        goes.close()
-        assert goes.fileno() == -1
-        pump()
-        stays.close()
-        pump()
+def test_a_tick_is_some_milliseconds_long(line):
+    clock = WallClock()
+    began = clock.now()
+    for _ in range(10):
+        line.pump()
+    assert 40 * MS_PS < clock.now() - began < 500 * MS_PS
+
+
+def test_nothing_to_wait_for_is_rest_too():
+    host = Host(WallClock(), 2 << 20)
+    began = host.now()
+    Pump(host, [], [])()
+    assert host.now() - began > 4 * MS_PS
+    host.close()
+
+
+def test_a_function_that_is_being_torn_out_is_not_waited_for(line):
+    line.pump()
+    line.bench.functions[0].server.close()
+    assert line.bench.functions[0].server.fileno() == -1
+    line.pump()
+    line.bench.functions[1].server.close()
+    line.pump()

@@ -17,6 +17,7 @@ from virtfn.iovm.pcim import Pcim
 from virtfn.iovm.vconfig import VirtualConfig
 from virtfn.machine.clock import VirtualClock
 from virtfn.machine.memory import CHUNK
+from virtfn.machine.ports import Clock
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction, SharedFiles
 from virtfn.vmm.vfio_user.messages import REGION_INFO, Command
@@ -30,8 +31,8 @@ MESSAGE_ADDRESS = 0xFEE0_1000
 class Bench:
     """A card with two VFs that nobody drives, each behind a socket."""
 
-    def __init__(self, folder, *, direct: bool = True) -> None:
-        self.host = Host(VirtualClock(), CHUNK, slots=1, foreign_bytes=8 * CHUNK)
+    def __init__(self, folder, *, direct: bool = True, clock: Clock | None = None) -> None:
+        self.host = Host(clock or VirtualClock(), CHUNK, slots=1, foreign_bytes=8 * CHUNK)
         self.nic = Nic82576(self.host, self.host.iommu.iommu, Card(SILICON_MAC))
         self.host.root.attach(self.nic)
         pcim = Pcim(self.host.root, self.host.clock)

@@ -19,7 +19,7 @@ import numpy as np
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.i82576 import QUEUES, VECTORS, VFS, Regs, vf_vector
 from virtfn.hw.i82576.fields import CTRL_EXT, EICR, EITR, GPIE, ICR, IVAR_MISC, VTIVAR_MISC
-from virtfn.kernels.state import RX_CAUSE, TX_CAUSE
+from virtfn.kernels.state import POOLS, RX_CAUSE, TX_CAUSE
 from virtfn.machine.clock import NS_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
@@ -52,6 +52,15 @@ class Interrupts(Handlers):
     @property
     def _mode(self) -> GPIE:
         return GPIE(self._registers.peek(Regs.GPIE))
+
+    def vectors(self, n: int | None) -> tuple[int, int, int]:
+        """Tell where kernels find the vectors of VF `n`, or of the PF: (row of `msix`, the first, all as bits).
+
+        There are no bits where one message stands for all.
+        """
+        if n is not None:
+            return n, vf_vector(n), 7 << vf_vector(n) if n < self.vfs else 0
+        return POOLS, 0, self._owned() if self._mode.MULTIPLE_MSIX else 0
 
     # Extended causes: the PF's view, and each VF's three bits of the same words.
 
@@ -281,7 +290,7 @@ class Interrupts(Handlers):
         own = fired & self._owned()
         single = own and not self._mode.MULTIPLE_MSIX
         messages = (fired & ~own).bit_count() + (1 if single else own.bit_count())
-        self._registers.poke(Regs.IAC, 0, self._registers.peek(Regs.IAC) + messages)
+        self._nic["counters"]["iac"] += messages
         for n in range(self.vfs):
             for v in range(3):
                 if fired >> vf_vector(n, v) & 1:

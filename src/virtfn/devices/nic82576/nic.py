@@ -26,7 +26,7 @@ from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
 from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.port import fire_vectors, serve_port, wire_in
-from virtfn.kernels.state import DEPARTURE_BYTES, DROP_NAMES, DROP_NO_UPLINK, EV_INTERRUPT, EV_MALICIOUS, WIRE
+from virtfn.kernels.state import DEPARTURE_BYTES, DROP_NAMES, DROP_NO_UPLINK, EV_INTERRUPT, EV_MALICIOUS, POOLS, WIRE
 from virtfn.kernels.uplink import whole_frames
 from virtfn.machine.function import all_ones
 from virtfn.machine.ports import DeviceHost, Mapping, Reset, TranslationAgent, VirtfnError
@@ -64,10 +64,16 @@ class Nic82576:
         self.on_reset: Callable[[Rid, str], None] | None = None
         self._views = [vf_view(n) for n in range(len(self._pf.vfs))]
         self._tables: dict[int | None, MsiXTable] = {
-            None: MsiXTable(self._pf.function, lambda a, m: self._host.msi(self.pf_rid, a, m))
+            None: MsiXTable(
+                self._pf.function, lambda a, m: self._host.msi(self.pf_rid, a, m), self.port.nic["msix"][POOLS]
+            )
         }
         for n, vf in enumerate(self._pf.vfs):
-            self._tables[n] = MsiXTable(vf, lambda a, m, n=n: self._host.msi(self.vf_rid(n), a, m))  # type: ignore[misc]
+            self._tables[n] = MsiXTable(
+                vf,
+                lambda a, m, n=n: self._host.msi(self.vf_rid(n), a, m),  # type: ignore[misc]
+                self.port.nic["msix"][n],
+            )
             vf.on_reset.append(lambda kind, n=n: self._vf_was_reset(n))  # type: ignore[misc]
             vf.on_change.append(self._rewire)
         self._pf.function.on_reset.append(self._pf_was_reset)
@@ -273,6 +279,16 @@ class Nic82576:
         if enabled:
             address = msi.peek(Msi.ADDRESS) | msi.peek(Msi.ADDRESS_HIGH) << 32
             self._host.msi(self.pf_rid, address, msi.peek(Msi.MESSAGE))
+
+    def vectors(self, rid: Rid) -> tuple[int, int, int]:
+        """Tell kernels where to find the interrupts of a function.
+
+        Returns (its row of `msix`, its first vector, all of its vectors as bits). No bits: Python alone has to look
+        after them, since somebody watches, or one message stands for all causes.
+        """
+        place = self.endpoint.find(rid)
+        table, first, bits = self.port.interrupts.vectors(None if place is None else place.vf)
+        return table, first, bits if place is not None and self.on_access is None else 0
 
     def serve(self, budget: int = 64) -> tuple[int, int]:
         """Move up to `budget` frames of each transmit queue, and do what the data plane asks for.

@@ -25,6 +25,7 @@ _SINGLE = {
     Regs.PRC1023: "prc1023", Regs.PRC1522: "prc1522", Regs.PTC64: "ptc64", Regs.PTC127: "ptc127",
     Regs.PTC255: "ptc255", Regs.PTC511: "ptc511", Regs.PTC1023: "ptc1023", Regs.PTC1522: "ptc1522",
     Regs.RPTHC: "rpthc", Regs.HGPTC: "hgptc", Regs.TSCTC: "tsctc", Regs.SSVPC: "ssvpc",
+    Regs.IAC: "iac",
 }  # fmt: skip
 _LOW = {
     Regs.GORCL: "gorc", Regs.GOTCL: "gotc", Regs.TORL: "tor", Regs.TOTL: "tot", Regs.HGORCL: "hgorc",

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from virtfn.hw.pci import Location, MsiX, MsiXControl, MsiXEntry
+from virtfn.kernels.state import MSIX
 from virtfn.machine.function import Function, all_ones
 from virtfn.machine.ports import Reset
 from virtfn.machine.regfile import RegFile
@@ -25,9 +27,14 @@ ENTRY_BYTES = 16
 
 
 class MsiXTable:
-    """The table and PBA of one function; `send(address, message)` is called for each message that leaves."""
+    """The table and PBA of one function; `send(address, message)` is called for each message that leaves.
 
-    def __init__(self, function: Function, send: Callable[[int, int], None]) -> None:
+    rows: (vectors or more,) MSIX, where kernels see what each vector sends.
+    """
+
+    def __init__(
+        self, function: Function, send: Callable[[int, int], None], rows: npt.NDArray[np.void] | None = None
+    ) -> None:
         self._function = function
         self._send = send
         self.vectors = MsiXControl(function[MsiX].peek(MsiX.CONTROL)).TABLE_SIZE + 1
@@ -39,6 +46,7 @@ class MsiXTable:
             RegFile(MsiXEntry, self._bytes[v * ENTRY_BYTES : (v + 1) * ENTRY_BYTES], ENTRY_BYTES)
             for v in range(self.vectors)
         ]
+        self._rows = np.zeros(self.vectors, MSIX) if rows is None else rows
         self.pending = 0
         function.on_change.append(self.flush)
         function.on_reset.append(self.reset)
@@ -52,6 +60,7 @@ class MsiXTable:
         self.pending = 0
         for entry in self._entries:
             entry.reset()
+        self._show()
 
     @property
     def enabled(self) -> bool:
@@ -89,8 +98,16 @@ class MsiXTable:
         control = self._control
         return bool(control.ENABLE) and not control.MASK and self._function.bus_master
 
+    def _show(self) -> None:
+        """Keep the kernels' view true."""
+        open_now = self._open
+        for vector in range(self.vectors):
+            address, message = self.message(vector)
+            self._rows[vector] = open_now and not self.masked(vector), address - (address >> 63 << 64), message
+
     def flush(self) -> None:
         """Send what is pending and can leave now."""
+        self._show()
         if not self.enabled:
             self.pending = 0
         if not self.pending or not self._open:

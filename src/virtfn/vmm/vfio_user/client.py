@@ -152,6 +152,20 @@ class Client:
         """
         self._transfers.write(iova, data, done)
 
+    def borrow(self) -> int:
+        """Return the socket for somebody who speaks the protocol faster, until the next call of anything here.
+
+        Whole messages may be read and sent, no descriptors. -1 while the stream is in the middle of a message.
+        """
+        return self._connection.fileno() if self._connection.idle else -1
+
+    def account(self, writes: int, *, cut: bool) -> None:
+        """Take the socket back: so many writes to regions were answered. cut: a message was sent in part."""
+        if writes:
+            self._counters[Command.REGION_WRITE.name] += writes
+        if cut:
+            self._connection.lose("stalled")
+
     # For the server.
 
     @property

@@ -73,6 +73,11 @@ class Connection:
         """Whether requests are left unread until the client has taken answers."""
         return self.backlog >= self._max_output // 2
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is half read, and nothing waits to be sent."""
+        return not (self._input or self._header or self._output or self.lost)
+
     # In.
 
     def receive(self) -> Message | None:

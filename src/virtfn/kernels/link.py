@@ -1,0 +1,129 @@
+"""The link of a function to a virtual machine of another process: the two messages that come with frames all the time.
+
+    guest writes EIMS   REGION_WRITE --> answered, and the vectors are enabled
+    vector fires        MSI-X table --> interrupt remapping --> DMA_WRITE of the guest's message
+
+Both are what Python does too (`vmm/served.py`), without Python: a message costs a microsecond instead of a hundred. All
+other messages are left where they are, unread. Spec: vfio-user protocol 0.9.2, REGION_WRITE, DMA_WRITE.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virtfn.hw.i82576.vfregs import VfRegs
+from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store64
+from virtfn.kernels.iommu import iommu_at
+from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
+from virtfn.kernels.port import enable_vectors
+from virtfn.kernels.posix import peek_bytes, receive_bytes, send_bytes
+from virtfn.kernels.state import VECTORS
+
+__all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "link_at", "send_vectors", "take_write"]
+
+ROUTES = 32
+SCRATCH_BYTES = 64  # for a message
+_ROUTE = row_of("address message guest_address guest_message")
+LINK = np.dtype(
+    [
+        # fd: of the socket, below 0 while it is not for kernels; rid: of the function; table: its row of `msix`; first:
+        # its first vector; vectors: all of them, as bits; writes, interrupts: counted; owed: bits of the routes whose
+        # message is still to be sent; cut: the socket took a part of a message, so there is no going on
+        ("link", row_of("fd rid table first vectors writes interrupts owed cut")),
+        # by the host's message, which the device sends: the guest's; a guest_address of 0 is none
+        ("routes", _ROUTE, (ROUTES,)),
+    ]
+)
+link_at = row_at(LINK)
+
+# A header (id, command, size, flags, errno), then offset, region and count, then four bytes.
+_WRITE_BYTES, _ANSWER_BYTES = 36, 32
+_REGION_WRITE, _DMA_WRITE = 10, 12
+_COMMAND, _REPLY, _NO_REPLY = 0, 1, 0x10
+_BAR0 = 0
+_EIMS = VfRegs.VTEIMS.offset  # EIMS of a PF is there, too
+
+
+@kernel
+def take_write(nic: Row, link: Row, scratch: int) -> bool:
+    """Answer a write to EIMS at the head of a link's stream, and enable what it says. False if there is none.
+
+    scratch: address of SCRATCH_BYTES.
+    """
+    own = link.link
+    if peek_bytes(own.fd, scratch, _WRITE_BYTES) != _WRITE_BYTES:
+        return False
+    flags = load32(scratch + 8)
+    if (
+        load16(scratch + 2) != _REGION_WRITE
+        or load32(scratch + 4) != _WRITE_BYTES
+        or (flags != _COMMAND and flags != _NO_REPLY)
+        or load32(scratch + 12) != 0
+        or load64(scratch + 16) != _EIMS
+        or load32(scratch + 24) != _BAR0
+        or load32(scratch + 28) != 4
+    ):
+        return False
+    written = load32(scratch + 32)
+    if flags == _COMMAND:
+        store32(scratch + 4, _ANSWER_BYTES)
+        store32(scratch + 8, _REPLY)
+        store32(scratch + 12, 0)
+        sent = send_bytes(own.fd, scratch, _ANSWER_BYTES)
+        if sent != _ANSWER_BYTES:
+            own.cut |= sent > 0
+            return False
+    receive_bytes(own.fd, scratch, _WRITE_BYTES)
+    own.writes += 1
+    enable_vectors(nic, written << own.first & own.vectors)
+    return True
+
+
+@kernel
+def send_vectors(nic: Row, link: Row, scratch: int) -> None:
+    """Send the messages of a link's vectors that fired, as far as they are routed; the others stay for Python."""
+    p = nic.port
+    own = link.link
+    due = p.fired & own.vectors
+    if due == 0:
+        return
+    for v in range(VECTORS):
+        if not due >> v & 1:
+            continue
+        entry = nic.msix[own.table, v - own.first]
+        if not entry.open:
+            continue
+        for i in range(ROUTES):
+            route = link.routes[i]
+            if route.guest_address == 0 or route.address != entry.address or route.message != entry.message:
+                continue
+            p.fired &= ~(1 << v)
+            nic.counters.iac += 1
+            outcome, _, _ = remap_interrupt(iommu_at(p.iommu), own.rid, entry.address, entry.message)
+            if outcome == DELIVERED:
+                own.owed |= 1 << i
+            break
+    if own.owed:
+        send_owed(link, scratch)
+
+
+@kernel
+def send_owed(link: Row, scratch: int) -> None:
+    """Send what is owed, until the socket takes no more."""
+    own = link.link
+    for i in range(ROUTES):
+        if not own.owed >> i & 1:
+            continue
+        route = link.routes[i]
+        store64(scratch, _DMA_WRITE << 16 | _WRITE_BYTES << 32)
+        store64(scratch + 8, _NO_REPLY)
+        store64(scratch + 16, route.guest_address)
+        store64(scratch + 24, 4)
+        store32(scratch + 32, route.guest_message)
+        sent = send_bytes(own.fd, scratch, _WRITE_BYTES)
+        if sent != _WRITE_BYTES:
+            if sent > 0:
+                own.cut = 1
+            return
+        own.owed &= ~(1 << i)
+        own.interrupts += 1

@@ -1,0 +1,90 @@
+"""System calls for kernels that wait: descriptors, messages on sockets, the time.
+
+Nothing here needs Python, so a loop that waits costs little beyond the calls themselves. `scratch` is the address of 16
+bytes that a call may write to. Spec: POSIX.1-2017; Linux ppoll(2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from numba import types
+
+from virtfn.kernels._jit import kernel, load64, store64
+
+__all__ = [
+    "POLLIN",
+    "REVENTS_LSB",
+    "monotonic_ps",
+    "peek_bytes",
+    "poll",
+    "receive_bytes",
+    "send_bytes",
+    "wake_promptly",
+]
+
+# The 64 bits that ask about a descriptor: its number 31:0, what is asked 47:32, what is the case 63:48.
+POLLIN = 1 << 32
+REVENTS_LSB = 48
+_S_NS = 1_000_000_000
+_CLOCK_MONOTONIC = 1
+_PR_SET_TIMERSLACK = 29
+_MSG_PEEK, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x2, 0x40, 0x4000
+
+_INT, _LONG = types.int32, types.int64
+
+
+def _libc(name: str, *arguments: types.Type, returns: types.Type = _LONG) -> Callable[..., int]:
+    """Find a function of the C library."""
+    return cast("Callable[..., int]", types.ExternalFunction(name, returns(*arguments)))
+
+
+_ppoll = _libc("ppoll", _LONG, _LONG, _LONG, _LONG, returns=_INT)
+_recv = _libc("recv", _INT, _LONG, _LONG, _INT)
+_send = _libc("send", _INT, _LONG, _LONG, _INT)
+_prctl = _libc("prctl", _INT, _LONG, returns=_INT)
+_clock_gettime = _libc("clock_gettime", _INT, _LONG, returns=_INT)
+
+
+@kernel
+def monotonic_ps(scratch: int) -> int:
+    """Return monotonic time in ps: the same as `WallClock`."""
+    _clock_gettime(_CLOCK_MONOTONIC, scratch)
+    return (load64(scratch) * _S_NS + load64(scratch + 8)) * 1000
+
+
+@kernel
+def wake_promptly() -> None:
+    """Let this thread's waits end within a microsecond of their time, not within fifty."""
+    _prctl(_PR_SET_TIMERSLACK, 1000)
+
+
+@kernel
+def poll(asked: int, count: int, limit_ps: int, scratch: int) -> int:
+    """Wait until one of `count` descriptors can be read, or time is over. asked: address of what POLLIN describes.
+
+    Returns how many can be read; below 0 after a signal.
+    """
+    nanoseconds = max(limit_ps, 0) // 1000
+    store64(scratch, nanoseconds // _S_NS)
+    store64(scratch + 8, nanoseconds % _S_NS)
+    return _ppoll(asked, count, scratch, 0)
+
+
+@kernel
+def peek_bytes(fd: int, target: int, size: int) -> int:
+    """Look at what a socket has, without taking it. Returns the bytes that are there, below 0 if none."""
+    return _recv(fd, target, size, _MSG_PEEK | _MSG_DONTWAIT)
+
+
+@kernel
+def receive_bytes(fd: int, target: int, size: int) -> int:
+    """Take up to `size` bytes from a socket, as many as are there."""
+    return _recv(fd, target, size, _MSG_DONTWAIT)
+
+
+@kernel
+def send_bytes(fd: int, source: int, size: int) -> int:
+    """Send bytes by a socket. Returns how many it took, below 0 if none."""
+    return _send(fd, source, size, _MSG_DONTWAIT | _MSG_NOSIGNAL)

@@ -1,0 +1,158 @@
+"""The pump's loop: NICs are served, links to virtual machines answered, until something needs Python or time is up.
+
+    serve NICs -> send vectors -> wait for descriptors -> take writes -+
+        ^--------------------------------------------------------------+
+
+How long it waits is what latency and processor time are made of. Tail writes to mapped pages come without a message, so
+they have to be looked for:
+
+    few frames    looked for at a distance that grows with the time since the last thing that came, up to a limit
+    many frames   let come together: the guests need the processor to make them; messages are answered as they come
+
+This is to virtual machines of other processes what `breath.py` is to guests of this one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.kernels._jit import Row, kernel, row_at, row_of
+from virtfn.kernels.link import link_at, send_vectors, take_write
+from virtfn.kernels.port import raise_vectors, serve
+from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
+from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_UPLINK, nic_at
+
+__all__ = ["PUMP", "pump_at", "run_pump"]
+
+_US = 1_000_000
+_BUDGET = 64
+_WRITES = 8  # of a link before the others have their turn
+_REST = 100 * _US
+_HASTE = 8  # how many times the time since the last thing that came is longer than a rest
+_WINDOW = 2000 * _US
+_BULK = 32  # frames in a window that say: throughput matters now, not the next frame's latency
+_GATHER = 300 * _US
+_URGENT = EV_INTERRUPT | EV_CAPTURE | EV_MALICIOUS | EV_FAULT | EV_PAGE | EV_UPLINK
+
+# when something was found last; when the window began, and the frames until then; whether frames come in bulk
+PUMP = row_of("last window frames bulk")
+pump_at = row_at(PUMP)
+
+
+@kernel
+def run_pump(
+    address: int,
+    scratch: int,
+    nics: npt.NDArray[np.int64],
+    links: npt.NDArray[np.int64],
+    asked: npt.NDArray[np.int64],
+    events: npt.NDArray[np.int64],
+    limit_ps: int,
+) -> int:
+    """Serve until something needs Python, or `limit_ps` is over. Returns how much was moved and answered.
+
+    address: of the PUMP row. scratch: address of SCRATCH_BYTES. nics: (n,) addresses of NIC rows. links: (m, 2)
+    addresses of LINK rows, and the number of the NIC of each. asked: (m + w,) what to wait for, as `poll` takes it: the
+    servers of the links, then wires. events: (n,) filled with what each NIC asks Python for.
+    """
+    p = pump_at(address)
+    wake_promptly()
+    done = 0
+    now = monotonic_ps(scratch)
+    until = now + limit_ps
+    while True:
+        moved, urgent, total = serve_all(nics, links, events, now, scratch)
+        done += moved
+        if moved:
+            p.last = now
+        if now - p.window >= _WINDOW:
+            p.bulk = total - p.frames >= _BULK
+            p.window = now
+            p.frames = total
+        if urgent or now >= until:
+            return done
+        wait = _GATHER if p.bulk else min((now - p.last) // _HASTE, _REST)
+        target = min(now + wait, until)
+        count = len(asked)
+        while True:
+            ready = poll(asked.ctypes.data, count, target - now, scratch)
+            now = monotonic_ps(scratch)
+            if ready < 0:
+                return done
+            if ready:
+                answered, others = take_all(nics, links, asked, now, scratch)
+                done += answered
+                p.last = now
+                if others:
+                    return done
+                if not answered:
+                    count = len(links)  # it was a wire, and has time: frames come together there as well
+            if now >= target or not p.bulk:
+                break
+        if count < len(asked):
+            return done
+
+
+@kernel
+def serve_all(
+    nics: npt.NDArray[np.int64], links: npt.NDArray[np.int64], events: npt.NDArray[np.int64], now: int, scratch: int
+) -> tuple[int, int, int]:
+    """Serve each NIC once. Returns (frames, events for Python, frames forwarded since the start)."""
+    urgent = 0
+    moved = 0
+    total = 0
+    for n in range(len(nics)):
+        nic = nic_at(nics[n])
+        departed = nic.port.departed_tail
+        frames, event = serve(nic, now, _BUDGET)
+        send_all(nic, n, links, scratch)
+        if nic.port.fired:
+            event |= EV_INTERRUPT
+        else:
+            event &= ~EV_INTERRUPT
+        if nic.port.departed_tail != departed:
+            event |= EV_UPLINK
+        events[n] |= event
+        urgent |= event & _URGENT
+        moved += frames
+        total += nic.counters.forwarded  # segments count, not what they were cut from
+    return moved, urgent, total
+
+
+@kernel
+def take_all(
+    nics: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], now: int, scratch: int
+) -> tuple[int, int]:
+    """Take the writes of links that can be read, and send what they enable.
+
+    Returns (writes, links with other messages).
+    """
+    answered = 0
+    others = 0
+    for i in range(len(links)):
+        if not asked[i] >> REVENTS_LSB:
+            continue
+        link = link_at(links[i, 0])
+        taken = 0
+        if link.link.fd >= 0 and link.link.vectors:
+            nic = nic_at(nics[links[i, 1]])
+            while taken < _WRITES and not nic.port.fired and take_write(nic, link, scratch):
+                taken += 1
+                nic.port.now = now
+                raise_vectors(nic)
+                send_all(nic, links[i, 1], links, scratch)
+        if taken == 0:
+            others += 1
+        answered += taken
+    return answered, others
+
+
+@kernel
+def send_all(nic: Row, n: int, links: npt.NDArray[np.int64], scratch: int) -> None:
+    """Send the vectors of NIC `n` that fired, by its links."""
+    for i in range(len(links)):
+        if nic.port.fired and links[i, 1] == n:
+            link = link_at(links[i, 0])
+            if link.link.fd >= 0:
+                send_vectors(nic, link, scratch)
