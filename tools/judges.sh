@@ -1,11 +1,12 @@
 #!/bin/sh
-# Install the programs that judge virtfn from outside, where this machine lets us: pciutils, tshark, tcpdump, passt.
+# Install the programs that judge virtfn from outside, where this machine lets us: pciutils, tshark, tcpdump, ping, passt.
 # QEMU and the guests' programs come as packages without being installed; the keyring vouches for them.
 # Tests that need one which is missing say 'not run'. Never fails.
 missing=""
 command -v lspci >/dev/null || missing="$missing pciutils"
 command -v tshark >/dev/null || missing="$missing tshark"
 command -v tcpdump >/dev/null || missing="$missing tcpdump"
+command -v ping >/dev/null || missing="$missing iputils-ping"
 command -v passt >/dev/null || missing="$missing passt"
 ls /usr/share/keyrings/debian-archive-keyring.* >/dev/null 2>&1 ||
     missing="$missing debian-archive-keyring"

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from guest.bed import LinuxBed
-from unit.vmm.uplink.outside import takes_filled_frames
 from virtfn.kernels import warm
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Qemu, cache_folder, find_qemu, install_qemu
-from virtfn.vmm.qemu.debian import fetch, unpack
-from virtfn.vmm.qemu.find import SUITE
 from virtfn.vmm.qemu.image import Image, build_image
 
 
@@ -38,21 +34,6 @@ def image() -> Image:
         return build_image(cache=cache_folder(), extra_modules=("macvlan",))
     except VirtfnError as error:
         pytest.skip(f"not run: {error}")
-
-
-@pytest.fixture(scope="session")
-def passt(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """How to start a passt that takes frames as a NIC sends them: the machine's own, or Debian's newer, unpacked."""
-    own = ("passt",)
-    if shutil.which(*own) and takes_filled_frames(own):
-        return own
-    root = tmp_path_factory.mktemp("debian")
-    try:
-        unpack(fetch(own, suite=SUITE, depends=True, cache=cache_folder() / "packages"), root)
-    except VirtfnError as error:
-        pytest.skip(f"not run: no passt here that takes frames filled up to the minimum; {error}")
-    loader = next(root.glob("usr/lib/*/ld-linux-*.so.*"))
-    return str(loader), "--library-path", str(loader.parent), str(root / "usr/bin/passt")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -62,21 +63,23 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def test_a_guest_gets_an_address_and_pages_from_outside(qemu, image, logs, tmp_path, passt):
-    with serve(tmp_path) as port, run_passt(passt) as path, LinuxBed(qemu, image, logs, guests=1) as bed:
+def test_a_guest_gets_an_address_and_pages_from_outside(qemu, image, logs, tmp_path):
+    with serve(tmp_path) as port, run_passt() as path, LinuxBed(qemu, image, logs, guests=1) as bed:
         lead(bed, StreamUplink(path, bed.host.clock))
         said = bed.run(0, _LEASE)
         assert f"lease of {ADDRESS} obtained from {GATEWAY}" in said
         # passt leads connections to its gateway's address to this machine's loopback.
         where = f"http://{GATEWAY}:{port}"
         assert md5(tmp_path / "page") in bed.run(0, f"wget -q -O - {where}/page | md5sum")
-        # Megabytes need the guest's bare acknowledgements, which the card fills up to the minimum.
+        # Megabytes need the guest's bare acknowledgements, which the card would fill up to the minimum for a cable.
         bed.run(0, f"wget -q -O /tmp/megabytes {where}/megabytes")
         assert md5(tmp_path / "megabytes") in bed.run(0, "md5sum /tmp/megabytes")
         head = f"POST /back HTTP/1.0\\r\\nContent-Length: {8 << 20}\\r\\n\\r\\n"  # busybox's wget would end at a zero
-        said = bed.run(0, f"{{ printf '{head}'; cat /tmp/megabytes; }} | nc {GATEWAY} {port}")
-        assert "200 OK" in said
-        assert md5(tmp_path / "megabytes") == md5(tmp_path / "back")
+        # Debian 12's passt never passes on that the server has closed, so nobody waits for nc's end.
+        bed.run(0, f"{{ printf '{head}'; cat /tmp/megabytes; }} | timeout 30 nc {GATEWAY} {port} >/dev/null &")
+        back = tmp_path / "back"
+        Watch().until(lambda: back.exists() and back.stat().st_size == 8 << 20, "the file", timeout_s=30, tick=bed.pump)
+        assert md5(tmp_path / "megabytes") == md5(back)
         assert bed.wires[0].uplink.counts == {"connected": 1}
         bed.check()
 
@@ -92,6 +95,8 @@ def test_the_link_of_a_guest_is_that_of_its_uplink(qemu, image, logs, tmp_path):
 
 
 def test_linux_and_its_guest_ping_each_other_through_a_tap(qemu, image, logs, tmp_path):
+    if shutil.which("ping") is None:
+        pytest.skip("not run: ping is not installed")
     with own_network(), LinuxBed(qemu, image, logs, guests=1) as bed:
         lead(bed, TapUplink("tap7", bed.host.clock))
         ip("address", "add", "10.77.0.100/24", "dev", "tap7")

@@ -70,3 +70,21 @@ def test_departures_leave_in_order_whatever_is_taken_at_a_time(data):
         assert got == as_stream(expected)
         bed.nic.discard_departures()
         assert bed.nic.departures().size == 0
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(st.sampled_from((0x0800, 0x86DD, 0x0806)), st.integers(0, 70), st.booleans())))
+def test_a_bare_wire_leaves_padding_behind_ipv4_packets_off(packets):
+    with Bed() as bed:
+        bed.nic.port.set_wire(True, 0)
+        bed.nic.open_wire(bare=True)
+        driver, expected = bed.driver(0), []
+        for kind, total, longer in packets:
+            addresses = frame(0x1234_5678_9A02, driver.mac, b"")[:12]
+            packet = kind.to_bytes(2, "big") + b"\x45\0" + total.to_bytes(2, "big") + bytes(range(1, 43))
+            body = addresses + packet + bytes(4 if longer else 0)
+            send(driver, body)
+            bed.serve()
+            short = kind == 0x0800 and 20 <= total <= 46 and not longer
+            expected.append(body[: 14 + total] if short else body)
+        assert bed.nic.departures().tobytes() == as_stream(expected)

@@ -73,8 +73,8 @@ PORT = row_of(
     "iommu scratch captured "
     # address of the device TLB, 0 if the NIC has none
     "device_tlb "
-    # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet
-    "departures departed_head departed_tail"
+    # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet; without padding
+    "departures departed_head departed_tail departed_bare"
 )
 
 POOL = row_of(

@@ -4,7 +4,8 @@
                  ^ departed_head                                 ^ departed_tail
 
 The layout is that of a stream uplink, so what waits is sent as it is. A store that is full drops frames: a peer that
-does not read stops nobody. Who calls: `forward` in `tx.py`; uplinks.
+does not read stops nobody. Short IPv4 frames may leave without their padding: what is no cable does not need it, and
+Debian 12's passt drops packets that are shorter than their frame. Who calls: `forward` in `tx.py`; uplinks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.i82576.desc import MIN_FRAME
-from virtfn.kernels._jit import Row, copy_bytes, kernel, load32, store8, store32
+from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load32, store8, store32
+from virtfn.kernels.csum import swap16
 from virtfn.kernels.offload import swap32
 from virtfn.kernels.rx import copy_frame
 from virtfn.kernels.state import DEPARTURE_BYTES, DROP_UPLINK_FULL, WIRE
@@ -23,12 +25,16 @@ __all__ = ["LENGTH_BYTES", "MAX_STREAM_FRAME", "cut_stream", "depart", "whole_fr
 LENGTH_BYTES = 4
 MAX_STREAM_FRAME = 68 << 10  # what QEMU's stream sockets bear; longer ones mean that the two sides have lost step
 _HEADER = 14
+_IPV4 = 0x0008  # ether type 0800, as loaded little-endian
+_IPV4_HEADER = 20
 
 
 @kernel
 def depart(nic: Row, head: int, body: int, length: int) -> None:
     """Put a frame where the uplink takes it from, or drop and count it."""
     p = nic.port
+    if p.departed_bare and length <= MIN_FRAME:
+        length = unpadded(head, length)
     if p.departed_tail + LENGTH_BYTES + length > DEPARTURE_BYTES:
         nic.drops[WIRE, DROP_UPLINK_FULL] += 1
         return
@@ -36,6 +42,15 @@ def depart(nic: Row, head: int, body: int, length: int) -> None:
     store32(at, swap32(length))
     copy_frame(at + LENGTH_BYTES, head, body, length)
     p.departed_tail += LENGTH_BYTES + length
+
+
+@kernel
+def unpadded(head: int, length: int) -> int:
+    """Return the length of a short frame without what fills it up behind an IPv4 packet."""
+    if length < _HEADER + _IPV4_HEADER or load16(head + 12) != _IPV4:
+        return length
+    total = swap16(load16(head + _HEADER + 2))
+    return min(length, _HEADER + total) if total >= _IPV4_HEADER else length
 
 
 @kernel

@@ -316,8 +316,12 @@ class Nic82576:
 
     # The wire.
 
-    def open_wire(self) -> None:
-        """Keep frames that leave by the wire, from now on, until `release_departures`."""
+    def open_wire(self, *, bare: bool = False) -> None:
+        """Keep frames that leave by the wire, from now on, until `release_departures`.
+
+        bare: leave off what fills short IPv4 frames up.
+        """
+        self.port.nic["port"]["departed_bare"] = bare
         self.port.nic["port"]["departures"] = self.port.nic["departed"].ctypes.data
 
     def departures(self) -> npt.NDArray[np.uint8]:

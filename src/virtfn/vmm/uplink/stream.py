@@ -6,9 +6,8 @@
 The peer is not trusted: it costs one buffer of fixed size and no waiting, whatever it sends or does not read. A length
 that no frame can have ends the connection, since nothing after it can be found any more.
 
-Frames leave as on a cable, short ones filled up if the driver asks the card for it (TCTL.PSP), as igb and ours do.
-QEMU's igb never does, so a peer may not be used to it: Debian 12's passt, of March 2023, drops an IPv4 packet that is
-shorter than its frame. TCP then stops after one window, for want of acknowledgements; that of Debian 13 takes them.
+Short IPv4 frames leave without what would fill them up on a cable: Debian 12's passt, of March 2023, drops a packet
+that is shorter than its frame, and TCP then stops after one window, for want of acknowledgements.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class StreamUplink:
     there. Raises VirtfnError if the socket cannot be made, or nobody listens there.
     """
 
-    live = True
+    live = bare = True
 
     def __init__(self, path: Path, clock: Clock, *, listening: bool = False) -> None:
         self.counts: Counter[str] = Counter()

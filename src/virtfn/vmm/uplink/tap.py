@@ -55,6 +55,7 @@ class TapUplink:
     """
 
     live = True
+    bare = False
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name

@@ -39,10 +39,12 @@ NOTHING = Burst(np.zeros(0, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int
 class Uplink(Protocol):
     """Where a wire leads to. Nothing here waits.
 
-    live: whether frames may come as long as it is up. counts: what happened to it, by name.
+    live: whether frames may come as long as it is up. bare: whether it wants short IPv4 frames without padding. counts:
+    what happened to it, by name.
     """
 
     live: bool
+    bare: bool
     counts: Counter[str]
 
     def attend(self) -> bool:
@@ -67,7 +69,7 @@ class PcapUplink:
     Raises CaptureError if the capture cannot be read.
     """
 
-    live = False
+    live = bare = False
 
     def __init__(self, path: Path) -> None:
         self.counts: Counter[str] = Counter()

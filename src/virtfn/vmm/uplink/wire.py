@@ -44,7 +44,7 @@ class Wire:
         self._up = uplink.attend()
         nic.port.set_wire(True, mbps)
         nic.port.set_carrier(self._up)
-        nic.open_wire()
+        nic.open_wire(bare=uplink.bare)
 
     @property
     def up(self) -> bool:

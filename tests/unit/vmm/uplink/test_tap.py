@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from pathlib import Path
 
 import dpkt
 import pytest
@@ -175,13 +176,15 @@ def test_without_the_right_to_it():
         error = refusal("tap7")
     finally:
         os.seteuid(0)
-    assert error.errno_name == "EPERM"
+    assert error.errno_name in ("EPERM", "EACCES")
     assert str(error) == (
         "tap tap7 is for root, or for the user it was made for: ip tuntap add dev tap7 mode tap user $USER"
     )
 
 
 def test_an_interface_of_its_user_needs_no_right():
+    if Path("/dev/net/tun").stat().st_mode & 0o006 != 0o006:
+        pytest.skip("not run: /dev/net/tun is for root alone here")
     ip("tuntap", "add", "dev", "tap7", "mode", "tap", "user", "65534")
     ip("link", "set", "tap7", "up")
     os.seteuid(65534)
