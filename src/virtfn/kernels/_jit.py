@@ -9,6 +9,7 @@ changed constant or callee elsewhere would silently keep running old machine cod
     copy_bytes                      memcpy; the regions do not overlap
     row_of(names)                   makes a dtype: a row of 64-bit integers
     row_at(dtype)                   makes an intrinsic: the structured row of that dtype at an address
+    libc(name, 32, 64)              a function of the C library, for kernels that call the system
 
 State reaches kernels as the address of one row that holds everything: tables of arrays would be passed member by
 member, with a reference count each, at every call between kernels.
@@ -60,6 +61,7 @@ setattr(numba.config, "CACHE_DIR", CACHE_DIR)  # noqa: B010
 from llvmlite import ir  # noqa: E402
 from numba import njit, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
+from numba.core.typing.templates import signature as signature_of  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 from numba.np import numpy_support  # noqa: E402
 
@@ -158,3 +160,10 @@ def row_at(dtype: np.dtype[np.void]) -> Callable[[int], Row]:
         return record(types.int64), codegen
 
     return cast("Callable[[int], Row]", intrinsic(typed))
+
+
+def libc(name: str, *arguments: int, returns: int = 64) -> Callable[..., int]:
+    """Find a function of the C library. arguments, returns: bits of its integers and pointers."""
+    of = {32: types.int32, 64: types.int64}
+    signature = signature_of(of[returns], *(of[bits] for bits in arguments))
+    return cast("Callable[..., int]", types.ExternalFunction(name, signature))

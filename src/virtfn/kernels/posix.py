@@ -6,12 +6,7 @@ bytes that a call may write to. Spec: POSIX.1-2017; Linux ppoll(2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
-
-from numba import types
-
-from virtfn.kernels._jit import kernel, load64, store64
+from virtfn.kernels._jit import kernel, libc, load64, store64
 
 __all__ = [
     "POLLIN",
@@ -32,19 +27,11 @@ _CLOCK_MONOTONIC = 1
 _PR_SET_TIMERSLACK = 29
 _MSG_PEEK, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x2, 0x40, 0x4000
 
-_INT, _LONG = types.int32, types.int64
-
-
-def _libc(name: str, *arguments: types.Type, returns: types.Type = _LONG) -> Callable[..., int]:
-    """Find a function of the C library."""
-    return cast("Callable[..., int]", types.ExternalFunction(name, returns(*arguments)))
-
-
-_ppoll = _libc("ppoll", _LONG, _LONG, _LONG, _LONG, returns=_INT)
-_recv = _libc("recv", _INT, _LONG, _LONG, _INT)
-_send = _libc("send", _INT, _LONG, _LONG, _INT)
-_prctl = _libc("prctl", _INT, _LONG, returns=_INT)
-_clock_gettime = _libc("clock_gettime", _INT, _LONG, returns=_INT)
+_ppoll = libc("ppoll", 64, 64, 64, 64, returns=32)
+_recv = libc("recv", 32, 64, 64, 32)
+_send = libc("send", 32, 64, 64, 32)
+_prctl = libc("prctl", 32, 64, returns=32)
+_clock_gettime = libc("clock_gettime", 32, 64, returns=32)
 
 
 @kernel
