@@ -74,7 +74,9 @@ class LinuxBed:
         self._stack = ExitStack()
         self.acceleration = choose_acceleration(qemu, image.kernel)
         # A guest that is replaced after a crash needs room beside the one that is gone.
-        self.host = Host(WallClock(), 16 << 20, slots=1, foreign_bytes=copies * guests * (memory_mib << 20) + SLACK)
+        self.host = Host(
+            WallClock(), 16 << 20, slots=1, foreign_bytes=copies * max(guests, 1) * (memory_mib << 20) + SLACK
+        )
         self._stack.callback(self.host.close)
         self.nic = Nic82576(self.host, self.host.iommu.iommu, Card(CARD_MAC, total_vfs=vfs or max(guests, 1)))
         self._stack.callback(self.nic.close)

@@ -1,4 +1,4 @@
-"""iPXE's own driver of the VF, in the firmware's world before any kernel: an address by DHCP, and answers to pings."""
+"""iPXE's own drivers, before any kernel: an address by DHCP, over a VF and over the whole PF."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from guest.bed import LinuxBed, guest_mac
-from virtfn.hw.types import format_mac
+from guest.bed import CARD_MAC, LinuxBed, guest_mac
+from unit.vmm.uplink.outside import ADDRESS, run_passt
+from virtfn.hw.types import Mac, format_mac
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import cache_folder, debian
+from virtfn.vmm.qemu.vm import QemuVm
+from virtfn.vmm.uplink import StreamUplink, Wire
 
 pytestmark = pytest.mark.guest
 
@@ -25,6 +28,24 @@ lease_file /tmp/leases
 # iPXE takes a kernel's command line for commands of its own; the first, which is meant for Linux, is none.
 COMMANDS = "|| dhcp net0 && ifstat net0 && echo leased ${net0/ip} && sleep 60"
 SERIAL_SCREEN = ("-machine", "graphics=off")  # then the firmware's screen is the serial port
+
+
+def boot_ipxe(bed: LinuxBed, ipxe: Path) -> QemuVm:
+    """Start a guest that has no kernel but iPXE, and does not run yet."""
+    return bed.add_guest(
+        "ipxe", lambda m: replace(m, kernel=ipxe, initrd=None, append=COMMANDS, extra=(*m.extra, *SERIAL_SCREEN))
+    )
+
+
+def lease(bed: LinuxBed, vm: QemuVm, ip: str, mac: Mac) -> str:
+    """Let it run until it has that address; return the driver that it has for the card."""
+    vm.run()
+    vm.guest.console.wait_for(rf"leased {ip}", timeout_s=90, tick=bed.pump)
+    said = vm.guest.console.text()
+    driver = re.search(rf"net0: {format_mac(mac)} using (\w+) on", said)
+    assert driver is not None, said
+    assert "Link:up" in said
+    return driver[1]
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +63,18 @@ def test_ipxe_gets_an_address_over_a_vf(qemu, image, logs, ipxe):
     with LinuxBed(qemu, image, logs, guests=1, vfs=2) as bed:
         bed.up(0)
         bed.run(0, f"printf '{SERVER}' >/tmp/udhcpd.conf && touch /tmp/leases && udhcpd /tmp/udhcpd.conf")
-        made = bed.add_guest(
-            "ipxe",
-            lambda m: replace(
-                m, kernel=ipxe, initrd=None, append=COMMANDS, extra=(*m.extra, "-machine", "graphics=off")
-            ),
-        )
-        bed.iovm.assign(bed.vfs[1], made, mac=guest_mac(1))
-        made.run()
-        made.guest.console.wait_for(rf"leased {LEASED}", timeout_s=90, tick=bed.pump)
-        said = made.guest.console.text()
-        driver = re.search(rf"net0: {format_mac(guest_mac(1))} using (\w+) on", said)
-        assert driver is not None, said
-        assert driver[1] in ("igbvf", "intelvf"), "whichever of its drivers this version has for the VF"
-        assert "Link:up" in said
+        vm = boot_ipxe(bed, ipxe)
+        bed.iovm.assign(bed.vfs[1], vm, mac=guest_mac(1))
+        # Whichever of its drivers this version has for the VF.
+        assert lease(bed, vm, LEASED, guest_mac(1)) in ("igbvf", "intelvf")
         assert bed.ping(0, LEASED, "-c 5 -i 0.2") == (5, 5)
+        assert not bed.host.iommu.faults()
+
+
+def test_ipxe_gets_an_address_over_the_whole_card(qemu, image, logs, ipxe):
+    with run_passt() as path, LinuxBed(qemu, image, logs, guests=0, whole=True) as bed:
+        bed.wires.append(Wire(bed.nic, StreamUplink(path, bed.host.clock)))
+        vm = boot_ipxe(bed, ipxe)
+        bed.iovm.assign_whole(bed.pcim.functions[bed.nic.pf_rid], bed.nic, vm)
+        assert lease(bed, vm, ADDRESS, CARD_MAC) in ("igb", "intel", "82576")
         assert not bed.host.iommu.faults()

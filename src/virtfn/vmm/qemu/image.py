@@ -83,6 +83,7 @@ _FIXED = {
     "lib": Member.link("usr/lib"),
     "lib64": Member.link("usr/lib64"),
     "usr/bin/sh": Member.link("busybox"),
+    "var/run": Member.link("../run"),
 }
 
 

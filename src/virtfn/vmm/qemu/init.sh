@@ -9,6 +9,7 @@ export PATH=/usr/bin HOME=/root TERM=linux
 exec </dev/console >/dev/console 2>&1
 /usr/bin/busybox --install -s /usr/bin 2>/dev/null # programs of their own packages are there already, and stay
 
+chmod 755 / # the kernel leaves it to everybody
 mkdir -p /dev/pts
 mount -t proc proc /proc
 mount -t sysfs sys /sys
