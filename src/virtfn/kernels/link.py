@@ -1,9 +1,10 @@
-"""The link of a function to a virtual machine of another process: the two messages that come with frames all the time.
+"""The link of a function to a virtual machine of another process: the messages that come with frames all the time.
 
-    guest writes EIMS   REGION_WRITE --> answered, and the vectors are enabled
-    vector fires        MSI-X table --> interrupt remapping --> DMA_WRITE of the guest's message
+    guest writes EIMS     REGION_WRITE --> answered, and the vectors are enabled
+    guest writes a tail   REGION_WRITE --> answered, and in its register; comes where ring pages are not mapped
+    vector fires          MSI-X table --> interrupt remapping --> DMA_WRITE of the guest's message
 
-Both are what Python does too (`vmm/served.py`), without Python: a message costs a microsecond instead of a hundred. All
+They are what Python does too (`vmm/served.py`), without Python: a message costs a microsecond instead of a hundred. All
 other messages are left where they are, unread. Spec: vfio-user protocol 0.9.2, REGION_WRITE, DMA_WRITE.
 """
 
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.hw.i82576.vfregs import VfRegs
-from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store64
+from virtfn.hw.i82576.vfregs import VF_QUEUES, VfRegs
+from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store32_release, store64
 from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
 from virtfn.kernels.port import enable_vectors
 from virtfn.kernels.posix import peek_bytes, receive_bytes, send_bytes
-from virtfn.kernels.state import VECTORS
+from virtfn.kernels.ring import TAIL
+from virtfn.kernels.state import POOLS, VECTORS
 
 __all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "link_at", "send_vectors", "take_write"]
 
@@ -41,12 +43,14 @@ _WRITE_BYTES, _ANSWER_BYTES = 36, 32
 _REGION_WRITE, _DMA_WRITE = 10, 12
 _COMMAND, _REPLY, _NO_REPLY = 0, 1, 0x10
 _BAR0 = 0
-_EIMS = VfRegs.VTEIMS.offset  # EIMS of a PF is there, too
+# A PF has these registers there, too.
+_EIMS, _RDT, _TDT = VfRegs.VTEIMS.offset, VfRegs.RDT.offset, VfRegs.TDT.offset
+PF_WINDOWS = 4
 
 
 @kernel
 def take_write(nic: Row, link: Row, scratch: int) -> bool:
-    """Answer a write to EIMS at the head of a link's stream, and enable what it says. False if there is none.
+    """Answer and do a write to EIMS or to a tail at the head of a link's stream. False if there is none.
 
     scratch: address of SCRATCH_BYTES.
     """
@@ -59,11 +63,16 @@ def take_write(nic: Row, link: Row, scratch: int) -> bool:
         or load32(scratch + 4) != _WRITE_BYTES
         or (flags != _COMMAND and flags != _NO_REPLY)
         or load32(scratch + 12) != 0
-        or load64(scratch + 16) != _EIMS
         or load32(scratch + 24) != _BAR0
         or load32(scratch + 28) != 4
     ):
         return False
+    offset = load64(scratch + 16)
+    tail = 0
+    if offset != _EIMS:
+        tail = tail_at(nic, own.table, offset)
+        if tail == 0:
+            return False
     written = load32(scratch + 32)
     if flags == _COMMAND:
         store32(scratch + 4, _ANSWER_BYTES)
@@ -75,8 +84,24 @@ def take_write(nic: Row, link: Row, scratch: int) -> bool:
             return False
     receive_bytes(own.fd, scratch, _WRITE_BYTES)
     own.writes += 1
-    enable_vectors(nic, written << own.first & own.vectors)
+    if tail:
+        store32_release(tail, written & 0xFFFF)
+    else:
+        enable_vectors(nic, written << own.first & own.vectors)
     return True
+
+
+@kernel
+def tail_at(nic: Row, table: int, offset: int) -> int:
+    """Find the tail register at an offset of BAR0; 0 if there is none, or its queue stands still."""
+    sends = offset >= _TDT
+    distance = offset - _TDT if sends else offset - _RDT
+    i = distance >> 8
+    if distance & 0xFF or not 0 <= i < (VF_QUEUES if table < POOLS else PF_WINDOWS):
+        return 0
+    q = table + i * POOLS if table < POOLS else i
+    regs = nic.tx[q].regs if sends else nic.rx[q].regs
+    return regs + TAIL if regs else 0
 
 
 @kernel
