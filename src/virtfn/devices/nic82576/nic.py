@@ -18,10 +18,10 @@ import numpy.typing as npt
 from virtfn.devices.nic82576.ats import AddressTranslation
 from virtfn.devices.nic82576.config import BAR_CSR, BAR_IO, BAR_MSIX, Card, build_endpoint
 from virtfn.devices.nic82576.port import Port
-from virtfn.devices.nic82576.registers import RING_PAGES, RING_START
+from virtfn.devices.nic82576.registers import RING_PAGES, RING_START, QueueCopy
 from virtfn.devices.pci import MsiXTable, Place
 from virtfn.hw.bits import Access, RegMap
-from virtfn.hw.i82576 import BAR0_BYTES, Regs, VfRegs, default_image, vf_view
+from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs, VfRegs, default_image, vf_view
 from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
 from virtfn.kernels.iommu import Iommu
@@ -217,6 +217,24 @@ class Nic82576:
         place = self.endpoint.find(rid)
         if place is not None and place.vf is not None:
             self.port.registers.withdraw_rings(place.vf)
+
+    def copy_queues(self, rid: Rid) -> list[QueueCopy]:
+        """Let the queues of a function run by copies of their registers, from now on until `end_copies`."""
+        place = self.endpoint.find(rid)
+        if place is None:
+            return []
+        own = [q for q in range(QUEUES) if (q % VFS if q % VFS < self._vfs else None) == place.vf]
+        made = [copy for q in own for copy in self.port.registers.copy(q)]
+        self._rewire()
+        return made
+
+    def end_copies(self, copies: list[QueueCopy]) -> None:
+        """Let queues run by the registers that their driver sees again."""
+        kept = self.port.registers.copies
+        for copy in copies:
+            if copy in kept.get(copy.q, ()):
+                del kept[copy.q]
+        self._rewire()
 
     # Functions come, go, and are reset.
 

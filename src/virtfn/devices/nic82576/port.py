@@ -291,6 +291,8 @@ class Port(Handlers):
             for name, value in kept.items():
                 rows[q][name] = value
             rows[q]["raw_control"] = -1
+        for copy in self.registers.copies.get(q, ()):
+            copy.restart()
         port = self.nic["port"]
         if port["stalled"] and port["stalled"] != WIRE_STALL and port["stalled"] - 1 == q:
             port["stalled"] = 0

@@ -7,6 +7,8 @@ Ring registers of queue q live in the pages of VF q & 7, at 800 + 100 * (q >> 3)
 whoever owns the queue; the PF's windows on them lead there. The two pages hold nothing but ring registers, so a guest
 can have them mapped, and its tail writes trap nowhere. They are in a file of their own, at the offset that they have in
 the VF's BAR0; each owner of the VF gets another file, so that none reaches the rings of the next.
+
+Where descriptors and buffers must be fetched before the data plane may see them, a queue runs by a copy of its block.
 """
 
 from __future__ import annotations
@@ -16,14 +18,23 @@ import numpy.typing as npt
 
 from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs
+from virtfn.kernels import ring
 from virtfn.machine.memory import SharedRegion
 from virtfn.machine.regfile import RegFile
 
-__all__ = ["RING_PAGES", "RING_START", "PortRegisters"]
+__all__ = ["RING_PAGES", "RING_START", "PortRegisters", "QueueCopy"]
 
 RING_PAGES, RING_START = 0x2000, 0x2000
 _RX_WINDOW, _TX_WINDOW = 0x800, 0x1800
 _RX_MAP, _TX_MAP, _BLOCK = 0xC000, 0xE000, 0x40
+_QUEUE_BLOCK = np.dtype(
+    {
+        "names": ["base", "length", "srrctl", "head", "tail", "control", "write_back"],
+        "formats": ["<u8", "<u4", "<u4", "<u4", "<u4", "<u4", "<u8"],
+        "offsets": [ring.BASE, ring.LENGTH, ring.SRRCTL, ring.HEAD, ring.TAIL, ring.CONTROL, ring.WRITE_BACK],
+        "itemsize": _BLOCK,
+    }
+)
 
 
 def _block(q: int, window: int) -> int:
@@ -44,11 +55,36 @@ def _places() -> npt.NDArray[np.int64]:
 _PLACES = _places()
 
 
+class QueueCopy:
+    """The registers of queue `q` twice: `shown` to its driver, and those by which it runs.
+
+    Members of both: base, length, srrctl, head, tail, control, write_back. Who has made it carries them over.
+    restarts: how many times the queue has started anew, with nothing handed over.
+    """
+
+    def __init__(self, q: int, receive: bool, shown: np.void) -> None:
+        self.q = q
+        self.receive = receive
+        self.shown = shown
+        self._block = np.zeros(1, _QUEUE_BLOCK)
+        self.run: np.void = self._block[0]
+        self.address = int(self._block.ctypes.data)
+        self.restarts = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Run by what is shown, but without a descriptor: as after a reset."""
+        self._block[0] = self.shown
+        self.run["tail"] = self.run["head"]
+        self.restarts += 1
+
+
 class PortRegisters(RegFile):
-    """The registers of one port, in memory that can be shared."""
+    """The registers of one port, in memory that can be shared. copies: by queue, of its receive and transmit block."""
 
     def __init__(self) -> None:
         self.region = SharedRegion(BAR0_BYTES + VFS * RING_PAGES)
+        self.copies: dict[int, tuple[QueueCopy, QueueCopy]] = {}
         self._files: dict[int, int] = {}
         super().__init__(Regs, self.region.bytes, BAR0_BYTES, _PLACES)
 
@@ -67,13 +103,22 @@ class PortRegisters(RegFile):
         if self._files.pop(n, None) is not None:
             self.region.withdraw(BAR0_BYTES + n * RING_PAGES, RING_PAGES)
 
+    def copy(self, q: int) -> tuple[QueueCopy, QueueCopy]:
+        """Make copies of the receive and the transmit block of queue `q`, by which it runs once it is wired again."""
+        rx, tx = (
+            self.region.bytes[at : at + _BLOCK].view(_QUEUE_BLOCK)[0]
+            for at in (_block(q, _RX_WINDOW), _block(q, _TX_WINDOW))
+        )
+        self.copies[q] = QueueCopy(q, True, rx), QueueCopy(q, False, tx)
+        return self.copies[q]
+
     def rx_block(self, q: int) -> int:
-        """Address of the receive registers of queue `q`."""
-        return self.region.base + _block(q, _RX_WINDOW)
+        """Address of the receive registers by which queue `q` runs."""
+        return self.copies[q][0].address if q in self.copies else self.region.base + _block(q, _RX_WINDOW)
 
     def tx_block(self, q: int) -> int:
-        """Address of the transmit registers of queue `q`."""
-        return self.region.base + _block(q, _TX_WINDOW)
+        """Address of the transmit registers by which queue `q` runs."""
+        return self.copies[q][1].address if q in self.copies else self.region.base + _block(q, _TX_WINDOW)
 
     def words(self, decl: Decl) -> npt.NDArray[np.uint32]:
         """Look at an array of consecutive registers as (count,) uint32."""
