@@ -154,8 +154,17 @@ def split(offset: int, count: int, widest: int = 4) -> Iterator[tuple[int, int]]
 
 
 def shared_memory(size: int, name: str = "vfio-user") -> int:
-    """Make a file for a region's pages: zeroed, of fixed size. Returns its descriptor, which the caller closes."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, -(-size // PAGE) * PAGE)
+    """Make a file for a region's pages: zeroed, of fixed size. Returns its descriptor, which the caller closes.
+
+    Raises VirtfnError if the system refuses it.
+    """
+    fd = -1
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, -(-size // PAGE) * PAGE)
+    except (OSError, OverflowError) as e:
+        if fd >= 0:
+            os.close(fd)
+        raise VirtfnError(f"no file of {size} bytes can be had: {e}", errno_name="ENOMEM") from None
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
