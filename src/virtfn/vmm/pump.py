@@ -25,6 +25,7 @@ __all__ = ["Pump", "Served"]
 
 _BUDGET = 64
 _LIMIT_PS = 5 * MS_PS  # whoever waits looks again after this
+_MIRROR_PS = MS_PS // 2  # Python alone sees what a mirrored machine hands over
 
 
 class Served(Protocol):
@@ -72,6 +73,8 @@ class Pump:
             n = next(n for n, nic in enumerate(self._nics) if nic is served.function.device)
             table, first, vectors = self._nics[n].vectors(served.function.rid)
             links[i] = served.lend(table, first, 0 if watched else vectors), n
+            if served.mirror.running:
+                limit_ps = min(limit_ps, _MIRROR_PS)
         descriptors = [served.server.fileno() for served in functions]
         descriptors += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
         asked = np.array([fd | POLLIN for fd in descriptors], np.int64)

@@ -4,6 +4,7 @@
       |                     | dma_mapped -> domain of the IOMMU -> tables     QEMU's memory, by the guest's addresses
       |<-- message of a vector: a posted write, made by the host's vector ---- interrupt remapping
       +--- ring pages, mapped: no message
+      |<-> memory that is not shared: by messages, `mirror.py`
 
 The device and the IOMMU see nothing that they do not see of a guest in this process.
 
@@ -32,6 +33,7 @@ from virtfn.machine.memory import CHUNK, HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import Host
+from virtfn.vmm.mirror import Mirror
 from virtfn.vmm.vfio_user import Client, Irq, IrqIndex, Limits, Region, RegionIndex, Server, VfioUserDevice, split
 
 __all__ = ["ServedFunction", "SharedFiles"]
@@ -126,6 +128,7 @@ class ServedFunction(VfioUserDevice):
         self._block = np.zeros(1, LINK)
         self._link, self._routes = self._block[0]["link"], self._block[0]["routes"]
         self._link["rid"], self._link["fd"] = rid, -1
+        self.mirror = Mirror(device, rid, self)
         self.server = Server(path, self, mapper=self, limits=_LIMITS)
 
     # The virtual machine's end.
@@ -143,9 +146,10 @@ class ServedFunction(VfioUserDevice):
     def lend(self, table: int, first: int, vectors: int) -> int:
         """Let kernels answer and interrupt the machine until `take_back`; return the address of their LINK row.
 
-        table, first, vectors: as the NIC tells of the function's vectors.
+        Not where its memory is mirrored: what an interrupt is about has to be sent before it. table, first, vectors: as
+        the NIC tells of the function's vectors.
         """
-        usable = self._client is not None and self._masters and vectors
+        usable = self._client is not None and self._masters and vectors and not self.mirror.running
         self._link["fd"] = self._client.borrow() if self._client is not None and usable else -1
         self._link["table"], self._link["first"], self._link["vectors"] = table, first, vectors
         return int(self._block.ctypes.data)
@@ -163,6 +167,11 @@ class ServedFunction(VfioUserDevice):
         for i in range(owed.bit_length()):
             if owed >> i & 1:
                 self._send(int(self._routes[i]["guest_address"]), int(self._routes[i]["guest_message"]))
+
+    def serve(self, budget: int) -> int:
+        """Answer up to `budget` messages, and fetch and send what goes by messages; return how much there was to do."""
+        served = self.server.serve(budget)
+        return served + (self.mirror.serve() if self._masters else 0)
 
     def close(self) -> None:
         """Take the function out of the virtual machine's hands, whether or not it lets go of what it has mapped."""
@@ -233,12 +242,22 @@ class ServedFunction(VfioUserDevice):
     def connected(self, client: Client) -> None:
         """Take note of the virtual machine."""
         self._client = client
+        self.mirror.connected(client)
 
     def disconnected(self) -> None:
         """Stop the function: nobody waits for its interrupts or its DMA, and the next machine looks again."""
         self._client = None
         self._hidden = True
+        self.mirror.disconnected()
         self._reset_function()
+
+    def dma_mapped(self, iova: int, size: int, prot: int) -> None:
+        """Take note of memory, shared or not."""
+        self.mirror.memory_came(iova, size, prot, shared=iova in self._placed)
+
+    def dma_unmapped(self, iova: int, size: int) -> None:
+        """Let go of memory."""
+        self.mirror.memory_goes(iova)
 
     # Memory: `DmaMapper`.
 
@@ -296,6 +315,7 @@ class ServedFunction(VfioUserDevice):
         # What is no interrupt of the guest's would be a write to its memory past the IOMMU.
         if self._client is None or not INTERRUPT_RANGE <= address < INTERRUPT_RANGE_END or not self._masters:
             return
+        self.mirror.post()  # what the interrupt is about comes first
         self.interrupts += 1
         self._client.dma_write(address, message.to_bytes(4, "little"))
 

@@ -102,8 +102,8 @@ class QemuVm:
     # What goes on.
 
     def serve(self) -> int:
-        """Answer what QEMU asks, a little of it; return how many messages there were."""
-        return sum(served.server.serve(_BUDGET) for served in list(self.functions.values()))
+        """Answer what QEMU asks, a little of it; return how much there was to do."""
+        return sum(served.serve(_BUDGET) for served in list(self.functions.values()))
 
     @property
     def messages(self) -> int:
