@@ -2,6 +2,7 @@
 
     LinuxBed(guests=2)     VF n is plugged into guest n before it boots: stock igbvf probes it
     LinuxBed(whole=True)   the PF, without a driver of the host, is plugged into guest 0: stock igb probes it
+    LinuxBed(unshared=[0]) guest 0 shares none of its memory
 
 Whatever waits for a guest keeps the NIC going meanwhile. In the guests the function is `eth0`.
 """
@@ -12,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,11 @@ class LinuxBed:
         whole: bool = False,
         direct: bool = True,
         copies: int = 2,
+        unshared: Sequence[int] = (),
     ) -> None:
         self._qemu, self._image, self._logs = qemu, image, logs
         self._memory_mib, self._cpus, self._extra, self._append = memory_mib, cpus, tuple(extra), append
-        self._direct = direct
+        self._direct, self._unshared = direct, unshared
         self._whole = whole
         self._stack = ExitStack()
         self.acceleration = choose_acceleration(qemu, image.kernel)
@@ -98,7 +101,8 @@ class LinuxBed:
     def __enter__(self) -> LinuxBed:
         try:
             for n in range(self._guests):
-                vm = self.add_guest(f"vm{n}")
+                shared = n not in self._unshared
+                vm = self.add_guest(f"vm{n}", lambda machine, shared=shared: replace(machine, shared=shared))
                 if self._whole:
                     self.iovm.assign_whole(self.pcim.functions[self.nic.pf_rid], self.nic, vm)
                 else:

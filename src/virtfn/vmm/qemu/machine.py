@@ -4,8 +4,9 @@
              +-- rp1 (slot 2) -- ...
              +-- whatever `extra` asks for
 
-Guest memory is a shared memfd, so that QEMU can hand it to the vfio-user server. There is no display, no disk and no
-default device; the two serial ports are the console and the agent.
+Guest memory is a shared memfd, so that QEMU can hand it to the vfio-user server; what is not shared is reached by
+messages, slowly. There is no display, no disk and no default device; the two serial ports are the console and the
+agent.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Machine:
     """A guest to be started. append: the kernel's command line, after the console; slots: hot-plug slots.
 
     functions: plugged in from the start, into slots 0, 1, ...; extra: further arguments for QEMU as they are; those of
-    a -device may name bus pcie.0 with addr 1 to 0xf. reboot: whether a guest's reboot restarts it or ends QEMU.
+    a -device may name bus pcie.0 with addr 1 to 0xf. reboot: whether a guest's reboot restarts it or ends QEMU. shared:
+    whether others can map its memory.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Machine:
     functions: tuple[Function, ...] = ()
     extra: tuple[str, ...] = ()
     reboot: bool = False
+    shared: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; raise VirtfnError."""
@@ -104,11 +107,13 @@ class Machine:
 
     def argv(self, qemu: Qemu, acceleration: Acceleration, *, qmp: int, console: int, agent: int) -> list[str]:
         """Return the command line. qmp, console, agent: file descriptors of connected sockets that QEMU inherits."""
+        backend = "memory-backend-memfd" if self.shared else "memory-backend-ram"
+        share = ",share=on" if self.shared else ""
         argv = [
             *qemu.command, "-name", self.name, "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none",
             *acceleration.arguments(), "-smp", str(self.cpus), "-m", f"{self.memory_mib}M",
             "-M", "q35,memory-backend=ram,sata=off,smbus=off",
-            "-object", f"memory-backend-memfd,id=ram,size={self.memory_mib}M,share=on",
+            "-object", f"{backend},id=ram,size={self.memory_mib}M{share}",
             "-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp",
             "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
             "-chardev", f"socket,id=agent,fd={agent}", "-serial", "chardev:agent",
