@@ -105,11 +105,14 @@ def tail_at(nic: Row, table: int, offset: int) -> int:
 
 
 @kernel
-def send_vectors(nic: Row, link: Row, scratch: int) -> None:
-    """Send the messages of a link's vectors that fired, as far as they are routed; the others stay for Python."""
+def send_vectors(nic: Row, link: Row, wanted: int, scratch: int) -> None:
+    """Send the messages of a link's vectors that fired, as far as they are routed; the others stay for Python.
+
+    wanted: vectors, as bits.
+    """
     p = nic.port
     own = link.link
-    due = p.fired & own.vectors
+    due = p.fired & own.vectors & wanted
     if due == 0:
         return
     for v in range(VECTORS):

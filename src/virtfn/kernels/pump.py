@@ -21,15 +21,17 @@ from virtfn.kernels._jit import Row, kernel, row_at, row_of
 from virtfn.kernels.link import link_at, send_vectors, take_write
 from virtfn.kernels.port import raise_vectors, serve
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
-from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_UPLINK, nic_at
+from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_UPLINK, QUEUES, nic_at
 
 __all__ = ["PUMP", "pump_at", "run_pump"]
 
 _US = 1_000_000
 _BUDGET = 64
 _WRITES = 8  # of a link before the others have their turn
-_REST = 100 * _US
 _HASTE = 8  # how many times the time since the last thing that came is longer than a rest
+_REST = 20 * _US
+_RECENT = 50_000 * _US  # an answer may be on its way for so long
+_IDLE_REST = 400 * _US
 _WINDOW = 2000 * _US
 _BULK = 32  # frames in a window that say: throughput matters now, not the next frame's latency
 _GATHER = 300 * _US
@@ -72,7 +74,8 @@ def run_pump(
             p.frames = total
         if urgent or now >= until:
             return done
-        wait = _GATHER if p.bulk else min((now - p.last) // _HASTE, _REST)
+        since = now - p.last
+        wait = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
         target = min(now + wait, until)
         count = len(asked)
         while True:
@@ -107,10 +110,7 @@ def serve_all(
         departed = nic.port.departed_tail
         frames, event = serve(nic, now, _BUDGET)
         send_all(nic, n, links, scratch)
-        if nic.port.fired:
-            event |= EV_INTERRUPT
-        else:
-            event &= ~EV_INTERRUPT
+        event = event | EV_INTERRUPT if nic.port.fired else event & ~EV_INTERRUPT
         if nic.port.departed_tail != departed:
             event |= EV_UPLINK
         events[n] |= event
@@ -150,9 +150,13 @@ def take_all(
 
 @kernel
 def send_all(nic: Row, n: int, links: npt.NDArray[np.int64], scratch: int) -> None:
-    """Send the vectors of NIC `n` that fired, by its links."""
-    for i in range(len(links)):
-        if nic.port.fired and links[i, 1] == n:
-            link = link_at(links[i, 0])
-            if link.link.fd >= 0:
-                send_vectors(nic, link, scratch)
+    """Send the vectors of NIC `n` that fired, by its links: first those of guests that have something to receive."""
+    received = 0
+    for q in range(QUEUES):
+        received |= nic.rx[q].cause
+    for wanted in (received, -1):
+        for i in range(len(links)):
+            if nic.port.fired & wanted and links[i, 1] == n:
+                link = link_at(links[i, 0])
+                if link.link.fd >= 0:
+                    send_vectors(nic, link, wanted, scratch)
