@@ -76,6 +76,19 @@ def test_a_function_that_is_torn_out_by_surprise(trio: LinuxBed):
         comes_back(trio, 2)
 
 
+def test_a_function_that_is_torn_out_while_it_floods(trio: LinuxBed):
+    vf, vm = trio.vfs[2], trio.vms[2]
+    for _ in range(4):
+        job = trio.start(2, f"ping -q -f -l 20 {address(0)} -c 1000000 -w 60")
+        trio.pause(400)
+        trio.iovm.take_back(vf, surprise=True)
+        trio.until(lambda: trio.attempt(2, "test -e /sys/class/net/eth0").status != 0, "the end of eth0")
+        trio.run(2, "killall ping; true")
+        trio.finish(2, job)
+        trio.iovm.assign(vf, vm, mac=guest_mac(2))
+        comes_back(trio, 2)
+
+
 def test_a_killed_guests_vf_goes_to_the_next(trio: LinuxBed):
     vf, dead = trio.vfs[2], trio.vms[2]
     with undisturbed(trio):

@@ -9,8 +9,8 @@ Each function has an address space of its own, since QEMU tells each about memor
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from contextlib import ExitStack, suppress
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from virtfn.drivers.vtd import Domain
 from virtfn.hw.types import Rid, format_rid
@@ -88,7 +88,8 @@ class QemuVm:
         served = self.functions[rid]
         try:
             if surprise:
-                served.close()
+                with self._processors_stopped():
+                    served.close()
             if self.guest.running:
                 with suppress(VirtfnError):
                     timeout_s = _SURPRISE_S if surprise else _LET_GO_S
@@ -98,6 +99,22 @@ class QemuVm:
             self.past_messages += served.messages
             self.past_interrupts += served.interrupts
             served.close()
+
+    @contextmanager
+    def _processors_stopped(self) -> Iterator[None]:
+        """Stop the processors for a moment: QEMU hangs if a socket closes while one waits for an answer."""
+        stopped = False
+        with suppress(VirtfnError):
+            state = self.guest.qmp("query-status", tick=self._tick)
+            if isinstance(state, dict) and state.get("running"):
+                self.guest.pause(tick=self._tick)
+                stopped = True
+        try:
+            yield
+        finally:
+            if stopped:
+                with suppress(VirtfnError):
+                    self.guest.resume(tick=self._tick)
 
     # What goes on.
 
