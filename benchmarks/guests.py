@@ -1,6 +1,6 @@
 """Two Linux guests on this card, and the same two on QEMU's own cards: throughput, latency and processor time.
 
-    python benchmarks/guests.py [ROUNDS] [--seconds S] [--only NAME ...] [--json FILE]
+    python benchmarks/guests.py [ROUNDS] [--seconds S] [--streams N] [--only NAME ...] [--json FILE]
 
 Each pair boots the same kernel and image; rounds alternate between the pairs, so that all see the same machine.
 Medians, and the spread. QEMU's cards are joined by its stream and dgram networks. Processor time is that of both QEMUs
@@ -107,8 +107,8 @@ def processor_s(pids: list[int]) -> float:
     return used / TICK
 
 
-def measure(run: Run, pids: list[int], ips: list[str], seconds: int) -> dict[str, float]:
-    """Measure one pair: pings, then TCP both ways."""
+def measure(run: Run, pids: list[int], ips: list[str], seconds: int, streams: int = 1) -> dict[str, float]:
+    """Measure one pair: pings, then TCP both ways, by so many connections at a time."""
     said = run(0, f"ping -c 5 {ips[1]} >/dev/null; ping -c 300 -i 0.01 {ips[1]}", 60)
     times = [float(ms) for ms in re.findall(r"time=([\d.]+) ms", said)]
     if len(times) != 300:
@@ -118,7 +118,7 @@ def measure(run: Run, pids: list[int], ips: list[str], seconds: int) -> dict[str
     rates = []
     before = processor_s(pids)
     for reverse in ("", "-R"):
-        report = json.loads(run(0, f"iperf3 -J -t {seconds} -c {ips[1]} {reverse}", seconds + 60))
+        report = json.loads(run(0, f"iperf3 -J -t {seconds} -P {streams} -c {ips[1]} {reverse}", seconds + 60))
         rates.append(report["end"]["sum_received"]["bits_per_second"] / 1e6)
     moved_gbit = sum(rates) * seconds / 1000
     return {**found, "mbps": sum(rates) / 2, "cpu_s_per_gbit": (processor_s(pids) - before) / moved_gbit}
@@ -129,6 +129,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("rounds", nargs="?", type=int, default=3)
     arguments.add_argument("--seconds", type=int, default=5)
+    arguments.add_argument("--streams", type=int, default=1)
     arguments.add_argument("--only", nargs="*", default=[])
     arguments.add_argument("--json", type=Path)
     given = arguments.parse_args()
@@ -144,7 +145,7 @@ def main() -> None:
         for name, results in found.items():
             context = on_virtfn(pairs[name][1], platform) if name in pairs else on_qemu(*networks[name], platform)
             with context as (run, pids, ips):
-                results.append(measure(run, pids, ips, given.seconds))
+                results.append(measure(run, pids, ips, given.seconds, given.streams))
     print(f"{'':28}{'ping ms':>9}{'p99':>9}{'TCP Mb/s':>10}{'least to most':>18}{'CPU s per Gbit':>16}")
     for name, results in found.items():
         middle = {key: median(result[key] for result in results) for key in results[0]}
