@@ -94,7 +94,7 @@ def test_whatever_it_does_it_reaches_only_its_own_memory(net):
         net.turn(5)
         sent += 1
         assert len(b.finished()) == min(sent, SIZE), "its neighbour waits for nothing"
-    assert open_fds() == before + 2, "a file for each mirror"
+    assert open_fds() <= before + 2, "a file for each mirror at most: what it may not write is not mirrored"
     assert a.function.connected_now
     a.deaf, a.refusing = False, 0
     a.peer.send(Command.DMA_UNMAP, DMA_UNMAP.pack(24, 2, 0, 0), flags=NO_REPLY)

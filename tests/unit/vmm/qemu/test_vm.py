@@ -43,6 +43,7 @@ class PlayedQemu:
         self.machine = SimpleNamespace(name="a")
         self.folder = folder
         self.running = True
+        self.at_rest = False
         self.fate = ""
         self.memory = memory_file(4 * CHUNK)
         self.peers: dict[str, Peer] = {}
@@ -71,7 +72,19 @@ class PlayedQemu:
         if self.fate == "leaves":
             peer.close()
 
+    def qmp(self, command, *, tick) -> object:
+        if not self.running:
+            raise VirtfnError("QEMU ended")
+        return {"query-status": {"running": True}}[command]
+
+    def pause(self, *, tick) -> None:
+        self.at_rest = True
+
+    def resume(self, *, tick) -> None:
+        self.at_rest = False
+
     def unplug(self, device, *, timeout_s, tick) -> None:
+        assert not self.at_rest
         if self.fate == "keeps":
             raise VirtfnError("the guest does not let go", errno_name="EBUSY")
         self.peers[device].sock.close()
