@@ -7,6 +7,7 @@ import random
 import select
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -73,8 +74,8 @@ def write(offset: int, value: int, region: int = BAR0) -> bytes:
 def heard(peer: Peer) -> bytes:
     """Take all that has come."""
     said = b""
-    while select.select([peer.sock], [], [], 0)[0]:
-        said += peer.sock.recv(1 << 16)
+    while select.select([peer.sock], [], [], 0)[0] and (more := peer.sock.recv(1 << 16)):
+        said += more
     return said
 
 
@@ -294,6 +295,40 @@ def test_it_is_the_same_with_and_without_the_kernel(tmp_path, request, seed):
         assert [f.interrupts for f in kernel.bench.functions] == [f.interrupts for f in python.bench.functions]
         assert kernel.bench.nic.port.nic["counters"]["iac"] == python.bench.nic.port.nic["counters"]["iac"]
     assert sum(f.interrupts for f in lines[0].bench.functions) > 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_client_says_the_other_is_answered(line, seed):
+    choice, (hostile, peer) = random.Random(seed), line.peers
+    said = b""
+    for step in range(300):
+        if line.bench.functions[0].server.client is None:  # it was dropped, for nonsense
+            hostile.sock.close()
+            hostile = line.peers[0] = Peer(line.bench.functions[0].server)
+        whole = HEADER.pack(step, Command.REGION_WRITE, 36, choice.choice((0, NO_REPLY)), 0) + write(EIMS, 7)
+        kind = choice.randrange(6)
+        if kind == 0:
+            whole = bytes(b ^ (1 << choice.randrange(8)) if choice.random() < 0.05 else b for b in whole)
+        elif kind == 1:
+            whole = whole[: choice.randrange(1, 36)]
+        elif kind == 2:
+            whole = whole * choice.randrange(1, 20)
+        elif kind == 3:
+            whole = choice.randbytes(choice.randrange(1, 200))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            hostile.sock.send(whole)
+        number = peer.send(Command.REGION_WRITE, write(EIMS, 1))
+        for _ in range(100):
+            line.run()
+            line.pump.turn()
+            said += heard(peer)
+            if said:
+                break
+        assert said == HEADER.pack(number, Command.REGION_WRITE, 32, REPLY, 0) + write(EIMS, 1)[:16]
+        said = b""
+        if choice.random() < 0.7:
+            with suppress(ConnectionResetError):
+                heard(hostile)
 
 
 def choice_of(bits: int, among: tuple[int, ...]) -> int:
