@@ -51,8 +51,8 @@ def run_pump(
     asked: npt.NDArray[np.int64],
     events: npt.NDArray[np.int64],
     limit_ps: int,
-) -> int:
-    """Serve until something needs Python, or `limit_ps` is over. Returns how much was moved and answered.
+) -> None:
+    """Serve until something needs Python, or `limit_ps` is over.
 
     address: of the PUMP row. scratch: address of SCRATCH_BYTES. nics: (n,) addresses of NIC rows. links: (m, 2)
     addresses of LINK rows, and the number of the NIC of each. asked: (m + w,) what to wait for, as `poll` takes it: the
@@ -60,12 +60,10 @@ def run_pump(
     """
     p = pump_at(address)
     wake_promptly()
-    done = 0
     now = monotonic_ps(scratch)
     until = now + limit_ps
     while True:
         moved, urgent, total = serve_all(nics, links, events, now, scratch)
-        done += moved
         if moved:
             p.last = now
         if now - p.window >= _WINDOW:
@@ -73,7 +71,7 @@ def run_pump(
             p.window = now
             p.frames = total
         if urgent or now >= until:
-            return done
+            return
         since = now - p.last
         wait = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
         target = min(now + wait, until)
@@ -82,19 +80,18 @@ def run_pump(
             ready = poll(asked.ctypes.data, count, target - now, scratch)
             now = monotonic_ps(scratch)
             if ready < 0:
-                return done
+                return
             if ready:
                 answered, others = take_all(nics, links, asked, now, scratch)
-                done += answered
                 p.last = now
                 if others:
-                    return done
+                    return
                 if not answered:
                     count = len(links)  # it was a wire, and has time: frames come together there as well
             if now >= target or not p.bulk:
                 break
         if count < len(asked):
-            return done
+            return
 
 
 @kernel
