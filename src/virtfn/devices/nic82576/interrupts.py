@@ -19,13 +19,13 @@ import numpy as np
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.i82576 import QUEUES, VECTORS, VFS, Regs, vf_vector
 from virtfn.hw.i82576.fields import CTRL_EXT, EICR, EITR, GPIE, ICR, IVAR_MISC, VTIVAR_MISC
+from virtfn.kernels.port import ALL_VECTORS
 from virtfn.kernels.state import POOLS, RX_CAUSE, TX_CAUSE
 from virtfn.machine.clock import NS_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
 __all__ = ["Interrupts"]
 
-_ALL = (1 << VECTORS) - 1
 _SINGLE = EICR.TCP_TIMER.mask | EICR.OTHER.mask  # causes that have a bit of EICR where vectors have none
 _EITR_PS = 250 * NS_PS  # the register counts quarters of a microsecond from bit 0
 
@@ -47,7 +47,7 @@ class Interrupts(Handlers):
     def _owned(self) -> int:
         """Bits of the extended registers that are the PF's."""
         taken = sum(7 << vf_vector(n) for n in range(self.vfs))
-        return _ALL & ~taken | (0 if self._mode.MULTIPLE_MSIX else _SINGLE)
+        return ALL_VECTORS & ~taken | (0 if self._mode.MULTIPLE_MSIX else _SINGLE)
 
     @property
     def _mode(self) -> GPIE:
@@ -66,13 +66,13 @@ class Interrupts(Handlers):
 
     def _raise(self, bits: int) -> None:
         self._port["eicr"] |= bits
-        self._port["pending"] |= bits & _ALL
+        self._port["pending"] |= bits & ALL_VECTORS
         self._port["fired"] |= bits & _SINGLE & int(self._port["eims"])
 
     def _unmask(self, bits: int) -> None:
         self._port["eims"] |= bits
         kept = int(self._port["eicr"]) & bits
-        self._port["pending"] |= kept & _ALL
+        self._port["pending"] |= kept & ALL_VECTORS
         self._port["fired"] |= kept & _SINGLE
 
     def _clear(self, bits: int) -> None:
@@ -107,7 +107,7 @@ class Interrupts(Handlers):
 
     @on_write(Regs.EIAC)
     def _eiac(self, index: int, written: int, old: int) -> None:
-        own = self._owned() & _ALL
+        own = self._owned() & ALL_VECTORS
         self._port["eiac"] = self._port["eiac"] & ~own | written & own
 
     @on_read(Regs.EIAC)
