@@ -102,10 +102,10 @@ class QemuVm:
 
     @contextmanager
     def _processors_stopped(self) -> Iterator[None]:
-        """Stop the processors for a moment: QEMU hangs if a socket closes while one waits for an answer."""
+        """Stop the processors for a moment: QEMU aborts if a socket closes while one waits for an answer."""
         stopped = False
         with suppress(VirtfnError):
-            state = self.guest.qmp("query-status", tick=self._tick)
+            state = self.guest.qmp("query-status", timeout_s=_SURPRISE_S, tick=self._tick)
             if isinstance(state, dict) and state.get("running"):
                 self.guest.pause(tick=self._tick)
                 stopped = True

@@ -72,7 +72,7 @@ class PlayedQemu:
         if self.fate == "leaves":
             peer.close()
 
-    def qmp(self, command, *, tick) -> object:
+    def qmp(self, command, *, timeout_s, tick) -> object:
         if not self.running:
             raise VirtfnError("QEMU ended")
         return {"query-status": {"running": True}}[command]
