@@ -18,6 +18,7 @@ from virtfn.hw.i82576.fields import CTRL, GPIE
 from virtfn.hw.types import Hpa, Iova, Rid, parse_mac
 from virtfn.iovm.pcim import Pcim
 from virtfn.kernels.port import wire_in
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS, US_PS, VirtualClock
 from virtfn.machine.memory import CHUNK
 from virtfn.vmm.host import Host, HostBar
@@ -130,7 +131,7 @@ class Rig:
         lengths = np.array([len(f) for f in frames], np.int64)
         offsets = np.cumsum(lengths) - lengths
         taken, events = wire_in(
-            self.nic.port.block.ctypes.data, self.clock.now(), joined.ctypes.data, offsets, lengths, 0, len(frames)
+            self.nic.port.block.ctypes.data, self.clock.now(), address_of(joined), offsets, lengths, 0, len(frames)
         )
         self.nic.handle(events)
         return int(taken)

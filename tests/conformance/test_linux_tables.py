@@ -17,6 +17,7 @@ from virtfn.hw.vtd.interrupts import IRTE_BYTES, RemappedIrte, SourceQualifier, 
 from virtfn.hw.vtd.regs import IRTA
 from virtfn.hw.vtd.tables import FaultReason, Translation, level_shift
 from virtfn.kernels.pagewalk import walk_context, walk_iova
+from virtfn.kernels.ranges import address_of
 
 RECORDINGS = sorted((Path(__file__).parents[1] / "vtd").glob("*.npz"))
 READ, WRITE = 1, 2
@@ -34,7 +35,7 @@ class Recording:
 
     @property
     def displacement(self) -> int:
-        return int(self.memory.ctypes.data)
+        return address_of(self.memory)
 
     @property
     def widths(self) -> int:

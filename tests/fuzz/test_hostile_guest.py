@@ -20,6 +20,7 @@ from unit.bed import Bed, frame, take
 from virtfn.hw.i82576 import Regs, VfRegs, vf_view
 from virtfn.kernels import warm
 from virtfn.kernels.port import wire_in
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.state import CAPTURE_BYTES, CAPTURE_SLOTS
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import CHUNK
@@ -175,7 +176,7 @@ class World:
         lengths = np.array([len(b) for b in self.waiting], np.int64)
         address, offsets = self.nic.port.block.ctypes.data, np.cumsum(lengths) - lengths
         taken, events = self.timed(
-            wire_in, address, self.bed.clock.now(), joined.ctypes.data, offsets, lengths, 0, len(lengths)
+            wire_in, address, self.bed.clock.now(), address_of(joined), offsets, lengths, 0, len(lengths)
         )
         self.waiting = self.waiting[taken:]
         self.nic.handle(events)

@@ -25,6 +25,7 @@ from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Pcim
 from virtfn.iovm.pfdriver import start_igb
 from virtfn.kernels.port import wire_in
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS, WallClock
 from virtfn.vmm.host import Host
 from virtfn.vmm.pump import Pump
@@ -255,7 +256,7 @@ class LinuxBed:
         done = 0
         while done < len(frames):
             block, now = self.nic.port.block.ctypes.data, self.host.now()
-            taken, events = wire_in(block, now, store.ctypes.data, offsets, lengths, done, len(frames) - done)
+            taken, events = wire_in(block, now, address_of(store), offsets, lengths, done, len(frames) - done)
             self.nic.handle(events)
             done += int(taken)
             self.pump()

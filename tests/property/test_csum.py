@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reference import csum as twin
 from virtfn.kernels.csum import crc32c, fold, sum_bytes, sum_words, swap16, toeplitz, toeplitz_table
+from virtfn.kernels.ranges import address_of
 
 # The verification suite that Microsoft publishes for RSS: key; destination, source, hash of addresses, and with ports.
 KEY = bytes.fromhex(
@@ -33,7 +34,7 @@ V6 = [
 def at(content: bytes) -> tuple[np.ndarray, int]:
     """Put bytes into memory; what follows them must not matter."""
     room = np.frombuffer(content + b"\xa5" * 8, np.uint8).copy()
-    return room, int(room.ctypes.data)
+    return room, address_of(room)
 
 
 @settings(deadline=None)

@@ -14,6 +14,7 @@ from reference.pagewalk import Message, Nothing, Refusal, request
 from virtfn.kernels.dma import dma_copy_in, dma_copy_out, translate
 from virtfn.kernels.iommu import FAULT_SLOTS, MESSAGE_SLOTS, Iommu, new_iommu
 from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.memory import CHUNK, HostMemory
 
 T = TypeVar("T")
@@ -216,10 +217,10 @@ def test_copies_touch_only_what_is_translated(arena: Arena, data: st.DataObject)
         for n in range(size):
             at = start + n
             expected[pages[at // 4096] * 4096 + at % 4096] = source[n]
-    assert dma_copy_out(arena.iommu.row, 0, start, size, source.ctypes.data) == (size if writable else 0)
+    assert dma_copy_out(arena.iommu.row, 0, start, size, address_of(source)) == (size if writable else 0)
     assert (arena.memory.bytes == expected).all()
     target = np.zeros(size, np.uint8)
-    done = dma_copy_in(arena.iommu.row, 0, start, size, target.ctypes.data)
+    done = dma_copy_in(arena.iommu.row, 0, start, size, address_of(target))
     readable = next((max(i * 4096 - start, 0) for i in touched if not rights[i] & 1), size)
     assert done == readable
     for n in range(0, done, 97):

@@ -15,6 +15,7 @@ from unit.packets import frames
 from virtfn.kernels._jit import kernel
 from virtfn.kernels.classify import classify, split_point
 from virtfn.kernels.csum import toeplitz_table
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.state import nic_at
 
 KEY = bytes(range(40))
@@ -57,7 +58,7 @@ def test_classify(bench: Bench, frame: bytes, want: twin.Offloads) -> None:
     body = np.frombuffer(frame + b"\xa5" * 256, np.uint8)
     head = np.frombuffer(frame[:128].ljust(128, b"\x5a"), np.uint8)
     start = start_of(frame)
-    got = classify_at(bench.address, head.ctypes.data, body.ctypes.data, len(frame), start)
+    got = classify_at(bench.address, address_of(head), address_of(body), len(frame), start)
     assert tuple(value & (1 << 64) - 1 for value in got) == words(twin.classify(frame, start, want))
 
 
@@ -66,7 +67,7 @@ def test_classify(bench: Bench, frame: bytes, want: twin.Offloads) -> None:
 def test_split_point(frame: bytes, room: int, always: bool) -> None:
     memory = np.frombuffer(frame + b"\x45" * 256, np.uint8)
     wanted = twin.pieces(frame, 5 if always else 2, 1 << 20, room)
-    assert split_point(memory.ctypes.data, len(frame), room, always) == len(wanted[0][0])
+    assert split_point(address_of(memory), len(frame), room, always) == len(wanted[0][0])
 
 
 @settings(max_examples=250, deadline=None)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reference import traffic as twin
 from unit.guestbench import Pair, check_frame, frame_check_value
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.traffic import digest
 
 M64 = (1 << 64) - 1
@@ -18,7 +19,7 @@ M64 = (1 << 64) - 1
 
 def at(frame: bytes) -> tuple[np.ndarray, int]:
     memory = np.frombuffer(frame + b"\x99" * 64, np.uint8)
-    return memory, int(memory.ctypes.data)
+    return memory, address_of(memory)
 
 
 def accepted(pair: Pair, frame: bytes) -> bool:

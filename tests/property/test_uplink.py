@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from reference.uplink import cut
 from unit.bed import Bed, frame, send
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.uplink import MAX_STREAM_FRAME, cut_stream, whole_frames
 
 _lengths = st.one_of(
@@ -32,7 +33,7 @@ def test_frames_are_found_as_the_twin_finds_them(frames, tail, start, most):
     store[start : start + len(stream)] = np.frombuffer(stream, np.uint8)
     offsets, lengths = np.zeros(most, np.int64), np.zeros(most, np.int64)
     count, rest, sound = cut_stream(
-        store.ctypes.data, start, start + len(stream), start + len(stream), offsets, lengths
+        address_of(store), start, start + len(stream), start + len(stream), offsets, lengths
     )
     found = [store[a : a + n].tobytes() for a, n in zip(offsets[:count], lengths[:count], strict=True)]
     assert (found, stream[rest - start :], sound) == cut(stream, most, MAX_STREAM_FRAME)
@@ -44,7 +45,7 @@ def test_whole_frames_are_counted(frames, cut_at):
     cut_at = min(cut_at, len(stream))
     store = np.frombuffer(stream + bytes(8), np.uint8)
     whole, left, _ = cut(stream[:cut_at], 1000, MAX_STREAM_FRAME)
-    assert whole_frames(store.ctypes.data, cut_at) == (len(whole), cut_at - len(left))
+    assert whole_frames(address_of(store), cut_at) == (len(whole), cut_at - len(left))
 
 
 @settings(deadline=None, max_examples=20)  # each brings a machine up
@@ -63,7 +64,7 @@ def test_departures_leave_in_order_whatever_is_taken_at_a_time(data):
             bed.serve()
             expected += bodies
             waiting = bed.nic.departures()
-            _, nbytes = whole_frames(waiting.ctypes.data, data.draw(st.integers(0, waiting.size)))
+            _, nbytes = whole_frames(address_of(waiting), data.draw(st.integers(0, waiting.size)))
             got += waiting[:nbytes].tobytes()
             bed.nic.release_departures(nbytes)
         got += bed.nic.departures().tobytes()

@@ -9,6 +9,7 @@ from virtfn.hw.types import Mac
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels._jit import kernel
 from virtfn.kernels.netdev import NETDEV, netdev_at, rx_done, rx_frame, rx_release, rx_retag, tx_push, tx_room
+from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.traffic import check_generated, check_value, filler_sum, poll_guest, traffic_at
 
 BUFFER = 2048
@@ -62,19 +63,19 @@ class Driver:
     def __init__(self, ring: int) -> None:
         self.block = np.zeros(1, NETDEV)
         self.row = self.block[0]
-        self.address = int(self.block.ctypes.data)
+        self.address = row_address(self.block)
         self.tx = np.zeros((ring, 2), np.uint64)
         self.rx = np.zeros((ring, 2), np.uint64)
         self.tx_buffers = np.zeros((ring, BUFFER), np.uint8)
         self.rx_buffers = np.zeros((ring, BUFFER), np.uint8)
         self.bounce = np.zeros(BUFFER + 4, np.uint8)
         self.words = np.zeros(4, np.uint32)  # tx tail, rx tail, head written back
-        base = int(self.words.ctypes.data)
+        base = address_of(self.words)
         for name, value in {
             "tx_tail_register": base, "rx_tail_register": base + 4, "tx_done_head": base + 8,
-            "tx_ring": self.tx.ctypes.data, "rx_ring": self.rx.ctypes.data, "tx_size": ring, "rx_size": ring,
-            "tx_iova": 0x10000, "rx_iova": 0x800000, "buffer_bytes": BUFFER, "bounce": self.bounce.ctypes.data,
-            "tx_buffers": self.tx_buffers.ctypes.data, "rx_buffers": self.rx_buffers.ctypes.data,
+            "tx_ring": address_of(self.tx), "rx_ring": address_of(self.rx), "tx_size": ring, "rx_size": ring,
+            "tx_iova": 0x10000, "rx_iova": 0x800000, "buffer_bytes": BUFFER, "bounce": address_of(self.bounce),
+            "tx_buffers": address_of(self.tx_buffers), "rx_buffers": address_of(self.rx_buffers),
             "up": 1, "polling": 1,
         }.items():  # fmt: skip
             self.row[name] = value

@@ -19,6 +19,7 @@ from virtfn.hw.i82576.fields import DescType
 from virtfn.hw.i82576.rxtx import RXDCTL, SRRCTL, TDWBAL, TXDCTL
 from virtfn.hw.types import Hva, Iova
 from virtfn.kernels.netdev import NETDEV
+from virtfn.kernels.ranges import row_address
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes
 from virtfn.machine.ports import DmaMemory, VirtfnError
@@ -47,6 +48,7 @@ class VfRings:
         self.size = size
         self.given_up = 0
         self.row = np.zeros(1, NETDEV)
+        row_address(self.row, "a driver's rings")
         self.netdev: np.void = self.row[0]
         # Whole KiB, enough for a frame with a VLAN tag.
         self.buffer_bytes = -(-max(mtu + 18, 2048) // 1024) * 1024

@@ -31,6 +31,7 @@ from virtfn.iomodels.attacker import ETHERTYPE, Attacker
 from virtfn.iomodels.engine import Engine
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.kernels.port import wire_in
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes
 from virtfn.vmm.guest import Guest
@@ -250,7 +251,7 @@ class Stage:
         for _ in range(50):
             self.nic.port.settle()
             block = self.nic.port.address
-            taken, events = wire_in(block, self.host.now(), store.ctypes.data, offsets, lengths, 0, 1)
+            taken, events = wire_in(block, self.host.now(), address_of(store), offsets, lengths, 0, 1)
             self.nic.handle(events)
             self.listen()
             self.host.iommu.service()

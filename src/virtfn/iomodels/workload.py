@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from virtfn.hw.i82576.desc import MAX_FRAME, MIN_FRAME
 from virtfn.hw.types import Mac
+from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.switch import BROADCAST
 from virtfn.kernels.traffic import GENERATE, GUESTS, IDLE, PING, REPLAY, TRAFFIC, digest, fill_buffers
 from virtfn.machine.captures import Frames
@@ -79,6 +80,7 @@ class Workload:
         self.kind = kind
         self.stations = list(stations)
         self.block = np.zeros(1, TRAFFIC)
+        row_address(self.block, "a workload")
         self.row: np.void = self.block[0]
         self._kept: list[npt.NDArray[np.generic]] = []
         self._expected: list[list[tuple[int, npt.NDArray[np.int64]]]] = [[] for _ in stations]
@@ -106,7 +108,7 @@ class Workload:
 
     def _table(self, name: str, values: npt.NDArray[np.generic]) -> None:
         self._kept.append(values)
-        self.row[name] = values.ctypes.data
+        self.row[name] = address_of(values, f"a workload's table {name}")
 
     # Generated frames.
 
@@ -211,13 +213,14 @@ class Workload:
         """Digest of each frame as it must arrive: padded to the least size."""
         digests = np.zeros(len(offsets), np.int64)
         padded = np.zeros(MIN_FRAME, np.uint8)
+        address = address_of(store)
         for k, (at, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
             if length >= MIN_FRAME:
-                digests[k] = digest(store.ctypes.data + at, length)
+                digests[k] = digest(address + at, length)
             else:
                 padded[:] = 0
                 padded[:length] = store[at : at + length]
-                digests[k] = digest(padded.ctypes.data, MIN_FRAME)
+                digests[k] = digest(address_of(padded), MIN_FRAME)
         return digests
 
     def _expect(

@@ -10,6 +10,12 @@ changed constant or callee elsewhere would silently keep running old machine cod
     row_of(names)                   makes a dtype: a row of 64-bit integers
     row_at(dtype)                   makes an intrinsic: the structured row of that dtype at an address
     libc(name, 32, 64)              a function of the C library, for kernels that call the system
+    touch(address, size, write)     says what a function of the C library, or another gate, will touch
+    grant(address, size, write, rid)  lets this call touch what a gate has let through
+
+With VIRTFN_CHECKED set, every one of them compares what it touches with what it may (`ranges.py`), array indices are
+checked too, and the first access that leaves its range ends the kernel with StrayAccessError. That build has a cache of
+its own.
 
 State reaches kernels as the address of one row that holds everything: tables of arrays would be passed member by
 member, with a reference count each, at every call between kernels.
@@ -30,6 +36,9 @@ import numpy as np
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+CHECKED = bool(os.environ.get("VIRTFN_CHECKED"))
+"""Whether this is the checked build of all kernels."""
+
 Row: TypeAlias = Any
 """A structured row inside a kernel: members are attributes. NumPy's own types cannot say which."""
 
@@ -41,7 +50,9 @@ def _cache_dir() -> str:
         for path in sorted((root / folder).rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode())
             digest.update(path.read_bytes())
-    if os.environ.get("NUMBA_BOUNDSCHECK"):
+    if CHECKED:
+        digest.update(b"checked")
+    elif os.environ.get("NUMBA_BOUNDSCHECK"):
         digest.update(b"boundscheck")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder_path = home / "virtfn" / digest.hexdigest()[:16]
@@ -57,9 +68,11 @@ def _cache_dir() -> str:
 
 CACHE_DIR = _cache_dir()
 setattr(numba.config, "CACHE_DIR", CACHE_DIR)  # noqa: B010
+if CHECKED:
+    setattr(numba.config, "BOUNDSCHECK", 1)  # noqa: B010
 
-from llvmlite import ir  # noqa: E402
-from numba import njit, types  # noqa: E402
+from llvmlite import binding, ir  # noqa: E402
+from numba import cfunc, njit, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
 from numba.core.typing.templates import signature as signature_of  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
@@ -76,16 +89,61 @@ def inlined(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return cast("Callable[_P, _R]", njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function))
 
 
+def part(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Compile a part of a kernel into it, with no code of its own: each level above much code compiles that again."""
+    return cast("Callable[_P, _R]", njit(nogil=True, error_model="numpy", inline="always")(function))
+
+
+def uncached(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Compile a function for this process alone: what it knows of the process is in its code."""
+    return cast("Callable[_P, _R]", njit(nogil=True, error_model="numpy")(function))
+
+
 def compiled_files() -> int:
     """Count the compiled kernels on disk."""
     return sum(1 for _ in Path(CACHE_DIR).rglob("*.nbc"))
 
 
-def _load(bits: int, ordering: str | None) -> Callable[[int], int]:
+_MAY_TOUCH, _IS_ROW, _GRANT = "virtfn_may_touch", "virtfn_is_row", "virtfn_grant"
+
+
+def _ask(builder: Any, name: str, arguments: list[Any]) -> Any:
+    """Call a function that `symbol` made known."""
+    word = ir.IntType(64)
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, [word] * len(arguments)), name)
+    return builder.call(function, arguments)
+
+
+def _check(context: Any, builder: Any, name: str, *arguments: Any) -> None:
+    """In a checked build, end the kernel that is being compiled with StrayAccessError unless `name` says yes."""
+    if not CHECKED:
+        return
+    from virtfn.kernels.ranges import StrayAccessError
+
+    word = ir.IntType(64)
+    said = _ask(builder, name, [word(a) if isinstance(a, int) else a for a in arguments])
+    with cgutils.if_unlikely(builder, builder.icmp_signed("==", said, word(0))):
+        context.call_conv.return_user_exc(builder, StrayAccessError, (_plain_name(builder.function.name),))
+
+
+def _plain_name(mangled: str) -> str:
+    """Find the name of a kernel in that of its machine code: the last word before its types."""
+    words = []
+    rest = mangled.removeprefix("_ZN")
+    while rest[:1].isdigit():
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        words.append(rest[len(digits) : len(digits) + int(digits)])
+        rest = rest[len(digits) + int(digits) :]
+    return words[-1] if words else mangled
+
+
+def _load(bits: int, ordering: str | None, *, checked: bool = True) -> Callable[[int], int]:
     ltype = ir.IntType(bits)
 
     def typed(typingctx, address):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            if checked:
+                _check(context, builder, _MAY_TOUCH, args[0], bits // 8, 0)
             pointer = builder.inttoptr(args[0], ltype.as_pointer())
             if ordering is None:
                 value = builder.load(pointer)
@@ -99,11 +157,13 @@ def _load(bits: int, ordering: str | None) -> Callable[[int], int]:
     return cast("Callable[[int], int]", intrinsic(typed))
 
 
-def _store(bits: int, ordering: str | None) -> Callable[[int, int], None]:
+def _store(bits: int, ordering: str | None, *, checked: bool = True) -> Callable[[int, int], None]:
     ltype = ir.IntType(bits)
 
     def typed(typingctx, address, value):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            if checked:
+                _check(context, builder, _MAY_TOUCH, args[0], bits // 8, 1)
             pointer = builder.inttoptr(args[0], ltype.as_pointer())
             word = builder.trunc(args[1], ltype) if bits < 64 else args[1]
             if ordering is None:
@@ -128,10 +188,15 @@ store32 = _store(32, None)
 store64 = _store(64, None)
 store32_release = _store(32, "release")
 store64_release = _store(64, "release")
+# For the checks themselves.
+load64_unchecked = _load(64, None, checked=False)
+store64_unchecked = _store(64, None, checked=False)
 
 
 def _copy_bytes(typingctx, target, source, size):  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        _check(context, builder, _MAY_TOUCH, args[0], args[2], 1)
+        _check(context, builder, _MAY_TOUCH, args[1], args[2], 0)
         byte = ir.IntType(8).as_pointer()
         cgutils.raw_memcpy(
             builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1, align=1
@@ -141,7 +206,26 @@ def _copy_bytes(typingctx, target, source, size):  # type: ignore[no-untyped-def
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+def _touch(typingctx, address, size, write):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        _check(context, builder, _MAY_TOUCH, *args)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _grant(typingctx, address, size, write, rid):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        if CHECKED:
+            _ask(builder, _GRANT, list(args))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
 copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
+touch = cast("Callable[[int, int, int], None]", intrinsic(_touch))
+grant = cast("Callable[[int, int, int, int], None]", intrinsic(_grant))
 
 
 def row_of(names: str) -> np.dtype[np.void]:
@@ -155,6 +239,7 @@ def row_at(dtype: np.dtype[np.void]) -> Callable[[int], Row]:
 
     def typed(typingctx, address):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            _check(context, builder, _IS_ROW, args[0], dtype.itemsize)
             return builder.inttoptr(args[0], context.get_value_type(record))
 
         return record(types.int64), codegen
@@ -167,3 +252,10 @@ def libc(name: str, *arguments: int, returns: int = 64) -> Callable[..., int]:
     of = {32: types.int32, 64: types.int64}
     signature = signature_of(of[returns], *(of[bits] for bits in arguments))
     return cast("Callable[..., int]", types.ExternalFunction(name, signature))
+
+
+def symbol(name: str, function: Callable[..., int], arguments: int) -> object:
+    """Compile a function of so many 64-bit numbers anew, and make it known to kernels; return what must be kept."""
+    compiled = cfunc(types.int64(*[types.int64] * arguments))(function)
+    binding.add_symbol(name, compiled.address)
+    return compiled

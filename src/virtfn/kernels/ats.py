@@ -24,6 +24,7 @@ from virtfn.kernels._jit import Row, kernel, row_at, row_of
 from virtfn.kernels.iommu import record_fault
 from virtfn.kernels.iotlb import clip_to_memory, find_context, find_page
 from virtfn.kernels.pagewalk import ANY_RIGHT
+from virtfn.kernels.ranges import row_address
 
 __all__ = [
     "DEVICE_TLB_MAX",
@@ -74,6 +75,7 @@ def new_device_tlb(entries: int) -> npt.NDArray[np.void]:
     if not 1 <= entries <= DEVICE_TLB_MAX or entries & (entries - 1):
         raise ValueError(f"a device TLB has a power of two of entries up to {DEVICE_TLB_MAX}, not {entries}")
     block = np.zeros(1, TLB)
+    row_address(block, "a device TLB")
     block[0]["cache"]["mask"] = entries - 1
     return block
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.hw.vtd.tables import ADDRESS_WIDTH, INTERRUPT_RANGE, INTERRUPT_RANGE_END
-from virtfn.kernels._jit import Row, copy_bytes, inlined, kernel
+from virtfn.kernels._jit import Row, copy_bytes, grant, inlined, kernel
 from virtfn.kernels.ats import translate_by_device
 from virtfn.kernels.iommu import record_fault, record_message
 from virtfn.kernels.iotlb import (
@@ -54,11 +54,16 @@ def translate(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple
         unit.iotlb_hits += 1
         size = 1 << shift
         offset = iova & (size - 1)
-        return entry.hpa + offset, min(nbytes, size - offset)
+        run = min(nbytes, size - offset)
+        grant(entry.hpa + offset, run, write & 1, rid)
+        return entry.hpa + offset, run
     if key == IDENTITY and iova >= unit.mem_base and 0 < nbytes <= unit.mem_end - iova:
         unit.bypassed += 1
+        grant(iova, nbytes, write & 1, rid)
         return iova, nbytes
-    return translate_miss(iommu, rid & 0xFFFF, iova, nbytes, write & 1)
+    hpa, run = translate_miss(iommu, rid & 0xFFFF, iova, nbytes, write & 1)
+    grant(hpa, run, write & 1, rid)
+    return hpa, run
 
 
 translate_hot = inlined(translate.py_func)  # type: ignore[attr-defined]

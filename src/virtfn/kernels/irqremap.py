@@ -41,7 +41,7 @@ from virtfn.hw.vtd.interrupts import (
     SourceValidation,
 )
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels._jit import Row, kernel, load64, store64
+from virtfn.kernels._jit import Row, grant, kernel, load64, store64
 from virtfn.kernels.iommu import INTERRUPT_SLOTS, record_fault
 
 __all__ = ["BLOCKED", "DELIVERED", "POSTED", "invalidate_interrupts", "remap_interrupt"]
@@ -91,6 +91,7 @@ def remap_interrupt(iommu: Row, rid: int, address: int, message: int) -> tuple[i
         at = unit.irta + index * IRTE_BYTES
         if at < unit.mem_base or at > unit.mem_end - IRTE_BYTES:
             return _block(iommu, rid, index, ENTRY_ACCESS, 0)
+        grant(at, IRTE_BYTES, 0, rid)
         low = load64(at)
         high = load64(at + 8)
         fpd = 1 if low & IRTE_FPD else 0
@@ -145,6 +146,7 @@ def _post(iommu: Row, rid: int, index: int, low: int, high: int) -> tuple[int, i
     at = (low >> PDA_LOW_SHIFT & PDA_LOW_MASK) | (high >> 32) << 32
     if at < unit.mem_base or at > unit.mem_end - PID_BYTES:
         return _block(iommu, rid, index, DESCRIPTOR_ACCESS, 1 if low & IRTE_FPD else 0)
+    grant(at, PID_BYTES, 1, rid)
     vector = low >> IRTE_V_LSB & 0xFF
     word = at + (vector >> 6) * 8
     store64(word, load64(word) | 1 << (vector & 63))

@@ -28,7 +28,7 @@ from virtfn.hw.vtd.tables import (
     SS_RW,
     FaultReason,
 )
-from virtfn.kernels._jit import kernel, load64
+from virtfn.kernels._jit import grant, kernel, load64
 
 __all__ = ["ANY_RIGHT", "walk_context", "walk_iova"]
 
@@ -60,6 +60,7 @@ def walk_context(
     at = root + (rid >> 8 & 0xFF) * 16
     if at < mem_base or at > mem_end - 16:
         return ROOT_TABLE_ACCESS, 0, 0, 0
+    grant(at + displacement, 16, 0, rid)
     low = load64(at + displacement)
     high = load64(at + 8 + displacement)
     if not low & ROOT_P:
@@ -69,6 +70,7 @@ def walk_context(
     at = (low & PAGE_MASK) + (rid & 0xFF) * 16
     if at < mem_base or at > mem_end - 16:
         return CONTEXT_TABLE_ACCESS, 0, 0, 0
+    grant(at + displacement, 16, 0, rid)
     low = load64(at + displacement)
     high = load64(at + 8 + displacement)
     fpd = 1 if low & CTX_FPD else 0
@@ -98,6 +100,7 @@ def walk_iova(
         at = table + (iova >> shift & 0x1FF) * 8
         if at < mem_base or at > mem_end - 8:
             return PAGING_ENTRY_ACCESS, 0, 0, 0
+        grant(at + displacement, 8, 0, 0)
         entry = load64(at + displacement)
         rights &= entry
         if not rights & need:

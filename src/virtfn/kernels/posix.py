@@ -6,7 +6,7 @@ bytes that a call may write to. Spec: POSIX.1-2017; Linux ppoll(2).
 
 from __future__ import annotations
 
-from virtfn.kernels._jit import kernel, libc, load64, store64
+from virtfn.kernels._jit import kernel, libc, load64, store64, touch
 
 __all__ = [
     "POLLIN",
@@ -37,6 +37,7 @@ _clock_gettime = libc("clock_gettime", 32, 64, returns=32)
 @kernel
 def monotonic_ps(scratch: int) -> int:
     """Return monotonic time in ps: the same as `WallClock`."""
+    touch(scratch, 16, 1)
     _clock_gettime(_CLOCK_MONOTONIC, scratch)
     return (load64(scratch) * _S_NS + load64(scratch + 8)) * 1000
 
@@ -56,22 +57,26 @@ def poll(asked: int, count: int, limit_ps: int, scratch: int) -> int:
     nanoseconds = max(limit_ps, 0) // 1000
     store64(scratch, nanoseconds // _S_NS)
     store64(scratch + 8, nanoseconds % _S_NS)
+    touch(asked, 8 * count, 1)
     return _ppoll(asked, count, scratch, 0)
 
 
 @kernel
 def peek_bytes(fd: int, target: int, size: int) -> int:
     """Look at what a socket has, without taking it. Returns the bytes that are there, below 0 if none."""
+    touch(target, size, 1)
     return _recv(fd, target, size, _MSG_PEEK | _MSG_DONTWAIT)
 
 
 @kernel
 def receive_bytes(fd: int, target: int, size: int) -> int:
     """Take up to `size` bytes from a socket, as many as are there."""
+    touch(target, size, 1)
     return _recv(fd, target, size, _MSG_DONTWAIT)
 
 
 @kernel
 def send_bytes(fd: int, source: int, size: int) -> int:
     """Send bytes by a socket. Returns how many it took, below 0 if none."""
+    touch(source, size, 0)
     return _send(fd, source, size, _MSG_DONTWAIT | _MSG_NOSIGNAL)

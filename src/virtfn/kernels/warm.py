@@ -26,6 +26,7 @@ def load() -> bool:
     from virtfn.kernels.iommu import new_iommu
     from virtfn.kernels.port import fire_vectors, serve_port, wire_in
     from virtfn.kernels.pump import PUMP, run_pump
+    from virtfn.kernels.ranges import address_of, row_address
     from virtfn.kernels.state import new_nic
     from virtfn.kernels.traffic import TRAFFIC
     from virtfn.kernels.uplink import cut_stream, whole_frames
@@ -34,7 +35,7 @@ def load() -> bool:
     nic = new_nic(iommu)
     traffic = np.zeros(1, TRAFFIC)
     address = int(nic.ctypes.data)
-    breathe(address, int(traffic.ctypes.data), 0, 0, 0)
+    breathe(address, row_address(traffic), 0, 0, 0)
     fire_vectors(address, 0)
     serve_port(address, 0, 0)
     empty = np.zeros(1, np.int64)
@@ -43,6 +44,6 @@ def load() -> bool:
     whole_frames(0, 0)
     state = np.zeros(1, PUMP)
     scratch = np.zeros(2, np.int64)
-    run_pump(state.ctypes.data, scratch.ctypes.data, empty[:0], np.zeros((0, 2), np.int64), empty[:0], empty[:0], 0)
+    run_pump(row_address(state), address_of(scratch), empty[:0], np.zeros((0, 2), np.int64), empty[:0], empty[:0], 0)
     (Path(_jit.CACHE_DIR) / _MARK).touch()
     return _jit.compiled_files() > before

@@ -23,12 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.types import Gpa, Hpa, Hva
+from virtfn.kernels.ranges import forget_memory, machine_memory, raw_memory
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "SharedRegion", "view_bytes"]
 
 PAGE = 4096
 CHUNK = 2 << 20
+# What the checked build calls it.
+_MACHINE, _VIEW, _REGISTERS = "the machine's memory", "a guest's memory, as its driver sees it", "registers"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -80,6 +83,7 @@ class HostMemory:
             os.close(self.fd)
             raise
         self.bytes = view_bytes(self.base, self.size)
+        machine_memory(self.base, self.size, _MACHINE)
         self._chunks = list(range(0, own, CHUNK))
         self._holes = [(own, self.size - own)]
         self._adopted: dict[Hpa, int] = {}
@@ -179,6 +183,7 @@ class HostMemory:
         """Unmap everything; views made of it must not be used afterwards."""
         if not self._closed:
             self._closed = True
+            forget_memory(self.base, self.size, _MACHINE)
             self.bytes = np.zeros(0, np.uint8)
             _libc.munmap(*self._reserved)
             os.close(self.fd)
@@ -216,6 +221,7 @@ class GuestMemory:
             self.close()
             raise
         self.bytes = view_bytes(self.base, size)
+        raw_memory(self.base, size, _VIEW)
 
     def _map_pieces(self) -> None:
         flags = mmap.MAP_SHARED | _MAP_FIXED
@@ -229,6 +235,8 @@ class GuestMemory:
     def close(self) -> None:
         """Unmap the view and give the memory back, zeroed."""
         if self._chunks:
+            if self.bytes.size:
+                forget_memory(self.base, self.size, _VIEW)
             self.bytes = np.zeros(0, np.uint8)
             _libc.munmap(*self._reserved)
             self._host.free_chunks(self._chunks)
@@ -243,6 +251,7 @@ class SharedRegion:
         self.size = -(-size // PAGE) * PAGE
         self.base = Hva(_map(None, self.size, _RW, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
         self.bytes = view_bytes(self.base, self.size)
+        raw_memory(self.base, self.size, _REGISTERS)
         self._files: dict[int, int] = {}
 
     def share(self, name: str, offset: int, size: int, lead: int = 0) -> int:
@@ -276,6 +285,7 @@ class SharedRegion:
     def close(self) -> None:
         """Unmap it; views made of it must not be used afterwards."""
         if self.size:
+            forget_memory(self.base, self.size, _REGISTERS)
             _libc.munmap(self.base, self.size)
             for fd in self._files.values():
                 os.close(fd)

@@ -16,6 +16,7 @@ from virtfn.hw.types import Rid
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.pump import PUMP, run_pump
+from virtfn.kernels.ranges import address_of, row_address
 from virtfn.machine.clock import MS_PS
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
@@ -48,7 +49,9 @@ class Pump:
         self._vms = vms
         self._wires = wires
         self._state = np.zeros(1, PUMP)
+        row_address(self._state, "the pump's state")
         self._scratch = np.zeros(SCRATCH_BYTES, np.uint8)
+        address_of(self._scratch, "room for a message")
 
     def turn(self) -> int:
         """Do what there is to do, and return how much it was."""
@@ -78,6 +81,7 @@ class Pump:
         descriptors = [served.server.fileno() for served in functions]
         descriptors += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
         asked = np.array([fd | POLLIN for fd in descriptors], np.int64)
+        address_of(asked, "what is waited for")
         nics = np.array([nic.port.address for nic in self._nics], np.int64)
         events = np.zeros(len(nics), np.int64)
         run_pump(self._state.ctypes.data, self._scratch.ctypes.data, nics, links, asked, events, limit_ps)

@@ -28,6 +28,7 @@ from virtfn.hw.pci import CONFIG_SIZE, Command, DevCap, DevCtl, Location, MsiX, 
 from virtfn.hw.types import Hpa, Iova, Rid
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
 from virtfn.kernels.link import LINK
+from virtfn.kernels.ranges import row_address
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
@@ -126,6 +127,7 @@ class ServedFunction(VfioUserDevice):
         self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, direct=direct)
         self._config = config
         self._block = np.zeros(1, LINK)
+        row_address(self._block, "a link")
         self._link, self._routes = self._block[0]["link"], self._block[0]["routes"]
         self._link["rid"], self._link["fd"] = rid, -1
         self.mirror = Mirror(device, rid, self)

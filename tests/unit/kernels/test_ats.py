@@ -13,6 +13,7 @@ from virtfn.hw.vtd.tables import Request
 from virtfn.kernels.ats import NEW, PAGE_SLOTS, REFUSED, SENT, awaits_page, forget_pages, new_device_tlb
 from virtfn.kernels.dma import dma_copy_in, dma_copy_out
 from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
+from virtfn.kernels.ranges import address_of
 
 TYPE_1 = 1 << 2
 
@@ -78,9 +79,9 @@ def test_copies_go_page_by_page(t: Cached) -> None:
     t.put(t.ss[1] + 16, t.page | 3)
     t.put(t.ss[1] + 8, t.readable | 3)
     t.put(t.ss[1] + 24, t.memory.alloc_page() | 3)
-    assert dma_copy_out(t.iommu.row, RID, 0x1100, 6000, source.ctypes.data) == 6000
+    assert dma_copy_out(t.iommu.row, RID, 0x1100, 6000, address_of(source)) == 6000
     target = np.zeros(6000, np.uint8)
-    assert dma_copy_in(t.iommu.row, RID, 0x1100, 6000, target.ctypes.data) == 6000
+    assert dma_copy_in(t.iommu.row, RID, 0x1100, 6000, address_of(target)) == 6000
     assert (target == source).all()
     assert bytes(t.view(t.page, 16)) == source[0xF00:0xF10].tobytes()
 

@@ -12,6 +12,7 @@ from virtfn.hw.vtd.tables import FaultReason as F
 from virtfn.kernels.dma import dma_copy_in, dma_copy_out
 from virtfn.kernels.iommu import FAULT_SLOTS, MESSAGE_SLOTS, new_iommu
 from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
+from virtfn.kernels.ranges import address_of
 
 
 @pytest.fixture
@@ -334,7 +335,7 @@ def test_interrupt_range_is_not_memory_even_if_mapped(t: ByHand) -> None:
 def test_messages_of_two_requesters_at_one_address_have_bytes_of_their_own(t: ByHand) -> None:
     source = np.array([0x41, 0x52], np.uint32)
     for rid, at in ((RID, 0), (RID + 1, 4)):
-        assert dma_copy_out(t.iommu.row, rid, 0xFEE0_1008, 4, source.ctypes.data + at) == 4
+        assert dma_copy_out(t.iommu.row, rid, 0xFEE0_1008, 4, address_of(source) + at) == 4
     assert [m["rid"] for m in t.iommu.messages[:2]] == [RID, RID + 1]
     assert t.iommu.message_pages.view(np.uint32)[:2, 2].tolist() == [0x41, 0x52]
 
@@ -342,9 +343,9 @@ def test_messages_of_two_requesters_at_one_address_have_bytes_of_their_own(t: By
 def test_a_write_to_the_interrupt_range_is_a_message(t: ByHand) -> None:
     source = np.array([0x41, 0x52], np.uint32)
     row = t.iommu.row
-    assert dma_copy_out(row, RID, 0xFEE0_1008, 4, source.ctypes.data) == 4
-    assert dma_copy_out(row, RID, 0xFEE0_1008, 4, source.ctypes.data + 4) == 4, "the same again, before it was sent"
-    assert dma_copy_out(row, RID, 0xFEE0_2000, 4, source.ctypes.data) == 4
+    assert dma_copy_out(row, RID, 0xFEE0_1008, 4, address_of(source)) == 4
+    assert dma_copy_out(row, RID, 0xFEE0_1008, 4, address_of(source) + 4) == 4, "the same again, before it was sent"
+    assert dma_copy_out(row, RID, 0xFEE0_2000, 4, address_of(source)) == 4
     assert [(m["rid"], m["address"]) for m in t.iommu.messages[: t.unit["message_tail"]]] == [
         (RID, 0xFEE0_1008),
         (RID, 0xFEE0_2000),
@@ -402,11 +403,11 @@ def test_copies_gather_and_scatter(t: ByHand) -> None:
     t.put(t.ss[1], a | 3)
     t.put(t.ss[1] + 8, b | 3)
     source = np.arange(4096, dtype=np.uint64).view(np.uint8)[:5000].copy()
-    assert dma_copy_out(t.iommu.row, RID, 100, 5000, source.ctypes.data) == 5000
+    assert dma_copy_out(t.iommu.row, RID, 100, 5000, address_of(source)) == 5000
     assert (t.view(a + 100, 3996) == source[:3996]).all()
     assert (t.view(b, 1004) == source[3996:]).all()
     back = np.zeros(5000, np.uint8)
-    assert dma_copy_in(t.iommu.row, RID, 100, 5000, back.ctypes.data) == 5000
+    assert dma_copy_in(t.iommu.row, RID, 100, 5000, address_of(back)) == 5000
     assert (back == source).all()
 
 
@@ -421,10 +422,10 @@ def test_refused_write_touches_no_byte(t: ByHand, last: int) -> None:
     t.put(t.ss[1] + 16, (page + 8192) | last)
     source = np.zeros(16384, np.uint8)
     for _ in range(2):
-        assert dma_copy_out(t.iommu.row, RID, 8, 8192, source.ctypes.data) == 0
+        assert dma_copy_out(t.iommu.row, RID, 8, 8192, address_of(source)) == 0
         assert t.fault() == (F.WRITE_NOT_ALLOWED, {"rid": RID, "iova": 8192, "reason": 5, "write": 1, "kind": 0})
         assert (whole == 0xA5).all()
-    assert dma_copy_out(t.iommu.row, RID, 8, 8184, source.ctypes.data) == 8184
+    assert dma_copy_out(t.iommu.row, RID, 8, 8184, address_of(source)) == 8184
     assert (t.view(page, 8) == 0xA5).all()
     assert (t.view(page + 8192, 4096) == 0xA5).all()
 
@@ -432,5 +433,5 @@ def test_refused_write_touches_no_byte(t: ByHand, last: int) -> None:
 def test_refused_read_is_short(t: ByHand) -> None:
     t.put(t.ss[1], t.memory.alloc_page() | 3)
     target = np.full(8192, 0xA5, np.uint8)
-    assert dma_copy_in(t.iommu.row, RID, 96, 8000, target.ctypes.data) == 4000
+    assert dma_copy_in(t.iommu.row, RID, 96, 8000, address_of(target)) == 4000
     assert (target[4000:] == 0xA5).all()

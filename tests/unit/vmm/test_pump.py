@@ -18,6 +18,7 @@ from unit.vmm.test_served import BAR0, BAR3, CONFIG, MESSAGE_ADDRESS, Bench, ena
 from unit.vmm.vfio_user.peer import Peer, memory_file, open_fds
 from virtfn.hw.i82576 import Regs
 from virtfn.kernels.posix import POLLIN, monotonic_ps, poll, wake_promptly
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
 from virtfn.vmm.host import Host
 from virtfn.vmm.pump import Pump
@@ -347,14 +348,14 @@ def test_what_waits_is_woken_at_once_and_a_short_wait_is_short():
         wake_promptly()
         times = [clock.now()]
         for _ in range(100):
-            assert poll(asked.ctypes.data, 1, 100 * US_PS, scratch.ctypes.data) == 0
+            assert poll(address_of(asked), 1, 100 * US_PS, address_of(scratch)) == 0
             times.append(clock.now())
         shortest = min(later - earlier for earlier, later in pairwise(times))
         assert 100 * US_PS <= shortest < 145 * US_PS, "neither rounded up to milliseconds, nor late by the usual slack"
         theirs.send(b"x")
-        assert poll(asked.ctypes.data, 1, S_PS, scratch.ctypes.data) == 1
+        assert poll(address_of(asked), 1, S_PS, address_of(scratch)) == 1
         assert asked[0] >> 48 == 1
-        assert abs(monotonic_ps(scratch.ctypes.data) - clock.now()) < S_PS
+        assert abs(monotonic_ps(address_of(scratch)) - clock.now()) < S_PS
 
 
 def test_a_tick_is_some_milliseconds_long(line):

@@ -46,6 +46,7 @@ from virtfn.hw.vtd.tables import FaultReason, Request, Translation
 from virtfn.kernels.dma import dma_copy_in, dma_copy_out
 from virtfn.kernels.iommu import FAULT_SLOTS, UNIT, Iommu, new_iommu
 from virtfn.kernels.iotlb import invalidate_contexts
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import S_PS
 from virtfn.machine.memory import HostMemory
 from virtfn.machine.ports import Clock, DeviceTlb
@@ -181,14 +182,14 @@ class IommuUnit(Handlers):
             self.iommu.unit[0]["rejected"] += 1
             return None
         payload = np.empty(length, np.uint8)
-        done = dma_copy_in(self.iommu.row, int(rid), _signed(iova), length, int(payload.ctypes.data))
+        done = dma_copy_in(self.iommu.row, int(rid), _signed(iova), length, address_of(payload))
         self.service()
         return payload.tobytes() if done == length else None
 
     def dma_write(self, rid: Rid, iova: Iova, payload: bytes) -> bool:
         """Write memory as requester `rid`; False after a refusal, and then no byte was written."""
         source = np.frombuffer(payload, np.uint8)
-        done = dma_copy_out(self.iommu.row, int(rid), _signed(iova), len(payload), int(source.ctypes.data))
+        done = dma_copy_out(self.iommu.row, int(rid), _signed(iova), len(payload), address_of(source))
         self.service()
         return done == len(payload)
 

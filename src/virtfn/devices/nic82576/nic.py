@@ -26,6 +26,7 @@ from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
 from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.port import fire_vectors, serve_port, wire_in
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.state import DEPARTURE_BYTES, DROP_NAMES, DROP_NO_UPLINK, EV_INTERRUPT, EV_MALICIOUS, POOLS, WIRE
 from virtfn.kernels.uplink import whole_frames
 from virtfn.machine.function import all_ones
@@ -361,7 +362,7 @@ class Nic82576:
         """Drop, and count, all that waits: the uplink is gone."""
         waiting = self.departures()
         if waiting.size:
-            self.port.nic["drops"][WIRE, DROP_NO_UPLINK] += whole_frames(waiting.ctypes.data, waiting.size)[0]
+            self.port.nic["drops"][WIRE, DROP_NO_UPLINK] += whole_frames(int(waiting.ctypes.data), waiting.size)[0]
             self.release_departures(waiting.size)
 
     def arrive(
@@ -378,7 +379,7 @@ class Nic82576:
         """
         self.port.settle()
         block, now = self.port.address, self._host.now()
-        taken, events = wire_in(block, now, store.ctypes.data, offsets, lengths, first, count)
+        taken, events = wire_in(block, now, address_of(store, "frames from the wire"), offsets, lengths, first, count)
         self.handle(events)
         return int(taken), events
 

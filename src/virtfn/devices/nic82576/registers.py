@@ -19,6 +19,7 @@ import numpy.typing as npt
 from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs
 from virtfn.kernels import ring
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.memory import SharedRegion
 from virtfn.machine.regfile import RegFile
 
@@ -68,7 +69,7 @@ class QueueCopy:
         self.shown = shown
         self._block = np.zeros(1, _QUEUE_BLOCK)
         self.run: np.void = self._block[0]
-        self.address = int(self._block.ctypes.data)
+        self.address = address_of(self._block, "a queue's registers")
         self.restarts = 0
         self.restart()
 

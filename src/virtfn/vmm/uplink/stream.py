@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.i82576.desc import MIN_FRAME
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.uplink import LENGTH_BYTES, MAX_STREAM_FRAME, cut_stream, whole_frames
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Clock, VirtfnError
@@ -123,7 +124,7 @@ class StreamUplink:
         except OSError:
             self._lose("gone")
             return 0
-        _, done = whole_frames(departures.ctypes.data, self._ahead)
+        _, done = whole_frames(int(departures.ctypes.data), self._ahead)
         self._ahead -= done
         return int(done)
 
@@ -157,7 +158,12 @@ class StreamUplink:
         if self._end - self._start < LENGTH_BYTES:
             return NOTHING
         count, self._start, sound = cut_stream(
-            self._store.ctypes.data, self._start, self._end, _STORE_BYTES, self._offsets, self._lengths
+            address_of(self._store, "a stream's bytes"),
+            self._start,
+            self._end,
+            _STORE_BYTES,
+            self._offsets,
+            self._lengths,
         )
         if not sound and not count:
             self._start = self._end
