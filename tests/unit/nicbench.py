@@ -19,6 +19,7 @@ import numpy as np
 from virtfn.kernels.iommu import new_iommu
 from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.kernels.port import serve_port, wire_in
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.state import DROP_NAMES, POOLS, QUEUES, new_nic
 from virtfn.kernels.switch import mac_slot
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
@@ -197,7 +198,19 @@ class Bench:
         nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured")}
         for name in ("port", "counters", "pools", "rx", "tx"):
             nic[name] = np.zeros((), nic[name].dtype)
-        for name in ("drops", "vlans", "multicast", "unicast", "reta", "rss_table", "mirrors", "eitr"):
+        for name in (
+            "drops",
+            "vlans",
+            "multicast",
+            "unicast",
+            "reta",
+            "rss_table",
+            "mirrors",
+            "eitr",
+            "scarce",
+            "wanted",
+            "had",
+        ):
             nic[name][:] = 0
         self.port = nic["port"]
         self.set(**keep)
@@ -211,7 +224,7 @@ class Bench:
             nic["pools"][n]["max_frame"], nic["pools"][n]["max_tagged"] = STANDARD, TAGGED
         for q in range(QUEUES):
             for side, rows in enumerate((nic["rx"], nic["tx"])):
-                rows[q]["regs"] = self.regs[side, q].ctypes.data
+                rows[q]["regs"] = address_of(self.regs[side, q])
                 rows[q]["rid"], rows[q]["pool"], rows[q]["cause"] = rid(q % POOLS), q % POOLS, 1 << q
                 rows[q]["raw_control"] = -1
             nic["rx"][q]["default_bytes"] = 2048
@@ -341,7 +354,7 @@ class Bench:
         store = np.frombuffer(b"".join(frames) + bytes(256), np.uint8)
         lengths = np.array([len(f) for f in frames], np.int64)
         offsets = np.cumsum(lengths) - lengths
-        return wire_in(self.address, now, store.ctypes.data, offsets, lengths, first, len(frames) - first)
+        return wire_in(self.address, now, address_of(store), offsets, lengths, first, len(frames) - first)
 
     # What came.
 

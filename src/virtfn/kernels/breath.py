@@ -9,7 +9,7 @@ from __future__ import annotations
 from virtfn.kernels._jit import kernel
 from virtfn.kernels.netdev import netdev_at
 from virtfn.kernels.port import serve
-from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_UPLINK, nic_at
+from virtfn.kernels.state import EV_CAPTURE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_UPLINK, nic_at
 from virtfn.kernels.traffic import poll_guest, traffic_at
 
 __all__ = ["EV_IDLE", "PATIENCE", "breathe"]
@@ -26,7 +26,7 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
     """
     nic = nic_at(nic_address)
     traffic = traffic_at(traffic_address)
-    urgent = EV_INTERRUPT | EV_CAPTURE | EV_MALICIOUS | EV_FAULT | EV_PAGE | EV_UPLINK
+    urgent = EV_INTERRUPT | EV_CAPTURE | EV_PAGE | EV_UPLINK  # what a driver can cause at will waits for the end
     moved = 0
     events = 0
     for _ in range(rounds):
@@ -44,6 +44,8 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
         moved += frames
         if events & urgent:
             break
-        if busy == 0 and frames == 0 and (events or not polling):
+        if event & EV_MORE:
+            events &= ~EV_MORE
+        elif busy == 0 and frames == 0 and (events or not polling):
             break
     return moved, events

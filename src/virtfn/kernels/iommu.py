@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from virtfn.hw.vtd.tables import FaultReason
 from virtfn.kernels._jit import Row, kernel, row_at, row_of
+from virtfn.kernels.ranges import machine_memory_of, row_address
 
 __all__ = [
     "FAULT_SLOTS",
@@ -121,6 +122,7 @@ def new_iommu(
     if not 1 <= iotlb_entries <= IOTLB_MAX or iotlb_entries & (iotlb_entries - 1):
         raise ValueError(f"an IOTLB has a power of two of entries up to {IOTLB_MAX}, not {iotlb_entries}")
     block = np.zeros(1, IOMMU)
+    row_address(block, "the state of an IOMMU")
     row = block[0]
     unit = row["unit"]
     unit["mem_base"] = mem_base
@@ -130,7 +132,7 @@ def new_iommu(
     unit["large"] = large
     unit["kinds"] = kinds
     pages = row["message_pages"].view(np.uint8)
-    unit["message_base"] = pages.ctypes.data
+    unit["message_base"] = machine_memory_of(pages, "pages for messages")
     return Iommu(
         block,
         unit,
@@ -144,8 +146,40 @@ def new_iommu(
 
 
 @kernel
+def slot_to_take(rows: npt.NDArray[np.void], head: int, slots: int, rid: int) -> int:
+    """Find the slot that requester `rid` may take in a full ring that begins at `head`: the latest of whoever has most.
+
+    -1 if it has its share, an eighth, itself, or nobody has more.
+    """
+    share = slots >> 3
+    mine = 0
+    for i in range(slots):
+        mine += rows[i].rid == rid
+    if mine >= share:
+        return -1
+    most = share
+    taken = -1
+    last = -1
+    for i in range(head + slots - 1, head - 1, -1):
+        other = rows[i % slots].rid
+        if other == last:
+            continue
+        last = other
+        held = 0
+        for k in range(slots):
+            held += rows[k].rid == other
+        if held > most:
+            most = held
+            taken = i
+    return taken
+
+
+@kernel
 def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: int, kind: int = 0) -> None:
-    """Count a fault, and put it into the ring unless FPD suppresses its reason. kind: of request, as AT has it."""
+    """Count a fault, and put it into the ring unless FPD suppresses its reason. kind: of request, as AT has it.
+
+    In a full ring, a requester that has few slots takes one from a requester that has many.
+    """
     unit = iommu.unit[0]
     unit.faults += 1
     qualified = not (
@@ -157,16 +191,20 @@ def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: 
     if fpd and qualified:
         unit.suppressed += 1
         return
-    if unit.fault_tail - unit.fault_head >= FAULT_SLOTS:
+    slot = unit.fault_tail
+    if slot - unit.fault_head >= FAULT_SLOTS:
         unit.faults_lost += 1
-        return
-    fault = iommu.faults[unit.fault_tail % FAULT_SLOTS]
+        slot = slot_to_take(iommu.faults, unit.fault_head, FAULT_SLOTS, rid)
+        if slot < 0:
+            return
+    else:
+        unit.fault_tail += 1
+    fault = iommu.faults[slot % FAULT_SLOTS]
     fault.rid = rid
     fault.iova = iova
     fault.reason = reason
     fault.write = write
     fault.kind = kind
-    unit.fault_tail += 1
 
 
 @kernel
@@ -185,6 +223,11 @@ def record_message(iommu: Row, rid: int, address: int, nbytes: int) -> tuple[int
     slot = MESSAGE_SLOTS
     if unit.message_tail - unit.message_head >= MESSAGE_SLOTS:
         unit.messages_lost += 1
+        taken = slot_to_take(iommu.messages, unit.message_head, MESSAGE_SLOTS, rid)
+        if taken >= 0:
+            slot = taken % MESSAGE_SLOTS
+            iommu.messages[slot].rid = rid
+            iommu.messages[slot].address = address
     else:
         if not repeated:
             message = iommu.messages[unit.message_tail % MESSAGE_SLOTS]

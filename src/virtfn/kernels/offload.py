@@ -3,7 +3,7 @@
 The device does what the context descriptor says (MACLEN, IPLEN, L4LEN, MSS), it does not look for headers itself.
 Nothing a driver writes is trusted: lengths are bounded by the gathered bytes before any is used.
 
-    chain   [context]  data ... data EOP       ->  GATHER_AREA: four bytes of room for a VLAN tag, one private frame
+    chain   [context]  data ... data EOP       ->  the queue's area: four bytes of room for a VLAN tag, a private frame
 Spec: 82576 datasheet, chapter "Transmit Functionality", sections on checksum offload and TCP segmentation.
 """
 
@@ -45,6 +45,7 @@ from virtfn.kernels._jit import (
     load16,
     load32,
     load64,
+    part,
     store8,
     store16,
     store32,
@@ -54,10 +55,21 @@ from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16
 from virtfn.kernels.dma import dma_copy_in
 from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.ring import ring_count, window
+from virtfn.kernels.ring import forget_chain, ring_count, window
 from virtfn.kernels.state import GATHER_AREA, GATHER_BYTES
+from virtfn.kernels.work import DESCRIPTOR_WORK, copy_work, sum_work
 
-__all__ = ["CHAIN_BAD", "CHAIN_CONTEXT", "CHAIN_DONE", "CHAIN_FAULT", "CHAIN_OPEN", "CHAIN_PAGE", "gather", "segment"]
+__all__ = [
+    "CHAIN_BAD",
+    "CHAIN_CONTEXT",
+    "CHAIN_DONE",
+    "CHAIN_FAULT",
+    "CHAIN_OPEN",
+    "CHAIN_PAGE",
+    "area_of",
+    "gather",
+    "segment",
+]
 
 CHAIN_DONE, CHAIN_OPEN, CHAIN_BAD, CHAIN_FAULT, CHAIN_CONTEXT, CHAIN_PAGE = range(6)
 
@@ -72,23 +84,37 @@ def swap32(value: int) -> int:
     return (value << 16 | value >> 16) & 0xFFFFFFFF
 
 
-@kernel
-def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
-    """Collect the chain at the head of transmit queue `q` into private memory and apply its offloads.
+@part
+def area_of(nic: Row, q: int) -> int:
+    """Address of the area that transmit queue `q` gathers into."""
+    area: int = nic.port.scratch + GATHER_AREA + q * GATHER_BYTES
+    return area
 
-    Returns (code, descriptors used, where in GATHER_AREA the frame starts, its bytes, MSS or 0, header bytes of a
-    segmentation). A context descriptor alone is a finished chain without a frame. CHAIN_OPEN and CHAIN_PAGE: to be
-    gathered again when its driver has ended it, or when the page that was asked for is there.
+
+@kernel
+def gather(nic: Row, q: int, pool: int) -> tuple[int, int]:
+    """Collect the chain at the head of transmit queue `q` into the queue's area and apply its offloads.
+
+    What was collected is not looked at again: a chain without an end is continued when there is more of it, and a whole
+    one stays as it is until it has been sent. Returns (code, descriptors used); CHAIN_DONE: the queue's `chain_*` tell
+    the frame. A context descriptor alone is a finished chain without a frame. CHAIN_OPEN and CHAIN_PAGE: to be gathered
+    further when its driver has ended it, or when the page that was asked for is there.
     """
     r = nic.tx[q]
     available = ring_count(r)
-    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
+    if r.walked > available:
+        forget_chain(r)
+    if r.whole:
+        return CHAIN_DONE, r.walked
+    frame = area_of(nic, q) + TAG_BYTES
     saved = r.head
-    used = 0
-    length = 0
-    first = 0
+    used = r.walked
+    length = r.gathered
+    first = r.first_word
+    begun = used
     ended = False
     code = CHAIN_OPEN
+    r.head = saved + used if saved + used < r.size else saved + used - r.size
     while used < available:
         at = window(nic, r)
         if at == 0 and r.enabled:
@@ -131,6 +157,7 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
             break
         if dma_copy_in(iommu_at(nic.port.iommu), r.rid, q0, size, frame + length) != size:
             code = CHAIN_PAGE if awaits_page(iommu_at(nic.port.iommu), r.rid) else CHAIN_FAULT
+            used -= code == CHAIN_PAGE
             break
         length += size
         if ended:
@@ -138,19 +165,43 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int, int, int, int, int]:
             if not q1 & TXD_DEXT:
                 first = q1  # a legacy chain's last descriptor says what to do with it
             break
+    nic.port.work += (used - begun) * DESCRIPTOR_WORK + copy_work(length - r.gathered)
     if (code == CHAIN_BAD or code == CHAIN_FAULT) and not ended:
+        begun = used
         used = skip_chain(nic, q, used, available)
+        nic.port.work += (used - begun) * DESCRIPTOR_WORK
         if used == 0:
             code = CHAIN_PAGE
     if code == CHAIN_OPEN and available == r.size - 1:
         code = CHAIN_BAD  # a frame longer than the ring would never end
     r.head = saved
     r.win_hi = 0
+    r.first_word = first
+    if code == CHAIN_OPEN or (code == CHAIN_PAGE and used):
+        r.walked = used
+        r.gathered = length
+        return code, used
     if code != CHAIN_DONE:
-        return code, used, 0, 0, 0, 0
-    if first & TXD_DEXT:
-        return finish_advanced(nic, q, pool, first, used, length)
-    return finish_legacy(nic, pool, first, used, length)
+        forget_chain(r)
+        return code, used
+    r.walked = used
+    r.gathered = length
+    sound = (
+        finish_advanced(nic, q, pool, first, length) if first & TXD_DEXT else finish_legacy(nic, q, pool, first, length)
+    )
+    r.whole = sound
+    if not sound:
+        forget_chain(r)
+    return CHAIN_DONE if sound else CHAIN_BAD, used
+
+
+@part
+def put_whole(r: Row, start: int, length: int, mss: int, header: int) -> None:
+    """Note where in its area a queue's frame starts, its bytes, and how to cut it."""
+    r.chain_start = start
+    r.chain_bytes = length
+    r.chain_mss = mss
+    r.chain_header = header
 
 
 @kernel
@@ -170,12 +221,12 @@ def skip_chain(nic: Row, q: int, used: int, available: int) -> int:
 
 
 @kernel
-def put_tag(nic: Row, pool: int, length: int, insert: bool, tci: int) -> int:
-    """Tag the gathered frame as descriptor and port say; returns where in GATHER_AREA it starts now.
+def put_tag(nic: Row, q: int, pool: int, length: int, insert: bool, tci: int) -> int:
+    """Tag the gathered frame as descriptor and port say; returns where in the queue's area it starts now.
 
     The addresses move into the room in front of them; the rest of the frame stays where it is.
     """
-    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
+    frame = area_of(nic, q) + TAG_BYTES
     owner = nic.pools[pool]
     if owner.vlan_mode == 1:
         insert = True
@@ -204,20 +255,20 @@ def pad_frame(nic: Row, frame: int, length: int) -> int:
 
 
 @kernel
-def finish_frame(
-    nic: Row, pool: int, used: int, length: int, insert: bool, tci: int
-) -> tuple[int, int, int, int, int, int]:
+def finish_frame(nic: Row, q: int, pool: int, length: int, insert: bool, tci: int) -> bool:
     """Tag and pad a gathered frame that is not segmented."""
-    start = put_tag(nic, pool, length, insert, tci)
-    length = pad_frame(nic, nic.port.scratch + GATHER_AREA + start, length + TAG_BYTES - start)
-    return CHAIN_DONE, used, start, length, 0, 0
+    start = put_tag(nic, q, pool, length, insert, tci)
+    length = pad_frame(nic, area_of(nic, q) + start, length + TAG_BYTES - start)
+    put_whole(nic.tx[q], start, length, 0, 0)
+    return True
 
 
 @kernel
-def finish_advanced(
-    nic: Row, q: int, pool: int, first: int, used: int, length: int
-) -> tuple[int, int, int, int, int, int]:
-    """Apply the offloads of an advanced chain to the gathered frame."""
+def finish_advanced(nic: Row, q: int, pool: int, first: int, length: int) -> bool:
+    """Apply the offloads of an advanced chain to the gathered frame; False if they make no sense.
+
+    A frame that is too long to be sent gets no checksums: they would be work for nothing.
+    """
     r = nic.tx[q]
     if first >> TXD_IDX_SHIFT & 1:
         c0 = r.context1_q0
@@ -225,7 +276,7 @@ def finish_advanced(
     else:
         c0 = r.context0_q0
         c1 = r.context0_q1
-    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
+    frame = area_of(nic, q) + TAG_BYTES
     l3 = c0 >> TXC_MACLEN_SHIFT & 0x7F
     l4 = l3 + (c0 & 0x1FF)
     l4_type = c1 >> 11 & 3
@@ -239,32 +290,34 @@ def finish_advanced(
         valid = valid and (l4_type == TXC_L4T_TCP or l4_type == TXC_L4T_UDP)
         valid = valid and header >= l4 + (20 if l4_type == TXC_L4T_TCP else 8) and header + payload == length
         if not valid or payload == 0 or mss == 0 or header + mss + TAG_BYTES > MAX_FRAME:
-            return CHAIN_BAD, used, 0, 0, 0, 0
+            return False
         # Segments are cut later, from the gathered frame: remember what each needs.
         r.seg_l3 = l3
         r.seg_l4 = l4
         r.seg_flags = first & (TXD_IXSM | TXD_TXSM)
         r.seg_kind = l4_type | (0x10 if c1 & TXC_TUCMD_IPV4 else 0)
-        start = put_tag(nic, pool, length, insert, tci)
+        start = put_tag(nic, q, pool, length, insert, tci)
         grown = TAG_BYTES - start
         r.seg_l3 += grown
         r.seg_l4 += grown
-        nic.port.segment_queue = q
-        return CHAIN_DONE, used, start, length + grown, mss, header + grown
+        put_whole(r, start, length + grown, mss, header + grown)
+        return True
     if payload != length:
-        return CHAIN_BAD, used, 0, 0, 0, 0
+        return False
     if first & TXD_TXSM:
         if l4_type > TXC_L4T_SCTP:
-            return CHAIN_BAD, used, 0, 0, 0, 0
+            return False
         field = l4 + (16 if l4_type == TXC_L4T_TCP else 8 if l4_type == TXC_L4T_SCTP else 6)
         if field + (4 if l4_type == TXC_L4T_SCTP else 2) > length:
-            return CHAIN_BAD, used, 0, 0, 0, 0
-        put_l4_checksum(frame, l4, length, l4_type)
+            return False
+        if length <= MAX_FRAME:
+            nic.port.work += sum_work(length - l4, l4_type == TXC_L4T_SCTP)
+            put_l4_checksum(frame, l4, length, l4_type)
     if first & TXD_IXSM:
         if l4 > length or l3 + 12 > length or l4 < l3 + 20:
-            return CHAIN_BAD, used, 0, 0, 0, 0
+            return False
         put_ip_checksum(frame, l3, l4)
-    return finish_frame(nic, pool, used, length, insert, tci)
+    return finish_frame(nic, q, pool, length, insert, tci)
 
 
 @kernel
@@ -287,25 +340,34 @@ def put_ip_checksum(frame: int, l3: int, l4: int) -> None:
 
 
 @kernel
-def finish_legacy(nic: Row, pool: int, first: int, used: int, length: int) -> tuple[int, int, int, int, int, int]:
-    """Apply the offloads of a legacy chain: one checksum from CSS to the end, put at CSO; a VLAN tag."""
-    frame = nic.port.scratch + GATHER_AREA + TAG_BYTES
+def finish_legacy(nic: Row, q: int, pool: int, first: int, length: int) -> bool:
+    """Apply the offloads of a legacy chain: one checksum from CSS to the end, put at CSO; a VLAN tag.
+
+    False if they make no sense.
+    """
+    frame = area_of(nic, q) + TAG_BYTES
     if first & TXD_IC:
         start = first >> TXL_CSS_SHIFT & 0xFF
         place = first >> TXL_CSO_SHIFT & 0xFF
         if start >= length or place + 2 > length:
-            return CHAIN_BAD, used, 0, 0, 0, 0
-        store16(frame + place, fold(sum_bytes(frame + start, length - start)) ^ 0xFFFF)
-    return finish_frame(nic, pool, used, length, first & TXD_VLE != 0, first >> TXL_VLAN_SHIFT & 0xFFFF)
+            return False
+        if length <= MAX_FRAME:
+            nic.port.work += sum_work(length - start, False)
+            store16(frame + place, fold(sum_bytes(frame + start, length - start)) ^ 0xFFFF)
+    return finish_frame(nic, q, pool, length, first & TXD_VLE != 0, first >> TXL_VLAN_SHIFT & 0xFFFF)
 
 
 @kernel
-def segment(nic: Row, frame: int, length: int, header: int, offset: int, mss: int, target: int) -> int:
-    """Build the segment whose payload starts at `offset` of the gathered frame; returns its bytes.
+def segment(nic: Row, q: int, offset: int, target: int) -> int:
+    """Build the segment whose payload starts at `offset` of queue `q`'s gathered frame; returns its bytes.
 
     Edits what differs from segment to segment: IP length and identification, TCP sequence number and flags, checksums.
     """
-    r = nic.tx[nic.port.segment_queue]
+    r = nic.tx[q]
+    frame = area_of(nic, q) + r.chain_start
+    length = r.chain_bytes
+    header = r.chain_header
+    mss = r.chain_mss
     size = min(mss, length - offset)
     last = offset + size >= length
     number = (offset - header) // mss
@@ -326,7 +388,9 @@ def segment(nic: Row, frame: int, length: int, header: int, offset: int, mss: in
             store8(target + l4 + 13, load8(target + l4 + 13) & ~0x09)  # FIN and PSH belong to the last
     else:
         store16(target + l4 + 4, swap16(total - l4))
+    nic.port.work += copy_work(total)
     if r.seg_flags & TXD_TXSM:
+        nic.port.work += sum_work(total - l4, False)
         # The field holds the pseudo-header without the length: add it.
         field = target + l4 + (16 if tcp else 6)
         store16(field, fold(load16(field) + swap16(total - l4)))

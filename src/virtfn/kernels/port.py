@@ -1,7 +1,7 @@
 """One call serves a port: every ready transmit queue, every receive queue that got something, every due interrupt.
 
 snapshot   tails and registers of each queue, once
-run        up to `budget` frames of each transmit queue, through the switch, into receive queues
+run        up to `budget` frames of each transmit queue in turn (`turns.py`), through the switch, into receive queues
 publish    heads; then vectors whose cause is pending, enabled and not throttled
 """
 
@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load32, load64
+from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load64
 from virtfn.kernels.ats import device_tlb_at
 from virtfn.kernels.classify import HEAD_BYTES
 from virtfn.kernels.csum import swap16
+from virtfn.kernels.forward import count_size, spread
 from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.ring import CONTROL, ENABLE, latch, misbehave, publish
+from virtfn.kernels.ranges import start_call
+from virtfn.kernels.ring import publish
 from virtfn.kernels.rx import capture_frame, capture_room
 from virtfn.kernels.state import (
     DEPARTURE_ALARM,
@@ -37,7 +39,7 @@ from virtfn.kernels.state import (
     nic_at,
 )
 from virtfn.kernels.switch import BROADCAST, switch_receive
-from virtfn.kernels.tx import count_size, serve_queue, spread
+from virtfn.kernels.turns import serve_stalled, serve_turns
 
 __all__ = ["begin", "enable_vectors", "finish", "fire_vectors", "raise_vectors", "serve", "serve_port", "wire_in"]
 
@@ -48,6 +50,7 @@ WIRE_STALL = 100  # `stalled` when the frame at the head of the line came from t
 @kernel
 def begin(nic: Row, now: int) -> None:
     """Start a call: queues latch their registers again at first use. now: time in ps."""
+    start_call()
     p = nic.port
     p.now = now
     p.epoch += 1
@@ -113,26 +116,6 @@ def finish(nic: Row) -> int:
 
 
 @kernel
-def send_ready(nic: Row, q: int, budget: int) -> tuple[int, int]:
-    """Serve transmit queue `q` if its driver has given it anything."""
-    p = nic.port
-    r = nic.tx[q]
-    if r.regs == 0 or not (load32(r.regs + CONTROL) & ENABLE or r.enabled):
-        return 0, 0
-    if p.blocked >> q & 1:
-        return 0, 0
-    if not latch(r, p.epoch, False):
-        return 0, misbehave(nic, q)
-    if not r.enabled or r.head == r.tail:
-        return 0, 0
-    if not p.tx_enable or not p.tx_pools >> r.pool & 1:
-        return 0, 0
-    frames, events = serve_queue(nic, q, budget)
-    publish(r)
-    return frames, events
-
-
-@kernel
 def fire_vectors(address: int, now: int) -> int:
     """Fire due vectors of the NIC whose row is at `address`, when no frame is about to move. Returns events."""
     nic = nic_at(address)
@@ -154,16 +137,11 @@ def serve(nic: Row, now: int, budget: int) -> tuple[int, int]:
     frames = 0
     events = 0
     if p.stalled and p.stalled != WIRE_STALL:
-        frames, events = send_ready(nic, p.stalled - 1, budget)
-        if p.stall_epoch != p.epoch:
-            p.stalled = 0  # its sender has taken the frame away: the line moves on
+        frames, events = serve_stalled(nic, budget)
     if not p.stalled:
-        for q in range(QUEUES):
-            sent, event = send_ready(nic, q, budget)
-            frames += sent
-            events |= event
-            if p.stalled:
-                break
+        sent, event = serve_turns(nic, budget)
+        frames += sent
+        events |= event
     return frames, events | finish(nic)
 
 

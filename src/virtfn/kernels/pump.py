@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.kernels._jit import Row, kernel, row_at, row_of
+from virtfn.kernels._jit import Row, kernel, part, row_at, row_of
 from virtfn.kernels.link import link_at, send_vectors, take_write
 from virtfn.kernels.port import raise_vectors, serve
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
@@ -94,7 +94,7 @@ def run_pump(
             return
 
 
-@kernel
+@part
 def serve_all(
     nics: npt.NDArray[np.int64], links: npt.NDArray[np.int64], events: npt.NDArray[np.int64], now: int, scratch: int
 ) -> tuple[int, int, int]:

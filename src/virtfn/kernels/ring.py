@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, store32, store32_release
+from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, part, store32, store32_release
 from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.dma import translate
 from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.state import EV_MALICIOUS
 
-__all__ = ["HEAD", "TAIL", "latch", "publish", "ring_count", "window"]
+__all__ = ["HEAD", "TAIL", "forget_chain", "latch", "publish", "ring_count", "window", "window_end"]
 
 BASE = 0x00
 LENGTH = 0x08
@@ -30,6 +30,15 @@ CONTROL = 0x28
 WRITE_BACK = 0x38
 ENABLE = 1 << 25
 DROP_EN = 1 << 31
+
+
+@part
+def forget_chain(r: Row) -> None:
+    """Forget what was gathered of the chain at the head of a transmit queue: it is sent, or no longer the driver's."""
+    r.walked = 0
+    r.gathered = 0
+    r.whole = 0
+    r.segments_done = 0
 
 
 @kernel
@@ -44,6 +53,7 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     regs = r.regs
     if regs == 0:
         r.enabled = 0
+        forget_chain(r)
         r.raw_control = -1  # look again when the function may master the bus again
         r.published = r.head
         return True
@@ -57,6 +67,7 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
         r.raw_len = length
         r.layout_raw = layout
         r.enabled = 1 if control & ENABLE else 0
+        forget_chain(r)
         r.base = base & ~np.int64(0x7F)
         r.size = (length & 0xFFF80) >> 4
         if receive:
@@ -71,6 +82,7 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     if head != r.published:
         r.published = head
         r.head = head
+        forget_chain(r)
     if r.head >= r.size:
         r.head = 0
     tail = load32_acquire(regs + TAIL) & 0xFFFF
@@ -118,6 +130,13 @@ def window(nic: Row, r: Row) -> int:
         r.win_hi = head + run // 16
         r.win_hpa = hpa
     return r.win_hpa + (head - r.win_lo) * 16
+
+
+@part
+def window_end(r: Row) -> int:
+    """Return the address behind the window. What walks through it stops here, whatever its index says."""
+    end: int = r.win_hpa + (r.win_hi - r.win_lo) * 16
+    return end
 
 
 window_hot = inlined(window.py_func)  # type: ignore[attr-defined]

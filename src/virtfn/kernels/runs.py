@@ -37,9 +37,11 @@ from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.dma import translate_hot
 from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.ring import latch, window
+from virtfn.kernels.ring import latch, window, window_end
+from virtfn.kernels.shares import is_scarce
 from virtfn.kernels.state import DROP_DMA_FAULT, LOWEST
 from virtfn.kernels.switch import MAC, find_pools, switch_transmit
+from virtfn.kernels.work import FAULT_WORK, FRAME_WORK, copy_work
 
 __all__ = ["PLAIN", "PLAIN_MASK", "serve_run"]
 
@@ -82,7 +84,8 @@ def receiver_of(nic: Row, pool: int, word0: int, word1: int) -> int:
     r = nic.rx[target]
     if r.epoch != p.epoch:
         latch(r, p.epoch, True)
-    return target if r.enabled and r.size and r.layout == SRRCTL_ADV_ONE else -1
+    plain = r.enabled and r.size and r.layout == SRRCTL_ADV_ONE
+    return target if plain and not is_scarce(nic, target) else -1
 
 
 @kernel
@@ -112,6 +115,7 @@ def settle_run(
     receiver.gorc += size
     receiver.gprlbc += frames
     receiver.gorlbc += size
+    p.taken += size
     c.rpthc += frames
     c.hgorc += size
     r = nic.rx[target]
@@ -122,7 +126,7 @@ def settle_run(
 
 @kernel
 def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
-    """Send frames of transmit queue `q`, up to `budget`, while they are ordinary.
+    """Send frames of transmit queue `q`, up to `budget` and what its turn allows, while they are ordinary.
 
     Returns (frames, whether any asked for a report).
     """
@@ -137,7 +141,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
     at = window(nic, t)
     if at == 0:
         return 0, False
-    end = t.win_hi
+    end = window_end(t)
     target = -1
     r = nic.rx[0]
     word0 = 0
@@ -146,13 +150,15 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
     frames = 0
     in_run = size = refused = refused_size = 0
     asked = False
-    while frames < budget and head != tail:
-        if head >= end or head < t.win_lo:
+    work = nic.port.work
+    stop = nic.port.work_stop
+    while frames < budget and head != tail and work < stop:
+        if at >= end:
             t.head = head
             at = window(nic, t)
             if at == 0:
                 break
-            end = t.win_hi
+            end = window_end(t)
         q0 = load64(at)
         q1 = load64(at + 8)
         length = q1 & TXD_LEN_MASK
@@ -165,6 +171,8 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
             break
         if run == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
+            work += FAULT_WORK
+            length = 0
         elif run != length:
             break
         else:
@@ -183,16 +191,16 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
                 r_rid = r.rid
                 r_head = r.head
                 r_tail = r.tail
-                r_end = 0
+                r_at = r_end = 0
                 limit = min(nic.pools[target].max_frame - 4, r.packet_bytes)
             if length > limit or r_head == r_tail:
                 break
-            if r_head >= r_end or r_head < r.win_lo:
+            if r_at >= r_end:
                 r.head = r_head
                 r_at = window(nic, r)
                 if r_at == 0:
                     break
-                r_end = r.win_hi
+                r_end = window_end(r)
             place, run = translate_hot(iommu, r_rid, load64(r_at), length, 1)
             if run == length:
                 copy_bytes(place, source, length)
@@ -211,6 +219,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
             r_head += 1
             if r_head == r.size:
                 r_head = 0
+                r_end = 0  # what lies behind the ring is not the ring's
             in_run += 1
             size += length + 4
         if q1 & TXD_RS:
@@ -221,7 +230,10 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
         head += 1
         if head == t.size:
             head = 0
+            end = 0
         frames += 1
+        work += FRAME_WORK + (FRAME_WORK + copy_work(length) if length else 0)
+    nic.port.work = work
     if target >= 0:
         settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
     t.head = head

@@ -12,11 +12,14 @@ block's address (`regs`) is memory shared with the driver: kernels read tails fr
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import row_at, row_of
 from virtfn.kernels.iommu import Iommu
+from virtfn.kernels.ranges import address_of, row_address
 
 __all__ = [
     "CAPTURE_SLOTS",
@@ -34,13 +37,14 @@ __all__ = [
 POOLS = 8
 QUEUES = 16
 VECTORS = 25
-# The scratch area, private copies: a head, a gathered frame (up to the largest segmentation), a segment, one to split.
+# The scratch area, private copies: a head, a segment, a frame to split; and for each transmit queue the frame that it
+# has gathered, up to the largest segmentation, until that is sent.
 HEAD_AREA = 0
-GATHER_AREA = 16 << 10
+SEGMENT_AREA = 16 << 10
+SPLIT_AREA = 32 << 10
+GATHER_AREA = 48 << 10
 GATHER_BYTES = 272 << 10
-SEGMENT_AREA = GATHER_AREA + GATHER_BYTES
-SPLIT_AREA = SEGMENT_AREA + (16 << 10)
-SCRATCH_BYTES = SPLIT_AREA + (16 << 10)
+SCRATCH_BYTES = GATHER_AREA + QUEUES * GATHER_BYTES
 MAC_SLOTS = 128
 CAPTURE_SLOTS = 8192
 CAPTURE_BYTES = 16 << 20
@@ -64,7 +68,12 @@ PORT = row_of(
     # the wire
     "wire_up wire_ps_per_byte wire_next_ps wire_rx_next_ps "
     # a frame that waits at the head of the line: who sent it, pools still owed, the call that last found it waiting
-    "stalled stall_pools stall_tci stall_replicated stall_epoch segment_queue "
+    "stalled stall_pools stall_tci stall_replicated stall_epoch "
+    # whose turn it is (`turns.py`): the queue to begin with, pools that had frames, the last call with several such,
+    # the round of this call, the queue (plus one) that has just held up the line, and so lets the others go first, and
+    # all that do so; work done, and where a visit ends; bytes that found
+    # their place
+    "turn ready contested round resumed yielded work work_stop taken "
     # malicious drivers seen (bitmap of transmit queues), and blocked
     "misbehaved blocked "
     # this call
@@ -79,6 +88,8 @@ PORT = row_of(
 
 POOL = row_of(
     "rid strip max_frame max_tagged rsse vlan_mode vlan_tag ps_per_byte next_ps "
+    # work that it may still do in that round (`turns.py`)
+    "credit credit_round "
     "gprc gorc mprc gptc gotc gprlbc gorlbc gptlbc gotlbc bprc"
 )
 
@@ -93,7 +104,9 @@ QUEUE = row_of(
     "epoch win_lo win_hi win_hpa "
     # two transmit contexts (advanced descriptors)
     "context0_q0 context0_q1 context1_q0 context1_q1 "
-    # what the segments of the large send at the head need
+    # the chain at the head: descriptors and bytes gathered so far, its first word; once it is whole: where it starts in
+    # the queue's area, its bytes, MSS, header bytes; what its segments need, and how many are sent
+    "walked gathered first_word whole chain_start chain_bytes chain_mss chain_header "
     "seg_l3 seg_l4 seg_flags seg_kind segments_done "
     "drops"
 )
@@ -124,6 +137,7 @@ DROP_NAMES = (
     "echo",  # addressed to its own sender
     "page-absent",  # the receiver's page is not there yet, and has been asked for
     "uplink-full",  # left by the wire, and the uplink does not keep up
+    "withdrawn",  # held up the line, and its sender took it away
 )
 (
     DROP_RX_DISABLED,
@@ -143,7 +157,8 @@ DROP_NAMES = (
     DROP_ECHO,
     DROP_PAGE_ABSENT,
     DROP_UPLINK_FULL,
-) = range(17)
+    DROP_WITHDRAWN,
+) = range(18)
 
 # Events that a service call returns, for Python to act on.
 EV_INTERRUPT = 1  # vectors wait in port.fired
@@ -153,6 +168,7 @@ EV_FAULT = 8  # the IOMMU recorded a fault
 EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
 EV_PAGE = 32  # the device TLB has page requests to send
 EV_UPLINK = 64  # many frames wait for the uplink
+EV_MORE = 128  # a queue has frames, and its pool has had its turn
 
 # Causes above the vectors, for a port without vectors: a queue received, a queue sent (RXDW and TXDW of ICR).
 TX_CAUSE = 1 << 32
@@ -172,6 +188,10 @@ NIC = np.dtype(
         ("rx", QUEUE, (QUEUES,)),
         ("tx", QUEUE, (QUEUES,)),
         ("drops", np.int64, (POOLS + 1, len(DROP_NAMES))),  # by pool, or the wire
+        # by receiving pool, or the wire, and by sending pool (`shares.py`)
+        ("scarce", np.int64, (POOLS + 1,)),
+        ("wanted", np.int64, (POOLS + 1, POOLS)),
+        ("had", np.int64, (POOLS + 1, POOLS)),
         ("macs", np.int64, (MAC_SLOTS, 2)),  # address or -1, pool bitmap
         ("vlans", np.int64, (4096,)),  # pool bitmap 7:0, in VFTA 8, local 10, VLVF entries 47:16
         ("multicast", np.uint32, (128,)),  # MTA
@@ -193,11 +213,17 @@ nic_at = row_at(NIC)
 def new_nic(iommu: Iommu) -> npt.NDArray[np.void]:
     """Make the state of a NIC behind `iommu`, everything off, as (1,) NIC. Untouched parts cost no memory."""
     block = np.zeros(1, NIC)
+    row_address(block, "the state of a NIC")
     nic = block[0]
     nic["macs"][:] = -1
     port = nic["port"]
     port["default_pool"] = -1
     port["iommu"] = iommu.address
-    port["scratch"] = nic["scratch"].ctypes.data
-    port["captured"] = nic["captured"].ctypes.data
+    scratch: npt.NDArray[np.uint8] = nic["scratch"]
+    edges = (HEAD_AREA, SEGMENT_AREA, SPLIT_AREA, *range(GATHER_AREA, SCRATCH_BYTES + 1, GATHER_BYTES))
+    for first, end in pairwise(edges):
+        address_of(scratch[first:end], "a scratch area")
+    port["scratch"] = scratch.ctypes.data
+    port["captured"] = address_of(nic["captured"], "captured frames")
+    address_of(nic["departed"], "frames for the uplink")
     return block

@@ -15,222 +15,63 @@ import numpy as np
 from virtfn.hw.i82576.desc import (
     MAX_FRAME,
     MIN_FRAME,
-    RXD_LB,
     TXD_LEN_MASK,
     TXD_PAYLEN_SHIFT,
     TXD_RS,
 )  # fmt: skip
-from virtfn.kernels._jit import Row, copy_bytes, kernel, load8, load16, load64, store32_release
+from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release
 from virtfn.kernels.ats import awaits_page
-from virtfn.kernels.classify import HEAD_BYTES, classify
-from virtfn.kernels.csum import swap16
+from virtfn.kernels.classify import HEAD_BYTES
 from virtfn.kernels.dma import translate, translate_hot
+from virtfn.kernels.forward import BURST_PS, FORWARDED, WAITING, YIELDED, forward
 from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.offload import CHAIN_BAD, CHAIN_DONE, CHAIN_FAULT, CHAIN_OPEN, CHAIN_PAGE, gather, segment
-from virtfn.kernels.ring import misbehave, window, window_hot
+from virtfn.kernels.offload import (
+    CHAIN_BAD,
+    CHAIN_DONE,
+    CHAIN_FAULT,
+    CHAIN_OPEN,
+    CHAIN_PAGE,
+    area_of,
+    gather,
+    segment,
+)
+from virtfn.kernels.ring import forget_chain, misbehave, window, window_hot
 from virtfn.kernels.runs import PLAIN, PLAIN_MASK, serve_run
-from virtfn.kernels.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, capture_room, receive
+from virtfn.kernels.rx import capture_room
 from virtfn.kernels.state import (
     DROP_DMA_FAULT,
-    DROP_MAC_SPOOF,
     DROP_MALFORMED,
-    DROP_NO_UPLINK,
     DROP_OVERSIZE,
     DROP_UNDERSIZE,
-    DROP_VLAN_SPOOF,
     EV_CAPTURE,
+    EV_MORE,
     EV_TIMER,
-    GATHER_AREA,
     HEAD_AREA,
-    LOWEST,
     SEGMENT_AREA,
-    WIRE,
 )
-from virtfn.kernels.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
-from virtfn.kernels.uplink import depart
+from virtfn.kernels.work import DESCRIPTOR_WORK, FAULT_WORK, FRAME_WORK, SEGMENT_WORK
 
-__all__ = ["FORWARDED", "STALLED", "WAITING", "forward", "serve_queue"]
+__all__ = ["serve_queue"]
 
-FORWARDED, STALLED, WAITING = range(3)
-
-_SEGMENTS = 512  # of one large send in one call: with tiny segments there could be a quarter of a million
 _PATIENCE = 4  # frames that were no run, before a call stops looking for one
-_BURST_PS = 2_000_000_000  # credit that an idle sender keeps: 2 ms
 
 
 @kernel
-def count_size(nic: Row, length: int, sent: bool) -> None:
-    """Count a frame of the wire by size, as the port's statistics do: with the frame check sequence."""
-    c = nic.counters
-    size = length + 4
-    if sent:
-        c.gptc += 1
-        c.gotc += size
-        c.tpt += 1
-        c.tot += size
-        if size <= 64:
-            c.ptc64 += 1
-        elif size <= 127:
-            c.ptc127 += 1
-        elif size <= 255:
-            c.ptc255 += 1
-        elif size <= 511:
-            c.ptc511 += 1
-        elif size <= 1023:
-            c.ptc1023 += 1
-        else:
-            c.ptc1522 += 1
-    elif size <= 64:
-        c.prc64 += 1
-    elif size <= 127:
-        c.prc127 += 1
-    elif size <= 255:
-        c.prc255 += 1
-    elif size <= 511:
-        c.prc511 += 1
-    elif size <= 1023:
-        c.prc1023 += 1
-    else:
-        c.prc1522 += 1
-
-
-@kernel
-def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, looped: bool) -> int:
-    """Give a frame to each pool in the bitmap. Returns the pools that still lack it because the line is held up."""
-    p = nic.port
-    start = 18 if tci >= 0 else 14
-    q0 = 0
-    status = RXD_LB if looped else 0
-    kind = load16(head + start - 2)
-    if kind == 0x0008 or kind == 0xDD86:
-        q0, verdict = classify(nic, head, body, length, start)
-        status |= verdict
-    replicated = pools & (pools - 1) != 0 or (load8(head) & 1 != 0 and p.replicate != 0 and p.vmdq != 0)
-    if p.stalled:
-        replicated = p.stall_replicated != 0
-    capture = p.capture
-    fits = looped or p.stalled != 0
-    while pools:
-        pool = LOWEST[pools & 0xFF]
-        code = receive(nic, pool, head, body, length, tci, replicated, q0, status)
-        if code == RX_STALL:
-            p.stall_replicated = replicated
-            return pools
-        if code != RX_OVERSIZE:
-            fits = True
-        if code == RX_DONE:
-            nic.counters.rpthc += 1
-            nic.counters.hgorc += length + 4
-            if looped:
-                owner = nic.pools[pool]
-                owner.gprlbc += 1
-                owner.gorlbc += length + 4
-            if capture:
-                capture_frame(nic, pool, 0, head, body, length)
-        pools &= pools - 1
-    if not fits:
-        nic.counters.roc += 1
-    return 0
-
-
-@kernel
-def check_sender(nic: Row, q: int, pool: int, source: int, vid: int) -> bool:
-    """Anti-spoofing: the source address, and the VLAN, must be the pool's own where DTXSWC says so."""
-    p = nic.port
-    reason = -1
-    if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:
-        reason = DROP_MAC_SPOOF
-    elif p.vlan_spoof_pools >> pool & 1 and vid >= 0 and not nic.vlans[vid] >> pool & 1:
-        reason = DROP_VLAN_SPOOF
-    if reason < 0:
-        return True
-    nic.drops[pool, reason] += 1
-    nic.counters.ssvpc += 1
-    if p.spoof_int:
-        p.misbehaved |= 1 << q
-    return False
-
-
-@kernel
-def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> int:
-    """Send one whole frame of a pool through the switch: FORWARDED (or dropped and counted), STALLED or WAITING.
-
-    A frame that stalled is checked and switched again, since its sender may have changed it meanwhile.
-    """
-    p = nic.port
-    owner = nic.pools[pool]
-    vid = -1
-    tci = -1
-    if load16(head + 12) == swap16(p.vet & 0xFFFF) and length >= 18:
-        tci = swap16(load16(head + 14))
-        vid = tci & 0xFFF
-    destination = load64(head) & MAC
-    if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
-        nic, q, pool, load64(head + 6) & MAC, vid
-    ):
-        return FORWARDED
-    pools, wire, why = switch_transmit(nic, pool, destination, vid)
-    if wire and p.self_loop:
-        back, why = switch_receive(nic, destination, vid)
-        pools |= back
-    if p.stalled:
-        pools &= p.stall_pools
-    else:
-        if wire and p.wire_up and p.wire_ps_per_byte:
-            if p.wire_next_ps > p.now:
-                return WAITING
-            p.wire_next_ps = max(p.wire_next_ps, p.now - _BURST_PS) + (length + 24) * p.wire_ps_per_byte
-        if p.capture:
-            capture_frame(nic, pool, 1, head, body, length)
-        owner.gptc += 1
-        owner.gotc += length + 4
-        nic.counters.hgptc += 1
-        nic.counters.hgotc += length + 4
-        if wire and p.wire_up and not p.self_loop:
-            count_size(nic, length, True)
-            if destination & 1:
-                if destination == BROADCAST:
-                    nic.counters.bptc += 1
-                else:
-                    nic.counters.mptc += 1
-            if p.capture:
-                capture_frame(nic, WIRE, 1, head, body, length)
-            if p.departures:
-                depart(nic, head, body, length)
-        elif pools == 0:
-            if wire and not p.self_loop and why == 0:
-                why = DROP_NO_UPLINK
-            nic.drops[pool, why] += 1
-        if pools:
-            if pools & (pools - 1):
-                nic.counters.flooded += 1
-            else:
-                nic.counters.forwarded += 1
-            owner.gptlbc += 1
-            owner.gotlbc += length + 4
-    if pools == 0:
-        return FORWARDED
-    left = spread(nic, pools, head, body, length, tci, True)
-    if left:
-        p.stalled = q + 1
-        p.stall_pools = left
-        return STALLED
-    p.stalled = 0
-    return FORWARDED
-
-
-@kernel
-def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[int, int, int]:
-    """Send the frame whose first descriptor is at the head.
+def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, int]:
+    """Send the frame whose first descriptor, `q0` and `q1`, is at the head.
 
     Returns (verdict, descriptors used, events); 0 used: the chain is not complete yet.
     """
     p = nic.port
     r = nic.tx[q]
-    owner = nic.pools[pool]
     scratch = nic.port.scratch
     length = q1 & TXD_LEN_MASK
-    if q1 & PLAIN_MASK == PLAIN and (length >= MIN_FRAME or not p.pad) and owner.vlan_mode != 1:
+    if (
+        not r.whole
+        and q1 & PLAIN_MASK == PLAIN
+        and (length >= MIN_FRAME or not p.pad)
+        and nic.pools[pool].vlan_mode != 1
+    ):
         if q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
             nic.drops[pool, DROP_MALFORMED] += 1
             return FORWARDED, 1, misbehave(nic, q)
@@ -242,48 +83,70 @@ def send_one(nic: Row, q: int, pool: int, at: int, q0: int, q1: int) -> tuple[in
             if awaits_page(iommu_at(nic.port.iommu), r.rid):
                 return WAITING, 0, 0
             nic.drops[pool, DROP_DMA_FAULT] += 1
+            p.work += FAULT_WORK
             return FORWARDED, 1, 0
         if run == length:
             if p.capture and not capture_room(nic, length):
                 return WAITING, 0, EV_CAPTURE
             copy_bytes(scratch + HEAD_AREA, hpa, min(length, HEAD_BYTES))
             return forward(nic, q, pool, scratch + HEAD_AREA, hpa, length), 1, 0
-    code, used, start, length, mss, first_payload = gather(nic, q, pool)
+    code, used = gather(nic, q, pool)
     if code == CHAIN_OPEN or code == CHAIN_PAGE:
         return WAITING, 0, 0
     if code == CHAIN_FAULT:
         nic.drops[pool, DROP_DMA_FAULT] += 1
+        p.work += FAULT_WORK
         return FORWARDED, used, 0
     if code == CHAIN_BAD:
         nic.drops[pool, DROP_MALFORMED] += 1
         return FORWARDED, used, misbehave(nic, q)
     if code != CHAIN_DONE:
         return FORWARDED, used, 0
-    frame = scratch + GATHER_AREA + start
-    if mss == 0:
-        if length < 14 or length > MAX_FRAME:
-            nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
-            return FORWARDED, used, 0
-        if p.capture and not capture_room(nic, length):
-            return WAITING, 0, EV_CAPTURE
-        return forward(nic, q, pool, frame, frame, length), used, 0
-    # Segments sent before the line was held up are not sent again.
-    offset = first_payload + r.segments_done * mss
-    stop = offset + _SEGMENTS * mss
-    while offset < length:
-        if offset == stop:
-            return WAITING, used, 0
-        size = segment(nic, frame, length, first_payload, offset, mss, scratch + SEGMENT_AREA)
+    if r.chain_mss:
+        verdict, events = send_segments(nic, q, pool)
+        return verdict, used, events
+    length = r.chain_bytes
+    frame = area_of(nic, q) + r.chain_start
+    if length < 14 or length > MAX_FRAME:
+        nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+        return FORWARDED, used, 0
+    if p.capture and not capture_room(nic, length):
+        return WAITING, 0, EV_CAPTURE
+    return forward(nic, q, pool, frame, frame, length), used, 0
+
+
+@part
+def send_segments(nic: Row, q: int, pool: int) -> tuple[int, int]:
+    """Send the segments of the large send that queue `q` has gathered, as far as its turn goes.
+
+    Returns (verdict, events). Those sent before the line was held up, or the turn was over, are not sent again.
+    """
+    p = nic.port
+    r = nic.tx[q]
+    target = p.scratch + SEGMENT_AREA
+    offset = r.chain_header + r.segments_done * r.chain_mss
+    while offset < r.chain_bytes:
+        if turn_is_over(nic):
+            return WAITING, EV_MORE
+        size = segment(nic, q, offset, target)
+        p.work += SEGMENT_WORK
         if p.capture and not capture_room(nic, size):
-            return WAITING, 0, EV_CAPTURE
-        verdict = forward(nic, q, pool, scratch + SEGMENT_AREA, scratch + SEGMENT_AREA, size)
+            return WAITING, EV_CAPTURE
+        verdict = forward(nic, q, pool, target, target, size)
         if verdict != FORWARDED:
-            return verdict, used, 0
+            return verdict, 0
         p.stalled = 0
         r.segments_done += 1
-        offset += mss
+        offset += r.chain_mss
     nic.counters.tsctc += 1
-    return FORWARDED, used, 0
+    return FORWARDED, 0
+
+
+@part
+def turn_is_over(nic: Row) -> bool:
+    """Tell whether the work that this visit to a queue may do is done."""
+    over: bool = nic.port.work >= nic.port.work_stop
+    return over
 
 
 @kernel
@@ -291,6 +154,7 @@ def write_back(nic: Row, q: int, used: int) -> bool:
     """Finish `used` descriptors at the head: set DD where RS asks for it, and move the head. True if any asked."""
     r = nic.tx[q]
     asked = False
+    nic.port.work += used * DESCRIPTOR_WORK
     for _ in range(used):
         at = window(nic, r)
         if at == 0:
@@ -316,9 +180,10 @@ def can_report(nic: Row, r: Row) -> bool:
 
 @kernel
 def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
-    """Send up to `budget` frames of transmit queue `q`, latched before. Returns (frames, events).
+    """Send up to `budget` frames of transmit queue `q`, latched before, until its turn is over.
 
     Frames are paid for as they are sent, and the rate may hold up the next one, but not one that others wait for.
+    Returns (frames, events).
     """
     p = nic.port
     r = nic.tx[q]
@@ -331,7 +196,10 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
     if r.head_wb and not can_report(nic, r):
         return 0, 0
     while frames < budget and r.head != r.tail:
-        if extraordinary < _PATIENCE:
+        if turn_is_over(nic):
+            events |= EV_MORE
+            break
+        if extraordinary < _PATIENCE and not r.whole:
             count, told = serve_run(nic, q, budget - frames)
             frames += count
             asked = asked or told
@@ -350,19 +218,21 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             break
         sent = owner.gotc
         q1 = load64(at + 8)
-        verdict, used, event = send_one(nic, q, pool, at, load64(at), q1)
+        verdict, used, event = send_one(nic, q, pool, load64(at), q1)
         events |= event
         if owner.ps_per_byte:
             cost = (owner.gotc - sent) * owner.ps_per_byte
-            owner.next_ps = max(owner.next_ps, p.now - _BURST_PS) + cost
+            owner.next_ps = max(owner.next_ps, p.now - BURST_PS) + cost
         if verdict != FORWARDED or used == 0:
-            if verdict == WAITING and used:
+            if verdict == YIELDED:
+                p.yielded |= 1 << q
+                events |= EV_MORE
+            elif verdict == WAITING and used and not event:
                 events |= EV_TIMER
             if used or event:
                 p.stall_epoch = p.epoch
             break
         p.stalled = 0
-        r.segments_done = 0
         if used == 1:
             if q1 & TXD_RS:
                 asked = True
@@ -371,7 +241,9 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             r.head = r.head + 1 if r.head + 1 < r.size else 0
         else:
             asked = write_back(nic, q, used) or asked
+        forget_chain(r)
         frames += 1
+        p.work += FRAME_WORK
         if p.blocked >> q & 1:
             break
     if asked:

@@ -1,0 +1,211 @@
+"""Forward: one whole frame of a pool through the switch, to the pools and the wire that it is for.
+
+sender check -> switching -> wire: pace, statistics, uplink
+-> pools: classified once, received by each; those that cannot take it hold up the line
+"""
+
+from __future__ import annotations
+
+from virtfn.hw.i82576.desc import RXD_LB
+from virtfn.kernels._jit import Row, kernel, load8, load16, load64
+from virtfn.kernels.classify import classify
+from virtfn.kernels.csum import swap16
+from virtfn.kernels.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, receive
+from virtfn.kernels.shares import has_turn, is_scarce
+from virtfn.kernels.state import (
+    DROP_MAC_SPOOF,
+    DROP_NO_UPLINK,
+    DROP_VLAN_SPOOF,
+    DROP_WITHDRAWN,
+    LOWEST,
+    WIRE,
+)
+from virtfn.kernels.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
+from virtfn.kernels.uplink import depart
+from virtfn.kernels.work import CLASSIFY_WORK, FRAME_WORK, copy_work, sum_work
+
+__all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread"]
+
+FORWARDED, STALLED, WAITING, YIELDED = range(4)
+BURST_PS = 2_000_000_000  # credit that an idle sender, or wire, keeps: 2 ms
+
+
+@kernel
+def count_size(nic: Row, length: int, sent: bool) -> None:
+    """Count a frame of the wire by size, as the port's statistics do: with the frame check sequence."""
+    c = nic.counters
+    size = length + 4
+    if sent:
+        c.gptc += 1
+        c.gotc += size
+        c.tpt += 1
+        c.tot += size
+        if size <= 64:
+            c.ptc64 += 1
+        elif size <= 127:
+            c.ptc127 += 1
+        elif size <= 255:
+            c.ptc255 += 1
+        elif size <= 511:
+            c.ptc511 += 1
+        elif size <= 1023:
+            c.ptc1023 += 1
+        else:
+            c.ptc1522 += 1
+    elif size <= 64:
+        c.prc64 += 1
+    elif size <= 127:
+        c.prc127 += 1
+    elif size <= 255:
+        c.prc255 += 1
+    elif size <= 511:
+        c.prc511 += 1
+    elif size <= 1023:
+        c.prc1023 += 1
+    else:
+        c.prc1522 += 1
+
+
+@kernel
+def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, looped: bool) -> int:
+    """Give a frame to each pool in the bitmap. Returns the pools that still lack it because the line is held up."""
+    p = nic.port
+    start = 18 if tci >= 0 else 14
+    q0 = 0
+    status = RXD_LB if looped else 0
+    kind = load16(head + start - 2)
+    if kind == 0x0008 or kind == 0xDD86:
+        q0, verdict = classify(nic, head, body, length, start)
+        p.work += CLASSIFY_WORK + sum_work(length, False)
+        status |= verdict
+    replicated = pools & (pools - 1) != 0 or (load8(head) & 1 != 0 and p.replicate != 0 and p.vmdq != 0)
+    if p.stalled:
+        replicated = p.stall_replicated != 0
+    capture = p.capture
+    fits = looped or p.stalled != 0
+    while pools:
+        pool = LOWEST[pools & 0xFF]
+        code = receive(nic, pool, head, body, length, tci, replicated, q0, status)
+        p.work += FRAME_WORK + copy_work(length) << int(replicated)
+        if code == RX_STALL:
+            p.stall_replicated = replicated
+            return pools
+        if code != RX_OVERSIZE:
+            fits = True
+        if code == RX_DONE:
+            p.taken += length + 4
+            nic.counters.rpthc += 1
+            nic.counters.hgorc += length + 4
+            if looped:
+                owner = nic.pools[pool]
+                owner.gprlbc += 1
+                owner.gorlbc += length + 4
+            if capture:
+                capture_frame(nic, pool, 0, head, body, length)
+        pools &= pools - 1
+    if not fits:
+        nic.counters.roc += 1
+    return 0
+
+
+@kernel
+def check_sender(nic: Row, q: int, pool: int, source: int, vid: int) -> bool:
+    """Anti-spoofing: the source address, and the VLAN, must be the pool's own where DTXSWC says so."""
+    p = nic.port
+    reason = -1
+    if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:
+        reason = DROP_MAC_SPOOF
+    elif p.vlan_spoof_pools >> pool & 1 and vid >= 0 and not nic.vlans[vid] >> pool & 1:
+        reason = DROP_VLAN_SPOOF
+    if reason < 0:
+        return True
+    nic.drops[pool, reason] += 1
+    nic.counters.ssvpc += 1
+    if p.spoof_int:
+        p.misbehaved |= 1 << q
+    return False
+
+
+@kernel
+def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> int:
+    """Send one whole frame of a pool through the switch.
+
+    Returns FORWARDED (or dropped and counted); STALLED, its receiver holds up the line; WAITING, for the wire; or
+    YIELDED, others go first. A frame that stalled is checked and switched again: its sender may have changed it.
+    """
+    p = nic.port
+    owner = nic.pools[pool]
+    vid = -1
+    tci = -1
+    if load16(head + 12) == swap16(p.vet & 0xFFFF) and length >= 18:
+        tci = swap16(load16(head + 14))
+        vid = tci & 0xFFF
+    destination = load64(head) & MAC
+    if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
+        nic, q, pool, load64(head + 6) & MAC, vid
+    ):
+        return FORWARDED
+    pools, wire, why = switch_transmit(nic, pool, destination, vid)
+    if wire and p.self_loop:
+        back, why = switch_receive(nic, destination, vid)
+        pools |= back
+    target = -1
+    if pools and pools & pools - 1 == 0 and is_scarce(nic, LOWEST[pools & 0xFF]):
+        target = LOWEST[pools & 0xFF]
+    if p.stalled:
+        pools &= p.stall_pools
+        if pools == 0:
+            nic.drops[pool, why if why else DROP_WITHDRAWN] += 1
+    else:
+        paced = wire and p.wire_up != 0 and p.wire_ps_per_byte != 0
+        if paced and is_scarce(nic, WIRE) and not has_turn(nic, WIRE, pool):
+            return YIELDED
+        if target >= 0 and (p.resumed == q + 1 or not has_turn(nic, target, pool)):
+            return YIELDED
+        if paced:
+            if p.wire_next_ps > p.now:
+                nic.scarce[WIRE] = p.epoch
+                return WAITING
+            p.wire_next_ps = max(p.wire_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
+            nic.had[WIRE, pool] += length + 4
+        if p.capture:
+            capture_frame(nic, pool, 1, head, body, length)
+        owner.gptc += 1
+        owner.gotc += length + 4
+        nic.counters.hgptc += 1
+        nic.counters.hgotc += length + 4
+        if wire and p.wire_up and not p.self_loop:
+            p.taken += length + 4
+            count_size(nic, length, True)
+            if destination & 1:
+                if destination == BROADCAST:
+                    nic.counters.bptc += 1
+                else:
+                    nic.counters.mptc += 1
+            if p.capture:
+                capture_frame(nic, WIRE, 1, head, body, length)
+            if p.departures:
+                depart(nic, head, body, length)
+        elif pools == 0:
+            if wire and not p.self_loop and why == 0:
+                why = DROP_NO_UPLINK
+            nic.drops[pool, why] += 1
+        if pools:
+            if pools & (pools - 1):
+                nic.counters.flooded += 1
+            else:
+                nic.counters.forwarded += 1
+            owner.gptlbc += 1
+            owner.gotlbc += length + 4
+    if pools == 0:
+        return FORWARDED
+    taken = p.taken
+    left = spread(nic, pools, head, body, length, tci, True)
+    if target >= 0:
+        nic.had[target, pool] += p.taken - taken
+    if left:
+        p.stalled = q + 1
+        p.stall_pools = left
+        return STALLED
+    p.stalled = 0
+    return FORWARDED

@@ -1,0 +1,123 @@
+"""Whose turn it is: transmit queues share the port by what they do with it, not by how often they are asked.
+
+    work      every pool may do so much of it in a round; what it does beyond is taken off its next rounds. A pool that
+              is alone is not held up, and no pool waits while nobody else has anything
+    what is   the wire, and the descriptors of a slow receiver: among the pools that have lately wanted one, none gets
+    scarce    more bytes through than a frame beyond the others (`shares.py`)
+
+A call begins with another queue each time.
+"""
+
+from __future__ import annotations
+
+from virtfn.kernels._jit import Row, kernel, load32, part
+from virtfn.kernels.iommu import iommu_at
+from virtfn.kernels.ring import CONTROL, ENABLE, forget_chain, latch, misbehave, publish
+from virtfn.kernels.shares import lately
+from virtfn.kernels.state import DROP_WITHDRAWN, EV_MORE, QUEUES
+from virtfn.kernels.tx import serve_queue
+from virtfn.kernels.work import WALK_WORK
+
+__all__ = ["serve_stalled", "serve_turns"]
+
+_WORK = 128  # of a pool in a round, for each frame of the budget
+_ALONE = 64  # times as much for a pool that is alone: even then somebody else may want the processor
+_ROUNDS = 8  # of a call that has not moved a frame yet
+_ALL = (1 << QUEUES) - 1
+
+
+@part
+def serve_turns(nic: Row, budget: int) -> tuple[int, int]:
+    """Serve all transmit queues, each up to `budget` frames and to its pool's share. Returns (frames, events).
+
+    Queues that let others go first are served again, as long as somebody goes on.
+    """
+    p = nic.port
+    frames = 0
+    events = 0
+    wanted = _ALL
+    for i in range(2 * budget):
+        if wanted == _ALL:
+            p.round += 1
+        p.yielded = 0
+        events &= ~EV_MORE
+        moved = p.taken
+        for k in range(QUEUES):
+            q = p.turn + k & QUEUES - 1
+            if wanted >> q & 1:
+                sent, event = visit(nic, q, budget, budget * _WORK)
+                frames += sent
+                events |= event
+                if p.stalled:
+                    break
+        p.resumed = 0
+        if p.stalled:
+            break
+        if p.yielded and p.taken != moved:
+            wanted = p.yielded
+        elif frames == 0 and events & EV_MORE and i < _ROUNDS:
+            wanted = _ALL
+        else:
+            break
+    p.turn = p.turn + 1 & QUEUES - 1
+    if p.ready & p.ready - 1:
+        p.contested = p.epoch
+    p.ready = 0
+    return frames, events
+
+
+@part
+def serve_stalled(nic: Row, budget: int) -> tuple[int, int]:
+    """Serve the frame that holds up the line, and no other: the line moves on if its receivers take it.
+
+    If its sender has taken it away meanwhile, it is dropped. Returns (frames, events).
+    """
+    p = nic.port
+    q = p.stalled - 1
+    p.turn = q
+    p.resumed = p.stalled
+    p.round += 1
+    frames, events = visit(nic, q, 1, budget * _WORK)
+    if p.stalled and p.stall_epoch != p.epoch:
+        nic.drops[nic.tx[q].pool, DROP_WITHDRAWN] += 1
+        p.stalled = 0
+    return frames, events
+
+
+@kernel
+def visit(nic: Row, q: int, budget: int, allowance: int) -> tuple[int, int]:
+    """Serve transmit queue `q`, if its driver has given it anything and its pool may still do something.
+
+    allowance: work of a pool in a round. Returns (frames, events).
+    """
+    p = nic.port
+    r = nic.tx[q]
+    if r.regs == 0 or not (load32(r.regs + CONTROL) & ENABLE or r.enabled):
+        forget_chain(r)
+        return 0, 0
+    if p.blocked >> q & 1:
+        return 0, 0
+    if r.epoch != p.epoch and not latch(r, p.epoch, False):
+        return 0, misbehave(nic, q)
+    if not r.enabled or r.head == r.tail:
+        forget_chain(r)
+        return 0, 0
+    if not p.tx_enable or not p.tx_pools >> r.pool & 1:
+        return 0, 0
+    owner = nic.pools[r.pool]
+    p.ready |= 1 << r.pool
+    if owner.credit_round != p.round:
+        owner.credit_round = p.round
+        owner.credit = min(owner.credit + allowance, allowance)
+    alone = not lately(p.contested, p.epoch)
+    if owner.credit <= 0 and not alone:
+        return 0, EV_MORE
+    unit = iommu_at(p.iommu).unit[0]
+    walks = unit.page_walks
+    begun = p.work
+    p.work_stop = begun + (allowance * _ALONE if alone else owner.credit)
+    frames, events = serve_queue(nic, q, budget)
+    p.work += (unit.page_walks - walks) * WALK_WORK
+    owner.credit = 0 if alone else owner.credit - (p.work - begun)
+    publish(r)
+    return frames, events
