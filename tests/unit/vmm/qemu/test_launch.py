@@ -12,7 +12,7 @@ import pytest
 
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Function, QemuGuest, attach, console_doors, launch, rest
-from virtfn.vmm.qemu.folder import GuestFolder
+from virtfn.vmm.qemu.folder import GuestFolder, runtime_folder
 
 Make = Callable[..., QemuGuest]
 
@@ -178,6 +178,15 @@ def test_the_console_has_a_door(guest: Make) -> None:
     assert console_doors() == {}
     with pytest.raises(VirtfnError, match="no guest at"):
         attach(doors["a"])
+
+
+def test_only_guests_folders_are_swept() -> None:
+    runtime = runtime_folder()
+    names = ("a.0123abcd", "b.c.zzzz____", "0123456789abcdef", "qemu", "other.x")
+    for name in names:
+        (runtime / name).mkdir()
+    GuestFolder("d").close()
+    assert sorted(entry.name for entry in runtime.iterdir()) == sorted(names[2:])
 
 
 def forgetful(kernel: Path, ending: str) -> list[str]:
