@@ -102,7 +102,8 @@ def _ask(candidate: str, environ: Mapping[str, str]) -> Qemu:
         name = shutil.which(candidate, path=environ.get("PATH"))
         if name is None:
             raise _UnfitError(f"{candidate} is not there" if "/" in candidate else f"no {candidate} in PATH")
-        path, command, added = Path(name), (name,), {}
+        path = Path(name).absolute()  # it is started in another folder
+        command, added = (str(path),), {}
     said = _output(path, [*command, "-version"], added)
     match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", said)
     if match is None:

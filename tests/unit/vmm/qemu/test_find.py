@@ -124,6 +124,14 @@ def test_a_qemu_that_others_could_have_put_there_is_not_run(write: Write, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_program_named_by_the_working_folder_is_found_from_elsewhere(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write("11.1.3")
+    monkeypatch.chdir(file.parent)
+    assert find_qemu({"VIRTFN_QEMU": f"./{file.name}", "PATH": ""}).command == (str(file),)
+
+
 def test_a_folder_that_is_no_qemu(tmp_path: Path) -> None:
     with pytest.raises(VirtfnError, match="no usr/bin/qemu-system-x86_64 in"):
         find_qemu({"VIRTFN_QEMU": str(tmp_path)})
