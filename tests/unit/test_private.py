@@ -11,10 +11,20 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from virtfn import private
+from virtfn.cli.outputs import claim, write_json
+from virtfn.hw.vtd.regs import CAP, ECAP, IRTA
+from virtfn.iovm.iommu.state import SavedPages, UnitState, save_state
+from virtfn.machine.captures import Recorder
+from virtfn.machine.clock import VirtualClock
+from virtfn.machine.ports import VirtfnError
+from virtfn.machine.trace import Tracer
 from virtfn.private import NotPrivateError, check, found, fresh_folder, kernel_cache, own_folder, runtime_folder
+from virtfn.vmm.qemu import Console, Watch
+from virtfn.vmm.uplink import StreamUplink
 
 STRANGER = 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="not run: only root can give a file to another user")
@@ -443,6 +453,45 @@ def test_what_a_stranger_planted_is_not_written(shared: Path, tmp_path: Path, ki
             attempt(path)
     assert victim.read_text() == "dear"
     assert kind != "file" or planted.read_text() == "his"
+
+
+def _trace(path: Path) -> None:
+    Tracer(path, VirtualClock()).close()
+
+
+def _save(path: Path) -> None:
+    save_state(path, UnitState(SavedPages({}), 0, False, CAP(0), ECAP(0), IRTA(0), False, False, (), {}, None), {})
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "--json": lambda path: write_json(str(path), {}),
+    "--json, claimed": lambda path: claim({"--json": str(path)}),
+    "--trace": _trace,
+    "--capture": lambda path: Recorder(path, ["vf0"]).close(),
+    "--save-iommu": _save,
+    "log": lambda path: Console(lambda typed: None, Watch(), path).close(),
+    "stream:": lambda path: StreamUplink(path, VirtualClock()).close(),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whatever_opens_what_the_user_names_asks_first(shared: Path, tmp_path: Path, writer: str) -> None:
+    with socket.socket(socket.AF_UNIX) as door:
+        victim = tmp_path / "victim"
+        if writer == "stream:":
+            door.bind(str(victim))
+            door.listen()
+        else:
+            victim.write_text("dear")
+        if writer != "stream:":
+            WRITERS[writer](tmp_path / "other")
+            assert writer.endswith("claimed") or (tmp_path / "other").exists()
+        (shared / "out").symlink_to(victim)
+        strangers(shared / "out")
+        with pytest.raises((VirtfnError, click.ClickException), match="user 12345 put it there"):
+            WRITERS[writer](shared / "out")
+        assert writer == "stream:" or victim.read_text() == "dear"
 
 
 def test_a_link_planted_after_the_look_is_not_followed(
