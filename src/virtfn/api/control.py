@@ -18,13 +18,12 @@ import re
 import selectors
 import signal
 import socket
-import stat
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from virtfn import private
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["Control", "Handler", "Params", "ask", "running_labs"]
@@ -299,35 +298,15 @@ def _answers(path: str) -> bool:
 # Where sockets are.
 
 
-def _folders() -> list[Path]:
-    """List where a lab's socket may be, the best first."""
-    fallback = Path(tempfile.gettempdir()) / f"virtfn-{os.getuid()}"
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    return [Path(runtime) / "virtfn", fallback] if os.path.isabs(runtime) else [fallback]
-
-
 def _private_folder() -> Path:
     """Make the folder for sockets, or find it; only this user can look into it.
 
     Raises VirtfnError if there is no such place.
     """
-    for folder in _folders():
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    tried = " or ".join(str(folder) for folder in _folders())
-    raise VirtfnError(
-        f"no folder of this user's own for the lab's socket: {tried}; set XDG_RUNTIME_DIR", errno_name="EACCES"
-    )
-
-
-def _is_private(folder: Path) -> bool:
     try:
-        found = os.stat(folder, follow_symlinks=False)
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+        return private.runtime_folder()
+    except private.NotPrivateError as error:
+        raise VirtfnError(error.reason, errno_name="EACCES") from None
 
 
 def _check_name(name: str) -> str:

@@ -8,12 +8,15 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from virtfn import private
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console, RenderableType
 
 __all__ = ["STDOUT", "claim", "console", "deliver", "json_option", "write_json"]
@@ -52,6 +55,7 @@ def _unwritable(name: str) -> str:
     if not name or "\0" in name:
         return "not a file name"
     try:
+        private.check(name)
         mode = os.stat(name).st_mode
     except FileNotFoundError:
         folder = os.path.dirname(os.path.realpath(name))
@@ -79,7 +83,8 @@ def write_json(name: str, document: object) -> None:
         sys.stdout.write(text)
         return
     try:
-        Path(name).write_text(text, encoding="utf-8")
+        with open(name, "w", encoding="utf-8", opener=private.opener) as file:
+            file.write(text)
     except OSError as error:
         raise click.ClickException(f"{name}: cannot be written ({error.strerror})") from None
 

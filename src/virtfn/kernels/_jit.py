@@ -25,13 +25,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core import caching
+
+from virtfn import private
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -54,20 +56,27 @@ def _cache_dir() -> str:
         digest.update(b"checked")
     elif os.environ.get("NUMBA_BOUNDSCHECK"):
         digest.update(b"boundscheck")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder_path = home / "virtfn" / digest.hexdigest()[:16]
-    try:
-        folder_path.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder_path, os.W_OK):
-            raise PermissionError
-    except OSError:
-        folder_path = Path(tempfile.gettempdir()) / f"virtfn-{os.getuid()}" / digest.hexdigest()[:16]
-        folder_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return str(folder_path)
+    return str(private.kernel_cache(digest.hexdigest()[:16]))
+
+
+def _cache_only_in(folder: str) -> None:
+    """Keep Numba from reading what it cached, which is code, anywhere else.
+
+    It would look beside the sources and in a folder of its own where `folder` fails, and where a .numba_config.yaml in
+    the working folder says, which it reads again at each compilation.
+    """
+    setattr(numba.config, "_config_fname", os.devnull)  # noqa: B010
+    numba.config.reload_config()
+    setattr(numba.config, "CACHE_DIR", folder)  # noqa: B010
+    caching.CacheImpl._locator_classes = [
+        locator
+        for locator in caching.CacheImpl._locator_classes
+        if locator.__name__.endswith("UserProvidedCacheLocator")
+    ]
 
 
 CACHE_DIR = _cache_dir()
-setattr(numba.config, "CACHE_DIR", CACHE_DIR)  # noqa: B010
+_cache_only_in(CACHE_DIR)
 if CHECKED:
     setattr(numba.config, "BOUNDSCHECK", 1)  # noqa: B010
 

@@ -24,6 +24,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from virtfn import private
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["CaptureError", "Direction", "Frames", "Recorder", "read_capture"]
@@ -276,7 +277,7 @@ class Recorder:
             options = {"if_name": interface, "if_tsresol": b"\x09", "if_fcslen": 0}
             section.new_member(blocks.InterfaceDescription, link_type=ETHERNET, snaplen=0, options=options)
         try:
-            self._stream = path.open("wb", buffering=1 << 20)
+            self._stream = open(path, "wb", buffering=1 << 20, opener=private.opener)  # noqa: SIM115  # open until close()
             with warnings.catch_warnings():
                 # python-pcapng declares if_tsresol without a type and then warns of that itself.
                 warnings.simplefilter("ignore", DeprecationWarning)

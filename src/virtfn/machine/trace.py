@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from virtfn import private
 from virtfn.hw.bits import RegMap
 from virtfn.hw.i82576 import describe_message
 from virtfn.hw.types import Iova, Rid, format_rid
@@ -49,7 +50,7 @@ class Tracer:
         self._lines: list[str] = []
         self._lock = threading.Lock()
         try:
-            self._file = self.path.open("w", encoding="utf-8")
+            self._file = open(self.path, "w", encoding="utf-8", opener=private.opener)  # noqa: SIM115  # open until close()
         except OSError as error:
             raise self._refused(error) from error
 

@@ -213,10 +213,10 @@ def test_without_a_runtime_folder_one_under_the_temporary_folder_serves(
             assert ask("echo", {}) == {}
 
 
-def test_a_folder_that_others_can_enter_is_not_used(runtime: Path) -> None:
+def test_a_folder_that_others_can_write_is_not_used(runtime: Path) -> None:
     for name in ("virtfn", f"virtfn-{os.getuid()}"):
         (runtime / name).mkdir()
-        (runtime / name).chmod(0o755)
+        (runtime / name).chmod(0o777)
     with pytest.raises(VirtfnError, match="no folder of this user's own"):
         Control("lab", METHODS)
     (runtime / "virtfn").rmdir()

@@ -39,11 +39,13 @@ def test_floors_over_budget_or_without_one_are_named(budget: ModuleType, tmp_pat
     for floor in ("hw", "attic"):
         (tmp_path / floor).mkdir()
         (tmp_path / floor / "a.py").write_text("x = 1\ny = 2\n")
+    for name in ("__init__.py", "door.py", "py.typed"):
+        (tmp_path / name).write_text("x = 1\n")
     floors = budget.count_floors(tmp_path)
-    assert floors == {"attic": 2, "hw": 2}
-    lines, wrong = budget.report(floors, {"hw": 2})
+    assert floors == {"attic": 2, "door.py": 1, "hw": 2}
+    lines, wrong = budget.report(floors, {"hw": 2, "door.py": 1})
     assert wrong == ["attic has no budget; give it one in tools/line_budget.py"]
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert budget.report({"hw": 3}, {"hw": 2})[1] == ["hw has 3 lines of code, 1 over its budget of 2"]
 
 

@@ -31,6 +31,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from virtfn import private
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.regs import CAP, ECAP, GSTS, IRTA, RTADDR, Fault, Regs
 from virtfn.hw.vtd.tables import FaultReason, Request
@@ -185,7 +186,7 @@ def save_state(path: Path, state: UnitState, pages: Mapping[int, Words]) -> None
     order = sorted(pages)
     words = np.array([pages[address] for address in order], np.uint64).reshape(-1, PAGE // 8)
     try:
-        with path.open("wb") as file:
+        with open(path, "wb", opener=private.opener) as file:
             np.savez_compressed(
                 file, addresses=np.array(order, np.uint64), words=words, meta=np.array(json.dumps(meta).encode())
             )

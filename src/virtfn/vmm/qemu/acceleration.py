@@ -87,14 +87,14 @@ def choose_acceleration(qemu: Qemu, kernel: Path, *, tick: Tick = rest, root: Pa
     """
     if obstacle := kvm_obstacle(root):
         return Acceleration("tcg", obstacle)
-    kept = cache_folder() / "kvm" / f"{_key(qemu, kernel, root)}.json"
-    try:
-        known = json.loads(kept.read_text(encoding="utf-8"))
+    name = f"{_key(qemu, kernel, root)}.json"
+    with contextlib.suppress(VirtfnError, OSError, ValueError, KeyError, TypeError):
+        known = json.loads((cache_folder() / "kvm" / name).read_text(encoding="utf-8"))
         return Acceleration("kvm" if known["kind"] == "kvm" else "tcg", str(known["reason"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        choice = _boot(qemu, kernel, tick)
-    with contextlib.suppress(OSError):  # then it is found out again next time
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    choice = _boot(qemu, kernel, tick)
+    with contextlib.suppress(VirtfnError, OSError):  # then it is found out again next time
+        kept = cache_folder() / "kvm" / name
+        kept.parent.mkdir(exist_ok=True)
         kept.write_text(json.dumps(asdict(choice)), encoding="utf-8")
     return choice
 

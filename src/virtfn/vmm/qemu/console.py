@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from virtfn import private
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu.loop import MAX_UNSENT
 from virtfn.vmm.qemu.wait import Tick, Watch, rest
@@ -72,7 +73,7 @@ class Console(Recording):
         self._log: BinaryIO | None = None
         if log is not None:
             try:
-                self._log = log.open("ab", buffering=0)
+                self._log = open(log, "ab", buffering=0, opener=private.opener)  # noqa: SIM115  # open until close()
             except OSError as error:
                 raise VirtfnError(f"{log}: {error.strerror}") from error
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from virtfn import private
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["errno_name", "fetch", "own_suite", "unpack"]
@@ -105,6 +106,7 @@ def fetch(
     folder = cache.absolute() / suite
     request = folder / "requests" / hashlib.sha256(json.dumps([names, depends]).encode()).hexdigest()[:16]
     try:
+        private.own_folder(folder)
         for part in ("state/lists/partial", "archives/partial", "pool", "requests"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         with _alone(folder):

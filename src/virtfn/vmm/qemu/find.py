@@ -72,7 +72,7 @@ class _UnfitError(Exception):
 
 
 def unpacked_root() -> Path:
-    """Return where `install_qemu` puts Debian's QEMU; it may not be there yet."""
+    """Return where `install_qemu` puts Debian's QEMU; it may not be there yet. Raises VirtfnError as the cache does."""
     return cache_folder() / "debian"
 
 
@@ -85,10 +85,10 @@ def find_qemu(environ: Mapping[str, str] | None = None) -> Qemu:
     environ = os.environ if environ is None else environ
     given = environ.get("VIRTFN_QEMU")
     looked: list[str] = []
-    for candidate in [given] if given else [PROGRAM, str(unpacked_root())]:
+    for candidate in [given] if given else [PROGRAM, None]:
         try:
-            return _ask(candidate, environ)
-        except _UnfitError as unfit:
+            return _ask(candidate or str(unpacked_root()), environ)
+        except (_UnfitError, VirtfnError) as unfit:
             looked.append(str(unfit))
     where = "VIRTFN_QEMU does not fit" if given else "no QEMU here has vfio-user"
     raise VirtfnError(f"{where}: {'; '.join(looked)}.\n{_HOW}", errno_name="ENOENT")
@@ -102,7 +102,8 @@ def _ask(candidate: str, environ: Mapping[str, str]) -> Qemu:
         name = shutil.which(candidate, path=environ.get("PATH"))
         if name is None:
             raise _UnfitError(f"{candidate} is not there" if "/" in candidate else f"no {candidate} in PATH")
-        path, command, added = Path(name), (name,), {}
+        path = Path(name).absolute()  # it is started in another folder
+        command, added = (str(path),), {}
     said = _output(path, [*command, "-version"], added)
     match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", said)
     if match is None:

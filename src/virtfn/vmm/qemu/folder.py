@@ -1,36 +1,46 @@
 """Where things lie: what virtfn keeps between runs, and the private folder of each guest that runs.
 
     CACHE/virtfn/qemu/              $XDG_CACHE_HOME or ~/.cache
-    RUNTIME/                        $XDG_RUNTIME_DIR/virtfn, else virtfn-UID in the temporary folder; mode 0700
+    RUNTIME/                        $XDG_RUNTIME_DIR/virtfn, else virtfn-UID in the temporary folder
         NAME.xxxxxxxx/console       the door to the console of guest NAME
 
-A guest's folder is locked (flock) by the program that runs the guest. One that nobody holds was left by a program that
-was killed, and goes when the next guest starts.
+`virtfn.private` checks both. A guest's folder is locked (flock) by the program that runs the guest. One that nobody
+holds was left by a program that was killed, and goes when the next guest starts.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from virtfn import private
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["GuestFolder", "cache_folder", "console_doors", "runtime_folder"]
 
 CONSOLE = "console"
 MAX_SOCKET_PATH = 107  # sun_path, without the final NUL
+_OF_A_GUEST = re.compile(r".+\.[a-z0-9_]{8}")  # as mkdtemp calls it
 _RESERVE = len("/0123456789abcdef")  # room for the names of sockets in a guest's folder
 
 
 def cache_folder() -> Path:
-    """Return the folder of what is kept between runs for QEMU guests; it may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "virtfn" / "qemu"
+    """Return the folder of what is kept between runs for QEMU guests; made if missing.
+
+    Raises VirtfnError if it cannot be made, or others could change what is in it: programs that are to be run.
+    """
+    try:
+        return private.own_folder(private.own_folder(private.cache_home() / "virtfn") / "qemu")
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "")
+        raise VirtfnError(f"{error.filename}: {error.strerror}", errno_name=name) from None
 
 
 def runtime_folder() -> Path:
@@ -38,16 +48,10 @@ def runtime_folder() -> Path:
 
     Raises VirtfnError if it is not this user's own and private.
     """
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(given) / "virtfn" if given else Path(tempfile.gettempdir()) / f"virtfn-{os.getuid()}"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.lstat()
-    except OSError as error:
-        raise VirtfnError(f"{folder}: {error.strerror}") from error
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
-        raise VirtfnError(f"{folder} is not a private folder of this user (mode 0700)", errno_name="EPERM")
-    return folder
+        return private.runtime_folder()
+    except private.NotPrivateError as error:
+        raise VirtfnError(error.reason, errno_name="EACCES") from None
 
 
 @contextmanager
@@ -89,6 +93,8 @@ class GuestFolder:
 
 def _sweep(runtime: Path) -> None:
     for folder in runtime.iterdir():
+        if not _OF_A_GUEST.fullmatch(folder.name):
+            continue
         with suppress(OSError), _held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(folder, ignore_errors=True)
 

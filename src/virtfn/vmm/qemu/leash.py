@@ -30,8 +30,9 @@ except OSError as error:
 def spawn(
     argv: Sequence[str], *, environ: Mapping[str, str], keep: Sequence[int] = (), stderr: int
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` in a session of its own, so that Ctrl-C reaches this process alone.
+    """Start `argv` in a session of its own, so that Ctrl-C reaches this process alone, and in the folder /.
 
+    QEMU takes firmware from where it is started before it looks where it belongs, and anyone may have put it there.
     environ: added to this process's environment; keep: descriptors that stay open; stderr: where errors go.
     The calling thread has to live as long as the program should. Raises VirtfnError if nothing can be started.
     """
@@ -43,6 +44,7 @@ def spawn(
             stderr=stderr,
             pass_fds=tuple(keep),
             env={**os.environ, **environ},
+            cwd="/",
             start_new_session=True,
         )
     except (OSError, ValueError) as error:

@@ -59,7 +59,7 @@ class Function:
             "driver": "vfio-user-pci",
             "id": self.id,
             "bus": port_name(slot),
-            "socket": {"type": "unix", "path": str(self.socket)},
+            "socket": {"type": "unix", "path": str(self.socket.absolute())},
             "x-msg-timeout": MESSAGE_TIMEOUT_MS,
             **self.properties,
         }
@@ -117,10 +117,10 @@ class Machine:
             "-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp",
             "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
             "-chardev", f"socket,id=agent,fd={agent}", "-serial", "chardev:agent",
-            "-kernel", str(self.kernel), "-append", f"console=ttyS0 panic=-1 {self.append}".rstrip(),
+            "-kernel", str(self.kernel.absolute()), "-append", f"console=ttyS0 panic=-1 {self.append}".rstrip(),
         ]  # fmt: skip
         if self.initrd is not None:
-            argv += ["-initrd", str(self.initrd)]
+            argv += ["-initrd", str(self.initrd.absolute())]
         if not self.reboot:
             argv.append("-no-reboot")
         for slot in range(self.slots):

@@ -13,6 +13,7 @@ that is shorter than its frame, and TCP then stops after one window, for want of
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from virtfn import private
 from virtfn.hw.i82576.desc import MIN_FRAME
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.uplink import LENGTH_BYTES, MAX_STREAM_FRAME, cut_stream, whole_frames
@@ -66,7 +68,11 @@ class StreamUplink:
     def _connect(self) -> socket.socket:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            peer.connect(str(self._path))
+            there = private.found(self._path)
+            try:
+                peer.connect(f"/proc/self/fd/{there}")
+            finally:
+                os.close(there)
         except OSError as e:
             peer.close()
             raise VirtfnError(

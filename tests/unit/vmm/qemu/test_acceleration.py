@@ -72,6 +72,18 @@ def test_a_spoilt_answer_is_found_out_again(
     assert choose_acceleration(it, kernel, root=root) == first
 
 
+def test_an_answer_that_others_could_have_given_does_not_count(
+    tmp_path: Path, kernel: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "kvm_obstacle", lambda root: "")
+    it = qemu(tmp_path, "exit 3")
+    first = choose_acceleration(it, kernel, root=root)
+    (kept,) = (cache_folder() / "kvm").iterdir()
+    kept.write_text('{"kind": "kvm", "reason": "so says a stranger"}')
+    kept.parent.parent.chmod(0o777)
+    assert choose_acceleration(it, kernel, root=root) == first
+
+
 def test_an_obstacle_costs_no_boot(tmp_path: Path, kernel: Path, root: Path) -> None:
     (root / "dev/kvm").unlink()
     assert choose_acceleration(qemu(tmp_path, ""), kernel, root=root) == Acceleration("tcg", "no /dev/kvm")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from virtfn.api.image import current_image
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import find
 from virtfn.vmm.qemu.find import find_qemu, install_qemu, unpacked_root
@@ -106,6 +107,29 @@ def test_an_unpacked_one_runs_from_its_folder(write: Write, tmp_path: Path) -> N
     assert qemu.data_folders[0] == root / "usr/share/qemu"
     unpacked(tmp_path / "other", "10.2.0")
     assert find_qemu({"VIRTFN_QEMU": str(tmp_path / "other")}).version == (10, 2, 0)
+
+
+def test_a_qemu_that_others_could_have_put_there_is_not_run(write: Write, tmp_path: Path) -> None:
+    root = unpacked_root()
+    unpacked(root)
+    for file in root.rglob("*"):
+        if file.is_file():
+            file.write_text(f"#!/bin/sh\ntouch {tmp_path}/run\n")
+    root.parent.chmod(0o777)
+    with pytest.raises(VirtfnError, match=r"no QEMU here has vfio-user: .*others can write it"):
+        find_qemu({"PATH": ""})
+    with pytest.raises(VirtfnError, match="others can write it"):
+        current_image()
+    assert find_qemu({"PATH": str(write("11.1.3").parent)}).version == (11, 1, 3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_program_named_by_the_working_folder_is_found_from_elsewhere(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write("11.1.3")
+    monkeypatch.chdir(file.parent)
+    assert find_qemu({"VIRTFN_QEMU": f"./{file.name}", "PATH": ""}).command == (str(file),)
 
 
 def test_a_folder_that_is_no_qemu(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Function, QemuGuest, attach, console_doors, launch, rest
-from virtfn.vmm.qemu.folder import GuestFolder
+from virtfn.vmm.qemu import Function, Machine, Qemu, QemuGuest, attach, console_doors, launch, rest
+from virtfn.vmm.qemu.folder import GuestFolder, runtime_folder
 
 Make = Callable[..., QemuGuest]
 
@@ -178,6 +178,28 @@ def test_the_console_has_a_door(guest: Make) -> None:
     assert console_doors() == {}
     with pytest.raises(VirtfnError, match="no guest at"):
         attach(doors["a"])
+
+
+def test_qemu_does_not_start_where_anybody_may_have_put_firmware(
+    guest: Make, kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(kernel.parent)
+    a = guest()
+    a.start()
+    assert os.readlink(f"/proc/{a.pid}/cwd") == "/"
+    argv = Machine("b", Path(kernel.name), initrd=Path(kernel.name)).argv(
+        Qemu(kernel, ("qemu",), (11, 1, 0)), a.acceleration, qmp=0, console=1, agent=2
+    )
+    assert argv[argv.index("-kernel") + 1] == argv[argv.index("-initrd") + 1] == str(kernel)
+
+
+def test_only_guests_folders_are_swept() -> None:
+    runtime = runtime_folder()
+    names = ("a.0123abcd", "b.c.zzzz____", "0123456789abcdef", "qemu", "other.x")
+    for name in names:
+        (runtime / name).mkdir()
+    GuestFolder("d").close()
+    assert sorted(entry.name for entry in runtime.iterdir()) == sorted(names[2:])
 
 
 def forgetful(kernel: Path, ending: str) -> list[str]:
