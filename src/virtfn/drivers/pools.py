@@ -1,6 +1,6 @@
 """The PF driver's hand on pools: addresses, VLANs, group filters, switching, rates. One method a decision.
 
-receive address    0 the PF   1..15 further addresses of VFs   23 - n VF n
+receive address    0 the PF   1..15 further addresses of VFs, one kept for each that has none   23 - n VF n
 VLVF entry         found by VLAN, taken when the first pool joins, free when the last leaves
 """
 
@@ -37,13 +37,15 @@ class Pools:
 
     def __init__(self, regs: Window) -> None:
         self._regs = regs
-        self._extra: dict[int, int] = {}
+        self._vfs = 0
+        self._extra: dict[int, tuple[int, Mac]] = {}
         self._groups: dict[int, _Groups] = {}
         self._mta: list[int] = []
 
     def start(self, vfs: int) -> None:
         """Switch forwarding between pools on and clear every filter."""
         regs = self._regs
+        self._vfs = vfs
         self._extra.clear()
         self._groups = {n: _Groups() for n in range(vfs)}
         self._mta = [0] * Regs.MTA.count
@@ -91,19 +93,25 @@ class Pools:
         self._address(_PRIMARY - n, mac, 1 << n)
 
     def add_address(self, n: int, mac: Mac) -> bool:
-        """Lead a further address to pool `n`; False if it has all it may have, or no entry is free."""
-        if sum(owner == n for owner in self._extra.values()) >= EXTRA_ADDRESSES:
+        """Lead a further address to pool `n`; False if it has all it may have, or no entry is free for it."""
+        if (n, mac) in self._extra.values():
+            return True
+        had = [sum(owner == m for owner, _ in self._extra.values()) for m in range(self._vfs)]
+        kept = sum(not count for m, count in enumerate(had) if m != n)
+        free = [entry for entry in _EXTRA if entry not in self._extra]
+        if had[n] >= EXTRA_ADDRESSES or len(free) <= kept:
             return False
-        entry = next((e for e in _EXTRA if e not in self._extra), None)
-        if entry is None:
-            return False
-        self._extra[entry] = n
-        self._address(entry, mac, 1 << n)
+        self._extra[free[0]] = n, mac
+        self._address(free[0], mac, 1 << n)
         return True
 
-    def clear_addresses(self, n: int) -> None:
-        """Take the further addresses of pool `n` away."""
-        for entry in [e for e, owner in self._extra.items() if owner == n]:
+    def further_owners(self, mac: Mac) -> set[int]:
+        """Find the pools that have `mac` as a further address."""
+        return {owner for owner, further in self._extra.values() if further == mac}
+
+    def clear_addresses(self, n: int, mac: Mac | None = None) -> None:
+        """Take the further addresses of pool `n` away, or one."""
+        for entry in [e for e, (owner, it) in self._extra.items() if owner == n and mac in (None, it)]:
             del self._extra[entry]
             self._address(entry, Mac(0), 0)
 
