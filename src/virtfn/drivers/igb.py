@@ -259,7 +259,7 @@ class Igb:
     def set_vlan(self, n: int, vlan: int, qos: int = 0) -> None:
         """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 takes it out.
 
-        Raises VirtfnError for a VLAN above 4094 or a priority above 7, or if the VLAN table is full.
+        Raises VirtfnError for a VLAN above 4094 or a priority above 7.
         """
         policy = self._check(n)
         if not 0 <= vlan <= 4094 or not 0 <= qos <= 7:

@@ -186,7 +186,7 @@ class PfMailbox:
         if self._policies[n].vlan or not 0 <= vid <= 4095:
             return False
         if message.INFO & 1:
-            return self._pools.join_vlan(n, vid)
+            return self._pools.admit(n, vid)
         self._pools.leave_vlan(n, vid)
         return True
 

@@ -168,31 +168,6 @@ def test_promiscuous_for_groups_survives_a_new_list(bed):
     assert vmolr(bed, 0).ROMPE
 
 
-def test_the_vlan_table_fills_and_empties(bed):
-    for vid in range(1, 33):
-        bed.driver(0).set_vlan(vid)
-    with pytest.raises(MailboxError):
-        bed.driver(1).set_vlan(33)
-    bed.driver(1).set_vlan(32)
-    bed.driver(0).set_vlan(32, False)
-    entries = [VLVF(pf_register(bed, Regs.VLVF, i)) for i in range(32)]
-    assert [e.POOLSEL for e in entries if e.VID == 32] == [2]
-    with pytest.raises(VirtfnError, match="full"):
-        bed.igb.set_vlan(2, 100)
-    assert bed.igb.policies[2].vlan == 0
-
-
-def test_a_port_vlan_that_does_not_fit_leaves_the_old_one(bed):
-    bed.igb.set_vlan(1, 40)
-    bed.driver(0).set_vlan(40)
-    for vid in range(1, 32):
-        bed.driver(0).set_vlan(vid)
-    with pytest.raises(VirtfnError, match="full"):
-        bed.igb.set_vlan(1, 41)
-    entries = [VLVF(pf_register(bed, Regs.VLVF, i)) for i in range(32)]
-    assert [e.POOLSEL for e in entries if e.VID == 40] == [3]
-
-
 # Policy.
 
 
