@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
+
 import pytest
 
 from unit.bed import Bed, frame, send, take
@@ -270,3 +273,35 @@ def test_no_guest_is_left_without_a_further_address():
             had.append(sum(asks(bed, n, MacAction.ADD_FILTER, Mac(0x80 + 8 * n + k << 40 | 2)) for k in range(5)))
         assert had == [3, 3, 3, 2, 1, 1, 1, 1]
         assert sum(bool(bed.nic.port.registers.peek(Regs.RAH, entry) >> 31) for entry in range(1, 16)) == 15
+
+
+def test_whatever_is_asked_each_address_leads_to_one_function():
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    with Bed(total_vfs=8) as bed:
+        igb, addresses = bed.igb, bed.igb.addresses
+        some = [igb.mac, *(Mac(0x20 + k << 40 | 2) for k in range(12))]
+        for step in range(3000):
+            n, mac = rng.randrange(8), rng.choice(some)
+            with suppress(VirtfnError):
+                match rng.randrange(8):
+                    case 0:
+                        igb.set_mac(n, rng.choice((mac, Mac(0))))
+                    case 1:
+                        igb.offer_mac(n, mac)
+                    case 2:
+                        igb.set_trust(n, rng.random() < 0.7)
+                    case 3 if step % 10 == 0:
+                        igb.release_vf(n)
+                    case 4 | 5:
+                        addresses.take(n, mac)
+                    case _:
+                        addresses.add(n, mac)
+            entries = [bed.nic.port.l2switch.address(entry) for entry in range(24)]
+            found = [(int(had), rah.POOLSEL) for had, rah in entries if rah.AV or had == igb.mac]
+            assert len(dict(found)) == len({*found}), "one function each"
+            for m, policy in enumerate(igb.policies):
+                own = {had for had, pools in found if pools >> m & 1 and had != igb.mac}
+                assert policy.trust or own == {addresses.of(m)} - {0}
+                assert addresses.of(m) == 0 or addresses.of(m) in own
