@@ -141,6 +141,12 @@ def test_whoever_assigns_without_an_address_offers_one_of_its_own_making(bed: Be
     assert bed.igb.addresses.of(1) == mac
 
 
+def test_a_lab_offers_nobody_what_it_fixes_for_another():
+    with Bed(policies='[{id: 1, mac-address: "02:00:00:00:00:10"}]') as bed:
+        assert bed.driver(1).mac == FIRST
+        assert bed.driver(0).mac == parse_mac("02:00:00:01:00:10")
+
+
 # The host comes first.
 
 
