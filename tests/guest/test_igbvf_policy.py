@@ -85,14 +85,44 @@ def test_promiscuous_or_not_a_guest_hears_only_what_is_its_own(bed: LinuxBed):
 # Addresses.
 
 
-def test_a_guest_may_change_an_address_that_was_only_offered(bed: LinuxBed):
-    mine = format_mac(guest_mac(0))
+def test_an_offered_address_is_changed_by_trust_only(bed: LinuxBed):
+    mine, other, free = format_mac(guest_mac(0)), format_mac(guest_mac(1)), "02:00:00:00:00:99"
+    refused = bed.attempt(0, f"ip link set eth0 address {free}")
+    assert refused.status != 0
+    assert "Cannot assign requested address" in refused.output
+    assert bed.mac(0) == mine
+    assert bed.reaches(0, address(1))
     try:
-        bed.run(0, "ip link set eth0 address 02:00:00:00:00:99")
-        assert bed.mac(0) == "02:00:00:00:00:99"
+        bed.driver.set_trust(0, True)
+        assert bed.attempt(0, f"ip link set eth0 address {other}").status != 0, "its neighbour's"
+        bed.run(0, f"ip link set eth0 address {free}")
+        assert bed.mac(0) == free
         assert bed.reaches(0, address(1))
     finally:
         bed.run(0, f"ip link set eth0 address {mine}")
+        bed.driver.set_trust(0, False)
+    assert bed.reaches(0, address(1))
+
+
+def test_a_guest_that_the_host_takes_an_address_from_goes_on_with_its_own(bed: LinuxBed):
+    mine, wanted = format_mac(guest_mac(0)), "02:00:00:00:00:98"
+    try:
+        bed.driver.set_trust(0, True)
+        bed.run(0, f"ip link set eth0 address {wanted}")
+        bed.driver.set_mac(1, parse_mac(wanted))
+        bed.run(1, "ip link set eth0 down && ip link set eth0 up")
+        bed.run(0, "ip link set eth0 down && ip link set eth0 up")
+        assert (bed.mac(0), bed.mac(1)) == (mine, wanted)
+        bed.up(0)
+        bed.up(1)
+        assert bed.reaches(0, address(1))
+    finally:
+        bed.driver.set_mac(1, Mac(0))
+        bed.driver.set_trust(0, False)
+        for n in (0, 1):
+            bed.run(n, "ip link set eth0 down && ip link set eth0 up")
+            bed.up(n)
+    assert bed.mac(1) == format_mac(guest_mac(1))
     assert bed.reaches(0, address(1))
 
 
@@ -111,31 +141,30 @@ def test_an_address_of_the_administrators_is_changed_by_trust_only(bed: LinuxBed
         bed.up(0)
         assert bed.reaches(0, address(1))
     finally:
-        bed.driver.set_trust(0, False)
         bed.driver.set_mac(0, Mac(0))
         bed.run(0, f"ip link set eth0 address {mine}")
+        bed.driver.set_trust(0, False)
     bed.up(0)
     assert bed.reaches(0, address(1))
 
 
-def test_further_addresses_are_for_guests_that_may_choose_theirs(bed: LinuxBed):
+def test_further_addresses_are_for_trusted_guests(bed: LinuxBed):
     """A macvlan asks the driver for a unicast filter; where that is refused, its frames are spoofed ones."""
     bed.run(1, f"ip addr add {address(1, '10.0.7')}/24 dev eth0")
     try:
-        for administrators in (False, True):
-            if administrators:
-                bed.driver.set_mac(0, guest_mac(0))
+        for trusted in (False, True):
+            bed.driver.set_trust(0, trusted)
             before = bed.nic.drops(0).get("mac-spoof", 0)
             bed.run(0, "ip link add mv0 link eth0 address 02:00:00:00:aa:01 type macvlan mode bridge")
             bed.run(0, f"ip addr add {address(0, '10.0.7')}/24 dev mv0 && ip link set mv0 up")
             sent, received = bed.ping(0, address(1, "10.0.7"), "-c 3 -i 0.2 -W 1")
             bed.run(0, "ip link del mv0")
             dropped = bed.nic.drops(0).get("mac-spoof", 0) - before
-            assert (sent, received) == (3, 0 if administrators else 3)
-            assert (dropped > 0) == administrators
+            assert (sent, received) == (3, 3 if trusted else 0)
+            assert (dropped > 0) != trusted
         assert bed.driver.misbehaved[0] > 0, "the PF's driver was told"
     finally:
-        bed.driver.set_mac(0, Mac(0))
+        bed.driver.set_trust(0, False)
         bed.run(1, f"ip addr del {address(1, '10.0.7')}/24 dev eth0")
     assert bed.reaches(0, address(1))
 

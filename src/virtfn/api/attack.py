@@ -36,7 +36,7 @@ def attack(machine: Machine, engine: Engine, attempts: Sequence[Attempt] = ATTEM
             table.remap(run.vf.rid, 0, 0x20)
     pf = runs[0].pf
     guests = tuple(run.guest for run in runs)
-    stage = Stage(machine.host, pf.nic, machine.iovm, runs[0].vf, engine, guests, table)
+    stage = Stage(machine.host, pf.nic, pf.driver, machine.iovm, runs[0].vf, engine, guests, table)
     try:
         return carry_out(stage, attempts)
     finally:

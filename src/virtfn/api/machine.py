@@ -30,7 +30,9 @@ from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 __all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "function_name"]
 
 _CARD_MAC = Mac(0x00_00_01_00_76_02)
-_GUEST_MAC = 0x00_00_00_00_00_02  # 02:00:00:00:ss:nn, ss the PF, nn from 10h the VF
+_GUEST_MAC = (
+    0x00_00_00_00_00_02  # 02:00:00:tt:ss:nn, ss the PF, nn from 10h the VF, tt 0 but where a lab has given that
+)
 
 
 @dataclass(slots=True)
@@ -199,8 +201,10 @@ class Machine:
         return _policy(self.lab.pf(pf.name).policy(vf.index))
 
     def offered_mac(self, pf: LabPf, vf: Vf) -> Mac:
-        """Return the address that a VF is offered when the lab gives it none: it may change it."""
-        return Mac(_GUEST_MAC | self.pfs.index(pf) << 32 | (0x10 + vf.index) << 40)
+        """Return the address that a VF is offered when the lab gives it none; one that the lab gives to no other."""
+        fixed = {_policy(policy).mac for each in self.lab.pfs if each.sr_iov for policy in each.sr_iov.vfs}
+        base = _GUEST_MAC | self.pfs.index(pf) << 32 | (0x10 + vf.index) << 40
+        return next(mac for turn in range(256) if (mac := Mac(base | turn << 24)) not in fixed)
 
     def guests_of(self, pf: LabPf) -> list[LabGuestRun]:
         """List the embedded guests that have a VF of a PF."""

@@ -10,8 +10,10 @@ Spec: 82576 datasheet, chapter "Software use of virtualization"; mailbox protoco
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 
+from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pfmailbox import PfMailbox
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.window import Window
@@ -29,7 +31,7 @@ OTHER_VECTOR = 0
 
 @dataclass(slots=True)
 class VfPolicy:
-    """What the host decides about a VF. mac: 0 leaves it to the guest. max_tx_rate: Mb/s, 0 without limit."""
+    """What the host decides about a VF. mac: 0 leaves it at what was offered. max_tx_rate: Mb/s, 0 without limit."""
 
     mac: Mac = field(default=Mac(0))
     vlan: int = 0
@@ -51,7 +53,8 @@ class Igb:
         self._regs = Window(bar, clock)
         self._clock = clock
         self.pools = Pools(self._regs)
-        self.mailbox = PfMailbox(self._regs, self.pools, self.policies, clock)
+        self.addresses = Addresses(self.pools, self.policies)
+        self.mailbox = PfMailbox(self._regs, self.pools, self.addresses, self.policies, clock)
 
     # Life.
 
@@ -90,6 +93,7 @@ class Igb:
             raise VirtfnError(f"the 82576 has 0 to 8 VFs, not {vfs}", errno_name="ERANGE")
         self.vfs = vfs
         self.policies[:] = [VfPolicy() for _ in range(vfs)]
+        self.addresses.start(self.mac, vfs)
         self.mailbox.start(vfs)
         self._configure()
         self._open()
@@ -148,6 +152,7 @@ class Igb:
         self._reset()
         self._configure()
         for n, policy in enumerate(self.policies):
+            self.addresses.apply(n)
             self._apply(n, policy)
             self._limit(n, self._link_mbps())
         self._open()
@@ -156,6 +161,7 @@ class Igb:
         """Take note that the VFs are gone: pools off, policies forgotten, their queues the PF's again."""
         self.vfs = 0
         self.policies.clear()
+        self.addresses.start(self.mac, 0)
         self.mailbox.start(0)
         self._regs.set(Regs.VFRE, 0)
         self._regs.set(Regs.VFTE, 0)
@@ -205,6 +211,7 @@ class Igb:
         self._check(n)
         self.policies[n] = VfPolicy()
         self.mailbox.forget(n)
+        self.addresses.forget(n)
         self.pools.forget(n)
 
     def set_policy(self, n: int, policy: VfPolicy) -> None:
@@ -212,43 +219,47 @@ class Igb:
 
         Raises VirtfnError as the single settings do.
         """
+        self.set_mac(n, policy.mac)
         self._apply(n, policy)
         self.set_rate(n, policy.max_tx_rate)
 
     def _apply(self, n: int, policy: VfPolicy) -> None:
-        self.set_mac(n, policy.mac)
         self.set_vlan(n, policy.vlan, policy.qos)
         self.set_spoof_check(n, policy.spoof_check)
         self.set_trust(n, policy.trust)
 
     def set_mac(self, n: int, mac: Mac) -> None:
-        """Give VF `n` its address; 0 leaves the choice to the guest. A running driver learns it at its next reset.
+        """Give VF `n` its address; 0 leaves it at what was offered. A running driver learns it at its next reset.
 
-        Raises VirtfnError for a group address.
-        """
-        policy = self._check(n)
-        if mac & 1:
-            raise VirtfnError("a group address cannot be a VF's", errno_name="EINVAL")
-        policy.mac = mac
-        if mac:
-            self.pools.set_address(n, mac)
-        elif not self.mailbox.mac(n):
-            self.pools.clear_address(n)
-
-    def offer_mac(self, n: int, mac: Mac) -> None:
-        """Offer VF `n` an address that its guest may change.
-
-        Raises VirtfnError for a group address.
+        A trusted guest that took the address for another VF loses it, and has to reset. Raises VirtfnError: EINVAL for
+        a group address, EADDRINUSE for one that is the PF's, or another VF's by the host's own word.
         """
         self._check(n)
+        if mac & 1:
+            raise VirtfnError("a group address cannot be a VF's", errno_name="EINVAL")
+        self._recall(self.addresses.fix(n, mac))
+
+    def offer_mac(self, n: int, mac: Mac | None = None) -> None:
+        """Offer VF `n` an address, which a trusted guest may change; without `mac`, any.
+
+        A VF that has neither this nor a fixed one has no address: untrusted, it may send nothing, and hears only
+        groups. Raises VirtfnError as `set_mac` does.
+        """
+        self._check(n)
+        if mac is None:
+            mac = Mac(secrets.randbits(48) & ~0xFF | 0x02)
         if mac & 1 or not mac:
             raise VirtfnError("that address cannot be a VF's", errno_name="EINVAL")
-        self.mailbox.offer(n, mac)
+        self._recall(self.addresses.offer(n, mac))
+
+    def _recall(self, vfs: list[int]) -> None:
+        for n in vfs:
+            self.mailbox.recall(n)
 
     def set_vlan(self, n: int, vlan: int, qos: int = 0) -> None:
         """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 takes it out.
 
-        Raises VirtfnError for a VLAN above 4094 or a priority above 7, or if the VLAN table is full.
+        Raises VirtfnError for a VLAN above 4094 or a priority above 7.
         """
         policy = self._check(n)
         if not 0 <= vlan <= 4094 or not 0 <= qos <= 7:
@@ -265,7 +276,9 @@ class Igb:
         """Let VF `n` choose its address and become promiscuous, or not."""
         self._check(n).trust = on
         if not on:
-            self.mailbox.distrust(n)
+            self.pools.end_unicast_promiscuity(n)
+            if self.addresses.distrust(n):
+                self.mailbox.recall(n)
 
     def set_rate(self, n: int, mbps: int) -> None:
         """Limit what VF `n` sends, in Mb/s; 0 lifts the limit.
@@ -290,9 +303,7 @@ class Igb:
 
     def announce(self) -> None:
         """Tell every VF that the PF is about to reset or to go: their drivers must introduce themselves again."""
-        for n in range(self.vfs):
-            self.mailbox.revoke(n)
-            self.mailbox.ping(n)
+        self._recall(list(range(self.vfs)))
 
     def link_changed(self) -> None:
         """Keep the limits of VFs what they are at the speed of now, and tell every VF to look at the link."""

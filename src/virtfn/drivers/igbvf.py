@@ -272,7 +272,7 @@ class Igbvf:
     def set_mac(self, mac: Mac) -> None:
         """Ask for another address.
 
-        Raises MailboxError if the PF refuses: the host chose the address and does not trust this guest.
+        Raises MailboxError if the PF refuses: the host does not trust this guest, or another has the address.
         """
         self._command(Opcode.SET_MAC, MacAction.SET, *mac_words(mac))
         self.mac = mac

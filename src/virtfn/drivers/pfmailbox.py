@@ -8,9 +8,10 @@ Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.window import Window
 from virtfn.hw.i82576 import (
@@ -26,7 +27,6 @@ from virtfn.hw.i82576 import (
     words_mac,
 )
 from virtfn.hw.i82576.fields import P2VMAILBOX
-from virtfn.hw.types import Mac
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import Clock
 
@@ -45,16 +45,18 @@ class _Peer:
 
     clear_to_send: bool = False
     allowed: bool = True
-    mac: Mac = field(default=Mac(0))
     last_nack_ps: int = -_NACK_PS
 
 
 class PfMailbox:
     """The server of all VFs' messages. policies: the host's decisions, by VF."""
 
-    def __init__(self, regs: Window, pools: Pools, policies: list[VfPolicy], clock: Clock) -> None:
+    def __init__(
+        self, regs: Window, pools: Pools, addresses: Addresses, policies: list[VfPolicy], clock: Clock
+    ) -> None:
         self._regs = regs
         self._pools = pools
+        self._addresses = addresses
         self._policies = policies
         self._clock = clock
         self._peers: list[_Peer] = []
@@ -75,25 +77,14 @@ class PfMailbox:
         """Tell whether VF `n`'s driver has introduced itself since the last reset."""
         return self._peers[n].clear_to_send
 
-    def mac(self, n: int) -> Mac:
-        """The address that VF `n` uses."""
-        return self._policies[n].mac or self._peers[n].mac
-
-    def offer(self, n: int, mac: Mac) -> None:
-        """Remember an address for VF `n` that its guest may change."""
-        self._peers[n].mac = mac
-
     def allow(self, n: int, allowed: bool) -> None:
         """Let VF `n` be started by its RESET message, or keep it stopped."""
         self._peers[n].allowed = allowed
 
-    def revoke(self, n: int) -> None:
-        """Make VF `n` introduce itself again."""
+    def recall(self, n: int) -> None:
+        """Have VF `n`'s driver introduce itself again: something that it was told holds no more."""
         self._peers[n].clear_to_send = False
-
-    def distrust(self, n: int) -> None:
-        """Take back what only a trusted VF may have."""
-        self._pools.end_unicast_promiscuity(n)
+        self.ping(n)
 
     def forget(self, n: int) -> None:
         """Forget VF `n`'s driver, and clear the mailbox's words."""
@@ -161,38 +152,27 @@ class PfMailbox:
             self._send(n, [Message.NACK.mask])
 
     def _reset(self, n: int) -> list[int]:
-        peer, policy = self._peers[n], self._policies[n]
-        self._pools.new_driver(n, policy.vlan)
-        mac = policy.mac or peer.mac
-        if mac:
-            self._pools.set_address(n, mac)
+        peer = self._peers[n]
+        self._pools.new_driver(n, self._policies[n].vlan)
+        self._addresses.apply(n)
+        mac = self._addresses.of(n)
         peer.clear_to_send = True
         if peer.allowed:
             self._pools.enable(n, True)
-        # Without an address there is nothing to acknowledge: the guest has to choose one.
+        # Without an address there is nothing to acknowledge: a guest chooses one then, and gets it if it is trusted.
         word = Message.of(OPCODE=Opcode.RESET, ACK=int(mac != 0), NACK=int(mac == 0))
         return [word.value, *mac_words(mac)]
 
     def _set_mac(self, n: int, message: Message, words: list[int]) -> bool:
-        policy, peer = self._policies[n], self._peers[n]
         mac = words_mac(words[1], words[2])
-        free = policy.trust or not policy.mac
         match message.INFO:
             case MacAction.SET:
-                if mac & 1 or not mac:
-                    return False
-                if not free and mac != policy.mac:
-                    return False
-                if policy.mac:
-                    policy.mac = mac
-                peer.mac = mac
-                self._pools.set_address(n, mac)
-                return True
+                return self._addresses.take(n, mac)
             case MacAction.CLEAR_FILTERS:
                 self._pools.clear_addresses(n)
                 return True
             case MacAction.ADD_FILTER:
-                return bool(free and mac and not mac & 1 and self._pools.add_address(n, mac))
+                return self._addresses.add(n, mac)
             case _:
                 return False
 
@@ -206,7 +186,7 @@ class PfMailbox:
         if self._policies[n].vlan or not 0 <= vid <= 4095:
             return False
         if message.INFO & 1:
-            return self._pools.join_vlan(n, vid)
+            return self._pools.admit(n, vid)
         self._pools.leave_vlan(n, vid)
         return True
 

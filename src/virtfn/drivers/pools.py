@@ -1,7 +1,10 @@
 """The PF driver's hand on pools: addresses, VLANs, group filters, switching, rates. One method a decision.
 
-receive address    0 the PF   1..15 further addresses of VFs   23 - n VF n
+receive address    0 the PF   1..15 further addresses of VFs, one kept for each that has none   23 - n VF n
 VLVF entry         found by VLAN, taken when the first pool joins, free when the last leaves
+                   of 32: one for VLAN 0, one for the port VLAN of each VF, one for each VF that is in no VLAN yet
+
+What is shared is kept so that no guest can take it all: the host's port VLANs always find an entry.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from virtfn.hw.i82576 import Regs
 from virtfn.hw.i82576.fields import VlanInsert
 from virtfn.hw.i82576.rxtx import DTXSWC, RAH, RPLOLR, RTTBCNRC, VLVF, VMOLR, VMVIR
 from virtfn.hw.types import Mac
-from virtfn.machine.ports import VirtfnError
 
 __all__ = ["EXTRA_ADDRESSES", "Pools"]
 
@@ -37,14 +39,18 @@ class Pools:
 
     def __init__(self, regs: Window) -> None:
         self._regs = regs
-        self._extra: dict[int, int] = {}
+        self._vfs = 0
+        self._extra: dict[int, tuple[int, Mac]] = {}
+        self._vlans: list[set[int]] = []
         self._groups: dict[int, _Groups] = {}
         self._mta: list[int] = []
 
     def start(self, vfs: int) -> None:
         """Switch forwarding between pools on and clear every filter."""
         regs = self._regs
+        self._vfs = vfs
         self._extra.clear()
+        self._vlans = [set() for _ in range(vfs)]
         self._groups = {n: _Groups() for n in range(vfs)}
         self._mta = [0] * Regs.MTA.count
         for decl in (Regs.MTA, Regs.UTA, Regs.VFTA, Regs.VLVF, Regs.VMVIR):
@@ -91,19 +97,25 @@ class Pools:
         self._address(_PRIMARY - n, mac, 1 << n)
 
     def add_address(self, n: int, mac: Mac) -> bool:
-        """Lead a further address to pool `n`; False if it has all it may have, or no entry is free."""
-        if sum(owner == n for owner in self._extra.values()) >= EXTRA_ADDRESSES:
+        """Lead a further address to pool `n`; False if it has all it may have, or no entry is free for it."""
+        if (n, mac) in self._extra.values():
+            return True
+        had = [sum(owner == m for owner, _ in self._extra.values()) for m in range(self._vfs)]
+        kept = sum(not count for m, count in enumerate(had) if m != n)
+        free = [entry for entry in _EXTRA if entry not in self._extra]
+        if had[n] >= EXTRA_ADDRESSES or len(free) <= kept:
             return False
-        entry = next((e for e in _EXTRA if e not in self._extra), None)
-        if entry is None:
-            return False
-        self._extra[entry] = n
-        self._address(entry, mac, 1 << n)
+        self._extra[free[0]] = n, mac
+        self._address(free[0], mac, 1 << n)
         return True
 
-    def clear_addresses(self, n: int) -> None:
-        """Take the further addresses of pool `n` away."""
-        for entry in [e for e, owner in self._extra.items() if owner == n]:
+    def further_owners(self, mac: Mac) -> set[int]:
+        """Find the pools that have `mac` as a further address."""
+        return {owner for owner, further in self._extra.values() if further == mac}
+
+    def clear_addresses(self, n: int, mac: Mac | None = None) -> None:
+        """Take the further addresses of pool `n` away, or one."""
+        for entry in [e for e, (owner, it) in self._extra.items() if owner == n and mac in (None, it)]:
             del self._extra[entry]
             self._address(entry, Mac(0), 0)
 
@@ -157,22 +169,34 @@ class Pools:
             Regs.RTTBCNRC, RTTBCNRC.of(RS_ENA=int(mbps > 0), RF_INT=factor >> 14, RF_DEC=factor & 0x3FFF).value
         )
 
-    def join_vlan(self, n: int, vid: int) -> bool:
-        """Make pool `n` a member of a VLAN; False if the table is full."""
+    def admit(self, n: int, vid: int) -> bool:
+        """Make pool `n` a member of a VLAN, as its guest asks; False if that is more than its share.
+
+        VLANs that guests are in and port VLANs together always fit: no guest's wish takes the host's room.
+        """
+        if vid and vid not in self._vlans[n]:
+            others = [vlans for m, vlans in enumerate(self._vlans) if m != n]
+            room = Regs.VLVF.count - 1 - self._vfs
+            taken = len(set[int]().union(*others, self._vlans[n]))
+            kept = sum(not vlans for vlans in others)
+            new = all(vid not in vlans for vlans in others)
+            if len(self._vlans[n]) >= room - len(others) or (new and taken + kept >= room):
+                return False
+            self._vlans[n].add(vid)
+        self._join(n, vid)
+        return True
+
+    def _join(self, n: int, vid: int) -> None:
         entry = self._entry(vid)
         if entry is None:
-            entry = next((i for i in range(Regs.VLVF.count) if not VLVF(self._regs.get(Regs.VLVF, i)).VI_EN), None)
-            if entry is None:
-                return False
-            self._regs.set(Regs.VLVF, VLVF.of(VID=vid, POOLSEL=1 << n, VI_EN=1).value, entry)
-        else:
-            vlan = VLVF(self._regs.get(Regs.VLVF, entry))
-            self._regs.set(Regs.VLVF, vlan.replace(POOLSEL=vlan.POOLSEL | 1 << n).value, entry)
+            entry = next(i for i in range(Regs.VLVF.count) if not VLVF(self._regs.get(Regs.VLVF, i)).VI_EN)
+        members = VLVF(self._regs.get(Regs.VLVF, entry)).POOLSEL
+        self._regs.set(Regs.VLVF, VLVF.of(VID=vid, POOLSEL=members | 1 << n, VI_EN=1).value, entry)
         self._filter(vid, True)
-        return True
 
     def leave_vlan(self, n: int, vid: int) -> None:
         """End pool `n`'s membership of a VLAN."""
+        self._vlans[n].discard(vid)
         entry = self._entry(vid)
         if entry is None:
             return
@@ -195,26 +219,21 @@ class Pools:
         self._regs.set(Regs.VFTA, word | bit if on else word & ~bit, vid >> 5)
 
     def set_port_vlan(self, n: int, old: int, vlan: int, qos: int) -> None:
-        """Insert a VLAN into all that pool `n` sends, and give it only frames of that VLAN, without the tag.
-
-        Raises VirtfnError if the VLAN table is full.
-        """
+        """Insert a VLAN into all that pool `n` sends, and give it only frames of that VLAN, without the tag."""
         if old and old != vlan:
             self.leave_vlan(n, old)
         if not vlan:
             self._regs.set(Regs.VMVIR, 0, n)
             self._update(Regs.VMOLR, n, AUPE=1, STRVLAN=1)
             return
-        if not self.join_vlan(n, vlan):
-            if old:
-                self.join_vlan(n, old)
-            raise VirtfnError("the table of VLANs is full: the 82576 has 32", errno_name="ENOSPC")
         self._leave_vlans(n, vlan)
+        self._join(n, vlan)
         self._regs.set(Regs.VMVIR, VMVIR.of(PORT_VLAN=vlan | qos << 13, VLANA=VlanInsert.ALWAYS).value, n)
         self._update(Regs.VMOLR, n, AUPE=0, STRVLAN=1)
 
     def _leave_vlans(self, n: int, kept: int) -> None:
-        """End pool `n`'s memberships but one."""
+        """End pool `n`'s memberships but that of the port VLAN."""
+        self._vlans[n].clear()
         for i in range(Regs.VLVF.count):
             vlan = VLVF(self._regs.get(Regs.VLVF, i))
             if vlan.VI_EN and vlan.POOLSEL >> n & 1 and not (kept and kept == vlan.VID):

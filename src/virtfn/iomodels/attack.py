@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.devices.nic82576 import Nic82576
+from virtfn.drivers.igb import Igb
 from virtfn.drivers.vtdirq import InterruptTable
 from virtfn.hw.types import Hpa, Iova, Mac, Rid
 from virtfn.hw.vtd.regs import RTADDR, Fault
@@ -118,7 +119,7 @@ def attempt(name: str, description: str, same_without: str = "") -> Callable[[Ca
 
 
 class Stage:
-    """One machine under attack. vf: what the attacker has; victims work for `engine` meanwhile.
+    """One machine under attack. driver: of the PF. vf: what the attacker has; victims work for `engine` meanwhile.
 
     interrupts: the interrupt remapping table in the machine's memory, whether the unit uses it or not. secrets_seed: of
     what is planted. The machine must be up, and the attacker's own driver running.
@@ -128,6 +129,7 @@ class Stage:
         self,
         host: Host,
         nic: Nic82576,
+        driver: Igb,
         iovm: Iovm,
         vf: Vf,
         engine: Engine,
@@ -135,7 +137,7 @@ class Stage:
         interrupts: InterruptTable,
         secrets_seed: int = 1,
     ) -> None:
-        self.host, self.nic, self.iovm, self.vf, self.engine = host, nic, iovm, vf, engine
+        self.host, self.nic, self.driver, self.iovm, self.vf, self.engine = host, nic, driver, iovm, vf, engine
         self.victims = guests[1:]
         self.interrupts = interrupts
         self.random = random.Random(secrets_seed)

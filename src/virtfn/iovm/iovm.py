@@ -171,8 +171,9 @@ class Iovm:
     ) -> None:
         """Give a VF to a VM and plug it in; if anything refuses, the VF is free again, and as new.
 
-        mac: an address to offer that the guest may change. direct: map its ring registers into the VM. Raises
-        VirtfnError: EBUSY if the VF is not free, ENODEV if it is no more, what the policy or the VM's driver refuses.
+        mac: the address to offer where the policy fixes none; without it, any. direct: map its ring registers into the
+        VM. Raises VirtfnError: EBUSY if the VF is not free, ENODEV if it is no more, what the PF's driver or the VM's
+        refuses.
         """
         if vf.state is not VfState.FREE:
             holder = f", by {vf.vm.name}" if vf.vm is not None else ""
@@ -184,7 +185,7 @@ class Iovm:
         vf.state, vf.vm = VfState.ASSIGNED, vm
         try:
             owner.driver.set_policy(vf.index, vf.policy)
-            if mac is not None and not vf.policy.mac:
+            if not vf.policy.mac:
                 owner.driver.offer_mac(vf.index, mac)
             self._remapping.attach(vf.rid, self._domain_of(vm, vf.rid), device_tlb=vf.config.has_ats)
             vf.config.set_ats(True)

@@ -122,6 +122,7 @@ def test_stop_and_start_keep_groups_vlans_and_addresses(bed):
     driver.set_multicast([parse_mac("01:00:5e:00:00:01")])
     driver.set_promiscuous(False, True)
     driver.set_vlan(6)
+    bed.igb.set_trust(0, True)
     driver.add_mac(other)
     free = list(bed.guest(0).dma._free)
     driver.stop()

@@ -9,13 +9,17 @@ import pytest
 
 from unit.bed import Bed
 from virtfn.api.attack import attack, attack_unprotected, compare
+from virtfn.drivers.addresses import Addresses
+from virtfn.drivers.igb import Igb
+from virtfn.drivers.pools import Pools
 from virtfn.hw.vtd.interrupts import IRTE_SVT_LSB
-from virtfn.iomodels.attack import Attempt, Finding, Region, Stage
+from virtfn.iomodels.attack import Attempt, Finding, Region, Result, Stage
 from virtfn.iomodels.attempts import ATTEMPTS, moving
-from virtfn.iomodels.attempts import function as on_functions
 from virtfn.iomodels.attempts import interrupts as on_interrupts
 from virtfn.iomodels.attempts import memory as on_memory
+from virtfn.iomodels.attempts import policy as on_policy
 from virtfn.machine.clock import VirtualClock
+from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.hostaddresses import HostAddresses
 
 GUESTS = (("pf0", 0), ("pf0", 1), ("pf0", 2))
@@ -151,16 +155,55 @@ def test_an_interrupt_table_that_checks_no_source_is_found_out() -> None:
         assert found["forged-compatibility-message"].outcome == "stopped"
 
 
-def test_a_host_that_chose_no_address_and_checks_no_source_is_found_out() -> None:
+@pytest.mark.parametrize("policies", ["[{id: 0}]", "[{id: 0, trust: true}]", "[{id: 0, vlan-id: 7}]"])
+def test_a_guest_whose_address_was_only_offered_gets_no_other_ones(policies: str) -> None:
+    with bed(policies) as on:
+        found = findings(on, [on_policy.address_of_another, on_policy.spoofed_source, on_policy.all_vlans])
+        assert {f.outcome for f in found.values()} == {"stopped"}
+        assert "the PF answers NACK, 6 times" in found["address-of-another"].stopped_by
+        assert found["address-of-another"].evidence["dropped_mac-spoof"] == 24
+
+
+def test_a_host_that_checks_no_source_is_found_out() -> None:
     with bed("[{id: 0, spoof-check: false}]") as on:
-        found = findings(on, [on_functions.address_of_another, on_functions.spoofed_source])
-        assert {f.outcome for f in found.values()} == {"succeeded"}
+        found = findings(on, [on_policy.spoofed_source])
+        assert found["spoofed-source"].outcome == "succeeded"
         assert found["spoofed-source"].evidence["frames_arrived"] == 8
+
+
+def test_a_pf_that_gives_an_address_twice_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Addresses, "_may_have", lambda *_: True)
+    with bed() as on:
+        found = findings(on, [on_policy.address_of_another, on_policy.address_of_the_gateway])
+        assert {f.outcome for f in found.values()} == {"succeeded"}
+        for name, addresses in (("address-of-another", 3), ("address-of-the-gateway", 1)):
+            assert found[name].evidence["frames_overheard"] >= addresses
+            assert found[name].evidence["frames_in_their_name"] == 8 * addresses
+
+
+def test_a_table_of_vlans_without_shares_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def admit(pools: Pools, n: int, vid: int) -> bool:
+        try:
+            pools._join(n, vid)
+        except StopIteration:
+            return False
+        return True
+
+    def set_vlan(igb: Igb, n: int, vlan: int, qos: int = 0) -> None:
+        if vlan and not admit(igb.pools, n, vlan):
+            raise VirtfnError("full")
+
+    monkeypatch.setattr(Pools, "admit", admit)
+    monkeypatch.setattr(Igb, "set_vlan", set_vlan)
+    with bed() as on:
+        found = findings(on, [on_policy.all_vlans])
+        assert found["all-vlans"].outcome == "succeeded"
+        assert found["all-vlans"].evidence["crowded_out"] == 4
 
 
 def test_a_trusted_guest_hears_everything_and_is_found_out() -> None:
     with bed("[{id: 0, trust: true}]") as on:
-        found = findings(on, [on_functions.promiscuous])
+        found = findings(on, [on_policy.promiscuous])
         assert found["promiscuous"].outcome == "succeeded"
 
 
@@ -191,7 +234,7 @@ def test_harm_beside_the_aim_is_harm() -> None:
 
         def clumsy(stage: Stage):
             stage.victim_page.now[7] ^= 1
-            return on_functions.Result(0)
+            return Result(0)
 
         found = findings(on, [Attempt("clumsy", "hits something else", clumsy)])
         assert found["clumsy"].outcome == "succeeded"

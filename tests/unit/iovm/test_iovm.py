@@ -74,7 +74,8 @@ def snapshot(bed, n):
         "statistics": [nic.bar_read(vf.rid, 0, decl.at(0), 4) for decl in VfRegs.DECLS if decl.name.startswith("VFG")],
         "queue drops": [nic.bar_read(vf.rid, 0, VfRegs.RQDPC.at(q), 4) for q in range(2)],
         "iovm": (vf.state, vf.vm, vf.policy),
-        "driver": (bed.igb.policies[n], bed.igb.mailbox._peers[n], bed.igb.pools._groups[n]),
+        "driver": (bed.igb.policies[n], bed.igb.mailbox._peers[n], bed.igb.pools._groups[n], bed.igb.pools._vlans[n]),
+        "addresses": (bed.igb.addresses._offered[n], bed.igb.addresses._taken[n], dict(bed.igb.pools._extra)),
         "domain": vf.rid in machine.host.remapping._attached,
         "dma": machine.host.dma_read(vf.rid, Iova(0x1000), 64),
     }

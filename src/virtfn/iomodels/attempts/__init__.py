@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from virtfn.iomodels.attack import Attempt
-from virtfn.iomodels.attempts import function, interrupts, memory, moving
+from virtfn.iomodels.attempts import function, interrupts, memory, moving, policy
 
 __all__ = ["ATTEMPTS"]
 
-ATTEMPTS: tuple[Attempt, ...] = (*memory.ATTEMPTS, *moving.ATTEMPTS, *interrupts.ATTEMPTS, *function.ATTEMPTS)
+ATTEMPTS: tuple[Attempt, ...] = (
+    *memory.ATTEMPTS,
+    *moving.ATTEMPTS,
+    *interrupts.ATTEMPTS,
+    *function.ATTEMPTS,
+    *policy.ATTEMPTS,
+)

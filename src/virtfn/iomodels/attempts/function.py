@@ -1,17 +1,14 @@
-"""Attempts on other functions and their owners: registers, configuration space, addresses, other guests' frames."""
+"""Attempts on other functions by the attacker's own: registers, configuration space."""
 
 from __future__ import annotations
 
-from virtfn.hw.i82576 import MacAction, Regs, VfRegs, vf_view
+from virtfn.hw.i82576 import Regs, VfRegs, vf_view
 from virtfn.hw.pci import MsiX, Type0
-from virtfn.hw.types import Mac
-from virtfn.iomodels.attack import OUTSIDE, Attempt, Result, Stage, attempt
+from virtfn.iomodels.attack import Attempt, Result, Stage, attempt
 from virtfn.iovm.walk import capability_of
 
 __all__ = ["ATTEMPTS"]
 
-_MARK = b"for your eyes only"
-_STRANGER = Mac(0x77_00_00_00_00_02)  # someone who is not of this machine
 _NO_MEMORY = "no memory is touched, and no message sent: "
 # What time, frames and interrupts of the victims' own move.
 _MOVING = ("RDH", "TDH", "RDT", "TDT", "VTFRTIMER", "VTSTATUS", "V2PMAILBOX", "RQDPC")
@@ -94,66 +91,4 @@ def configuration_space(stage: Stage) -> Result:
     )
 
 
-def overhear(stage: Stage, *targets: Mac) -> int:
-    """Have the accomplice send to others; count the attacker's buffers that got it too."""
-    attacker = stage.attacker
-    attacker.arm_receive()
-    for target in targets:
-        stage.inject(target, _MARK)
-    stage.pump()
-    return sum(_MARK in frame for frame in attacker.received())
-
-
-@attempt(
-    "address-of-another",
-    "asks the PF for another guest's MAC address, as its own and as a filter, to get that one's frames",
-    _NO_MEMORY + "the PF gives an address of the host's choice to nobody else",
-)
-def address_of_another(stage: Stage) -> Result:
-    """Ask for a victim's address by mailbox."""
-    attacker = stage.attacker
-    wanted = stage.victims[0].nics[0].driver.mac
-    answers = [attacker.ask_for_mac(action, wanted) for action in (MacAction.SET, MacAction.ADD_FILTER)]
-    heard = overhear(stage, wanted)
-    if any(answers):
-        attacker.ask_for_mac(MacAction.SET, attacker.mac)
-        attacker.ask_for_mac(MacAction.CLEAR_FILTERS, attacker.mac)
-    return Result(heard, {"frames_overheard": heard}, {"mailbox: the PF answers NACK": answers.count(False)})
-
-
-@attempt(
-    "promiscuous",
-    "asks the PF for everyone's frames",
-    _NO_MEMORY + "the PF grants promiscuous mode to trusted VFs only",
-)
-def promiscuous(stage: Stage) -> Result:
-    """Ask for promiscuous mode by mailbox."""
-    granted = stage.attacker.ask_for_everything()
-    heard = overhear(stage, stage.victims[0].nics[0].driver.mac, _STRANGER)
-    return Result(heard, {"frames_overheard": heard}, {"mailbox: the PF answers NACK": int(not granted)})
-
-
-@attempt(
-    "spoofed-source",
-    "sends frames with another guest's source address",
-    "no memory of others is touched: the switch compares each sender with what the host chose",
-)
-def spoofed_source(stage: Stage) -> Result:
-    """Send to the accomplice in a victim's name."""
-    attacker = stage.attacker
-    source = stage.victims[0].nics[0].driver.mac
-    attacker.arm_transmit()
-    for _ in range(8):
-        attacker.send(attacker.frame(OUTSIDE, _MARK, source=source, length=60))
-    stage.pump()
-    arrived = sum(_MARK in frame for frame in stage.take_heard())
-    return Result(arrived, {"frames_sent": 8, "frames_arrived": arrived})
-
-
-ATTEMPTS: tuple[Attempt, ...] = (
-    other_registers,
-    configuration_space,
-    address_of_another,
-    promiscuous,
-    spoofed_source,
-)
+ATTEMPTS: tuple[Attempt, ...] = (other_registers, configuration_space)

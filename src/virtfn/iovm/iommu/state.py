@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -201,11 +201,13 @@ def load_state(path: Path) -> UnitState:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            addresses = _array(archive, "addresses", "<u8", 1, 8 * MAX_PAGES)
-            words = _array(archive, "words", "<u8", 2, PAGE * MAX_PAGES)
-            text = _array(archive, "meta", r"\|S\d+|<U\d+", 0, MAX_META_BYTES)
+            addresses = _words(archive, "addresses", 1, 8 * MAX_PAGES)
+            words = _words(archive, "words", 2, PAGE * MAX_PAGES)
+            text = _text(archive)
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except MemoryError:
+        raise StateError(f"{path}: is larger than there is memory for") from None
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise StateError(f"{path}: is no saved state ({error}); give a file of --save-iommu") from None
     try:
@@ -214,15 +216,27 @@ def load_state(path: Path) -> UnitState:
         if (addresses % np.uint64(PAGE)).any():
             raise ValueError("an address is not that of a page")
         pages = dict(zip(addresses.tolist(), words, strict=True))
-        raw = text[()]
-        return _state(SavedPages(pages), json.loads(raw if isinstance(raw, str) else bytes(raw)))
+        return _state(SavedPages(pages), json.loads(text))
     except (ValueError, RecursionError) as error:
         reason = "meta is nested too deeply" if isinstance(error, RecursionError) else error
         raise StateError(f"{path}: is no saved state ({reason})") from None
 
 
-def _array(archive: zipfile.ZipFile, name: str, kind: str, dimensions: int, limit: int) -> npt.NDArray[Any]:
-    """Read one member. kind: a pattern of its type. Its size is checked before memory is made for it."""
+def _words(archive: zipfile.ZipFile, name: str, dimensions: int, limit: int) -> Words:
+    _, shape, payload = _member(archive, name, "<u8", dimensions, limit)
+    return np.frombuffer(payload, "<u8").reshape(shape) if payload else np.zeros(shape, "<u8")
+
+
+def _text(archive: zipfile.ZipFile) -> str | bytes:
+    """Read `meta`. NumPy takes any 32 bits for a character of a text, and fails later; here it must be one."""
+    descr, _, payload = _member(archive, "meta", r"\|S\d+|<U\d+", 0, MAX_META_BYTES)
+    return payload.decode("utf-32-le").rstrip("\0") if descr.startswith("<U") else payload.rstrip(b"\0")
+
+
+def _member(
+    archive: zipfile.ZipFile, name: str, kind: str, dimensions: int, limit: int
+) -> tuple[str, tuple[int, ...], bytes]:
+    """Read one array: type, shape, bytes. kind: a pattern of its type. Sizes are checked before memory is made."""
     try:
         found = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -233,14 +247,14 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str, dimensions: int, limi
         descr, shape = _header(member, name)
         if not re.fullmatch(kind, descr) or len(shape) != dimensions:
             raise ValueError(f"{name} is an array of {descr} with shape {shape}")
-        dtype = np.dtype(descr)
-        size = dtype.itemsize * math.prod(shape)
-        if size > limit:
-            raise ValueError(f"{name} holds {size} bytes, more than {limit}")
+        size = np.dtype(descr).itemsize * math.prod(shape)
+        # An array without elements can still be too long in one of its dimensions.
+        if max(size, *shape, 0) > limit:
+            raise ValueError(f"{name} holds {size} bytes in the shape {shape}, more than {limit}")
         payload = member.read(size)
         if len(payload) != size:
             raise ValueError(f"{name} ends early")
-        return np.frombuffer(payload, dtype).reshape(shape) if size else np.zeros(shape, dtype)
+        return descr, shape, payload
 
 
 def _header(member: IO[bytes], name: str) -> tuple[str, tuple[int, ...]]:

@@ -1,0 +1,313 @@
+"""An address is one function's alone: what guests try to take, what the host gives, and what is free again after it."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+
+import pytest
+
+from unit.bed import Bed, frame, send, take
+from virtfn.drivers.igb import VfPolicy
+from virtfn.drivers.igbvf import MailboxError, State
+from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, mac_words
+from virtfn.hw.i82576.fields import VTCTRL
+from virtfn.hw.pci import DevCtl, Pcie
+from virtfn.hw.types import Mac, parse_mac
+from virtfn.iovm.walk import capability_of
+from virtfn.machine.clock import MS_PS
+from virtfn.machine.ports import VirtfnError
+
+FIRST, SECOND = (parse_mac(f"02:00:00:00:00:1{n}") for n in (0, 1))
+GATEWAY, FIXED, OFFERED = (parse_mac(f"02:00:00:00:00:{n:02x}") for n in (0xFE, 0x55, 0x56))
+STRANGER = parse_mac("02:00:00:00:00:99")
+ACTIONS = (MacAction.SET, MacAction.ADD_FILTER)
+
+
+@pytest.fixture
+def bed():
+    """Guests a and b with VFs 0 and 1; of VFs 2 and 3, which nobody has yet, the addresses are decided."""
+    with Bed() as made:
+        made.igb.set_mac(2, FIXED)
+        made.igb.offer_mac(3, OFFERED)
+        yield made
+
+
+def asks(bed: Bed, n: int, action: MacAction, mac: Mac) -> bool:
+    word = Message.of(OPCODE=Opcode.SET_MAC, INFO=action).value
+    return bool(Message(bed.mailbox(n).ask([word, *mac_words(mac)])[0]).ACK)
+
+
+def leads(bed: Bed, mac: Mac) -> int:
+    """The pools that get frames to an address."""
+    entries = [bed.nic.port.l2switch.address(entry) for entry in range(24)]
+    return sum(rah.POOLSEL for found, rah in entries if rah.AV and found == mac)
+
+
+def hears(bed: Bed, n: int, target: Mac) -> bool:
+    """Tell whether guest `n` gets what the other of the two sends to an address."""
+    take(bed.driver(n))
+    send(bed.driver(1 - n), frame(target, bed.driver(1 - n).mac))
+    bed.serve()
+    return bool(take(bed.driver(n)))
+
+
+def may_send_as(bed: Bed, n: int, source: Mac) -> bool:
+    before = bed.drops(n).get("mac-spoof", 0)
+    send(bed.driver(n), frame(bed.driver(1 - n).mac, source))
+    bed.serve()
+    take(bed.driver(1 - n))
+    return bed.drops(n).get("mac-spoof", 0) == before
+
+
+# What guests try.
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("wanted", ["neighbour", "fixed", "offered", "pf"])
+def test_what_another_has_is_refused_with_trust_and_without(bed: Bed, wanted: str, trust: bool, action: MacAction):
+    mac = {"neighbour": SECOND, "fixed": FIXED, "offered": OFFERED, "pf": bed.igb.mac}[wanted]
+    before = leads(bed, mac)
+    bed.igb.set_trust(0, trust)
+    assert not asks(bed, 0, action, mac)
+    assert leads(bed, mac) == before
+    assert not before & 1
+    assert not may_send_as(bed, 0, mac)
+    if mac == SECOND:
+        assert hears(bed, 1, SECOND)
+        send(bed.driver(1), frame(SECOND, FIRST))
+        bed.serve()
+        assert take(bed.driver(0)) == []
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_nobody_has_takes_trust(bed: Bed, action: MacAction):
+    """The gateway's address is nobody's here: it is behind the wire."""
+    assert not asks(bed, 0, action, GATEWAY)
+    assert not hears(bed, 0, GATEWAY)
+    assert not may_send_as(bed, 0, GATEWAY)
+    bed.igb.set_trust(0, True)
+    assert asks(bed, 0, action, GATEWAY)
+    assert hears(bed, 0, GATEWAY)
+    assert may_send_as(bed, 0, GATEWAY)
+    assert not asks(bed, 1, action, GATEWAY)
+    bed.igb.set_trust(1, True)
+    assert not asks(bed, 1, action, GATEWAY), "the first trusted guest has it"
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("mac", [Mac(0), Mac((1 << 48) - 1), parse_mac("01:00:5e:00:00:01")])
+def test_no_address_and_group_addresses_are_nobodys(bed: Bed, mac: Mac, trust: bool):
+    bed.igb.set_trust(0, trust)
+    assert not any(asks(bed, 0, action, mac) for action in ACTIONS)
+    assert leads(bed, FIRST) == 1
+
+
+def test_the_given_address_stays_a_trusted_guests_own_beside_what_it_took(bed: Bed):
+    bed.igb.set_trust(0, True)
+    bed.igb.set_trust(1, True)
+    bed.driver(0).set_mac(STRANGER)
+    assert not asks(bed, 1, MacAction.SET, FIRST)
+    bed.driver(0).set_mac(FIRST)
+    assert leads(bed, STRANGER) == 0
+
+
+def test_what_a_guest_was_given_it_may_ask_for_again(bed: Bed):
+    """So does Linux's igbvf after each reset; a filter for it takes no entry."""
+    assert all(asks(bed, 0, action, FIRST) for action in ACTIONS)
+    assert leads(bed, FIRST) == 1
+
+
+def test_a_guest_without_an_address_gets_one_by_trust_only(bed: Bed):
+    bed.igb.release_vf(0)
+    bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    bed.driver(0).mac = Mac(0)
+    with pytest.raises(MailboxError, match="refuses SET_MAC"):
+        bed.driver(0).recover()
+    bed.igb.set_trust(0, True)
+    bed.driver(0).recover()
+    assert bed.driver(0).mac & 3 == 2, "unicast, locally administered"
+    assert bed.igb.addresses.of(0) == bed.driver(0).mac
+
+
+def test_whoever_assigns_without_an_address_offers_one_of_its_own_making(bed: Bed):
+    guest = bed.spare_guest()
+    bed.iovm.take_back(bed.vf(1))
+    bed.iovm.assign(bed.vf(1), guest)
+    mac = guest.nics[0].driver.mac
+    assert mac & 3 == 2
+    assert leads(bed, mac) == 2
+    assert bed.igb.addresses.of(1) == mac
+
+
+def test_a_lab_offers_nobody_what_it_fixes_for_another():
+    with Bed(policies='[{id: 1, mac-address: "02:00:00:00:00:10"}]') as bed:
+        assert bed.driver(1).mac == FIRST
+        assert bed.driver(0).mac == parse_mac("02:00:00:01:00:10")
+
+
+# The host comes first.
+
+
+@pytest.mark.parametrize("by", ["set_mac", "offer_mac"])
+@pytest.mark.parametrize("how", ACTIONS)
+def test_the_host_gives_away_what_a_trusted_guest_took(bed: Bed, how: MacAction, by: str):
+    bed.igb.set_trust(0, True)
+    assert asks(bed, 0, how, STRANGER)
+    getattr(bed.igb, by)(2, STRANGER)
+    assert leads(bed, STRANGER) == (4 if by == "set_mac" else 0), "VF 2 has a fixed one"
+    assert not may_send_as(bed, 0, STRANGER)
+    bed.driver(0).recover()
+    assert not asks(bed, 0, how, STRANGER)
+
+
+def test_a_guest_that_loses_its_address_is_told_and_learns_its_own(bed: Bed):
+    bed.igb.set_trust(0, True)
+    bed.driver(0).set_mac(STRANGER)
+    bed.igb.set_mac(1, STRANGER)
+    bed.serve()
+    assert bed.driver(0).state is State.RESET_NEEDED
+    assert bed.driver(1).state is State.RUNNING
+    for n in (0, 1):
+        bed.driver(n).recover()
+    for n, mac in enumerate((FIRST, STRANGER)):
+        assert bed.driver(n).mac == mac
+        assert hears(bed, n, mac)
+
+
+def test_without_trust_what_trust_allowed_ends(bed: Bed):
+    bed.igb.set_trust(0, True)
+    bed.driver(0).set_mac(STRANGER)
+    bed.driver(0).add_mac(GATEWAY)
+    bed.igb.set_trust(0, False)
+    bed.serve()
+    assert bed.driver(0).state is State.RESET_NEEDED
+    assert (leads(bed, STRANGER), leads(bed, GATEWAY), leads(bed, FIRST)) == (0, 0, 1)
+    bed.driver(0).recover()
+    assert bed.driver(0).mac == FIRST
+    assert bed.driver(0).further_macs == []
+
+
+@pytest.mark.parametrize("call", ["set_mac", "offer_mac"])
+@pytest.mark.parametrize("mac", ["neighbour", "fixed", "offered", "pf"])
+def test_what_the_host_gave_it_gives_to_nobody_else(bed: Bed, call: str, mac: str):
+    wanted = {"neighbour": SECOND, "fixed": FIXED, "offered": OFFERED, "pf": bed.igb.mac}[mac]
+    with pytest.raises(VirtfnError, match="already") as caught:
+        getattr(bed.igb, call)(0, wanted)
+    assert caught.value.errno_name == "EADDRINUSE"
+    assert leads(bed, FIRST) == 1
+    getattr(bed.igb, call)(1, SECOND)  # to the one who has it
+
+
+def test_an_address_no_longer_fixed_goes_back_to_the_offered_one(bed: Bed):
+    bed.igb.set_mac(0, STRANGER)
+    assert (leads(bed, STRANGER), leads(bed, FIRST)) == (1, 0)
+    bed.igb.set_mac(0, Mac(0))
+    assert (leads(bed, STRANGER), leads(bed, FIRST)) == (0, 1)
+
+
+# Free again.
+
+
+def test_further_addresses_are_free_after_their_guest_clears_them_or_resets(bed: Bed):
+    for n in (0, 1):
+        bed.igb.set_trust(n, True)
+    flr = capability_of(bed.iovm.pcim.bus, bed.vf(0).rid, Pcie)
+    for give_up in (
+        lambda: asks(bed, 0, MacAction.CLEAR_FILTERS, Mac(0)),
+        lambda: bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value),
+        lambda: flr.set(Pcie.DEVCTL, DevCtl.FLR.mask),
+        lambda: bed.igb.reset(),
+    ):
+        assert asks(bed, 0, MacAction.ADD_FILTER, STRANGER)
+        assert not asks(bed, 1, MacAction.SET, STRANGER)
+        give_up()
+        bed.clock.sleep(100 * MS_PS)
+        bed.serve()
+        if bed.driver(1).state is not State.RUNNING:
+            bed.driver(1).recover()
+        assert asks(bed, 1, MacAction.SET, STRANGER)
+        assert leads(bed, STRANGER) == 2
+        assert asks(bed, 1, MacAction.SET, SECOND)
+        bed.driver(0).recover()
+
+
+def test_everything_is_free_after_its_vf_is_taken_back(bed: Bed):
+    bed.igb.set_trust(0, True)
+    bed.driver(0).set_mac(STRANGER)
+    bed.driver(0).add_mac(GATEWAY)
+    bed.iovm.take_back(bed.vf(0))
+    bed.igb.set_trust(1, True)
+    assert all(asks(bed, 1, MacAction.SET, mac) for mac in (STRANGER, GATEWAY, FIRST))
+
+
+def test_a_choice_outlives_resets_and_stays_its_guests(bed: Bed):
+    bed.igb.set_policy(0, VfPolicy(mac=STRANGER, trust=True))
+    bed.driver(0).set_mac(GATEWAY)
+    bed.driver(0).recover()
+    assert bed.driver(0).mac == GATEWAY
+    bed.igb.reset()
+    bed.igb.set_trust(1, True)
+    bed.driver(1).recover()
+    assert not any(asks(bed, 1, MacAction.SET, mac) for mac in (GATEWAY, STRANGER))
+    bed.driver(0).recover()
+    assert bed.driver(0).mac == GATEWAY
+    assert bed.igb.policies[0].mac == STRANGER, "the host's word is the host's"
+
+
+# Room for further addresses.
+
+
+def test_three_further_addresses_and_no_more(bed: Bed):
+    bed.igb.set_trust(0, True)
+    driver = bed.driver(0)
+    for n in (0, 1, 1, 2):
+        driver.add_mac(Mac(STRANGER + (n << 40)))
+    with pytest.raises(MailboxError, match="refuses SET_MAC"):
+        driver.add_mac(Mac(STRANGER + (5 << 40)))
+    assert hears(bed, 0, STRANGER)
+    driver.clear_macs()
+    assert not hears(bed, 0, STRANGER)
+
+
+def test_no_guest_is_left_without_a_further_address():
+    with Bed([("pf0", n) for n in range(8)], total_vfs=8, memory_mib=4) as bed:
+        had = []
+        for n in range(8):
+            bed.igb.set_trust(n, True)
+            had.append(sum(asks(bed, n, MacAction.ADD_FILTER, Mac(0x80 + 8 * n + k << 40 | 2)) for k in range(5)))
+        assert had == [3, 3, 3, 2, 1, 1, 1, 1]
+        assert sum(bool(bed.nic.port.registers.peek(Regs.RAH, entry) >> 31) for entry in range(1, 16)) == 15
+
+
+def test_whatever_is_asked_each_address_leads_to_one_function():
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    with Bed(total_vfs=8) as bed:
+        igb, addresses = bed.igb, bed.igb.addresses
+        some = [igb.mac, *(Mac(0x20 + k << 40 | 2) for k in range(12))]
+        for step in range(3000):
+            n, mac = rng.randrange(8), rng.choice(some)
+            with suppress(VirtfnError):
+                match rng.randrange(8):
+                    case 0:
+                        igb.set_mac(n, rng.choice((mac, Mac(0))))
+                    case 1:
+                        igb.offer_mac(n, mac)
+                    case 2:
+                        igb.set_trust(n, rng.random() < 0.7)
+                    case 3 if step % 10 == 0:
+                        igb.release_vf(n)
+                    case 4 | 5:
+                        addresses.take(n, mac)
+                    case _:
+                        addresses.add(n, mac)
+            entries = [bed.nic.port.l2switch.address(entry) for entry in range(24)]
+            found = [(int(had), rah.POOLSEL) for had, rah in entries if rah.AV or had == igb.mac]
+            assert len(dict(found)) == len({*found}), "one function each"
+            for m, policy in enumerate(igb.policies):
+                own = {had for had, pools in found if pools >> m & 1 and had != igb.mac}
+                assert policy.trust or own == {addresses.of(m)} - {0}
+                assert addresses.of(m) == 0 or addresses.of(m) in own
