@@ -23,7 +23,7 @@ from virtfn.machine.captures import Frames
 from virtfn.machine.ports import Clock
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
-from virtfn.vmm.host import Host
+from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.hostaddresses import HostAddresses
 from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 
@@ -90,7 +90,7 @@ class Machine:
         self.lab = lab
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "embedded")
-        foreign_bytes = sum(2 * (guest.memory_mib << 20) for guest in lab.guests if guest.vmm == "qemu")
+        foreign = [guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "qemu"]
         tracer = Tracer(trace, clock) if trace is not None else None
         self.host = Host(
             clock,
@@ -99,7 +99,8 @@ class Machine:
             slots=len(lab.pfs),
             iotlb_entries=lab.iommu.iotlb_entries,
             remapping=remapping,
-            foreign_bytes=foreign_bytes,
+            foreign_bytes=sum(map(room_for, foreign)),
+            foreign_functions=len(foreign),
         )
         self._remapping = remapping
         self.pcim = Pcim(self.host.root, clock)

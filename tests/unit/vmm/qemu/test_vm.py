@@ -40,7 +40,7 @@ class PlayedQemu:
     """
 
     def __init__(self, vm_of, folder: Path) -> None:
-        self.machine = SimpleNamespace(name="a")
+        self.machine = SimpleNamespace(name="a", memory_mib=256)
         self.folder = folder
         self.running = True
         self.at_rest = False
@@ -155,7 +155,7 @@ def test_functions_that_come_and_go_leave_nothing(setting, cycles, surprise):
             before = setting.left()
     assert setting.left() == before
     setting.vm.close()
-    assert not setting.host.memory._adopted
+    assert not setting.vm._files._room._adopted
 
 
 @pytest.mark.parametrize("fate", ["refuses", "dies", "leaves", "keeps"])
