@@ -34,7 +34,7 @@ from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import MOST_TABLES, Host
 from virtfn.vmm.mirror import Mirror
-from virtfn.vmm.vfio_user import Client, Irq, IrqIndex, Limits, Region, RegionIndex, Server, VfioUserDevice, split
+from virtfn.vmm.vfio_user import Client, Irq, Limits, Region, RegionIndex, Server, VfioUserDevice, split
 
 __all__ = ["ServedFunction", "SharedFiles"]
 
@@ -200,8 +200,8 @@ class ServedFunction(VfioUserDevice):
         return found
 
     def irqs(self) -> dict[int, Irq]:
-        """Tell the interrupt types that QEMU handles: none but its own; MSI-X goes by messages."""
-        return {IrqIndex.ERR: Irq(1), IrqIndex.REQ: Irq(1)}
+        """Tell the interrupt types that QEMU handles: none. MSI-X goes by messages; errors and requests never come."""
+        return {}
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read registers or configuration space."""
