@@ -15,6 +15,7 @@ Spec: unix(7), cmsg(3), socket(7): SO_LINGER, SO_PASSRIGHTS.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import queue
@@ -28,6 +29,7 @@ __all__ = [
     "Closer",
     "close_listening",
     "close_socket",
+    "receive_into",
     "refuse_rights",
     "take_all_rights",
 ]
@@ -99,6 +101,15 @@ def refuse_rights(sock: socket.socket) -> None:
     """Let nobody send descriptors to a UNIX socket, as far as the kernel knows how; they are refused with EPERM."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def receive_into(sock: socket.socket, target: memoryview, closer: Closer) -> tuple[int, bool]:
+    """Read what a socket has; return how many bytes, and whether descriptors came, which nobody wants."""
+    got, ancillary, _, _ = sock.recvmsg_into([target], RIGHTS_ROOM, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    for _, _, content in ancillary:
+        for fd in array.array("i", content):
+            closer.close(fd)
+    return got, bool(ancillary)
 
 
 def close_socket(sock: socket.socket, closer: Closer) -> None:

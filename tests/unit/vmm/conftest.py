@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from unit.waits import watching
+
 
 @pytest.fixture
 def hurry():
@@ -24,3 +26,13 @@ def hurry():
             signal.signal(signal.SIGALRM, before)
 
     return within
+
+
+@pytest.fixture(autouse=True)
+def _nothing_waits(request):
+    """Look at every call on what others hold, in all tests of this folder."""
+    if "qemu" in request.path.parts or request.path.name == "test_nothing_waits.py":  # asyncio polls in its own thread
+        yield None
+        return
+    with watching() as watched:
+        yield watched
