@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from unit.board import SILICON_MAC
-from unit.vmm.vfio_user.peer import Peer, ToldError, memory_file, open_fds, settle
+from unit.vmm.vfio_user.peer import TRIGGER_FD, Peer, ToldError, memory_file, open_fds, settle
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.hw.types import Iova
 from virtfn.hw.vtd.tables import FaultReason
@@ -20,7 +20,8 @@ from virtfn.machine.memory import CHUNK
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.vmm.host import MOST_TABLES, Host, room_for
 from virtfn.vmm.served import ServedFunction, SharedFiles
-from virtfn.vmm.vfio_user.messages import REGION_INFO, Command
+from virtfn.vmm.vfio_user import IrqIndex
+from virtfn.vmm.vfio_user.messages import IRQ_INFO, REGION_INFO, Command
 
 BAR0, BAR3, CONFIG = 0, 3, 7
 MSIX = 0x70
@@ -96,6 +97,20 @@ def test_msi_x_is_hidden_until_the_first_reset_and_again_for_the_next_machine(be
             peer.call(Command.DEVICE_RESET)
             assert peer.read(CONFIG, MSIX, 1) == b"\x11"
             assert peer.read(CONFIG, MSIX - 1, 3)[1:2] == b"\x11"
+
+
+def test_it_offers_no_eventfd_to_be_signalled(bench, peer):
+    event = os.eventfd(0)
+    for index in range(5):
+        with pytest.raises(ToldError) as caught:
+            peer.set_irqs(TRIGGER_FD, index, 0, 1, fds=[event])
+        assert caught.value.errno == errno.EINVAL
+        if index == IrqIndex.ERR:  # QEMU complains of a count of none, of an error it does not
+            with pytest.raises(ToldError):
+                peer.call(Command.DEVICE_GET_IRQ_INFO, IRQ_INFO.pack(16, 0, index, 0))
+        else:
+            assert IRQ_INFO.unpack(peer.call(Command.DEVICE_GET_IRQ_INFO, IRQ_INFO.pack(16, 0, index, 0)))[3] == 0
+    os.close(event)
 
 
 def test_only_its_own_ring_pages_can_be_mapped(bench, peer):
