@@ -433,7 +433,7 @@ def seen(counters: dict[str, int]) -> None:
     assert all(counters.get(command.name, 0) > 0 for command in Command)
     reasons = {name for name in counters if name.startswith("refused:")}
     assert len(reasons) > 20, reasons
-    for name in ("refused:map-can-shrink", "refused:map-not-a-file", "refused:map-beyond-file", "refused:map-overlaps",
+    for name in ("refused:map-can-shrink", "refused:map-not-a-memfd", "refused:map-beyond-file", "refused:map-overlaps",
                  "refused:irq-not-an-eventfd", "dropped:oversized-message", "dropped:unknown-message-type",
                  "dropped:too-many-fds", "dropped:no-version", "turned-away", "fds-not-wanted", "done:0"):  # fmt: skip
         assert counters.get(name, 0) > 0, name

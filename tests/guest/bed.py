@@ -27,7 +27,7 @@ from virtfn.iovm.pfdriver import start_igb
 from virtfn.kernels.port import wire_in
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS, WallClock
-from virtfn.vmm.host import Host
+from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Machine, Outcome, Qemu, QemuGuest, Watch, choose_acceleration
 from virtfn.vmm.qemu.image import Image
@@ -38,7 +38,6 @@ from virtfn.vmm.uplink import Wire
 _CLOSED_WHILE_RESETTING = re.compile(r"\[ cut here \](?:(?!cut here).)*? igbvf_close\+.*?end trace", re.DOTALL)
 _COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|NETDEV WATCHDOG|Tx Unit Hang|lost CTS|DMAR:.*fault")
 CARD_MAC = parse_mac("00:1b:21:2b:46:e0")
-SLACK = 64 << 20
 
 
 def guest_mac(n: int) -> Mac:
@@ -79,7 +78,7 @@ class LinuxBed:
         self.acceleration = choose_acceleration(qemu, image.kernel)
         # A guest that is replaced after a crash needs room beside the one that is gone.
         self.host = Host(
-            WallClock(), 16 << 20, slots=1, foreign_bytes=copies * max(guests, 1) * (memory_mib << 20) + SLACK
+            WallClock(), 16 << 20, slots=1, foreign_bytes=copies * max(guests, 1) * room_for(memory_mib << 20)
         )
         self._stack.callback(self.host.close)
         self.nic = Nic82576(self.host, self.host.iommu.iommu, Card(CARD_MAC, total_vfs=vfs or max(guests, 1)))

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from virtfn import private
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.closing import refuse_rights
 
 __all__ = ["Control", "Handler", "Params", "ask", "running_labs"]
 
@@ -72,6 +73,7 @@ class Control:
         self._file = _check_name(name) + _SUFFIX
         self._folder = os.open(_private_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        refuse_rights(self._listener)  # those who connect inherit it
         try:
             with _locked(self._folder):
                 self._identity = self._bind(name)

@@ -5,6 +5,7 @@ cards in slots -> scan -> PF drivers -> VFs -> guests -> VF assigned, plugged, p
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,13 +24,14 @@ from virtfn.machine.captures import Frames
 from virtfn.machine.ports import Clock
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
-from virtfn.vmm.host import Host
+from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.hostaddresses import HostAddresses
 from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 
 __all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "function_name"]
 
 _CARD_MAC = Mac(0x00_00_01_00_76_02)
+_DESCRIPTORS = 1 << 16
 _GUEST_MAC = (
     0x00_00_00_00_00_02  # 02:00:00:tt:ss:nn, ss the PF, nn from 10h the VF, tt 0 but where a lab has given that
 )
@@ -92,7 +94,9 @@ class Machine:
         self.lab = lab
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "embedded")
-        foreign_bytes = sum(2 * (guest.memory_mib << 20) for guest in lab.guests if guest.vmm == "qemu")
+        foreign = [guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "qemu"]
+        if foreign:
+            _allow_descriptors()
         tracer = Tracer(trace, clock) if trace is not None else None
         self.host = Host(
             clock,
@@ -101,7 +105,8 @@ class Machine:
             slots=len(lab.pfs),
             iotlb_entries=lab.iommu.iotlb_entries,
             remapping=remapping,
-            foreign_bytes=foreign_bytes,
+            foreign_bytes=sum(map(room_for, foreign)),
+            foreign_functions=len(foreign),
         )
         self._remapping = remapping
         self.pcim = Pcim(self.host.root, clock)
@@ -273,6 +278,14 @@ class Machine:
         self._cards.clear()
         self.pfs.clear()
         self.host.close()
+
+
+def _allow_descriptors() -> None:
+    """Let this process have more descriptors than the usual 1,024: a hostile machine can take a few hundred."""
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
+    if few != resource.RLIM_INFINITY and few < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def card_mac(number: int) -> Mac:

@@ -17,14 +17,15 @@ from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row
 from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
 from virtfn.kernels.port import enable_vectors
-from virtfn.kernels.posix import peek_bytes, receive_bytes, send_bytes
+from virtfn.kernels.posix import MSGHDR_BYTES, peek_bytes, receive_bytes, send_bytes
 from virtfn.kernels.ring import TAIL
 from virtfn.kernels.state import POOLS, VECTORS
 
 __all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "link_at", "send_vectors", "take_write"]
 
 ROUTES = 32
-SCRATCH_BYTES = 64  # for a message
+_MESSAGE_BYTES = 64
+SCRATCH_BYTES = _MESSAGE_BYTES + MSGHDR_BYTES
 _ROUTE = row_of("address message guest_address guest_message")
 LINK = np.dtype(
     [
@@ -55,7 +56,7 @@ def take_write(nic: Row, link: Row, scratch: int) -> bool:
     scratch: address of SCRATCH_BYTES.
     """
     own = link.link
-    if peek_bytes(own.fd, scratch, _WRITE_BYTES) != _WRITE_BYTES:
+    if peek_bytes(own.fd, scratch, _WRITE_BYTES, scratch + _MESSAGE_BYTES) != _WRITE_BYTES:
         return False
     flags = load32(scratch + 8)
     if (

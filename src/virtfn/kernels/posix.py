@@ -9,6 +9,7 @@ from __future__ import annotations
 from virtfn.kernels._jit import kernel, libc, load64, store64, touch
 
 __all__ = [
+    "MSGHDR_BYTES",
     "POLLIN",
     "REVENTS_LSB",
     "monotonic_ps",
@@ -25,10 +26,14 @@ REVENTS_LSB = 48
 _S_NS = 1_000_000_000
 _CLOCK_MONOTONIC = 1
 _PR_SET_TIMERSLACK = 29
-_MSG_PEEK, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x2, 0x40, 0x4000
+_MSG_PEEK, _MSG_CTRUNC, _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x2, 0x8, 0x40, 0x4000
+# struct msghdr (name and its length, pieces and their number, control data and its length, flags), then one iovec.
+_PIECES, _COUNT, _FLAGS, _IOVEC = 16, 24, 48, 56
+MSGHDR_BYTES = 72
 
 _ppoll = libc("ppoll", 64, 64, 64, 64, returns=32)
 _recv = libc("recv", 32, 64, 64, 32)
+_recvmsg = libc("recvmsg", 32, 64, 32)
 _send = libc("send", 32, 64, 64, 32)
 _prctl = libc("prctl", 32, 64, returns=32)
 _clock_gettime = libc("clock_gettime", 32, 64, returns=32)
@@ -62,15 +67,26 @@ def poll(asked: int, count: int, limit_ps: int, scratch: int) -> int:
 
 
 @kernel
-def peek_bytes(fd: int, target: int, size: int) -> int:
-    """Look at what a socket has, without taking it. Returns the bytes that are there, below 0 if none."""
+def peek_bytes(fd: int, target: int, size: int, scratch: int) -> int:
+    """Look at what a socket has, without taking it. scratch: address of MSGHDR_BYTES.
+
+    Returns the bytes that are there, below 0 if none, or if descriptors come with them: whoever takes such bytes and
+    not the descriptors closes them, and may wait for that as long as the sender likes.
+    """
+    for at in range(0, MSGHDR_BYTES, 8):
+        store64(scratch + at, 0)
+    store64(scratch + _PIECES, scratch + _IOVEC)
+    store64(scratch + _COUNT, 1)
+    store64(scratch + _IOVEC, target)
+    store64(scratch + _IOVEC + 8, size)
     touch(target, size, 1)
-    return _recv(fd, target, size, _MSG_PEEK | _MSG_DONTWAIT)
+    got = _recvmsg(fd, scratch, _MSG_PEEK | _MSG_DONTWAIT)
+    return -1 if load64(scratch + _FLAGS) & _MSG_CTRUNC else got
 
 
 @kernel
 def receive_bytes(fd: int, target: int, size: int) -> int:
-    """Take up to `size` bytes from a socket, as many as are there."""
+    """Take up to `size` bytes from a socket, as many as are there; no descriptors may come with them."""
     touch(target, size, 1)
     return _recv(fd, target, size, _MSG_DONTWAIT)
 

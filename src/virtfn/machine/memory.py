@@ -7,7 +7,8 @@ physical memory is made of chunks of it, taken in shuffled order:
     guest view      | c0 | c1 | c2 | ...                   one contiguous range: the CPU's own second-level paging
 
 The guest's drivers use the view, as a CPU does through nested paging; devices go through the IOMMU to the scattered
-chunks. Memory that other processes share (a virtual machine's) gets addresses in the same range, behind our own.
+chunks. Memory that other processes share (virtual machines') gets addresses in the same range, behind our own: each
+machine has a room there, of a size that is fixed before it says anything.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from virtfn.hw.types import Gpa, Hpa, Hva
 from virtfn.kernels.ranges import forget_memory, machine_memory, raw_memory
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "SharedRegion", "view_bytes"]
+__all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "Room", "SharedRegion", "view_bytes"]
 
 PAGE = 4096
 CHUNK = 2 << 20
@@ -59,6 +60,38 @@ def view_bytes(address: int, size: int) -> npt.NDArray[np.uint8]:
     return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
 
 
+def _leave_empty(address: int, size: int) -> None:
+    """Back addresses by nothing in particular: whoever is let through to them by mistake does no harm."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+    _map(address, size, _RW, flags, -1, 0)
+
+
+class _Holes:
+    """What is left of a range of addresses: first fit, whole chunks."""
+
+    def __init__(self, start: int, size: int) -> None:
+        self._free = [(start, size)]
+
+    def take(self, size: int) -> int | None:
+        """Take so many bytes; return where they start, or None if nowhere so many are left in one piece."""
+        wanted = -(-size // CHUNK) * CHUNK
+        for i, (start, length) in enumerate(self._free):
+            if wanted <= length:
+                self._free[i] = start + wanted, length - wanted
+                return start
+        return None
+
+    def give_back(self, start: int, size: int) -> None:
+        """Give them back."""
+        merged: list[tuple[int, int]] = []
+        for hole in sorted([*self._free, (start, -(-size // CHUNK) * CHUNK)]):
+            if merged and sum(merged[-1]) == hole[0]:
+                merged[-1] = merged[-1][0], merged[-1][1] + hole[1]
+            else:
+                merged.append(hole)
+        self._free = merged
+
+
 class HostMemory:
     """All physical memory of the software machine: `size` bytes, handed out in aligned pieces, and `foreign` of others.
 
@@ -77,7 +110,7 @@ class HostMemory:
             os.ftruncate(self.fd, own)
             _map(self.base, own, _RW, mmap.MAP_SHARED | _MAP_FIXED, self.fd, 0)
             if self.size > own:
-                self._leave_empty(own, self.size - own)
+                _leave_empty(self.base + own, self.size - own)
         except VirtfnError:
             _libc.munmap(*self._reserved)
             os.close(self.fd)
@@ -85,8 +118,7 @@ class HostMemory:
         self.bytes = view_bytes(self.base, self.size)
         machine_memory(self.base, self.size, _MACHINE)
         self._chunks = list(range(0, own, CHUNK))
-        self._holes = [(own, self.size - own)]
-        self._adopted: dict[Hpa, int] = {}
+        self._holes = _Holes(own, self.size - own)
         self._pages: list[int] = []
         self._closed = False
 
@@ -133,47 +165,18 @@ class HostMemory:
         """Give a page back."""
         self._pages.append(page)
 
-    def adopt(self, fd: int, size: int) -> Hpa:
-        """Give the first `size` bytes of another's file addresses here, starting with a chunk; the file may be closed.
+    def room(self, size: int) -> Room:
+        """Set addresses aside for what one virtual machine shares, `size` bytes of it at most.
 
-        The file must not shrink as long as it is adopted. Raises VirtfnError when there is no room for it, or the file
-        cannot be mapped for reading and writing.
+        Raises VirtfnError when there are not so many left.
         """
-        wanted = -(-size // CHUNK) * CHUNK
-        for i, (start, length) in enumerate(self._holes):
-            if wanted <= length:
-                where = Hpa(self.base + start)
-                try:
-                    _map(where, size, _RW, mmap.MAP_SHARED | _MAP_FIXED | _MAP_NORESERVE, fd, 0)
-                except VirtfnError:
-                    self._leave_empty(start, wanted)  # what was there may be gone
-                    raise
-                self._holes[i] = start + wanted, length - wanted
-                self._adopted[where] = wanted
-                return where
-        raise VirtfnError(f"no addresses are left for {size} bytes of a virtual machine", errno_name="ENOMEM")
-
-    def abandon(self, where: Hpa) -> None:
-        """Let go of a file that was adopted: from now on its addresses read zero, and writes there are lost.
-
-        Raises VirtfnError if nothing was adopted there.
-        """
-        if where not in self._adopted:
-            raise VirtfnError(f"nothing was adopted at {where:#x}", errno_name="EINVAL")
-        size, start = self._adopted.pop(where), where - self.base
-        self._leave_empty(start, size)
-        holes: list[tuple[int, int]] = []
-        for hole in sorted([*self._holes, (start, size)]):
-            if holes and sum(holes[-1]) == hole[0]:
-                holes[-1] = holes[-1][0], holes[-1][1] + hole[1]
-            else:
-                holes.append(hole)
-        self._holes = holes
-
-    def _leave_empty(self, start: int, size: int) -> None:
-        """Back addresses by nothing in particular: whoever is let through to them by mistake does no harm."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-        _map(self.base + start, size, _RW, flags, -1, 0)
+        start = self._holes.take(size)
+        if start is None:
+            raise VirtfnError(
+                f"no room is left for {size >> 20} MiB of a virtual machine's; give the host more foreign_bytes",
+                errno_name="ENOMEM",
+            )
+        return Room(self, start, size, self._holes)
 
     def contains(self, address: int, size: int = 1) -> bool:
         """Tell whether `size` bytes at `address` are memory of this machine."""
@@ -187,6 +190,64 @@ class HostMemory:
             self.bytes = np.zeros(0, np.uint8)
             _libc.munmap(*self._reserved)
             os.close(self.fd)
+
+
+class Room:
+    """Addresses in the host's memory for the files that one virtual machine shares. Made by `HostMemory.room`.
+
+    What the machine does with its files, takes and breaks up its own room, and nobody else's.
+    """
+
+    def __init__(self, memory: HostMemory, start: int, size: int, outer: _Holes) -> None:
+        self.size = size
+        self._base = memory.base
+        self._start = start
+        self._outer = outer
+        self._holes = _Holes(start, -(-size // CHUNK) * CHUNK)
+        self._adopted: dict[Hpa, int] = {}
+
+    def adopt(self, fd: int, size: int) -> Hpa:
+        """Give the first `size` bytes of a file addresses here, starting with a chunk; the file may be closed.
+
+        The file must not shrink as long as it is adopted. Raises VirtfnError when there is no room for it, or it cannot
+        be mapped for reading and writing.
+        """
+        start = self._holes.take(size)
+        if start is None:
+            raise VirtfnError(
+                f"{size >> 20} MiB do not fit beside what the virtual machine shares already: it may share "
+                f"{self.size >> 20} MiB in all",
+                errno_name="ENOMEM",
+            )
+        where = Hpa(self._base + start)
+        try:
+            _map(where, size, _RW, mmap.MAP_SHARED | _MAP_FIXED | _MAP_NORESERVE, fd, 0)
+        except VirtfnError:
+            self._empty(start, size)  # what was there may be gone
+            raise
+        self._adopted[where] = size
+        return where
+
+    def abandon(self, where: Hpa) -> None:
+        """Let go of a file that was adopted: from now on its addresses read zero, and writes there are lost.
+
+        Raises VirtfnError if nothing was adopted there.
+        """
+        if where not in self._adopted:
+            raise VirtfnError(f"nothing was adopted at {where:#x}", errno_name="EINVAL")
+        self._empty(where - self._base, self._adopted.pop(where))
+
+    def _empty(self, start: int, size: int) -> None:
+        _leave_empty(self._base + start, -(-size // CHUNK) * CHUNK)
+        self._holes.give_back(start, size)
+
+    def close(self) -> None:
+        """Let go of all files, and give the room back. Closing twice is harmless."""
+        for where in list(self._adopted):
+            self.abandon(where)
+        if self.size:
+            self._outer.give_back(self._start, self.size)
+            self.size = 0
 
 
 class GuestMemory:

@@ -15,14 +15,26 @@ from virtfn.drivers.vtd import VtdDriver
 from virtfn.drivers.vtdirq import ENTRIES, InterruptTable
 from virtfn.hw.types import Hva, Iova, Ps, Rid
 from virtfn.machine.irq import APIC_BASE, InterruptController
-from virtfn.machine.memory import CHUNK, HostMemory
+from virtfn.machine.memory import CHUNK, PAGE, HostMemory
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.rootcomplex import RootComplex
 from virtfn.machine.trace import Tracer
 
-__all__ = ["Host", "HostBar"]
+__all__ = ["MOST_TABLES", "Host", "HostBar", "room_for"]
 
-_OWN_MEMORY = 16 * CHUNK  # translation tables
+_OWN_MEMORY = 16 * CHUNK  # tables for guests of this process, and for interrupts
+# Translation tables of a foreign function. All wait while one access is done: what one machine asks for stays small.
+# With memory in pages of 2 MiB, as it comes, this is enough for hundreds of gigabytes.
+MOST_TABLES = 512
+
+
+def room_for(memory_bytes: int) -> int:
+    """Return how many foreign bytes a virtual machine with so much memory has to itself: twice as many.
+
+    It shares its memory as one file. Where it is not shared, each function has a mirror of it, and of the machine's
+    other ranges, each in a file of its own.
+    """
+    return 2 * memory_bytes
 
 
 class Host:
@@ -30,7 +42,8 @@ class Host:
 
     guest_bytes: memory that guests will have in all. seed: of everything shuffled. iotlb_entries: a power of two.
     remapping: off, devices reach all memory by host addresses, and raise any vector by compatibility messages.
-    foreign_bytes: room for memory that virtual machines of other processes share.
+    foreign_bytes: room for memory that virtual machines of other processes share, `room_for` each. foreign_functions:
+    how many functions they have at most; each gets translation tables in this host's memory.
     """
 
     def __init__(
@@ -43,10 +56,12 @@ class Host:
         iotlb_entries: int = 1024,
         remapping: bool = True,
         foreign_bytes: int = 0,
+        foreign_functions: int = 8,
     ) -> None:
         self.clock = clock
         self.random = random.Random(seed)
-        self.memory = HostMemory(guest_bytes + _OWN_MEMORY, foreign_bytes)
+        own = _OWN_MEMORY + (foreign_functions * MOST_TABLES * PAGE if foreign_bytes else 0)
+        self.memory = HostMemory(guest_bytes + own, foreign_bytes)
         self.interrupts = InterruptController()
         self.iommu = IommuUnit(
             self.memory, iotlb_entries, send=self._own_interrupt, deliver=self.interrupts.deliver, clock=clock

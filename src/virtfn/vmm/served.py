@@ -33,33 +33,35 @@ from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
-from virtfn.vmm.host import Host
+from virtfn.vmm.host import MOST_TABLES, Host
 from virtfn.vmm.mirror import Mirror
-from virtfn.vmm.vfio_user import Client, Irq, IrqIndex, Limits, Region, RegionIndex, Server, VfioUserDevice, split
+from virtfn.vmm.vfio_user import Client, Irq, Limits, Region, RegionIndex, Server, VfioUserDevice, split
 
 __all__ = ["ServedFunction", "SharedFiles"]
 
 _VENDOR_SPECIFIC = 0x09
-# Tables are of the host's memory, and all wait while one access is done: what one machine asks for stays small. With
-# memory in pages of 2 MiB, as it comes, this is enough for hundreds of gigabytes.
-_MOST_TABLES = 512
 _MOST_IN_PIECES = 2 * CHUNK
+_MOST_FILES = 256  # a mirror of memory that is not shared has one for each range
 _LIMITS = Limits(max_data_xfer_size=4096)
 
 
 class SharedFiles:
-    """Memory files of a virtual machine, each with addresses of ours as long as anything of it is mapped."""
+    """Memory files of a virtual machine, each with addresses of ours as long as anything of it is mapped.
 
-    def __init__(self, memory: HostMemory) -> None:
-        self._memory = memory
+    room: bytes that they may have together; they are set aside, whatever other machines do. Raises VirtfnError when
+    there are not so many left.
+    """
+
+    def __init__(self, memory: HostMemory, room: int) -> None:
+        self._room = memory.room(room)
         self._files: dict[tuple[int, int], tuple[Hpa, int]] = {}
         self._users: dict[tuple[int, int], int] = {}
 
     def take(self, fd: int, end: int) -> tuple[tuple[int, int], Hpa]:
         """Use the first `end` bytes of a file once more; return its identity, and where it starts.
 
-        Raises VirtfnError when there are no addresses left for it, or it has grown to that size while it was in use:
-        behind what it had, addresses are others'.
+        Raises VirtfnError when the machine has no room left for it, or too many files, or it has grown to that size
+        while it was in use: behind what it had, addresses are others'.
         """
         state = os.fstat(fd)
         key = state.st_dev, state.st_ino
@@ -69,7 +71,9 @@ class SharedFiles:
             # A file that nobody uses is kept until room is needed: a guest that boots comes back to it many times.
             for idle in [k for k, users in self._users.items() if not users]:
                 self._forget(idle)
-            self._files[key] = self._memory.adopt(fd, state.st_size), state.st_size
+            if len(self._files) == _MOST_FILES:
+                raise VirtfnError(f"a virtual machine shares up to {_MOST_FILES} files", errno_name="ENOSPC")
+            self._files[key] = self._room.adopt(fd, state.st_size), state.st_size
             self._users[key] = 0
         start, size = self._files[key]
         if end > size:
@@ -82,12 +86,13 @@ class SharedFiles:
         self._users[key] -= 1
 
     def close(self) -> None:
-        """Let go of all files; nothing may be mapped from them any more."""
+        """Let go of all files, and of the room; nothing may be mapped from them any more."""
         for key in list(self._files):
             self._forget(key)
+        self._room.close()
 
     def _forget(self, key: tuple[int, int]) -> None:
-        self._memory.abandon(self._files.pop(key)[0])
+        self._room.abandon(self._files.pop(key)[0])
         del self._users[key]
 
 
@@ -114,7 +119,7 @@ class ServedFunction(VfioUserDevice):
     ) -> None:
         self._host = host
         self._domain = domain
-        domain.tables.most = _MOST_TABLES
+        domain.tables.most = MOST_TABLES
         self._files = files
         self._bars = {bar: size for bar, (size, _) in size_bars(config).items()}
         self._client: Client | None = None
@@ -197,8 +202,8 @@ class ServedFunction(VfioUserDevice):
         return found
 
     def irqs(self) -> dict[int, Irq]:
-        """Tell the interrupt types that QEMU handles: none but its own; MSI-X goes by messages."""
-        return {IrqIndex.ERR: Irq(1), IrqIndex.REQ: Irq(1)}
+        """Tell the interrupt types that QEMU handles: none. MSI-X goes by messages; errors and requests never come."""
+        return {}
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
         """Read registers or configuration space."""

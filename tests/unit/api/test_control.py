@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -242,3 +243,16 @@ def test_nothing_stays_open() -> None:
                 Control("lab", {})
     assert len(os.listdir("/proc/self/fd")) == before
     assert control.running_labs() == []
+
+
+def test_nobody_sends_descriptors(runtime: Path) -> None:
+    """To close what came, a lab could have to wait; a kernel that knows how refuses it to the sender."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, 83, 0)
+        except OSError:
+            pytest.skip("this kernel has no SO_PASSRIGHTS")
+    with lab(), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(runtime / "virtfn" / "lab.sock"))
+        with pytest.raises(PermissionError):
+            client.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [client.fileno()]))])

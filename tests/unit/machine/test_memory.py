@@ -154,33 +154,57 @@ def test_pages_that_are_withdrawn_are_out_of_reach_and_keep_what_they_hold():
 
 def test_memory_of_others_has_addresses_here():
     host = HostMemory(CHUNK, foreign=6 * CHUNK)
+    room = host.room(6 * CHUNK)
     fd = os.memfd_create("other")
     os.ftruncate(fd, 3 * CHUNK)
-    where = host.adopt(fd, 3 * CHUNK)
+    where = room.adopt(fd, 3 * CHUNK)
     assert where == host.base + CHUNK
     assert host.contains(where, 3 * CHUNK)
     os.pwrite(fd, b"theirs", 5)
     assert host.bytes[CHUNK + 5 : CHUNK + 11].tobytes() == b"theirs"
     host.bytes[CHUNK] = 7
     assert os.pread(fd, 1, 0) == b"\x07"
-    second = host.adopt(fd, PAGE)
-    with pytest.raises(VirtfnError, match="no addresses") as caught:
-        host.adopt(fd, 3 * CHUNK)
+    second = room.adopt(fd, PAGE)
+    with pytest.raises(VirtfnError, match="it may share 12 MiB in all") as caught:
+        room.adopt(fd, 3 * CHUNK)
     assert caught.value.errno_name == "ENOMEM"
-    host.abandon(where)
+    room.abandon(where)
     assert not host.bytes[CHUNK : 4 * CHUNK].any()
     host.bytes[CHUNK] = 9
     assert os.pread(fd, 1, 0) == b"\x07"
-    host.abandon(second)
+    room.abandon(second)
     with pytest.raises(VirtfnError, match="nothing was adopted"):
-        host.abandon(second)
-    assert host.adopt(fd, 6 * CHUNK) == where, "the holes are one again"
+        room.abandon(second)
+    assert room.adopt(fd, 6 * CHUNK) == where, "the holes are one again"
     read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
-    host.abandon(where)
+    room.abandon(where)
     with pytest.raises(VirtfnError, match="cannot map") as caught:
-        host.adopt(read_only, CHUNK)
+        room.adopt(read_only, CHUNK)
     assert caught.value.errno_name == "EACCES"
     assert len(host.alloc_chunks(1)) == 1
     host.close()
     os.close(read_only)
+    os.close(fd)
+
+
+def test_each_machine_has_a_room_of_its_own():
+    host = HostMemory(CHUNK, foreign=8 * CHUNK)
+    greedy, other = host.room(4 * CHUNK), host.room(3 * CHUNK + 1)
+    with pytest.raises(VirtfnError, match="foreign_bytes") as caught:
+        host.room(CHUNK)
+    assert caught.value.errno_name == "ENOMEM"
+    fd = os.memfd_create("other")
+    os.ftruncate(fd, 8 * CHUNK)
+    with pytest.raises(VirtfnError, match="it may share 8 MiB in all"):
+        greedy.adopt(fd, 8 * CHUNK)
+    pieces = [greedy.adopt(fd, 1) for _ in range(4)]
+    for piece in pieces[::2]:
+        greedy.abandon(piece)
+    with pytest.raises(VirtfnError, match="in all"):
+        greedy.adopt(fd, 2 * CHUNK)  # in two pieces
+    assert other.adopt(fd, 3 * CHUNK + 1)
+    for room in (greedy, other, other):
+        room.close()
+    assert host.room(8 * CHUNK).adopt(fd, 8 * CHUNK)
+    host.close()
     os.close(fd)

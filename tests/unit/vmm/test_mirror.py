@@ -584,7 +584,7 @@ def test_memory_without_room_is_refused_by_the_iommu_alone(net):
             net.functions[0].serve(8)
         assert net.functions[0].mirror.counters == {"no-room": 3}
         assert open_fds() == before
-        assert not net.host.memory._adopted
+        assert not net.files._room._adopted
         peer.map(1 << 30, CHUNK)
         net.functions[0].serve(8)
         assert net.dma(0, 1 << 30) == bytes(4)

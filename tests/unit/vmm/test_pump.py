@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from unit.vmm.test_served import BAR0, BAR3, CONFIG, MESSAGE_ADDRESS, Bench, enable
-from unit.vmm.vfio_user.peer import Peer, memory_file, open_fds
+from unit.vmm.vfio_user.peer import Lingering, Peer, memory_file, open_fds, settle
 from virtfn.hw.i82576 import Regs
 from virtfn.kernels.posix import POLLIN, monotonic_ps, poll, wake_promptly
 from virtfn.kernels.ranges import address_of
@@ -212,9 +212,26 @@ def test_descriptors_that_nobody_wants_are_closed(line):
     before = open_fds()
     line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2), [fd, fd])
     line.run()
+    assert heard(line.peers[0]) == b"", "it is left to whoever can close them without waiting"
+    line.pump.turn()
     assert heard(line.peers[0])
+    settle(line.bench.functions[0].server)
     assert open_fds() == before
     os.close(fd)
+
+
+def test_a_descriptor_that_nobody_can_close_holds_nothing_up(line, hurry):
+    server, lingering = line.bench.functions[0].server, Lingering()
+    with hurry(5):
+        message = HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0) + write(EIMS, 7)
+        lingering.put(line.peers[0].sock, message)
+        line.run()
+        line.pump.turn()
+        line.run()
+        assert heard(line.peers[0]) == HEADER.pack(9, Command.REGION_WRITE, 32, REPLY, 0) + write(EIMS, 7)[:16]
+    assert server.closing == 1
+    lingering.release()
+    settle(server)
 
 
 def test_a_client_that_reads_nothing_gets_it_all_later(line):

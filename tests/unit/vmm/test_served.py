@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from unit.board import SILICON_MAC
-from unit.vmm.vfio_user.peer import Peer, ToldError, memory_file, open_fds, settle
+from unit.vmm.vfio_user.peer import TRIGGER_FD, Peer, ToldError, memory_file, open_fds, settle
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.hw.types import Iova
 from virtfn.hw.vtd.tables import FaultReason
@@ -17,10 +17,11 @@ from virtfn.iovm.pcim import Pcim
 from virtfn.iovm.vconfig import VirtualConfig
 from virtfn.machine.clock import VirtualClock
 from virtfn.machine.memory import CHUNK
-from virtfn.machine.ports import Clock
-from virtfn.vmm.host import Host
+from virtfn.machine.ports import Clock, VirtfnError
+from virtfn.vmm.host import MOST_TABLES, Host, room_for
 from virtfn.vmm.served import ServedFunction, SharedFiles
-from virtfn.vmm.vfio_user.messages import REGION_INFO, Command
+from virtfn.vmm.vfio_user import IrqIndex
+from virtfn.vmm.vfio_user.messages import IRQ_INFO, REGION_INFO, Command
 
 BAR0, BAR3, CONFIG = 0, 3, 7
 MSIX = 0x70
@@ -38,7 +39,7 @@ class Bench:
         pcim = Pcim(self.host.root, self.host.clock)
         pcim.scan()
         pcim.enable_function(self.nic.pf_rid)
-        self.files = SharedFiles(self.host.memory)
+        self.files = SharedFiles(self.host.memory, 8 * CHUNK)
         self.functions = []
         for n, vf in enumerate(pcim.enable_vfs(self.nic.pf_rid, 2)):
             domain = self.host.remapping.create_domain(n + 1)
@@ -96,6 +97,20 @@ def test_msi_x_is_hidden_until_the_first_reset_and_again_for_the_next_machine(be
             peer.call(Command.DEVICE_RESET)
             assert peer.read(CONFIG, MSIX, 1) == b"\x11"
             assert peer.read(CONFIG, MSIX - 1, 3)[1:2] == b"\x11"
+
+
+def test_it_offers_no_eventfd_to_be_signalled(bench, peer):
+    event = os.eventfd(0)
+    for index in range(5):
+        with pytest.raises(ToldError) as caught:
+            peer.set_irqs(TRIGGER_FD, index, 0, 1, fds=[event])
+        assert caught.value.errno == errno.EINVAL
+        if index == IrqIndex.ERR:  # QEMU complains of a count of none, of an error it does not
+            with pytest.raises(ToldError):
+                peer.call(Command.DEVICE_GET_IRQ_INFO, IRQ_INFO.pack(16, 0, index, 0))
+        else:
+            assert IRQ_INFO.unpack(peer.call(Command.DEVICE_GET_IRQ_INFO, IRQ_INFO.pack(16, 0, index, 0)))[3] == 0
+    os.close(event)
 
 
 def test_only_its_own_ring_pages_can_be_mapped(bench, peer):
@@ -160,7 +175,7 @@ def test_a_machine_that_boots_maps_its_file_many_times_and_it_has_one_place(benc
     fd = memory_file(4 * CHUNK)
     for first in (0, 4096, 0x10_0000, 0):
         peer.map(first, 4 * CHUNK - first, fd, offset=first)
-        assert len(bench.host.memory._adopted) == 1
+        assert len(bench.files._room._adopted) == 1
         peer.unmap(first, 4 * CHUNK - first)
     with Peer(bench.functions[1].server) as other:
         peer.map(0, 4 * CHUNK, fd)
@@ -168,7 +183,7 @@ def test_a_machine_that_boots_maps_its_file_many_times_and_it_has_one_place(benc
         peer.unmap(0, 4 * CHUNK)
         assert bench.dma(0, 0) is None
         assert bench.dma(1, 0) == bytes(4)
-        assert len(bench.host.memory._adopted) == 1
+        assert len(bench.files._room._adopted) == 1
     os.close(fd)
 
 
@@ -182,7 +197,7 @@ def test_memory_that_does_not_fit_or_could_shrink_is_refused_and_leaves_nothing(
         os.close(fd)
     assert bench.functions[0].server.last_refusal
     assert open_fds() == before
-    assert not bench.host.memory._adopted
+    assert not bench.files._room._adopted
     fd = memory_file(CHUNK)
     peer.map(0, CHUNK, fd)
     assert bench.dma(0, 0) == bytes(4)
@@ -204,7 +219,7 @@ def test_a_file_that_grows_does_not_grow_into_anothers_memory(bench, peer):
         peer.unmap(0, CHUNK)
         peer.map(CHUNK, CHUNK, mine, offset=CHUNK)
         assert bench.dma(0, CHUNK) == b"more", "once nobody uses it, it gets the room that it needs"
-        assert len(bench.host.memory._adopted) == 2
+        assert len(bench.files._room._adopted) == 2
     for fd in (mine, theirs):
         os.close(fd)
 
@@ -331,3 +346,44 @@ def test_who_keeps_the_ring_pages_does_not_reach_those_of_the_next_owner(bench):
         assert bench.nic.bar_read(bench.rids[0], 0, RDT, 4) == 0x44
         os.close(fd)
     os.close(kept)
+
+
+def test_a_machine_that_shares_a_huge_file_leaves_the_others_their_room(tmp_path):
+    mib = 1 << 20
+    host = Host(VirtualClock(), CHUNK, slots=1, foreign_bytes=2 * room_for(512 * mib), foreign_functions=2)
+    greedy, other = (SharedFiles(host.memory, room_for(512 * mib)) for _ in range(2))
+    for size in (2 * room_for(512 * mib), room_for(512 * mib)):
+        fd = memory_file(size)
+        if size == room_for(512 * mib):
+            greedy.take(fd, size)
+        else:
+            with pytest.raises(VirtfnError, match="1024 MiB in all") as caught:
+                greedy.take(fd, size)
+            assert caught.value.errno_name == "ENOMEM"
+        os.close(fd)
+    fd = memory_file(512 * mib)
+    other.take(fd, 512 * mib)
+    os.close(fd)
+    host.close()
+
+
+def test_a_machine_shares_so_many_files_and_no_more(tmp_path):
+    host = Host(VirtualClock(), CHUNK, slots=1, foreign_bytes=300 * CHUNK)
+    files = SharedFiles(host.memory, 300 * CHUNK)
+    for n in range(257):
+        fd = memory_file(4096)
+        if n < 256:
+            files.take(fd, 4096)
+        else:
+            with pytest.raises(VirtfnError, match="256 files"):
+                files.take(fd, 4096)
+        os.close(fd)
+    host.close()
+
+
+def test_tables_for_as_many_functions_as_are_foreseen():
+    """Each may have its most, and none takes those of another."""
+    host = Host(VirtualClock(), 0, slots=1, foreign_bytes=CHUNK, foreign_functions=40)
+    pages = [host.memory.alloc_page() for _ in range(40 * MOST_TABLES)]
+    assert len(set(pages)) == 40 * MOST_TABLES
+    host.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 from virtfn import private
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.closing import refuse_rights
 from virtfn.vmm.qemu.loop import MAX_UNSENT
 from virtfn.vmm.qemu.wait import Tick, Watch, rest
 
@@ -124,8 +126,11 @@ class Console(Recording):
 
     async def open_door(self, path: Path) -> None:
         """Listen at `path`: who connects sees the console and types into it. Call it in the guest's loop."""
-        self._door = await asyncio.start_unix_server(self._receive, path)
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        refuse_rights(door)  # those who connect inherit it
+        door.bind(str(path))
         os.chmod(path, 0o600)
+        self._door = await asyncio.start_unix_server(self._receive, sock=door)
 
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(self.since(self.total - REPLAY))

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.closing import refuse_rights
 from virtfn.vmm.qemu.acceleration import Acceleration
 from virtfn.vmm.qemu.agent import Agent
 from virtfn.vmm.qemu.console import Console, Recording
@@ -115,6 +116,7 @@ class QemuGuest:
         ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
         for sock in ours:
             sock.setblocking(False)
+            refuse_rights(sock)
         qmp, console, agent, stderr = ours
         try:
             for name, sock, sink in (

@@ -16,6 +16,7 @@ __all__ = ["Loop", "Port"]
 T = TypeVar("T")
 
 MAX_UNSENT = 1 << 20  # bytes queued towards a reader that has stopped reading
+_STOP_S = 3.0
 
 
 class Loop:
@@ -60,7 +61,8 @@ class Loop:
         """Cancel what is under way, end the thread, close the loop."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+            # What QEMU has sent may hold it up where `refuse_rights` is not known: the thread is left behind then.
+            self._thread.join(_STOP_S)
 
 
 class Port(asyncio.Protocol):

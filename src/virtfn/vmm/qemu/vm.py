@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from virtfn.drivers.vtd import Domain
 from virtfn.hw.types import Rid, format_rid
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
-from virtfn.vmm.host import Host
+from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.qemu.launch import QemuGuest
 from virtfn.vmm.qemu.machine import Function
 from virtfn.vmm.qemu.wait import Tick
@@ -29,16 +29,20 @@ _BUDGET = 8  # messages of a function in a turn: the other machines wait meanwhi
 
 
 class QemuVm:
-    """One virtual machine. tick: serves every function while something of QEMU's is waited for."""
+    """One virtual machine. tick: serves every function while something of QEMU's is waited for.
 
-    def __init__(self, host: Host, guest: QemuGuest, tick: Tick) -> None:
+    room: bytes of memory that it may share, of the host's foreign bytes; by default `room_for` its memory. Raises
+    VirtfnError when there are not so many left.
+    """
+
+    def __init__(self, host: Host, guest: QemuGuest, tick: Tick, room: int | None = None) -> None:
         self.host = host
         self.guest = guest
         self.name = guest.machine.name
         self.functions: dict[Rid, ServedFunction] = {}
         self.past_messages = self.past_interrupts = 0
         self._tick = tick
-        self._files = SharedFiles(host.memory)
+        self._files = SharedFiles(host.memory, room_for(guest.machine.memory_mib << 20) if room is None else room)
         self._domain: Domain | None = None
 
     def start(self) -> None:

@@ -4,7 +4,7 @@
     connects      peer --gone, or out of step--> nobody --tried again every half second--> peer
 
 The peer is not trusted: it costs one buffer of fixed size and no waiting, whatever it sends or does not read. A length
-that no frame can have ends the connection, since nothing after it can be found any more.
+that no frame can have ends the connection, since nothing after it can be found any more; so does a descriptor.
 
 Short IPv4 frames leave without what would fill them up on a cable: Debian 12's passt, of March 2023, drops a packet
 that is shorter than its frame, and TCP then stops after one window, for want of acknowledgements.
@@ -27,6 +27,7 @@ from virtfn.kernels.ranges import address_of
 from virtfn.kernels.uplink import LENGTH_BYTES, MAX_STREAM_FRAME, cut_stream, whole_frames
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Clock, VirtfnError
+from virtfn.vmm.closing import Closer, close_listening, close_socket, receive_into, take_all_rights
 from virtfn.vmm.listening import listen, remove
 from virtfn.vmm.uplink.uplink import NOTHING, Burst
 
@@ -53,6 +54,7 @@ class StreamUplink:
         self._clock = clock
         self._door: socket.socket | None = None
         self._peer: socket.socket | None = None
+        self._closer = Closer()
         if listening:
             self._door, self._identity = listen(path)
         else:
@@ -80,12 +82,13 @@ class StreamUplink:
                 f"like passt --socket {self._path}, or let this side listen: stream:listen:{self._path}",
                 errno_name=errno.errorcode.get(e.errno or 0, ""),
             ) from None
+        take_all_rights(peer)
         self.counts["connected"] += 1
         return peer
 
     def attend(self) -> bool:
         """Let a peer in, or look for the one that has gone; return whether there is one."""
-        if self._peer is None:
+        if self._peer is None and not self._closer.full:
             self._peer = self._accept() if self._door is not None else self._try_again()
             if self._peer is not None:
                 self._ahead = self._start = self._end = 0
@@ -98,6 +101,7 @@ class StreamUplink:
         except OSError:
             return None
         peer.setblocking(False)
+        take_all_rights(peer)
         self.counts["connected"] += 1
         return peer
 
@@ -114,7 +118,7 @@ class StreamUplink:
     def _lose(self, why: str) -> None:
         """End the connection; frames that came whole are still good."""
         if self._peer is not None:
-            self._peer.close()
+            close_socket(self._peer, self._closer)
             self._peer = None
             self._retry_ps = self._clock.now() + _RETRY_PS
             self.counts[why] += 1
@@ -149,11 +153,14 @@ class StreamUplink:
         self._bytes[:left] = bytes(self._bytes[self._start : self._end])
         self._start, self._end = 0, left
         try:
-            got = self._peer.recv_into(self._bytes[left:])
+            got, given = receive_into(self._peer, self._bytes[left:], self._closer)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
-            got = 0
+            got, given = 0, False
+        if given:
+            self._lose("malformed")
+            return False
         if not got:
             self._lose("cut short" if left else "gone")
             return False
@@ -185,8 +192,9 @@ class StreamUplink:
     def close(self) -> None:
         """Hang up, and take the socket away if it is ours."""
         if self._peer is not None:
-            self._peer.close()
+            close_socket(self._peer, self._closer)
             self._peer = None
         if self._door is not None:
-            self._door.close()
+            close_listening(self._door, self._closer)
             remove(self._path, self._identity)
+        self._closer.end()

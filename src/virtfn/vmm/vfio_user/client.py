@@ -10,7 +10,6 @@ Spec: vfio-user protocol specification 0.9.2.
 from __future__ import annotations
 
 import errno
-import os
 import select
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,8 +17,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.closing import MOST_RIGHTS
 from virtfn.vmm.vfio_user.connection import Connection, Message
 from virtfn.vmm.vfio_user.device import Irq, IrqIndex, Region, RegionIndex, VfioUserDevice
+from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.irqs import Interrupts
 from virtfn.vmm.vfio_user.memory import DmaMapper, DmaRange, DmaRanges, check_file
 from virtfn.vmm.vfio_user.messages import (
@@ -57,7 +58,6 @@ from virtfn.vmm.vfio_user.transfers import Done, Transfers
 _DEVICE_FLAGS = 3  # can be reset, is a PCI device
 _CAP_SPARSE_MMAP = 1
 _MULTI_BYTES = 8
-_SCM_MAX_FD = 253  # what the kernel passes in one message
 _LEAST_XFER = 4096  # a client reads the configuration space in one piece
 
 
@@ -67,7 +67,7 @@ class Limits:
 
     max_msg_fds: descriptors in a message; max_data_xfer_size: bytes in an access; max_dma_maps: ranges of memory;
     max_output: bytes that it has not taken yet; max_transfers: DMA messages that it has not answered yet;
-    max_multi: writes in one message.
+    max_multi: writes in one message; max_eventfds: eventfds that it gave for interrupts.
     """
 
     max_msg_fds: int = 16
@@ -76,14 +76,15 @@ class Limits:
     max_output: int = 8 << 20
     max_transfers: int = 1024
     max_multi: int = 1024
+    max_eventfds: int = 256
 
     def __post_init__(self) -> None:
         """Check that they fit together.
 
         Raises VirtfnError.
         """
-        if not 0 <= self.max_msg_fds <= _SCM_MAX_FD or self.max_data_xfer_size < _LEAST_XFER:
-            raise VirtfnError(f"a message takes 0..{_SCM_MAX_FD} descriptors and {_LEAST_XFER} bytes or more")
+        if not 0 <= self.max_msg_fds <= MOST_RIGHTS or self.max_data_xfer_size < _LEAST_XFER:
+            raise VirtfnError(f"a message takes 0..{MOST_RIGHTS} descriptors and {_LEAST_XFER} bytes or more")
         if self.max_output < 2 * self.largest_message:
             raise VirtfnError(f"max_output must be {2 * self.largest_message} or more: room for two messages")
 
@@ -100,6 +101,7 @@ class Offer(NamedTuple):
     device: VfioUserDevice
     regions: Mapping[int, Region]
     irqs: Mapping[int, Irq]
+    signals: Signals | None
     mapper: DmaMapper
     limits: Limits
 
@@ -120,7 +122,7 @@ class Client:
         self._offer = offer
         self._counters = counters
         self._transfers = Transfers(connection, 1, 0, 0)
-        self.interrupts = Interrupts(offer.irqs)
+        self.interrupts = Interrupts(offer.irqs, offer.signals, offer.limits.max_eventfds)
         self.ranges = DmaRanges(offer.limits.max_dma_maps)
         self.capabilities: Capabilities | None = None
         self.last_refusal = ""
@@ -297,6 +299,8 @@ class Client:
         check(argsz >= IRQ_INFO.size, "argsz")
         check(index < self._num_irqs, "no-such-interrupt-type")
         irq = self._offer.irqs.get(index, Irq())
+        # As Linux says of a function without it. QEMU takes that in silence, and complains of a count of none.
+        check(irq.count > 0 or index != IrqIndex.ERR, "no-such-interrupt-type")
         return _Answer(IRQ_INFO.pack(IRQ_INFO.size, irq.flags, index, irq.count))
 
     # Requests: memory and interrupts.
@@ -318,7 +322,7 @@ class Client:
             check_file(fd, offset, size, prot)
             self._offer.mapper.map(fd, offset, iova, size, prot)
         finally:
-            os.close(fd)
+            self._connection.closer.close(fd)
 
     def _dma_unmap(self, body: bytes, fds: list[int]) -> _Answer:
         argsz, flags, iova, size = at_start(DMA_UNMAP, body)

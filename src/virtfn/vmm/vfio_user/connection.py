@@ -1,7 +1,8 @@
 """A stream of messages with descriptors, on a socket that never blocks.
 
 Each read stops at the end of a header or of a message, so that nothing waits in this process: what is ready is what the
-socket says. Output that the client does not take is kept up to a limit; from half of it on, requests are left unread.
+socket says. Each has room for all descriptors that can come, wanted or not: see `closing.py`. Output that the client
+does not take is kept up to a limit; from half of it on, requests are left unread.
 
     reading  <--- backlog below the half --->  paused  --- backlog above the limit --->  lost
 """
@@ -10,13 +11,13 @@ from __future__ import annotations
 
 import array
 import contextlib
-import os
 import select
 import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from virtfn.vmm.closing import RIGHTS_ROOM, Closer, close_socket, take_all_rights
 from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, HEADER, DroppedError, Header, parse_header
 
 _FD = array.array("i").itemsize
@@ -31,12 +32,13 @@ class Message(NamedTuple):
     header: Header
     body: bytes
     fds: list[int]
+    closer: Closer
 
     def close_fds(self) -> int:
-        """Close the descriptors that nobody took; return how many."""
+        """Have the descriptors that nobody took closed; return how many."""
         count = len(self.fds)
         for fd in self.fds:
-            os.close(fd)
+            self.closer.close(fd)
         self.fds.clear()
         return count
 
@@ -44,12 +46,14 @@ class Message(NamedTuple):
 class Connection:
     """One connected socket, registered with an epoll. max_fds: in a message; max_output: bytes not yet taken.
 
-    largest: the size that a message may have now. backlog: bytes that wait for the client. lost: why the connection
-    came to its end, or empty.
+    closer: of descriptors that come. largest: the size that a message may have now. backlog: bytes that wait for the
+    client. lost: why the connection came to its end, or empty.
     """
 
-    def __init__(self, sock: socket.socket, epoll: select.epoll, max_fds: int, max_output: int) -> None:
+    def __init__(self, sock: socket.socket, epoll: select.epoll, closer: Closer, max_fds: int, max_output: int) -> None:
         sock.setblocking(False)
+        take_all_rights(sock)
+        self.closer = closer
         self._sock = sock
         self._epoll = epoll
         self._max_fds = max_fds
@@ -91,32 +95,35 @@ class Connection:
                 if header is None:
                     self._read_header()
                 else:
-                    self._read(self._sock.recv(min(header.size - HEADER.size - len(self._input), _READ_BYTES)))
+                    self._read(self._receive(min(header.size - HEADER.size - len(self._input), _READ_BYTES)))
             except (BlockingIOError, InterruptedError):
                 return None
             except OSError:
                 raise DroppedError("client-closed") from None
             header = self._header
             if header is not None and len(self._input) == header.size - HEADER.size:
-                message = Message(header, bytes(self._input), self._fds)
+                message = Message(header, bytes(self._input), self._fds, self.closer)
                 self._header, self._fds = None, []
                 self._input.clear()
                 return message
         return None
 
     def _read_header(self) -> None:
-        # Room for one descriptor more than may come would be room for the kernel to deliver it.
-        room = socket.CMSG_LEN(self._max_fds * _FD)
-        got, ancillary, flags, _ = self._sock.recvmsg(HEADER.size - len(self._input), room, socket.MSG_CMSG_CLOEXEC)
+        self._read(self._receive(HEADER.size - len(self._input)))
+        if len(self._input) == HEADER.size:
+            self._header = parse_header(self._input, self.largest)
+            self._input.clear()
+
+    def _receive(self, most: int) -> bytes:
+        got, ancillary, flags, _ = self._sock.recvmsg(most, RIGHTS_ROOM, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._fds.extend(array.array("i", content[: len(content) // _FD * _FD]))
         if flags & socket.MSG_CTRUNC or len(self._fds) > self._max_fds:
             raise DroppedError("too-many-fds")
-        self._read(got)
-        if len(self._input) == HEADER.size:
-            self._header = parse_header(self._input, self.largest)
-            self._input.clear()
+        if self._fds and self.closer.full:
+            raise DroppedError("fds-not-closed")
+        return got
 
     def _read(self, got: bytes) -> None:
         if not got:
@@ -190,8 +197,8 @@ class Connection:
         """Close the socket, and descriptors of a message that never became whole."""
         self.lose("closed")
         for fd in self._fds:
-            os.close(fd)
+            self.closer.close(fd)
         self._fds = []
         if self._sock.fileno() >= 0:
             self._epoll.unregister(self._sock)
-            self._sock.close()
+            close_socket(self._sock, self.closer)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from virtfn.vmm.vfio_user.client import Client
 
 
+_MOST_IRQS = 2048  # of MSI-X
+
+
 class RegionIndex(enum.IntEnum):
     """Regions of a PCI device."""
 
@@ -99,6 +102,14 @@ class Irq:
 
     count: int = 0
     flags: IrqFlags = IrqFlags.EVENTFD
+
+    def validate(self, index: int) -> None:
+        """Check that a client which asks for all of them at once asks for little.
+
+        Raises VirtfnError.
+        """
+        if not 0 <= self.count <= _MOST_IRQS:
+            raise VirtfnError(f"interrupt type {index}: it has 0..{_MOST_IRQS} interrupts, not {self.count}")
 
 
 class VfioUserDevice(Protocol):

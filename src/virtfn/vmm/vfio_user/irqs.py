@@ -4,67 +4,38 @@
                   | no                             |
                   +------> eventfd of the vector <-+        automasked types: masked from here on
 
-An eventfd that is replaced or taken away is closed. A full one is skipped, not waited for; that leaves a client which
-fills it from another thread between our look and our write, a few hundred nanoseconds, as Linux has no write that never
-waits for eventfds.
+An eventfd that is replaced or taken away is closed. A full one is signalled already, and waited for by nobody:
+`eventfds.py`. What a client triggers by itself is bounded by the interrupts that there are.
 
 Spec: vfio-user protocol, DEVICE_SET_IRQS; linux/vfio.h, VFIO_DEVICE_SET_IRQS.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-import select
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from virtfn.vmm.vfio_user.device import Irq
+from virtfn.vmm.vfio_user.eventfds import Signals, is_eventfd
 from virtfn.vmm.vfio_user.messages import IRQ_SET, IrqFlags, IrqSet, at_start, check
-
-_ONE = (1).to_bytes(8, "little")
-
-
-class _EventFd:
-    """A client's eventfd, to be signalled without ever waiting for it."""
-
-    def __init__(self, fd: int) -> None:
-        """Take an eventfd over.
-
-        Raises RefusedError if the descriptor is none; it is the caller's to close then.
-        """
-        try:
-            kind = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            kind = ""
-        check("[eventfd]" in kind, "irq-not-an-eventfd", text="the descriptor is not an eventfd")
-        self.fd = fd
-        # Whether a write to a full eventfd waits is the client's to change at any time: look before writing.
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
-
-    def signal(self) -> None:
-        """Add 1; a full eventfd is signalled already."""
-        if self._poll.poll(0):
-            with contextlib.suppress(OSError):
-                os.write(self.fd, _ONE)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 @dataclass(slots=True)
 class _Vector:
-    eventfds: dict[IrqSet, _EventFd] = field(default_factory=dict)  # by the action that signals each
+    eventfds: dict[IrqSet, int] = field(default_factory=dict)  # by the action that signals each
     masked: bool = False
     pending: bool = False
 
 
 class Interrupts:
-    """All interrupts of one client. types: the device's interrupt types, by index."""
+    """All interrupts of one client. types: the device's interrupt types, by index; most: eventfds that it may give."""
 
-    def __init__(self, types: Mapping[int, Irq]) -> None:
+    def __init__(self, types: Mapping[int, Irq], signals: Signals | None, most: int) -> None:
         self._types = types
+        self._signals = signals
+        self._most = most
         self._vectors: dict[tuple[int, int], _Vector] = {}
 
     # What the device does.
@@ -82,7 +53,7 @@ class Interrupts:
             return False
         if self._types[index].flags & IrqFlags.AUTOMASKED:
             state.masked = True
-        eventfd.signal()
+        self._signal(eventfd)
         return True
 
     def wanted(self, index: int, vector: int) -> bool:
@@ -116,7 +87,11 @@ class Interrupts:
     def _tell(self, state: _Vector, action: IrqSet) -> None:
         eventfd = state.eventfds.get(action)
         if eventfd is not None:
-            eventfd.signal()
+            self._signal(eventfd)
+
+    def _signal(self, eventfd: int) -> None:
+        if self._signals is not None:
+            self._signals.signal(eventfd)
 
     # What the client does.
 
@@ -159,21 +134,25 @@ class Interrupts:
     def _assign(self, action: IrqSet, index: int, start: int, count: int, fds: list[int]) -> None:
         """Give vectors eventfds for an action; those for which none came have none any more."""
         check(len(fds) <= count, "irq-too-many-fds")
-        new = [_EventFd(fd) for fd in fds]
+        check(all(map(is_eventfd, fds)), "irq-not-an-eventfd", text="the descriptor is not an eventfd")
+        keys = [(index, start + n) for n in range(count)]
+        held = sum(len(state.eventfds) for state in self._vectors.values())
+        held -= sum(key in self._vectors and action in self._vectors[key].eventfds for key in keys)
+        check(held + len(fds) <= self._most, "irq-too-many-eventfds", errno.ENOSPC)
+        new = list(fds)
         fds.clear()
-        for n in range(count):
-            key = (index, start + n)
+        for n, key in enumerate(keys):
             state = self._vectors.get(key)
             old = state.eventfds.pop(action, None) if state else None
             if old is not None:
-                old.close()
+                os.close(old)
             if n < len(new):
                 self._vectors.setdefault(key, _Vector()).eventfds[action] = new[n]
 
     def _tear_down(self, index: int) -> None:
         for key in [k for k in self._vectors if k[0] == index]:
             for eventfd in self._vectors.pop(key).eventfds.values():
-                eventfd.close()
+                os.close(eventfd)
 
     def close(self) -> None:
         """Close all eventfds; nothing can be raised any more."""

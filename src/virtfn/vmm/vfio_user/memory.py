@@ -6,6 +6,9 @@ r"""The client's memory: which ranges of DMA addresses there are, and where in t
 
 A range comes with a file descriptor, or without one: then only messages reach it. A file is accepted if nobody can
 shrink it: touching a page behind the end of a file kills the process that does, as it may in a file of large pages.
+Only a memfd says so, and a memfd is memory: no page of it waits for a file system that the client serves, and a
+userfaultfd of the client's holds up its own accesses alone. What a client can do is to punch holes while we touch the
+pages: each access then waits for the hole that is being made, and gets a page of zeros.
 
 `DmaMapper` is the place for another arrangement of the same memory, such as one range of addresses for many clients.
 
@@ -19,7 +22,6 @@ import errno
 import fcntl
 import mmap
 import os
-import stat
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from typing import NamedTuple, Protocol
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.vfio_user.messages import PAGE, U64, DmaFlags, RefusedError, check
 
+_WANTED = "it must be a memfd with F_SEAL_SHRINK (QEMU: memory-backend-memfd, seal=on)"
+
 
 class DmaMapper(Protocol):
     """Who places the client's memory in this process."""
@@ -35,7 +39,7 @@ class DmaMapper(Protocol):
     def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> None:
         """Place `size` bytes of a file from `offset` on; the client is answered afterwards.
 
-        fd: a regular file that cannot shrink and is large enough; it is closed after the call. prot: PROT_READ,
+        fd: a memory file that cannot shrink and is large enough; it is closed after the call. prot: PROT_READ,
         PROT_WRITE. Ranges never overlap; all numbers are whole pages.
 
         Raises VirtfnError if it cannot be done; the client is refused then.
@@ -112,22 +116,19 @@ def check_file(fd: int, offset: int, size: int, prot: int) -> None:
 
     Raises RefusedError.
     """
-    state = os.fstat(fd)
-    check(stat.S_ISREG(state.st_mode), "map-not-a-file", text="the descriptor is not a memory file's")
-    check(
-        offset + size <= state.st_size,
-        "map-beyond-file",
-        text=f"the file has {state.st_size:#x} bytes, not the {offset + size:#x} that are to be mapped",
-    )
+    # Seals first: to ask for them takes the kernel alone, all else may take the file system that the client serves.
     try:
         seals, access = fcntl.fcntl(fd, fcntl.F_GET_SEALS), fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     except OSError:
-        seals, access = 0, os.O_RDONLY
+        raise RefusedError(errno.EPERM, "map-not-a-memfd", f"the descriptor is not a memfd's: {_WANTED}") from None
     check(
-        seals & fcntl.F_SEAL_SHRINK != 0,
-        "map-can-shrink",
-        errno.EPERM,
-        "the memory file could be shrunk: it must be a memfd with F_SEAL_SHRINK (QEMU: memory-backend-memfd, seal=on)",
+        seals & fcntl.F_SEAL_SHRINK != 0, "map-can-shrink", errno.EPERM, f"the memory file could be shrunk: {_WANTED}"
+    )
+    end = os.fstat(fd).st_size
+    check(
+        offset + size <= end,
+        "map-beyond-file",
+        text=f"the file has {end:#x} bytes, not the {offset + size:#x} that are to be mapped",
     )
     # Of large pages there may be none left when one is touched, and that kills the process too.
     check(
@@ -148,13 +149,17 @@ class _Placed(NamedTuple):
 class MmapMapper:
     """Map each memory file once, and read and write its ranges by DMA address.
 
-    max_bytes: how much address space a client's files may take together.
+    max_bytes: how much address space a client's files may take together; max_files: how many it may have, as each takes
+    a descriptor of this process.
     """
 
-    def __init__(self, max_bytes: int = 1 << 42) -> None:
+    def __init__(self, max_bytes: int = 1 << 42, max_files: int = 64) -> None:
         self.max_bytes = max_bytes
+        self.max_files = max_files
         # A file stays mapped as long as the view of a range holds it.
         self._files: weakref.WeakValueDictionary[tuple[int, int, bool], mmap.mmap] = weakref.WeakValueDictionary()
+        # All of them, also those of a file that has grown since, and is mapped anew.
+        self._mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         self._starts: list[int] = []
         self._placed: dict[int, _Placed] = {}
 
@@ -172,15 +177,18 @@ class MmapMapper:
         known = self._files.get(key)
         if known is not None and len(known) >= least:
             return known
-        taken = sum(len(m) for m in self._files.values())
+        taken = sum(len(m) for m in self._mapped)
         if taken + state.st_size > self.max_bytes:
             raise VirtfnError(f"the client's memory files exceed {self.max_bytes:#x} bytes", errno_name="ENOMEM")
+        if len(self._mapped) >= self.max_files:
+            raise VirtfnError(f"the client has more than {self.max_files} memory files", errno_name="ENOSPC")
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         try:
             made = mmap.mmap(fd, state.st_size, mmap.MAP_SHARED, prot)
         except (OSError, ValueError) as e:
             raise VirtfnError(f"cannot map the client's memory: {e}", errno_name="ENOMEM") from None
         self._files[key] = made
+        self._mapped.add(made)
         return made
 
     def unmap(self, iova: int, size: int) -> None:

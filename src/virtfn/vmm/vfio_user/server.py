@@ -1,4 +1,4 @@
-"""The server: a UNIX socket at a path, one client at a time, no thread and no loop.
+"""The server: a UNIX socket at a path, one client at a time, no loop, and no thread but the one that closes.
 
     epoll (this is `fileno`) --+-- listening socket
                                +-- the client's socket
@@ -9,6 +9,7 @@ Whoever embeds it waits until `fileno()` is readable, alone or among others, and
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -16,12 +17,15 @@ from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.closing import Closer, close_listening
 from virtfn.vmm.listening import listen, remove
 from virtfn.vmm.vfio_user.client import Client, Limits, Offer
 from virtfn.vmm.vfio_user.connection import Connection
 from virtfn.vmm.vfio_user.device import VfioUserDevice
+from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.memory import DmaMapper, MmapMapper
-from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, NO_REPLY, DroppedError, error_reply
+from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, NO_REPLY, DroppedError, IrqFlags, error_reply
 
 _ACCEPTS = 8  # in one call of `serve`
 _OTHERS = 4
@@ -33,7 +37,8 @@ class Server:
     path: of the socket, mode 0600; one that a dead server left behind is replaced. mapper: who places the client's
     memory; a MmapMapper of its own if None. Not for use by several threads at a time.
 
-    Raises VirtfnError if the path cannot be had, or the device's regions cannot be.
+    Raises VirtfnError if the path cannot be had, the device's regions or interrupt types cannot be, or it has some that
+    are signalled by eventfds and the system has no asynchronous I/O.
     """
 
     def __init__(
@@ -48,14 +53,26 @@ class Server:
         regions = dict(device.regions())
         for index, region in regions.items():
             region.validate(index)
+        irqs = dict(device.irqs())
+        for index, irq in irqs.items():
+            irq.validate(index)
         self.mapper: DmaMapper = mapper if mapper is not None else MmapMapper()
-        self._offer = Offer(device, regions, dict(device.irqs()), self.mapper, limits or Limits())
         self._counters: Counter[str] = Counter()
         self._client: Client | None = None
         self._client_fd = -1
         self._others: dict[int, Connection] = {}
         self._last_refusal = ""
         self._listening, self._identity = listen(self.path)
+        self._closer = Closer(on_room=self._open_door)
+        self._signals: Signals | None = None
+        if any(irq.count and irq.flags & IrqFlags.EVENTFD for irq in irqs.values()):
+            try:
+                self._signals = Signals()
+            except VirtfnError:
+                self._listening.close()
+                remove(self.path, self._identity)
+                raise
+        self._offer = Offer(device, regions, irqs, self._signals, self.mapper, limits or Limits())
         self._epoll = select.epoll()
         self._door = self._listening.fileno()
         self._epoll.register(self._door, select.EPOLLIN)
@@ -80,6 +97,11 @@ class Server:
     def counters(self) -> dict[str, int]:
         """What came: messages by command, `refused:REASON`, `dropped:REASON`, clients connected and turned away."""
         return {name: count for name, count in self._counters.items() if count}
+
+    @property
+    def closing(self) -> int:
+        """How many descriptors of clients are being closed: who sent one may hold that up, and nothing else."""
+        return self._closer.waiting
 
     @property
     def last_refusal(self) -> str:
@@ -117,8 +139,19 @@ class Server:
             self._last_refusal = client.last_refusal or self._last_refusal
             client.end()
 
+    def _open_door(self) -> None:
+        """Let clients in again, from the closer's thread."""
+        with contextlib.suppress(OSError, ValueError):  # the server was closed
+            self._epoll.modify(self._door, select.EPOLLIN)
+
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):
+            if self._closer.full:
+                # Each client leaves a socket to close: no more of them until somebody lets go of the others' files.
+                self._epoll.modify(self._door, 0)
+                if not self._closer.full:
+                    self._open_door()
+                return
             try:
                 sock, _ = self._listening.accept()
             except BlockingIOError:
@@ -131,10 +164,11 @@ class Server:
                 self._counters["turned-away"] += 1
                 if len(self._others) == _OTHERS:
                     self._hang_up(next(iter(self._others)))
-                self._others[sock.fileno()] = Connection(sock, self._epoll, limits.max_msg_fds, FIRST_MESSAGE)
+                other = Connection(sock, self._epoll, self._closer, limits.max_msg_fds, FIRST_MESSAGE)
+                self._others[sock.fileno()] = other
                 continue
             self._counters["connected"] += 1
-            connection = Connection(sock, self._epoll, limits.max_msg_fds, limits.max_output)
+            connection = Connection(sock, self._epoll, self._closer, limits.max_msg_fds, limits.max_output)
             self._client, self._client_fd = Client(connection, self._offer, self._counters), connection.fileno()
 
     def _tell_busy(self, fd: int) -> None:
@@ -163,5 +197,8 @@ class Server:
         for fd in list(self._others):
             self._hang_up(fd)
         self._epoll.close()
-        self._listening.close()
+        close_listening(self._listening, self._closer)
+        self._closer.end()
+        if self._signals is not None:
+            self._signals.close()
         remove(self.path, self._identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ class PlayedQemu:
     """
 
     def __init__(self, vm_of, folder: Path) -> None:
-        self.machine = SimpleNamespace(name="a")
+        self.machine = SimpleNamespace(name="a", memory_mib=256)
         self.folder = folder
         self.running = True
         self.at_rest = False
@@ -155,7 +156,7 @@ def test_functions_that_come_and_go_leave_nothing(setting, cycles, surprise):
             before = setting.left()
     assert setting.left() == before
     setting.vm.close()
-    assert not setting.host.memory._adopted
+    assert not setting.vm._files._room._adopted
 
 
 @pytest.mark.parametrize("fate", ["refuses", "dies", "leaves", "keeps"])
@@ -206,3 +207,14 @@ def test_a_client_that_misbehaves_loses_its_function_only(setting):
     assert setting.host.dma_read(setting.vf(1).rid, Iova(0), 4) == bytes(4)
     setting.iovm.take_back(setting.vf(0), setting.vf(1))
     assert not setting.vm.functions
+
+
+def test_a_machine_with_foreign_guests_may_have_descriptors_for_all():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        with Machine(parse_lab(LAB), VirtualClock()):
+            few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert few == min(1 << 16, most)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

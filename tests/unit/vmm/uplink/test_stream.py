@@ -9,6 +9,7 @@ import struct
 import pytest
 
 from unit.bed import BROADCAST, Bed, frame, send, take
+from unit.vmm.vfio_user.peer import Lingering
 from virtfn.drivers.igbvf import Igbvf
 from virtfn.kernels.state import DEPARTURE_BYTES
 from virtfn.kernels.uplink import MAX_STREAM_FRAME
@@ -191,6 +192,27 @@ def test_an_impossible_length_ends_the_connection(line, length):
     line.turn()
     assert take(a) == [good]
     again.sock.close()
+
+
+def test_a_descriptor_ends_the_connection_and_holds_nothing_up(line, hurry):
+    lingering = Lingering()
+    a = line.bed.driver(0)
+    good = from_outside(a, b"good")
+    with hurry(5):
+        lingering.put(line.peer.sock, len(good).to_bytes(4, "big") + good)
+        line.turn()
+        assert line.uplink.counts["malformed"] == 1
+        again = line.come()
+        again.send(good)
+        line.turn()
+        assert take(a) == [good]
+        again.sock.close()
+        last, unread = line.come(), Lingering()
+        unread.put(last.sock, bytes(2))
+        line.wire.close()
+        last.sock.close()
+    lingering.release()
+    unread.release()
 
 
 def test_frames_too_short_for_a_header_are_counted_and_skipped(line):

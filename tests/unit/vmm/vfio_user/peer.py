@@ -11,6 +11,8 @@ import json
 import os
 import select
 import socket
+import struct
+import time
 from collections.abc import Sequence
 
 from virtfn.vmm.vfio_user import Client, Irq, IrqFlags, Region, Server, VfioUserDevice, shared_memory
@@ -43,11 +45,13 @@ class ToldError(Exception):
 
 
 def settle(server: Server) -> int:
-    """Let the server work until it has nothing to do."""
+    """Let the server work until it has nothing to do, and has closed what it was sent."""
     served = 0
     for _ in range(100_000):
-        if not select.select([server], [], [], 0)[0]:
-            return served
+        if server.fileno() < 0 or not select.select([server], [], [], 0)[0]:
+            if not server.closing:
+                return served
+            time.sleep(0.0001)
         served += server.serve()
     raise AssertionError("the server never comes to rest")
 
@@ -187,6 +191,36 @@ def memory_file(size: int, seals: int = fcntl.F_SEAL_SHRINK) -> int:
 
 def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+class Lingering:
+    """A TCP connection that nobody can close before `release`: its peer does not read, and SO_LINGER is set."""
+
+    def __init__(self) -> None:
+        with socket.socket() as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            door.bind(("127.0.0.1", 0))
+            door.listen()
+            self._sock = socket.create_connection(door.getsockname())
+            self._end, _ = door.accept()
+        self._sock.setblocking(False)
+        try:
+            while True:
+                self._sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+
+    def put(self, sock: socket.socket, content: bytes, flags: int = 0, copies: int = 1) -> None:
+        """Send the only descriptor that there is."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self._sock.fileno()] * copies))]
+        assert sock.sendmsg([content], rights, flags) == len(content)
+        self._sock.close()
+
+    def release(self) -> None:
+        if self._end.fileno() >= 0:
+            self._end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._end.close()
 
 
 class Board(VfioUserDevice):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import subprocess
+import sys
 
 import pytest
 
-from unit.vmm.vfio_user.peer import TEAR_DOWN, TRIGGER_FD, Peer, ToldError, open_fds
+from unit.vmm.vfio_user.peer import TEAR_DOWN, TRIGGER_FD, Board, Peer, ToldError, open_fds
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.vfio_user import Irq, Limits, Server
 from virtfn.vmm.vfio_user.messages import IRQ_SET, Command, IrqSet
 
 INTX, MSI, MSIX, ERR = range(4)
@@ -181,11 +186,79 @@ def test_a_full_eventfd_blocks_nobody(peer, interrupts):
     blocking = os.eventfd((1 << 32) - 1)
     os.write(blocking, ((1 << 64) - 2 - ((1 << 32) - 1)).to_bytes(8, "little"))
     peer.set_irqs(TRIGGER_FD, MSIX, 0, 1, fds=[blocking])
+    assert interrupts.trigger(MSIX, 0)
     assert interrupts.trigger(MSIX, 0), "it is signalled already"
-    assert os.eventfd_read(blocking) == (1 << 64) - 2
+    assert os.eventfd_read(blocking) == (1 << 64) - 1
     assert interrupts.trigger(MSIX, 0)
     assert os.eventfd_read(blocking) == 1
     os.close(blocking)
+
+
+_FILL = """
+import mmap, os, sys, time
+event, progress = int(sys.argv[1]), mmap.mmap(int(sys.argv[2]), 8)
+full = (2**64 - 2).to_bytes(8, "little")
+os.write(event, full)
+print("x", end="", flush=True)
+while True:
+    os.read(event, 8)
+    os.write(event, full)
+    before, until = progress[:], time.monotonic() + 0.05
+    while progress[:] == before:
+        if time.monotonic() > until:
+            time.sleep(3600)  # who waits for room now waits for ever
+"""
+
+
+def test_an_eventfd_that_is_filled_all_the_time_blocks_nobody(peer, hurry):
+    """The client makes room, and fills it between a look of the server's and its write, which would wait."""
+    event, shared = os.eventfd(0), os.memfd_create("progress")
+    os.ftruncate(shared, 8)
+    peer.set_irqs(TRIGGER_FD, MSIX, 0, 1, fds=[event])
+    command = [sys.executable, "-c", _FILL, str(event), str(shared)]
+    child = subprocess.Popen(command, pass_fds=[event, shared], stdout=subprocess.PIPE)
+    with mmap.mmap(shared, 8) as progress:
+        try:
+            assert child.stdout.read(1) == b"x"
+            with hurry(20):
+                for n in range(50_000):
+                    peer.server.client.interrupts.trigger(MSIX, 0)
+                    progress[:] = n.to_bytes(8, "little")
+                peer.set_irqs(NONE | TRIGGER, MSIX, 0, 1)
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+            os.close(event)
+            os.close(shared)
+
+
+def test_a_client_has_so_many_eventfds_and_no_more(tmp_path):
+    board = Board()
+    board.irqs = lambda: {2: Irq(2048)}
+    event = os.eventfd(0)
+    with Server(tmp_path / "socket", board, limits=Limits(max_eventfds=20)) as server, Peer(server) as peer:
+        peer.set_irqs(TRIGGER_FD, MSIX, 0, 10, fds=[event] * 10)
+        peer.set_irqs(TRIGGER_FD, MSIX, 2038, 10, fds=[event] * 10)
+        before = open_fds()
+        assert told(peer.set_irqs, TRIGGER_FD, MSIX, 10, 1, fds=[event]) == errno.ENOSPC
+        peer.set_irqs(TRIGGER_FD, MSIX, 0, 10, fds=[event] * 10)
+        assert open_fds() == before
+        peer.set_irqs(TRIGGER_FD, MSIX, 0, 1)
+        peer.set_irqs(TRIGGER_FD, MSIX, 10, 1, fds=[event])
+    os.close(event)
+    board.irqs = lambda: {2: Irq(2049)}
+    with pytest.raises(VirtfnError, match="2048"):
+        Server(tmp_path / "socket", board)
+    board.close()
+
+
+def test_a_file_with_the_name_of_an_eventfd_is_none(peer, tmp_path, hurry):
+    os.mkfifo(tmp_path / "[eventfd]")
+    pipe = os.open(tmp_path / "[eventfd]", os.O_RDWR)
+    with hurry(5):
+        assert told(peer.set_irqs, TRIGGER_FD, MSIX, 0, 1, fds=[pipe]) == errno.EINVAL
+    os.close(pipe)
 
 
 def test_eventfds_are_closed_with_the_client(server, events):

@@ -197,22 +197,22 @@ def test_the_number_of_maps_is_bounded(peer, server):
 def bad_files(tmp_path):
     """Yield files of every bad sort, with the errno and the reason of each."""
     ends = os.pipe()
-    yield ends[0], errno.EINVAL, "map-not-a-file"
-    yield ends[1], errno.EINVAL, "map-not-a-file"
-    yield os.open(tmp_path, os.O_RDONLY), errno.EINVAL, "map-not-a-file"
-    yield os.open("/dev/zero", os.O_RDWR), errno.EINVAL, "map-not-a-file"
-    yield os.eventfd(0), errno.EINVAL, "map-not-a-file"
-    yield socket.socket(socket.AF_UNIX).detach(), errno.EINVAL, "map-not-a-file"
+    yield ends[0], errno.EPERM, "map-not-a-memfd"
+    yield ends[1], errno.EPERM, "map-not-a-memfd"
+    yield os.open(tmp_path, os.O_RDONLY), errno.EPERM, "map-not-a-memfd"
+    yield os.open("/dev/zero", os.O_RDWR), errno.EPERM, "map-not-a-memfd"
+    yield os.eventfd(0), errno.EPERM, "map-not-a-memfd"
+    yield socket.socket(socket.AF_UNIX).detach(), errno.EPERM, "map-not-a-memfd"
     yield memory_file(0), errno.EINVAL, "map-beyond-file"
     yield memory_file(4095), errno.EINVAL, "map-beyond-file"
     yield memory_file(M, seals=0), errno.EPERM, "map-can-shrink"
     yield memory_file(M, seals=fcntl.F_SEAL_GROW), errno.EPERM, "map-can-shrink"
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
-    yield os.open(path, os.O_RDWR), errno.EPERM, "map-can-shrink"
+    yield os.open(path, os.O_RDWR), errno.EPERM, "map-not-a-memfd"
     good = memory_file(M)
     yield os.open(f"/proc/self/fd/{good}", os.O_RDONLY), errno.EACCES, "map-not-permitted"
-    yield os.open(f"/proc/self/fd/{good}", os.O_PATH), errno.EPERM, "map-can-shrink"
+    yield os.open(f"/proc/self/fd/{good}", os.O_PATH), errno.EPERM, "map-not-a-memfd"
     os.close(good)
     sealed = memory_file(M, seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)
     yield sealed, errno.ENOMEM, "failed"
