@@ -45,7 +45,8 @@ class Hostile:
             self.on_transmit_ring: 30, self.on_good_ring: 20, self.on_receive_ring: 15, self.on_ring_registers: 15,
             self.on_enables: 8, self.on_bar: 12, self.on_msix_bar: 4, self.on_config: 6, self.on_mailbox: 10,
             self.on_hogging: 2, self.on_reset: 3, self.on_memory: 3, self.on_message_by_head: 8,
-            self.on_message_by_frame: 4, self.on_messages: 6,
+            self.on_message_by_frame: 4, self.on_messages: 6, self.on_short_ring: 12, self.on_plain_run: 8,
+            self.on_open_chain: 4,
         }  # fmt: skip
         self._make_frames()
 
@@ -212,6 +213,48 @@ class Hostile:
         self.register(VfRegs.TDT.at(queue), (head + self.rng.choice((0, 1, 5, 60))) % 128)
         if self.rng.random() < 0.5:
             self.message(Opcode.RESET)
+
+    def on_short_ring(self) -> None:
+        """Post a receive ring that ends where a page, or all memory, does, and hand over every descriptor there is."""
+        rng, queue = self.rng, self.rng.choice((0, 0, 0, 1))
+        size = rng.choice((128, 128, 256, 1024, 4096))
+        end = rng.choice((RX + 0x4000, RX + 0x1000 * rng.randrange(1, 16), BUFFERS, 0x800000, 0x800000))
+        for i in range(size // 16):
+            self.store64(end - size + 16 * i, BUFFERS + 2048 * (i % 256), 0)
+        for decl, value in (
+            (VfRegs.RXDCTL, 0), (VfRegs.RDBAL, end - size), (VfRegs.RDBAH, 0), (VfRegs.RDLEN, size), (VfRegs.RDH, 0),
+            (VfRegs.SRRCTL, 0x02000002), (VfRegs.RXDCTL, ENABLE),
+            (VfRegs.RDT, rng.choice((size // 16, size // 16, size // 16 - 1, 1))),
+        ):  # fmt: skip
+            self.register(decl.at(queue), value)
+        self.message(Opcode.RESET)
+
+    def on_plain_run(self) -> None:
+        """Send more like frames than anybody's ring has room for, from a ring that ends where a page or memory does."""
+        rng = self.rng
+        size = rng.choice((1024, 2048, 4096))
+        end = rng.choice((TX + 0x1000 * rng.randrange(1, 8), 0x800000))
+        at, length = FRAMES, rng.choice((60, 60, 64, 1514))
+        target, source = rng.choice(self.macs), self.macs[0]
+        head = target.to_bytes(6, "little") + source.to_bytes(6, "little") + b"\x88\xb5"
+        self.memory[at : at + len(head)] = np.frombuffer(head, np.uint8)
+        for i in range(size // 16):
+            self.store64(end - size + 16 * i, at, length | 3 << 20 | 0x2B << 24 | length << 46)
+        start = rng.choice((0, 0, size // 16 - 2))
+        for decl, value in (
+            (VfRegs.TXDCTL, 0), (VfRegs.TDBAL, end - size), (VfRegs.TDBAH, 0), (VfRegs.TDLEN, size),
+            (VfRegs.TDH, start), (VfRegs.TDWBAL, 0), (VfRegs.TXDCTL, ENABLE), (VfRegs.TDT, (start - 1) % (size // 16)),
+        ):  # fmt: skip
+            self.register(decl.at(0), value)
+
+    def on_open_chain(self) -> None:
+        """Post a chain without an end, and change under the device's hands what it has gathered so far."""
+        rng = self.rng
+        self.on_good_ring()
+        for i in range(rng.choice((1, 20, 127))):
+            self.store64(TX + 16 * i, *self.data(False))
+        for decl, value in ((VfRegs.TDH, 0), (VfRegs.TDT, rng.choice((1, 20, 127)))):
+            self.register(decl.at(0), value)
 
     def on_receive_ring(self) -> None:
         """Post buffers anywhere."""

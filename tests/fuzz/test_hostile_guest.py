@@ -16,7 +16,7 @@ import pytest
 
 from fuzz.hostile import Hostile, pattern
 from fuzz.structures import Structures
-from unit.bed import Bed, frame, take
+from unit.bed import Bed, frame, send, take
 from virtfn.hw.i82576 import Regs, VfRegs, vf_view
 from virtfn.kernels import warm
 from virtfn.kernels.port import wire_in
@@ -115,11 +115,14 @@ class World:
         self.registers = self.others_registers()
 
     def _exempt_posted(self) -> None:
-        """Leave out what frames for the other guest may change: its receive ring and its receive buffers."""
+        """Leave out what frames to and from the other guest may change: rings, buffers, the head written back."""
         d, memory = self.driver.netdev, self.other.memory
-        size, step = int(d["rx_size"]), int(d["buffer_bytes"])
-        ring = int(d["rx_ring"]) - memory.base
-        for start, length in ((ring, size * 16), (int(d["rx_iova"]), size * step)):
+        step = int(d["buffer_bytes"])
+        places = [(int(d["tx_done_head"]) - memory.base, 4)]
+        for side in ("rx", "tx"):
+            size = int(d[f"{side}_size"])
+            places += [(int(d[f"{side}_ring"]) - memory.base, size * 16), (int(d[f"{side}_iova"]), size * step)]
+        for start, length in places:
             for at in range(start & ~4095, start + length, 4096):
                 hpa = memory.pieces[at // memory.chunk] + at % memory.chunk
                 self.watched[(hpa - self.host.memory.base) // 4096] = False
@@ -127,7 +130,15 @@ class World:
     def others_registers(self) -> dict[int, int]:
         """Read, without side effects, what the other guest's driver wrote."""
         port = self.nic.port.registers
-        moving = {VfRegs.VTSTATUS, VfRegs.VTFRTIMER, VfRegs.RDH, VfRegs.TDH, VfRegs.V2PMAILBOX, VfRegs.RQDPC}
+        moving = {
+            VfRegs.VTSTATUS,
+            VfRegs.VTFRTIMER,
+            VfRegs.RDH,
+            VfRegs.TDH,
+            VfRegs.TDT,
+            VfRegs.V2PMAILBOX,
+            VfRegs.RQDPC,
+        }
         found = {}
         for offset, source in vf_view(1).items():
             decl = VfRegs.INDEX[offset][0]
@@ -143,7 +154,14 @@ class World:
             if self.rng.random() < 0.6:
                 self.serve()
             if self.rng.random() < 0.15:
+                self.burst()
+            if self.rng.random() < 0.15:
                 self.wire(*([] if len(self.waiting) > 8 else self.wire_frames()))
+
+    def burst(self) -> None:
+        """Let the other guest send the attacker more frames at once than a short ring takes: honest traffic."""
+        if self.posts and self.driver.netdev["up"] and not self.driver.tx_pending:
+            send(self.driver, *[frame(self.hostile.macs[0], self.driver.mac)] * 70)
 
     def timed(self, work, *args):
         started = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from virtfn.kernels._jit import kernel
 from virtfn.kernels.netdev import netdev_at
 from virtfn.kernels.port import serve
-from virtfn.kernels.state import EV_CAPTURE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_UPLINK, nic_at
+from virtfn.kernels.state import EV_CAPTURE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_TIMER, EV_UPLINK, nic_at
 from virtfn.kernels.traffic import poll_guest, traffic_at
 
 __all__ = ["EV_IDLE", "PATIENCE", "breathe"]
@@ -44,8 +44,9 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
         moved += frames
         if events & urgent:
             break
-        if event & EV_MORE:
-            events &= ~EV_MORE
-        elif busy == 0 and frames == 0 and (events or not polling):
+        events &= ~EV_MORE
+        if event & (EV_MORE | EV_TIMER) == EV_MORE:
+            continue
+        if busy == 0 and frames == 0 and (events or not polling):
             break
     return moved, events

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtfn.iomodels.attack import Attempt
-from virtfn.iomodels.attempts import function, interrupts, memory, moving, policy
+from virtfn.iomodels.attempts import function, interrupts, memory, moving, policy, sharing
 
 __all__ = ["ATTEMPTS"]
 
@@ -13,4 +13,5 @@ ATTEMPTS: tuple[Attempt, ...] = (
     *interrupts.ATTEMPTS,
     *function.ATTEMPTS,
     *policy.ATTEMPTS,
+    *sharing.ATTEMPTS,
 )
