@@ -18,7 +18,7 @@ BUDGETS = {
     "machine": 2100,
     "devices": 4800,
     "drivers": 2200,
-    "vmm": 4300,
+    "vmm": 4700,
     "iovm": 2600,
     "iomodels": 1500,
     "api": 3400,
