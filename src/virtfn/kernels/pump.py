@@ -23,7 +23,7 @@ from virtfn.kernels.port import raise_vectors, serve
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
 from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_UPLINK, QUEUES, nic_at
 
-__all__ = ["PUMP", "pump_at", "run_pump"]
+__all__ = ["ALL_URGENT", "CHORES", "NOBODY", "PUMP", "pump_at", "run_pump"]
 
 _US = 1_000_000
 _BUDGET = 64
@@ -35,7 +35,9 @@ _IDLE_REST = 400 * _US
 _WINDOW = 2000 * _US
 _BULK = 32  # frames in a window that say: throughput matters now, not the next frame's latency
 _GATHER = 300 * _US
-_URGENT = EV_INTERRUPT | EV_CAPTURE | EV_MALICIOUS | EV_FAULT | EV_PAGE | EV_UPLINK
+CHORES = EV_INTERRUPT | EV_MALICIOUS | EV_FAULT | EV_PAGE  # what guests can cause as often as they like
+ALL_URGENT = CHORES | EV_CAPTURE | EV_UPLINK
+NOBODY = 0xFFFFFFFF  # in place of a descriptor that is not to be waited for
 
 # when something was found last; when the window began, and the frames until then; whether frames come in bulk
 PUMP = row_of("last window frames bulk")
@@ -50,27 +52,29 @@ def run_pump(
     links: npt.NDArray[np.int64],
     asked: npt.NDArray[np.int64],
     events: npt.NDArray[np.int64],
+    urgent: int,
     limit_ps: int,
 ) -> None:
     """Serve until something needs Python, or `limit_ps` is over.
 
     address: of the PUMP row. scratch: address of SCRATCH_BYTES. nics: (n,) addresses of NIC rows. links: (m, 2)
     addresses of LINK rows, and the number of the NIC of each. asked: (m + w,) what to wait for, as `poll` takes it: the
-    servers of the links, then wires. events: (n,) filled with what each NIC asks Python for.
+    servers of the links, then wires. events: (n,) filled with what each NIC asks Python for. urgent: those of them that
+    Python is needed for at once.
     """
     p = pump_at(address)
     wake_promptly()
     now = monotonic_ps(scratch)
     until = now + limit_ps
     while True:
-        moved, urgent, total = serve_all(nics, links, events, now, scratch)
+        moved, told, total = serve_all(nics, links, events, now, scratch)
         if moved:
             p.last = now
         if now - p.window >= _WINDOW:
             p.bulk = total - p.frames >= _BULK
             p.window = now
             p.frames = total
-        if urgent or now >= until:
+        if told & urgent or now >= until:
             return
         since = now - p.last
         wait = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
@@ -99,7 +103,7 @@ def serve_all(
     nics: npt.NDArray[np.int64], links: npt.NDArray[np.int64], events: npt.NDArray[np.int64], now: int, scratch: int
 ) -> tuple[int, int, int]:
     """Serve each NIC once. Returns (frames, events for Python, frames forwarded since the start)."""
-    urgent = 0
+    told = 0
     moved = 0
     total = 0
     for n in range(len(nics)):
@@ -111,10 +115,10 @@ def serve_all(
         if nic.port.departed_tail != departed:
             event |= EV_UPLINK
         events[n] |= event
-        urgent |= event & _URGENT
+        told |= event
         moved += frames
         total += nic.counters.forwarded  # segments count, not what they were cut from
-    return moved, urgent, total
+    return moved, told, total
 
 
 @kernel

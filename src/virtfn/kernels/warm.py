@@ -44,6 +44,6 @@ def load() -> bool:
     whole_frames(0, 0)
     state = np.zeros(1, PUMP)
     scratch = np.zeros(2, np.int64)
-    run_pump(row_address(state), address_of(scratch), empty[:0], np.zeros((0, 2), np.int64), empty[:0], empty[:0], 0)
+    run_pump(row_address(state), address_of(scratch), empty[:0], np.zeros((0, 2), np.int64), empty[:0], empty[:0], 0, 0)
     (Path(_jit.CACHE_DIR) / _MARK).touch()
     return _jit.compiled_files() > before

@@ -44,6 +44,7 @@ from virtfn.machine.regfile import Handlers, RegFile, on_write
 __all__ = ["Capability", "Function", "all_ones", "reaches"]
 
 D0, D3HOT = 0, 3
+_STATE, _IO, _MEM, _BME = PmControl.STATE.mask, Command.IO.mask, Command.MEM.mask, Command.BME.mask
 
 
 def all_ones(size: int) -> int:
@@ -211,22 +212,25 @@ class Function:
     @property
     def power_state(self) -> int:
         """0: D0; 3: D3hot, where only configuration accesses are answered."""
-        return PmControl(self[Pm].peek(Pm.PMCSR)).STATE if Pm in self else D0
+        return self[Pm].peek(Pm.PMCSR) & _STATE if Pm in self else D0
 
     @property
     def bus_master(self) -> bool:
         """Whether the function may send DMA and messages now."""
-        return bool(self.command.BME) and self.power_state == D0
+        return self._may(_BME)
 
     @property
     def memory_enabled(self) -> bool:
         """Whether the function's memory BARs answer now."""
-        return bool(self.command.MEM) and self.power_state == D0
+        return self._may(_MEM)
 
     @property
     def io_enabled(self) -> bool:
         """Whether the function's I/O BARs answer now."""
-        return bool(self.command.IO) and self.power_state == D0
+        return self._may(_IO)
+
+    def _may(self, bit: int) -> bool:
+        return self.header.peek(Type0.COMMAND) & bit != 0 and self.power_state == D0
 
     def bar_address(self, number: int) -> int:
         """Address that software gave BAR `number`, 0 at first; 6 is the expansion ROM."""

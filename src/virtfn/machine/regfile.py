@@ -78,6 +78,7 @@ class RegFile:
         self.size = size
         self._memory = memoryview(memory)  # type: ignore[arg-type]
         self._place: list[int] | None = None if place is None else place.tolist()
+        self._spots: dict[Decl, tuple[list[int], int]] = {}
         self._masks: dict[int, tuple[int, int, int, int, int]] = {}
         self._wide = any(d.width != 32 for d in regmap.DECLS)
         self._byte_owner: dict[int, int] = {}
@@ -85,6 +86,7 @@ class RegFile:
         self._write: dict[int, WriteHandler] = {}
         self._alias: dict[int, int] = {}
         for decl in regmap.DECLS:
+            self._spots[decl] = [self._position(decl.at(i)) for i in range(decl.count)], decl.size
             masks = (
                 decl.write_mask,
                 decl.mask(Access.W1C, Access.RC_W1C),
@@ -152,13 +154,15 @@ class RegFile:
 
     def peek(self, decl: Decl, index: int = 0) -> int:
         """Read a stored value from inside the model; no side effect."""
-        at = self._position(decl.at(index))
-        return int.from_bytes(self._memory[at : at + decl.size], "little")
+        spots, size = self._spots[decl]
+        at = spots[index]
+        return int.from_bytes(self._memory[at : at + size], "little")
 
     def poke(self, decl: Decl, index: int, value: int) -> None:
         """Store a value from inside the model; no side effect."""
-        at = self._position(decl.at(index))
-        self._memory[at : at + decl.size] = (value & (1 << decl.width) - 1).to_bytes(decl.size, "little")
+        spots, size = self._spots[decl]
+        at = spots[index]
+        self._memory[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
     def read(self, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes as the bus does, side effects included. Undeclared bytes read 0."""

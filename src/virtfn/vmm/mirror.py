@@ -43,7 +43,7 @@ from virtfn.hw.types import Rid
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
 from virtfn.machine.memory import CHUNK
 from virtfn.machine.ports import Device, VirtfnError
-from virtfn.vmm.vfio_user import Client, DmaMapper, MmapMapper, shared_memory
+from virtfn.vmm.vfio_user import Client, DmaMapper, MmapMapper, finish, shared_memory
 
 __all__ = ["Mirror"]
 
@@ -197,7 +197,7 @@ class Mirror:
                 raise VirtfnError("there are too many ranges", errno_name="ENOSPC")
             fd = shared_memory(lead + size, "virtfn-mirror")
             try:
-                self._mapper.map(fd, lead, iova, size, prot)
+                finish(self._mapper.map(fd, lead, iova, size, prot))
                 self._see(fd, lead, iova, size, prot)
             finally:
                 os.close(fd)
@@ -210,7 +210,7 @@ class Mirror:
         try:
             self._bytes.map(fd, lead, iova, size, prot)
         except VirtfnError:
-            self._mapper.unmap(iova, size)
+            finish(self._mapper.unmap(iova, size))
             raise
 
     def _take_away(self, iova: int) -> None:
@@ -218,7 +218,7 @@ class Mirror:
         for queue in self._queues:
             queue.restart()
         self._bytes.unmap(iova, size)
-        self._mapper.unmap(iova, size)
+        finish(self._mapper.unmap(iova, size))
 
     def _look(self, iova: int, count: int, prot: int) -> list[memoryview]:
         """Find bytes of the mirror; none unless the IOMMU lets the device at all of them."""

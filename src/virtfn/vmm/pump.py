@@ -2,6 +2,9 @@
 
 A turn answers messages, moves frames, and lets the IOMMU tell what it met. Between turns a kernel does the part of this
 that comes with frames all the time, and rests (`kernels/pump.py`).
+
+Functions take turns in answering, a slice of time each, from an allowance (`allowance.py`): beside others at work, one
+that asks for much is answered slowly; alone, at once. What nobody's message asked for, such as faults, has one too.
 """
 
 from __future__ import annotations
@@ -10,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from virtfn.devices.nic82576 import Nic82576
 from virtfn.hw.types import Rid
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
-from virtfn.kernels.pump import PUMP, run_pump
+from virtfn.kernels.pump import ALL_URGENT, CHORES, NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
+from virtfn.kernels.state import POOLS
 from virtfn.machine.clock import MS_PS
+from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
 from virtfn.vmm.uplink import Wire
@@ -25,8 +31,12 @@ from virtfn.vmm.uplink import Wire
 __all__ = ["Pump", "Served"]
 
 _BUDGET = 64
+_MESSAGES = 8  # of a function in a turn: the others wait meanwhile
 _LIMIT_PS = 5 * MS_PS  # whoever waits looks again after this
 _MIRROR_PS = MS_PS // 2  # Python alone sees what a mirrored machine hands over
+_DEBT_PS = MS_PS // 2  # as long as somebody has to wait for others, who may have finished
+_REFILL_PS = MS_PS // 5
+_WANTED_PS = 2 * MS_PS  # who has had something to do so lately may have more
 
 
 class Served(Protocol):
@@ -35,9 +45,6 @@ class Served(Protocol):
     @property
     def functions(self) -> Mapping[Rid, ServedFunction]:
         """The functions, by routing ID."""
-
-    def serve(self) -> int:
-        """Answer what is asked; return how many messages there were."""
 
 
 class Pump:
@@ -52,15 +59,103 @@ class Pump:
         row_address(self._state, "the pump's state")
         self._scratch = np.zeros(SCRATCH_BYTES, np.uint8)
         address_of(self._scratch, "room for a message")
+        self._chores = Allowance()
+        self._first = 0
+        self._now = host.clock.now
+        self._refilled_ps = self._now()
+        self._slice: tuple[ServedFunction | None, int, int] = None, 0, 0
+        self._total = 0
+        self._moved_ps = self._others_ps = -_WANTED_PS
+        self._counts: dict[int, npt.NDArray[np.int64]] = {}
+
+    def _functions(self) -> list[ServedFunction]:
+        return [served for vm in self._vms for served in vm.functions.values()]
 
     def turn(self) -> int:
         """Do what there is to do, and return how much it was."""
-        done = sum(vm.serve() for vm in self._vms)
+        done = self._answer()
         for nic in self._nics:
             done += nic.serve(_BUDGET)[0]
         done += sum(wire.serve(_BUDGET)[0] for wire in self._wires)
-        self._host.iommu.service()
+        if not self._chores.in_debt:
+            began = self._now()
+            self._host.iommu.service()
+            self._chores.take(self._now() - began)
         return done
+
+    def _answer(self) -> int:
+        """Answer messages of those whose turn it is; return how many."""
+        functions = self._functions()
+        now = self._now()
+        if now - self._refilled_ps >= _REFILL_PS:
+            refill([self._chores, *[served.allowance for served in functions]], now - self._refilled_ps)
+            self._refilled_ps = now
+        if not functions:
+            return 0
+        done, self._first = 0, (self._first + 1) % len(functions)
+        for served in functions[self._first :] + functions[: self._first]:
+            allowance = served.allowance
+            if allowance.left_ps <= 0 and self._must_wait(served, functions, now):
+                continue
+            self._slice = served, now, 0
+            answered = served.serve(_MESSAGES, self._going)
+            if answered:
+                done += answered
+                self._nics[self._nic_of(served)].port.settle()  # filters that it had changed are its work, too
+            began, now = now, self._now()
+            allowance.take(now - began)
+            if answered:
+                allowance.last_ps = now
+        return done
+
+    def _going(self) -> bool:
+        """Tell whether the function that is served now has time left."""
+        served, began, until = self._slice
+        if not until:
+            until = began + (WHOLE_PS if self._alone(served, began) else SLICE_PS)
+            self._slice = served, began, until
+        return self._now() < until
+
+    def _nic_of(self, served: ServedFunction) -> int:
+        device = served.function.device
+        return next(n for n, nic in enumerate(self._nics) if nic is device)
+
+    def _frames_move(self, now: int) -> bool:
+        """Tell whether frames have moved lately."""
+        total = sum([nic.port.frames for nic in self._nics])
+        if total != self._total:
+            self._total, self._moved_ps = total, now
+        return now - self._moved_ps < _WANTED_PS
+
+    def _alone(self, served: ServedFunction | None, now: int) -> bool:
+        """Tell whether nobody else has had anything to do lately."""
+        others = (other.allowance for other in self._functions() if other is not served)
+        return not self._frames_move(now) and all(now - other.last_ps >= _WANTED_PS for other in others)
+
+    def _must_wait(self, served: ServedFunction, functions: Sequence[ServedFunction], now: int) -> bool:
+        """Tell whether one that is in debt has to let others go first, who are not; else it starts anew."""
+        others = (other.allowance for other in functions if other is not served and not other.allowance.in_debt)
+        if any(now - other.last_ps < _WANTED_PS for other in others) or self._others_move(functions, now):
+            return True
+        served.allowance.left_ps = 0
+        return False
+
+    def _others_move(self, functions: Sequence[ServedFunction], now: int) -> bool:
+        """Tell whether frames have moved lately for anyone who is not in debt."""
+        if not self._frames_move(now):
+            return False
+        for n, nic in enumerate(self._nics):
+            pools = nic.port.nic["pools"]
+            counts = pools["gprc"] + pools["gptc"]
+            moved = counts != self._counts.get(n, counts)
+            self._counts[n] = counts
+            for served in functions:
+                if served.allowance.in_debt and served.function.device is nic:
+                    table = nic.vectors(served.function.rid)[0]
+                    moved[table if table < POOLS else slice(None)] = False
+            if moved.any():
+                self._others_ps = now
+        return now - self._others_ps < _WANTED_PS
 
     def __call__(self) -> None:
         """Take a turn, then move frames and rest for some milliseconds, or until there is more: a tick."""
@@ -69,24 +164,36 @@ class Pump:
 
     def run(self, limit_ps: int) -> None:
         """Let kernels do what they can, and rest, until Python is needed or `limit_ps` is over."""
-        functions = [served for vm in self._vms for served in vm.functions.values() if served.server.fileno() >= 0]
+        functions = [served for served in self._functions() if served.server.fileno() >= 0]
         watched = self._host.iommu.interrupts.on_message is not None
         links = np.zeros((len(functions), 2), np.int64)
+        asked = []
+        now = self._now()
         for i, served in enumerate(functions):
-            n = next(n for n, nic in enumerate(self._nics) if nic is served.function.device)
+            n = self._nic_of(served)
             table, first, vectors = self._nics[n].vectors(served.function.rid)
             links[i] = served.lend(table, first, 0 if watched else vectors), n
             if served.mirror.running:
                 limit_ps = min(limit_ps, _MIRROR_PS)
-        descriptors = [served.server.fileno() for served in functions]
-        descriptors += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
-        asked = np.array([fd | POLLIN for fd in descriptors], np.int64)
-        address_of(asked, "what is waited for")
+            waits = served.allowance.in_debt and self._must_wait(served, functions, now)
+            asked.append(NOBODY if waits else served.server.fileno())
+            if waits:
+                limit_ps = min(limit_ps, _DEBT_PS)
+        urgent = ALL_URGENT
+        if self._chores.in_debt:
+            urgent &= ~CHORES
+            limit_ps = min(limit_ps, _DEBT_PS)
+        asked += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
+        waited = np.array([fd | POLLIN for fd in asked], np.int64)
+        address_of(waited, "what is waited for")
         nics = np.array([nic.port.address for nic in self._nics], np.int64)
         events = np.zeros(len(nics), np.int64)
-        run_pump(self._state.ctypes.data, self._scratch.ctypes.data, nics, links, asked, events, limit_ps)
+        run_pump(self._state.ctypes.data, self._scratch.ctypes.data, nics, links, waited, events, urgent, limit_ps)
         for served in functions:
             served.take_back()
         for nic, event in zip(self._nics, events.tolist(), strict=True):
             if event:
+                began = self._now()
                 nic.handle(event)
+                if event & CHORES:
+                    self._chores.take(self._now() - began)

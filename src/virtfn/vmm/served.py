@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +31,37 @@ from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
 from virtfn.kernels.link import LINK
 from virtfn.kernels.ranges import row_address
 from virtfn.machine.configspace import find_capability, size_bars
-from virtfn.machine.memory import CHUNK, HostMemory
+from virtfn.machine.memory import CHUNK, PAGE, HostMemory
 from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
+from virtfn.vmm.allowance import Allowance
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import MOST_TABLES, Host
 from virtfn.vmm.mirror import Mirror
-from virtfn.vmm.vfio_user import Client, Irq, Limits, Region, RegionIndex, Server, VfioUserDevice, split
+from virtfn.vmm.vfio_user import (
+    Client,
+    Going,
+    Irq,
+    Limits,
+    Region,
+    RegionIndex,
+    Server,
+    Steps,
+    VfioUserDevice,
+    split,
+)
 
 __all__ = ["ServedFunction", "SharedFiles"]
 
 _VENDOR_SPECIFIC = 0x09
 _MOST_IN_PIECES = 2 * CHUNK
 _MOST_FILES = 256  # a mirror of memory that is not shared has one for each range
+_PIECE = 16 * PAGE  # mapped at a time, where pages are small
+_GIB = 1 << 30
+# A LINK row is looked at all the time; by number is faster than by name.
+_FD, _RID, _TABLE, _FIRST, _VECTORS, _DONE, _SENT, _OWED, _CUT = (
+    (LINK["link"].names or ()).index(name)
+    for name in ("fd", "rid", "table", "first", "vectors", "writes", "interrupts", "owed", "cut")
+)
 _LIMITS = Limits(max_data_xfer_size=4096)
 
 
@@ -126,15 +146,17 @@ class ServedFunction(VfioUserDevice):
         self._hidden, self._masters = True, False
         self._placed: dict[int, tuple[tuple[int, int], list[tuple[int, int]]]] = {}
         self.interrupts = 0
+        self.allowance = Allowance()
         self._msix_at = find_capability(config, MsiX)
         table = Location(config.read(self._msix_at + MsiX.TABLE.offset, 4))
         vectors = MsiXControl(config.read(self._msix_at + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
         self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, direct=direct)
         self._config = config
         self._block = np.zeros(1, LINK)
-        row_address(self._block, "a link")
-        self._link, self._routes = self._block[0]["link"], self._block[0]["routes"]
-        self._link["rid"], self._link["fd"] = rid, -1
+        self._link_address = row_address(self._block, "a link")
+        self._routes = self._block[0]["routes"]
+        self._link = self._block["link"].view(np.int64).data
+        self._link[_FD], self._link[_RID] = -1, rid
         self.mirror = Mirror(device, rid, self)
         self.server = Server(path, self, mapper=self, limits=_LIMITS)
 
@@ -157,27 +179,31 @@ class ServedFunction(VfioUserDevice):
         the NIC tells of the function's vectors.
         """
         usable = self._client is not None and self._masters and vectors and not self.mirror.running
-        self._link["fd"] = self._client.borrow() if self._client is not None and usable else -1
-        self._link["table"], self._link["first"], self._link["vectors"] = table, first, vectors
-        return int(self._block.ctypes.data)
+        link = self._link
+        link[_FD] = self._client.borrow() if self._client is not None and usable else -1
+        link[_TABLE], link[_FIRST], link[_VECTORS] = table, first, vectors
+        return self._link_address
 
     def take_back(self) -> None:
         """Account for what kernels did, and send what they could not."""
         link = self._link
-        if self._client is None or link["fd"] < 0:
+        if self._client is None or link[_FD] < 0:
             return
-        writes, owed = int(link["writes"]), int(link["owed"])
+        writes, owed = link[_DONE], link[_OWED]
         self.function.exits["bar"] += writes
-        self.interrupts += int(link["interrupts"])
-        self._client.account(writes, cut=bool(link["cut"]))
-        link["writes"] = link["interrupts"] = link["owed"] = link["cut"] = 0
+        self.interrupts += link[_SENT]
+        self._client.account(writes, cut=bool(link[_CUT]))
+        link[_DONE] = link[_SENT] = link[_OWED] = link[_CUT] = 0
         for i in range(owed.bit_length()):
             if owed >> i & 1:
                 self._send(int(self._routes[i]["guest_address"]), int(self._routes[i]["guest_message"]))
 
-    def serve(self, budget: int) -> int:
-        """Answer up to `budget` messages, and fetch and send what goes by messages; return how much there was to do."""
-        served = self.server.serve(budget)
+    def serve(self, budget: int, going: Going = lambda: True) -> int:
+        """Answer up to `budget` messages while `going`, and fetch and send what goes by messages.
+
+        Returns how much there was to do.
+        """
+        served = self.server.serve(budget, going)
         return served + (self.mirror.serve() if self._masters else 0)
 
     def close(self) -> None:
@@ -205,23 +231,26 @@ class ServedFunction(VfioUserDevice):
         """Tell the interrupt types that QEMU handles: none. MSI-X goes by messages; errors and requests never come."""
         return {}
 
-    def region_read(self, region: int, offset: int, count: int) -> bytes:
+    def region_read(self, region: int, offset: int, count: int) -> Steps[bytes]:
         """Read registers or configuration space."""
-        if region != RegionIndex.CONFIG:
-            return b"".join(
-                self.function.read(region, at, size).to_bytes(size, "little") for at, size in split(offset, count)
-            )
         read = bytearray()
         for at, size in split(offset, count):
-            read += self.function.config.read(at, size).to_bytes(size, "little")
-        if self._hidden and offset <= self._msix_at < offset + count:
+            if read:
+                yield
+            if region == RegionIndex.CONFIG:
+                read += self.function.config.read(at, size).to_bytes(size, "little")
+            else:
+                read += self.function.read(region, at, size).to_bytes(size, "little")
+        if region == RegionIndex.CONFIG and self._hidden and offset <= self._msix_at < offset + count:
             read[self._msix_at - offset] = _VENDOR_SPECIFIC
         return bytes(read)
 
-    def region_write(self, region: int, offset: int, data: bytes) -> None:
+    def region_write(self, region: int, offset: int, data: bytes) -> Steps[None]:
         """Write registers or configuration space."""
         done = 0
         for at, size in split(offset, len(data)):
+            if done:
+                yield
             value = int.from_bytes(data[done : done + size], "little")
             done += size
             if region == RegionIndex.CONFIG:
@@ -268,8 +297,8 @@ class ServedFunction(VfioUserDevice):
 
     # Memory: `DmaMapper`.
 
-    def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> None:
-        """Map a range of the virtual machine's memory into the domain.
+    def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> Steps[None]:
+        """Map a range of the virtual machine's memory into the domain, some tables' worth at a time.
 
         Raises VirtfnError as `Domain.map` does, when there is no room, or when much memory comes at addresses that no
         large page fits: everybody would wait while it is mapped piece by piece.
@@ -281,24 +310,27 @@ class ServedFunction(VfioUserDevice):
             )
         key, start = self._files.take(fd, offset + size)
         done: list[tuple[int, int]] = []
+        large = (iova - start - offset) % CHUNK == 0
         try:
-            for first, length in _around_interrupts(iova, size):
+            for first, length in _pieces(iova, size, large):
                 hpa = Hpa(start + offset + first - iova)
                 self._domain.map(Iova(first), hpa, length, bool(prot & mmap.PROT_READ), bool(prot & mmap.PROT_WRITE))
                 done.append((first, length))
-        except VirtfnError:
-            self._take_away(key, done)
+                yield
+        except (VirtfnError, GeneratorExit):
+            for first, length in done:
+                self._domain.unmap(Iova(first), length)
+            self._files.drop(key)
             raise
         self._placed[iova] = key, done
 
-    def unmap(self, iova: int, size: int) -> None:
+    def unmap(self, iova: int, size: int) -> Steps[None]:
         """Take a range out of the domain, and out of every cache."""
-        key, done = self._placed.pop(iova)
-        self._take_away(key, done)
-
-    def _take_away(self, key: tuple[int, int], ranges: list[tuple[int, int]]) -> None:
-        for first, length in ranges:
+        key, done = self._placed[iova]
+        for first, length in done:
             self._domain.unmap(Iova(first), length)
+            yield
+        del self._placed[iova]
         self._files.drop(key)
 
     # Interrupts: `assign.Interrupts`.
@@ -329,6 +361,19 @@ class ServedFunction(VfioUserDevice):
     def _follow_command(self) -> None:
         """Note whether the function masters the bus: QEMU writes a message only then, and each has to ask."""
         self._masters = bool(Command(self._config.read(Type0.COMMAND.offset, 2)).BME)
+
+
+def _pieces(iova: int, size: int, large: bool) -> Iterator[tuple[int, int]]:
+    """Cut a range into pieces that take about as long to map: (first, bytes). large: large pages fit."""
+    for first, length in _around_interrupts(iova, size):
+        end = first + length
+        while first < end:
+            if large and first % CHUNK == 0 and end - first >= CHUNK:
+                step = min(_GIB - first % _GIB, (end - first) // CHUNK * CHUNK)
+            else:
+                step = min(_PIECE - first % _PIECE, end - first)
+            yield first, step
+            first += step
 
 
 def _around_interrupts(iova: int, size: int) -> list[tuple[int, int]]:

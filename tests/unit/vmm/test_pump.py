@@ -39,10 +39,7 @@ class Line:
         self.bench = Bench(folder, clock=WallClock())
         self.by_python = by_python
         self.peers = [Peer(served.server) for served in self.bench.functions]
-        vm = SimpleNamespace(
-            functions=dict(zip(self.bench.rids, self.bench.functions, strict=True)),
-            serve=lambda: sum(served.server.serve() for served in self.bench.functions),
-        )
+        vm = SimpleNamespace(functions=dict(zip(self.bench.rids, self.bench.functions, strict=True)))
         self.pump = Pump(self.bench.host, [self.bench.nic], [vm])
         for peer in self.peers:
             enable(peer)

@@ -29,7 +29,7 @@ from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
 from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.port import WIRE_STALL
-from virtfn.kernels.state import QUEUE, new_nic
+from virtfn.kernels.state import COUNTER_NAMES, QUEUE, new_nic
 from virtfn.machine.clock import MS_PS, US_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
@@ -37,6 +37,7 @@ __all__ = ["Port"]
 
 _KEPT_BY_RST = (Regs.RXPBS, Regs.TXPBS, Regs.SWPBS, Regs.EITR, Regs.EECD)
 _TIMER_TICK_PS = MS_PS
+_FORWARDED, _SENT, _RECEIVED = (COUNTER_NAMES.index(name) for name in ("forwarded", "gptc", "gprc"))
 
 
 class Port(Handlers):
@@ -52,9 +53,11 @@ class Port(Handlers):
         self._timer_due: int | None = None
         self._link_seen = 0
         self._pooled = False
+        self._wired: tuple[object, ...] = ()
         self.block = new_nic(iommu)
         self.address = int(self.block.ctypes.data)
         self.nic: np.void = self.block[0]
+        self._counters = np.frombuffer(self.nic["counters"], np.int64).data
         self.registers = PortRegisters()
         self.interrupts = Interrupts(self.registers, self.nic, send)
         self.mailboxes = Mailboxes(self.registers, self._ring_pf, self.interrupts.ring_vf)
@@ -69,6 +72,12 @@ class Port(Handlers):
     def _ring_pf(self) -> None:
         self.interrupts.raise_other(ICR.VMMB.mask)
 
+    @property
+    def frames(self) -> int:
+        """Count the frames that have moved, from and to anyone; cheap enough to be asked all the time."""
+        counters = self._counters
+        return counters[_FORWARDED] + counters[_SENT] + counters[_RECEIVED]
+
     # Wiring: who owns which queue.
 
     def wire(self, pf_rid: int, pf_master: bool, vfs: Sequence[tuple[int, bool]]) -> None:
@@ -76,6 +85,11 @@ class Port(Handlers):
 
         A function that may not master the bus has queues that stand still.
         """
+        copies = tuple((q, rx.address, tx.address) for q, (rx, tx) in self.registers.copies.items())
+        wanted = pf_rid, pf_master, tuple(vfs), copies
+        if wanted == self._wired:
+            return
+        self._wired = wanted
         if len(vfs) != self.interrupts.vfs:
             self.interrupts.set_vfs(len(vfs))
         for q in range(QUEUES):

@@ -65,7 +65,7 @@ class Endpoint:
         if rid >> 8 == self.bus and rid & 0xFF < len(self.pfs):
             return Place(rid & 0xFF)
         for f, pf in enumerate(self.pfs):
-            n = None if pf.sriov is None else pf.sriov.index_of(self.rid(Place(f)), rid)
+            n = None if pf.sriov is None else pf.sriov.index_of(Rid(self.bus << 8 | f), rid)
             if n is not None:
                 return Place(f, n)
         return None

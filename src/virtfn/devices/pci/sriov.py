@@ -90,7 +90,8 @@ class SrIovUnit(Handlers):
 
     def index_of(self, pf: Rid, rid: Rid) -> int | None:
         """Tell which VF of the PF at `pf` has routing ID `rid`; None if no enabled one has."""
-        return next((n for n in range(self.count) if self.rid_of(pf, n) == rid), None)
+        n, rest = divmod(rid - self.rid_of(pf, 0) & 0xFFFF, self._file.peek(SrIov.VF_STRIDE) or 1)
+        return n if rest == 0 and n < self.count else None
 
     def bar_address(self, n: int, bar: int) -> int:
         """Address of a BAR of VF `n`."""

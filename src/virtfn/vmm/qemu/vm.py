@@ -25,7 +25,6 @@ __all__ = ["QemuVm"]
 
 _LET_GO_S = 30.0
 _SURPRISE_S = 2.0
-_BUDGET = 8  # messages of a function in a turn: the other machines wait meanwhile
 
 
 class QemuVm:
@@ -121,10 +120,6 @@ class QemuVm:
                     self.guest.resume(tick=self._tick)
 
     # What goes on.
-
-    def serve(self) -> int:
-        """Answer what QEMU asks, a little of it; return how much there was to do."""
-        return sum(served.serve(_BUDGET) for served in list(self.functions.values()))
 
     @property
     def messages(self) -> int:

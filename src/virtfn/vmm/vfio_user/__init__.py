@@ -6,9 +6,20 @@ it, one client at a time, and hands it a `Client` with the memory and the interr
 Linux only; nothing but the standard library. Reference: docs/reference/vfio-user.md.
 """
 
-from virtfn.vmm.vfio_user.client import Client, Limits
-from virtfn.vmm.vfio_user.device import Irq, IrqIndex, Region, RegionIndex, VfioUserDevice, shared_memory, split
+from virtfn.vmm.vfio_user.client import Client, Going
+from virtfn.vmm.vfio_user.device import (
+    Irq,
+    IrqIndex,
+    Region,
+    RegionIndex,
+    Steps,
+    VfioUserDevice,
+    finish,
+    shared_memory,
+    split,
+)
 from virtfn.vmm.vfio_user.irqs import Interrupts
+from virtfn.vmm.vfio_user.limits import Limits
 from virtfn.vmm.vfio_user.memory import DmaMapper, DmaRange, DmaRanges, MmapMapper
 from virtfn.vmm.vfio_user.messages import Capabilities, Command, IrqFlags, RefusedError
 from virtfn.vmm.vfio_user.server import Server
@@ -22,6 +33,7 @@ __all__ = [
     "DmaRange",
     "DmaRanges",
     "Done",
+    "Going",
     "Interrupts",
     "Irq",
     "IrqFlags",
@@ -32,7 +44,9 @@ __all__ = [
     "Region",
     "RegionIndex",
     "Server",
+    "Steps",
     "VfioUserDevice",
+    "finish",
     "shared_memory",
     "split",
 ]

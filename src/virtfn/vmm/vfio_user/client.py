@@ -13,21 +13,19 @@ import errno
 import select
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.closing import MOST_RIGHTS
 from virtfn.vmm.vfio_user.connection import Connection, Message
-from virtfn.vmm.vfio_user.device import Irq, IrqIndex, Region, RegionIndex, VfioUserDevice
+from virtfn.vmm.vfio_user.device import Irq, IrqIndex, Region, RegionIndex, Steps, VfioUserDevice
 from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.irqs import Interrupts
+from virtfn.vmm.vfio_user.limits import Limits
 from virtfn.vmm.vfio_user.memory import DmaMapper, DmaRange, DmaRanges, check_file
 from virtfn.vmm.vfio_user.messages import (
     DEVICE_INFO,
     DMA_MAP,
     DMA_UNMAP,
-    HEADER,
     IRQ_INFO,
     MAJOR,
     MINOR,
@@ -58,41 +56,6 @@ from virtfn.vmm.vfio_user.transfers import Done, Transfers
 _DEVICE_FLAGS = 3  # can be reset, is a PCI device
 _CAP_SPARSE_MMAP = 1
 _MULTI_BYTES = 8
-_LEAST_XFER = 4096  # a client reads the configuration space in one piece
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one client may have.
-
-    max_msg_fds: descriptors in a message; max_data_xfer_size: bytes in an access; max_dma_maps: ranges of memory;
-    max_output: bytes that it has not taken yet; max_transfers: DMA messages that it has not answered yet;
-    max_multi: writes in one message; max_eventfds: eventfds that it gave for interrupts.
-    """
-
-    max_msg_fds: int = 16
-    max_data_xfer_size: int = 1 << 20
-    max_dma_maps: int = 4096
-    max_output: int = 8 << 20
-    max_transfers: int = 1024
-    max_multi: int = 1024
-    max_eventfds: int = 256
-
-    def __post_init__(self) -> None:
-        """Check that they fit together.
-
-        Raises VirtfnError.
-        """
-        if not 0 <= self.max_msg_fds <= MOST_RIGHTS or self.max_data_xfer_size < _LEAST_XFER:
-            raise VirtfnError(f"a message takes 0..{MOST_RIGHTS} descriptors and {_LEAST_XFER} bytes or more")
-        if self.max_output < 2 * self.largest_message:
-            raise VirtfnError(f"max_output must be {2 * self.largest_message} or more: room for two messages")
-
-    @property
-    def largest_message(self) -> int:
-        """The size of the largest message that makes sense."""
-        multi = MULTI_COUNT.size + self.max_multi * MULTI_WRITE.size
-        return HEADER.size + max(REGION_ACCESS.size + self.max_data_xfer_size, multi)
 
 
 class Offer(NamedTuple):
@@ -111,6 +74,11 @@ class _Answer(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
+_Outcome: TypeAlias = _Answer | Steps[_Answer]
+Going: TypeAlias = Callable[[], bool]
+"""Asked between steps: whether there is time for another one."""
+
+
 class Client:
     """A client, as the device sees it. Everything here does nothing any more when the client is gone.
 
@@ -126,7 +94,8 @@ class Client:
         self.ranges = DmaRanges(offer.limits.max_dma_maps)
         self.capabilities: Capabilities | None = None
         self.last_refusal = ""
-        self._handlers: dict[int, Callable[[bytes, list[int]], _Answer]] = {
+        self._under_way: tuple[Header, Steps[_Answer]] | None = None
+        self._handlers: dict[int, Callable[[bytes, list[int]], _Outcome]] = {
             Command.VERSION: self._version,
             Command.DMA_MAP: self._dma_map,
             Command.DMA_UNMAP: self._dma_unmap,
@@ -157,9 +126,9 @@ class Client:
     def borrow(self) -> int:
         """Return the socket for somebody who speaks the protocol faster, until the next call of anything here.
 
-        Whole messages may be read and sent, no descriptors. -1 while the stream is in the middle of a message.
+        Whole messages may be read and sent, no descriptors. -1 while the stream or a request is in the middle.
         """
-        return self._connection.fileno() if self._connection.idle else -1
+        return self._connection.fileno() if self._connection.idle and self._under_way is None else -1
 
     def account(self, writes: int, *, cut: bool) -> None:
         """Take the socket back: so many writes to regions were answered. cut: a message was sent in part."""
@@ -175,34 +144,43 @@ class Client:
         """Why the connection came to its end, or empty."""
         return self._connection.lost
 
-    def serve(self, events: int, budget: int) -> int:
-        """Serve up to `budget` messages; return how many.
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request is in the middle: there is something to do, whatever the socket says."""
+        return self._under_way is not None
+
+    def serve(self, events: int, budget: int, going: Going) -> int:
+        """Serve up to `budget` messages while `going`; return how many, one that is not done yet included.
 
         Raises DroppedError at the end.
         """
         connection, served = self._connection, 0
         if events & ~select.EPOLLIN:
             connection.flush()
-        while served < budget and not connection.lost and not connection.paused:
-            message = connection.receive()
-            if message is None:
-                break
+        while served < budget and (served == 0 or going()):
+            if self._under_way is None:
+                message = None if connection.lost or connection.paused else connection.receive()
+                if message is None:
+                    break
+                try:
+                    self._take(message)
+                finally:
+                    self._counters["fds-not-wanted"] += message.close_fds()
             served += 1
-            try:
-                self._take(message)
-            finally:
-                self._counters["fds-not-wanted"] += message.close_fds()
-        if connection.lost:
+            self._go_on(going)
+        if connection.lost and self._under_way is None:
             raise DroppedError(connection.lost)
         return served
 
-    def end(self) -> None:
+    def end(self) -> Steps[None]:
         """Give back everything of this client, and tell the device."""
+        self._under_way = None
         self._connection.close()
         self.interrupts.close()
         self._transfers.abandon()
         for old in list(self.ranges):
-            self._unmap(old)
+            yield from self._unmap(old)
+            yield
         if self.capabilities is not None:
             self._offer.device.disconnected()
 
@@ -224,10 +202,32 @@ class Client:
             if handler is None:
                 raise RefusedError(*((errno.ENOTSUP, "not-supported") if known else (errno.ENOSYS, "unknown-command")))
             check((header.command == Command.VERSION) == (self.capabilities is None), "version-first")
-            answer = handler(message.body, message.fds)
+            outcome = handler(message.body, message.fds)
         except VirtfnError as e:
             self._refuse(header, e)
             return
+        if isinstance(outcome, _Answer):
+            self._answer(header, outcome)
+        else:
+            self._under_way = header, outcome
+
+    def _go_on(self, going: Going) -> None:
+        """Do what is under way, until it is done or there is no time."""
+        if self._under_way is None:
+            return
+        (header, steps), self._under_way = self._under_way, None
+        try:
+            next(steps)
+            while going():
+                next(steps)
+        except StopIteration as end:
+            self._answer(header, end.value)
+        except VirtfnError as e:
+            self._refuse(header, e)
+        else:
+            self._under_way = header, steps
+
+    def _answer(self, header: Header, answer: _Answer) -> None:
         if not header.flags & NO_REPLY:
             self._connection.send(reply(header, answer.body), answer.fds)
         if header.command == Command.VERSION:
@@ -305,26 +305,25 @@ class Client:
 
     # Requests: memory and interrupts.
 
-    def _dma_map(self, body: bytes, fds: list[int]) -> _Answer:
+    def _dma_map(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
         argsz, prot, offset, iova, size = exactly(DMA_MAP, body)
         check(argsz >= DMA_MAP.size, "argsz")
         check(len(fds) <= 1, "map-with-fds")
         self.ranges.check_new(iova, size, prot, offset if fds else 0)
-        shared = bool(fds)
-        if shared:
-            self._place(fds.pop(), offset, iova, size, prot)
-        self.ranges.add(DmaRange(iova, size, prot, shared))
+        return self._place(fds.pop() if fds else None, offset, iova, size, prot)
+
+    def _place(self, fd: int | None, offset: int, iova: int, size: int, prot: int) -> Steps[_Answer]:
+        if fd is not None:
+            try:
+                check_file(fd, offset, size, prot)
+                yield from self._offer.mapper.map(fd, offset, iova, size, prot) or ()
+            finally:
+                self._connection.closer.close(fd)
+        self.ranges.add(DmaRange(iova, size, prot, fd is not None))
         self._offer.device.dma_mapped(iova, size, prot)
         return _Answer()
 
-    def _place(self, fd: int, offset: int, iova: int, size: int, prot: int) -> None:
-        try:
-            check_file(fd, offset, size, prot)
-            self._offer.mapper.map(fd, offset, iova, size, prot)
-        finally:
-            self._connection.closer.close(fd)
-
-    def _dma_unmap(self, body: bytes, fds: list[int]) -> _Answer:
+    def _dma_unmap(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
         argsz, flags, iova, size = at_start(DMA_UNMAP, body)
         check(not flags & UnmapFlags.GET_DIRTY_BITMAP, "not-supported", errno.ENOTSUP)
         exactly(DMA_UNMAP, body)
@@ -333,16 +332,17 @@ class Client:
         if flags & UnmapFlags.ALL:
             check(iova == size == 0, "unmap-all-of-some")
             for old in list(self.ranges):
-                self._unmap(old)
+                yield from self._unmap(old)
+                yield
         else:
-            self._unmap(self.ranges.exactly(iova, size))
+            yield from self._unmap(self.ranges.exactly(iova, size))
         return _Answer(body)
 
-    def _unmap(self, old: DmaRange) -> None:
-        self.ranges.remove(old)
+    def _unmap(self, old: DmaRange) -> Steps[None]:
         self._offer.device.dma_unmapped(old.iova, old.size)
         if old.mapped:
-            self._offer.mapper.unmap(old.iova, old.size)
+            yield from self._offer.mapper.unmap(old.iova, old.size) or ()
+        self.ranges.remove(old)
 
     def _set_irqs(self, body: bytes, fds: list[int]) -> _Answer:
         self.interrupts.set(body, fds)
@@ -358,22 +358,29 @@ class Client:
         check(offset + count <= region.size, "access-beyond-region")
         check(region.write if write else region.read, "access-not-permitted", errno.EACCES)
 
-    def _region_read(self, body: bytes, fds: list[int]) -> _Answer:
+    def _region_read(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
         offset, index, count = exactly(REGION_ACCESS, body)
         self._region(index, offset, count, write=False)
         data = self._offer.device.region_read(index, offset, count)
+        if not isinstance(data, bytes):
+            data = yield from data
         if len(data) != count:
             raise VirtfnError(f"the device read {len(data)} bytes of region {index}, not {count}")
         return _Answer(body + data)
 
-    def _region_write(self, body: bytes, fds: list[int]) -> _Answer:
+    def _region_write(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
         offset, index, count = at_start(REGION_ACCESS, body)
         check(len(body) == REGION_ACCESS.size + count, "wrong-size")
         self._region(index, offset, count, write=True)
-        self._offer.device.region_write(index, offset, body[REGION_ACCESS.size :])
+        yield from self._write(index, offset, body[REGION_ACCESS.size :])
         return _Answer(body[: REGION_ACCESS.size])
 
-    def _region_write_multi(self, body: bytes, fds: list[int]) -> _Answer:
+    def _write(self, index: int, offset: int, data: bytes) -> Steps[None]:
+        steps = self._offer.device.region_write(index, offset, data)
+        if steps is not None:
+            yield from steps
+
+    def _region_write_multi(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
         (writes,) = at_start(MULTI_COUNT, body)
         check(0 < writes <= self._offer.limits.max_multi, "multi-count", errno.E2BIG)
         check(len(body) == MULTI_COUNT.size + writes * MULTI_WRITE.size, "wrong-size")
@@ -381,8 +388,10 @@ class Client:
         for offset, index, count, _ in accesses:
             check(count <= _MULTI_BYTES, "access-size")
             self._region(index, offset, count, write=True)
-        for offset, index, count, data in accesses:
-            self._offer.device.region_write(index, offset, data[:count])
+        for n, (offset, index, count, data) in enumerate(accesses):
+            if n:
+                yield
+            yield from self._write(index, offset, data[:count])
         return _Answer(body[: MULTI_COUNT.size])
 
     def _device_reset(self, body: bytes, fds: list[int]) -> _Answer:

@@ -12,15 +12,19 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.vfio_user.messages import PAGE, IrqFlags
 
 if TYPE_CHECKING:
     from virtfn.vmm.vfio_user.client import Client
+
+_Result = TypeVar("_Result")
+Steps: TypeAlias = Generator[None, None, _Result]
+"""Work that can rest at each `yield`."""
 
 
 _MOST_IRQS = 2048  # of MSI-X
@@ -118,6 +122,9 @@ class VfioUserDevice(Protocol):
     Regions and interrupt types are asked for once, when the server starts. An access is within a readable or writable
     region, of any size: `split` cuts it into aligned ones. A device refuses an access with RefusedError; any other
     VirtfnError is told to the client as EIO. No method may block: the client, with all its virtual CPUs, is waiting.
+
+    An access that takes long is better done in steps, by a generator: where `Server.serve` is called with `going`,
+    others may be served between them. The client's next message is looked at when all are done.
     """
 
     def regions(self) -> Mapping[int, Region]:
@@ -126,10 +133,10 @@ class VfioUserDevice(Protocol):
     def irqs(self) -> Mapping[int, Irq]:
         """Tell the interrupt types by index; those left out are not there."""
 
-    def region_read(self, region: int, offset: int, count: int) -> bytes:
+    def region_read(self, region: int, offset: int, count: int) -> bytes | Steps[bytes]:
         """Read `count` bytes of a region."""
 
-    def region_write(self, region: int, offset: int, data: bytes) -> None:
+    def region_write(self, region: int, offset: int, data: bytes) -> Steps[None] | None:
         """Write to a region."""
 
     def reset(self) -> None:
@@ -151,6 +158,12 @@ class VfioUserDevice(Protocol):
     def dma_unmapped(self, iova: int, size: int) -> None:
         """Let go of memory, before the client is told that it is unmapped."""
         return
+
+
+def finish(steps: Steps[None] | None) -> None:
+    """Do all steps, now."""
+    for _ in steps or ():
+        pass
 
 
 def split(offset: int, count: int, widest: int = 4) -> Iterator[tuple[int, int]]:

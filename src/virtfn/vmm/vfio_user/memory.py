@@ -28,15 +28,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.vfio_user.device import Steps
 from virtfn.vmm.vfio_user.messages import PAGE, U64, DmaFlags, RefusedError, check
 
 _WANTED = "it must be a memfd with F_SEAL_SHRINK (QEMU: memory-backend-memfd, seal=on)"
 
 
 class DmaMapper(Protocol):
-    """Who places the client's memory in this process."""
+    """Who places the client's memory in this process. Either method may be a generator that does it in steps."""
 
-    def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> None:
+    def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> Steps[None] | None:
         """Place `size` bytes of a file from `offset` on; the client is answered afterwards.
 
         fd: a memory file that cannot shrink and is large enough; it is closed after the call. prot: PROT_READ,
@@ -45,8 +46,11 @@ class DmaMapper(Protocol):
         Raises VirtfnError if it cannot be done; the client is refused then.
         """
 
-    def unmap(self, iova: int, size: int) -> None:
-        """Take away a range that was placed; nothing may touch it when this returns. It cannot fail."""
+    def unmap(self, iova: int, size: int) -> Steps[None] | None:
+        """Take away a range that was placed; nothing may touch it when this is done. It cannot fail.
+
+        One that stops in the middle, since the server closes, is done anew from the start.
+        """
 
 
 @dataclass(frozen=True, slots=True)

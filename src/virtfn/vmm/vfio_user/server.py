@@ -3,6 +3,7 @@
     epoll (this is `fileno`) --+-- listening socket
                                +-- the client's socket
                                +-- a few of others, that are told EBUSY
+                               +-- while something is in the middle, a descriptor that can always be read
 
 Whoever embeds it waits until `fileno()` is readable, alone or among others, and calls `serve()`.
 """
@@ -20,10 +21,11 @@ from types import TracebackType
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.closing import Closer, close_listening
 from virtfn.vmm.listening import listen, remove
-from virtfn.vmm.vfio_user.client import Client, Limits, Offer
+from virtfn.vmm.vfio_user.client import Client, Going, Offer
 from virtfn.vmm.vfio_user.connection import Connection
-from virtfn.vmm.vfio_user.device import VfioUserDevice
+from virtfn.vmm.vfio_user.device import Steps, VfioUserDevice
 from virtfn.vmm.vfio_user.eventfds import Signals
+from virtfn.vmm.vfio_user.limits import Limits
 from virtfn.vmm.vfio_user.memory import DmaMapper, MmapMapper
 from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, NO_REPLY, DroppedError, IrqFlags, error_reply
 
@@ -76,6 +78,9 @@ class Server:
         self._epoll = select.epoll()
         self._door = self._listening.fileno()
         self._epoll.register(self._door, select.EPOLLIN)
+        self._ending: Steps[None] | None = None
+        self._more = os.eventfd(1, os.EFD_CLOEXEC)
+        self._told_more = False
 
     def __enter__(self) -> Server:
         return self
@@ -108,36 +113,60 @@ class Server:
         """Why a request was refused last, for people."""
         return self._client.last_refusal if self._client and self._client.last_refusal else self._last_refusal
 
-    def serve(self, budget: int = 64) -> int:
-        """Do what is ready, at most `budget` messages, and return how many there were. Never waits."""
+    def serve(self, budget: int = 64, going: Going = lambda: True) -> int:
+        """Do what is ready, at most `budget` messages, and return how many there were. Never waits.
+
+        going: asked after each message, and each step of a long one; what is left when it says no goes on next time.
+        """
         if self._epoll.closed:
             return 0
         ready = dict(self._epoll.poll(0))
         events = ready.pop(self._client_fd, 0)
-        served = self._serve_client(events, budget) if events else 0
+        served = self._serve_client(events, budget, going) if events or self._told_more else 0
+        if self._ending is not None:
+            self._go_on_ending(going)
+        self._tell_more()
         for fd in ready.keys() & self._others.keys():
             self._tell_busy(fd)
         # A client that has hung up is about to make room; the next one waits at the door meanwhile.
-        if self._door in ready and not self._epoll.closed and (self._client is None or not events & select.EPOLLHUP):
+        leaving = events & select.EPOLLHUP if self._client is not None else self._ending is not None
+        if self._door in ready and not self._epoll.closed and not leaving:
             self._accept()
         return served
 
-    def _serve_client(self, events: int, budget: int) -> int:
+    def _serve_client(self, events: int, budget: int, going: Going) -> int:
         client = self._client
         if client is None:
             return 0
         try:
-            return client.serve(events, budget)
+            return client.serve(events, budget, going)
         except DroppedError as e:
             self._drop(e.reason)
             return 0
+
+    def _tell_more(self) -> None:
+        """Let the descriptor be readable as long as something is in the middle."""
+        more = self._ending is not None or (self._client is not None and self._client.unfinished)
+        if more is not self._told_more and not self._epoll.closed:
+            self._told_more = more
+            if more:
+                self._epoll.register(self._more, select.EPOLLIN)
+            else:
+                self._epoll.unregister(self._more)
+
+    def _go_on_ending(self, going: Going = lambda: True) -> None:
+        """Take back what a client had that is gone, until there is no time."""
+        for _ in self._ending or ():
+            if not going():
+                return
+        self._ending = None
 
     def _drop(self, reason: str) -> None:
         client, self._client, self._client_fd = self._client, None, -1
         if client is not None:
             self._counters[f"dropped:{reason}"] += 1
             self._last_refusal = client.last_refusal or self._last_refusal
-            client.end()
+            self._ending = client.end()
 
     def _open_door(self) -> None:
         """Let clients in again, from the closer's thread."""
@@ -193,10 +222,13 @@ class Server:
         """End the client, remove the socket. Closing twice is harmless."""
         if self._epoll.closed:
             return
+        self._go_on_ending()
         self._drop("server-closed")
+        self._go_on_ending()
         for fd in list(self._others):
             self._hang_up(fd)
         self._epoll.close()
+        os.close(self._more)
         close_listening(self._listening, self._closer)
         self._closer.end()
         if self._signals is not None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from unit.vmm.vfio_user.peer import Peer, ToldError, memory_file, open_fds
+from unit.vmm.vfio_user.peer import Peer, ToldError, memory_file, open_fds, settle
 from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.hw.types import Iova
@@ -199,7 +199,7 @@ def test_a_client_that_misbehaves_loses_its_function_only(setting):
     setting.iovm.assign(setting.vf(1), setting.vm)
     first, second = setting.qemu.peers.values()
     first.raw(b"\xff" * 16)
-    setting.vm.serve()
+    settle(setting.vm.functions[setting.vf(0).rid].server)
     assert [served.connected_now for served in setting.vm.functions.values()] == [False, True]
     with pytest.raises(ToldError):
         second.map(0, CHUNK, setting.qemu.memory)

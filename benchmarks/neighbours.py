@@ -1,0 +1,228 @@
+"""See what an honest pair of guests keeps of its rate beside a client that floods the server.
+
+Two embedded guests send frames to each other as fast as they can. Beside them a function is served to a client in a
+process of its own, which does one thing as often as it is let. Each flood alternates with quiet in the same run: rate
+in quiet, beside it, and what is kept; median and spread; the longest turn of the pump in that time.
+Usage: python benchmarks/neighbours.py [-r ROUNDS] [-s SECONDS] [FLOOD ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+import floods
+
+from virtfn.api.lab import parse_lab
+from virtfn.api.machine import Machine
+from virtfn.drivers.vtd import Domain
+from virtfn.hw.types import Rid
+from virtfn.iomodels.engine import Engine
+from virtfn.iomodels.workload import Station, Workload
+from virtfn.kernels import warm
+from virtfn.machine.clock import MS_PS, S_PS, WallClock
+from virtfn.machine.ports import ConfigSpace, Device
+from virtfn.vmm.host import Host
+from virtfn.vmm.pump import Pump
+from virtfn.vmm.served import ServedFunction, SharedFiles
+
+LAB = """name: neighbours
+pfs: [{name: pf0, sr-iov: {total-vfs: 4}}]
+guests:
+  - {name: a, memory-mib: 32, nic: {pf: pf0, io: sriov, vf: 0}}
+  - {name: b, memory-mib: 32, nic: {pf: pf0, io: sriov, vf: 1}}
+  - {name: c, vmm: qemu, memory-mib: 256, nic: {pf: pf0, io: sriov, vf: 2}}
+  - {name: d, vmm: qemu, memory-mib: 256, nic: {pf: pf0, io: sriov, vf: 3}}
+workload: {kind: pairs}
+"""
+FRAME_BYTES = 60
+ENDLESS = 1 << 60
+SETTLE_PS = 60 * MS_PS
+Flood = Callable[[], AbstractContextManager[None]]
+
+
+class PlayedVm:
+    """A virtual machine whose functions wait at sockets for whoever comes."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.name = "flood"
+        self.functions: dict[Rid, ServedFunction] = {}
+        self.files = SharedFiles(host.memory)
+        self._host = host
+        self._folder = folder
+
+    def address_space(self, rid: Rid) -> tuple[PlayedVm, Rid]:
+        """Name a function's address space: its own."""
+        return self, rid
+
+    def populate(self, domain: Domain) -> None:
+        """Take the domain of the next function."""
+        self._domain = domain
+
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> None:
+        """Open a socket for a function."""
+        path = self._folder / f"{rid:04x}"
+        self.functions[rid] = ServedFunction(self._host, device, rid, config, self._domain, self.files, path)
+
+    def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
+        """Close a function's socket."""
+        self.functions.pop(rid).close()
+
+    def close(self) -> None:
+        """Take everything back."""
+        for rid in list(self.functions):
+            self.unplug(rid)
+        self.files.close()
+
+
+class Kept(NamedTuple):
+    """What a flood leaves. quiet, beside: rates, in frames a second; turns_ps: what each turn took beside it."""
+
+    quiet: list[float]
+    beside: list[float]
+    turns_ps: list[int]
+
+    @property
+    def shares(self) -> list[float]:
+        """What is kept, slice by slice, of the rates in quiet before and after."""
+        pairs = zip(self.beside, self.quiet, self.quiet[1:], strict=False)
+        return [2 * beside / (before + after) for beside, before, after in pairs]
+
+
+class Street:
+    """The honest pair, and the house beside it."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self.clock = WallClock()
+        self.host = machine.host
+        self.vm = PlayedVm(machine.host, folder)
+        self.pf = machine.pfs[0]
+        self.vf = machine.iovm.vf(self.pf.nic.pf_rid, 2)
+        self._machine = machine
+        self._assign()
+        self.pump = Pump(machine.host, [self.pf.nic], [self.vm])
+        drivers = [run.guest.nics[0].driver for run in machine.guests]
+        stations = [Station(driver.row, driver.mac) for driver in drivers]
+        self._rows = [driver.netdev for driver in drivers]
+        workload = Workload("pairs", stations, length=FRAME_BYTES, frames=ENDLESS, raw=True)
+        self.engine = Engine(machine.host, self.pf.nic, [run.guest for run in machine.guests], workload)
+        self.turns_ps: list[int] = []
+
+    @property
+    def path(self) -> Path:
+        """The socket."""
+        (served,) = self.vm.functions.values()
+        return served.server.path
+
+    def step(self) -> None:
+        """Do what a lab with both kinds of guests does again and again."""
+        moved = self.engine.step()
+        began = self.clock.now()
+        if moved:
+            self.pump.turn()
+            self.turns_ps.append(self.clock.now() - began)
+        else:
+            self.pump()
+
+    def rate(self, duration_ps: int) -> float:
+        """Let everything go on for a while; return the frames in a second that the pair received."""
+        before, began = self._received(), self.clock.now()
+        while self.clock.now() - began < duration_ps:
+            self.step()
+        return (self._received() - before) * S_PS / (self.clock.now() - began)
+
+    def _received(self) -> int:
+        return sum(int(row["rx_frames"]) for row in self._rows)
+
+    def measure(self, flood: Flood, rounds: int, slice_ps: int) -> Kept:
+        """Alternate between quiet and a flood. flood: a context, in which it goes on."""
+        kept = Kept([], [], [])
+        for _ in range(rounds):
+            self.rate(SETTLE_PS)
+            kept.quiet.append(self.rate(slice_ps))
+            with flood():
+                self.rate(SETTLE_PS)
+                self.turns_ps.clear()
+                kept.beside.append(self.rate(slice_ps))
+                kept.turns_ps.extend(self.turns_ps)
+            self._assign_anew()
+        self.rate(SETTLE_PS)
+        kept.quiet.append(self.rate(slice_ps))
+        return kept
+
+    def _assign_anew(self) -> None:
+        """Forget what is still to be answered: quiet is quiet then."""
+        self._machine.iovm.take_back(self.vf, surprise=True)
+        self._assign()
+
+    def _assign(self) -> None:
+        self._machine.iovm.assign(self.vf, self.vm, mac=self._machine.offered_mac(self.pf, self.vf))
+
+
+@contextmanager
+def street() -> Iterator[Street]:
+    """Bring everything up."""
+    warm.load()
+    with tempfile.TemporaryDirectory() as folder, Machine(parse_lab(LAB), WallClock()) as machine:
+        made = Street(machine, Path(folder))
+        try:
+            yield made
+        finally:
+            machine.iovm.take_back(made.vf, surprise=True)
+            made.vm.close()
+
+
+def client(street: Street, name: str) -> Flood:
+    """Make a flood of a client in a process of its own."""
+
+    @contextmanager
+    def flood() -> Iterator[None]:
+        command = [sys.executable, floods.__file__, str(street.path), name]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as child:
+            assert child.stdout is not None
+            try:
+                # It begins when it has been answered, so the others have to go on meanwhile.
+                while not select.select([child.stdout], [], [], 0)[0]:
+                    street.step()
+                assert child.stdout.read(1) == b"+"
+                yield
+                assert child.poll() is None
+            finally:
+                child.kill()
+
+    return flood
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What an honest pair keeps beside each flood.")
+    parser.add_argument("-r", "--rounds", type=int, default=3)
+    parser.add_argument("-s", "--seconds", type=float, default=0.5)
+    parser.add_argument("floods", nargs="*", choices=[*floods.FLOODS, []])
+    options = parser.parse_args()
+    print(f"{'':24}  quiet, kpps           beside, kpps           kept                     turn, ms")
+    with street() as made:
+        for name in options.floods or floods.FLOODS:
+            kept = made.measure(client(made, name), options.rounds, int(options.seconds * S_PS))
+            turns = sorted(kept.turns_ps)
+            at99 = turns[len(turns) * 99 // 100] / MS_PS
+            print(
+                f"{name:24}"
+                f"{median(kept.quiet) / 1e3:7,.0f} ({min(kept.quiet) / 1e3:,.0f} to {max(kept.quiet) / 1e3:,.0f})  "
+                f"{median(kept.beside) / 1e3:7,.1f} ({min(kept.beside) / 1e3:,.1f} to {max(kept.beside) / 1e3:,.1f})  "
+                f"{median(kept.shares):7.1%} ({min(kept.shares):.1%} to {max(kept.shares):.1%})  "
+                f"{median(turns) / MS_PS:7.3f}, 99 %: {at99:.2f}, most: {turns[-1] / MS_PS:.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
