@@ -78,7 +78,8 @@ def test_every_single_bit_counts(length: int) -> None:
         altered = bytearray(frame)
         altered[bit // 8] ^= 1 << bit % 8
         assert not accepted(pair, bytes(altered)), f"bit {bit}"
-        assert digest(at(bytes(altered))[1], length) & M64 != known
+        memory, address = at(bytes(altered))
+        assert digest(address, length) & M64 != known, len(memory)
     assert pair.task(0, "corrupt") == 8 * (length - 2)
     assert pair.task(0, "foreign") == 16  # without the right type it is nobody's
     assert accepted(pair, frame)

@@ -26,6 +26,7 @@ def as_stream(frames: list[bytes]) -> bytes:
     return b"".join(len(f).to_bytes(4, "big") + f for f in frames)
 
 
+@settings(deadline=None)
 @given(_frames, _tails, st.integers(0, 200), st.integers(1, 12))
 def test_frames_are_found_as_the_twin_finds_them(frames, tail, start, most):
     stream = as_stream(frames) + tail
@@ -39,6 +40,7 @@ def test_frames_are_found_as_the_twin_finds_them(frames, tail, start, most):
     assert (found, stream[rest - start :], sound) == cut(stream, most, MAX_STREAM_FRAME)
 
 
+@settings(deadline=None)
 @given(_frames, st.integers(0, 1 << 17))
 def test_whole_frames_are_counted(frames, cut_at):
     stream = as_stream(frames)

@@ -207,6 +207,7 @@ class Bench:
             "rss_table",
             "mirrors",
             "eitr",
+            "credit",
             "scarce",
             "wanted",
             "had",

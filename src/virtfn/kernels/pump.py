@@ -21,7 +21,18 @@ from virtfn.kernels._jit import Row, kernel, part, row_at, row_of
 from virtfn.kernels.link import link_at, send_vectors, take_write
 from virtfn.kernels.port import raise_vectors, serve
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
-from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_UPLINK, QUEUES, nic_at
+from virtfn.kernels.state import (
+    EV_CAPTURE,
+    EV_FAULT,
+    EV_INTERRUPT,
+    EV_MALICIOUS,
+    EV_MORE,
+    EV_PAGE,
+    EV_TIMER,
+    EV_UPLINK,
+    QUEUES,
+    nic_at,
+)
 
 __all__ = ["ALL_URGENT", "CHORES", "NOBODY", "PUMP", "pump_at", "run_pump"]
 
@@ -68,7 +79,8 @@ def run_pump(
     until = now + limit_ps
     while True:
         moved, told, total = serve_all(nics, links, events, now, scratch)
-        if moved:
+        more = told & (EV_MORE | EV_TIMER) == EV_MORE  # a turn is over, and the next is due
+        if moved or more:
             p.last = now
         if now - p.window >= _WINDOW:
             p.bulk = total - p.frames >= _BULK
@@ -78,6 +90,8 @@ def run_pump(
             return
         since = now - p.last
         wait = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
+        if more:
+            wait = 0
         target = min(now + wait, until)
         count = len(asked)
         while True:
@@ -114,7 +128,7 @@ def serve_all(
         event = event | EV_INTERRUPT if nic.port.fired else event & ~EV_INTERRUPT
         if nic.port.departed_tail != departed:
             event |= EV_UPLINK
-        events[n] |= event
+        events[n] |= event & ~EV_MORE
         told |= event
         moved += frames
         total += nic.counters.forwarded  # segments count, not what they were cut from

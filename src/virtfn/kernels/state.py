@@ -23,6 +23,7 @@ from virtfn.kernels.ranges import address_of, row_address
 
 __all__ = [
     "CAPTURE_SLOTS",
+    "CHAIN",
     "COUNTER_NAMES",
     "DROP_NAMES",
     "MSIX",
@@ -88,10 +89,15 @@ PORT = row_of(
 
 POOL = row_of(
     "rid strip max_frame max_tagged rsse vlan_mode vlan_tag ps_per_byte next_ps "
-    # work that it may still do in that round (`turns.py`)
-    "credit credit_round "
     "gprc gorc mprc gptc gotc gprlbc gorlbc gptlbc gotlbc bprc"
 )
+
+# The chain at the head of a transmit queue: descriptors and bytes gathered so far, its first word; once it is whole:
+# where it starts in the queue's area, its bytes, MSS, header bytes; what its segments need, and how many are sent.
+CHAIN = (
+    "walked gathered first_word whole chain_start chain_bytes chain_mss chain_header "
+    "seg_l3 seg_l4 seg_flags seg_kind segments_done"
+).split()
 
 QUEUE = row_of(
     # wiring: register block, requester, pool, interrupt cause bit (0: none)
@@ -103,12 +109,7 @@ QUEUE = row_of(
     # the piece of the ring whose translation this call knows: descriptors win_lo..win_hi-1 at win_hpa
     "epoch win_lo win_hi win_hpa "
     # two transmit contexts (advanced descriptors)
-    "context0_q0 context0_q1 context1_q0 context1_q1 "
-    # the chain at the head: descriptors and bytes gathered so far, its first word; once it is whole: where it starts in
-    # the queue's area, its bytes, MSS, header bytes; what its segments need, and how many are sent
-    "walked gathered first_word whole chain_start chain_bytes chain_mss chain_header "
-    "seg_l3 seg_l4 seg_flags seg_kind segments_done "
-    "drops"
+    "context0_q0 context0_q1 context1_q0 context1_q1 " + " ".join(CHAIN) + " drops"
 )
 
 COUNTER_NAMES = (
@@ -188,6 +189,7 @@ NIC = np.dtype(
         ("rx", QUEUE, (QUEUES,)),
         ("tx", QUEUE, (QUEUES,)),
         ("drops", np.int64, (POOLS + 1, len(DROP_NAMES))),  # by pool, or the wire
+        ("credit", np.int64, (POOLS, 2)),  # work that a pool may still do, and in which round (`turns.py`)
         # by receiving pool, or the wire, and by sending pool (`shares.py`)
         ("scarce", np.int64, (POOLS + 1,)),
         ("wanted", np.int64, (POOLS + 1, POOLS)),

@@ -104,20 +104,20 @@ def visit(nic: Row, q: int, budget: int, allowance: int) -> tuple[int, int]:
         return 0, 0
     if not p.tx_enable or not p.tx_pools >> r.pool & 1:
         return 0, 0
-    owner = nic.pools[r.pool]
-    p.ready |= 1 << r.pool
-    if owner.credit_round != p.round:
-        owner.credit_round = p.round
-        owner.credit = min(owner.credit + allowance, allowance)
+    pool = r.pool
+    p.ready |= 1 << pool
+    if nic.credit[pool, 1] != p.round:
+        nic.credit[pool, 1] = p.round
+        nic.credit[pool, 0] = min(nic.credit[pool, 0] + allowance, allowance)
     alone = not lately(p.contested, p.epoch)
-    if owner.credit <= 0 and not alone:
+    if nic.credit[pool, 0] <= 0 and not alone:
         return 0, EV_MORE
     unit = iommu_at(p.iommu).unit[0]
     walks = unit.page_walks
     begun = p.work
-    p.work_stop = begun + (allowance * _ALONE if alone else owner.credit)
+    p.work_stop = begun + (allowance * _ALONE if alone else nic.credit[pool, 0])
     frames, events = serve_queue(nic, q, budget)
     p.work += (unit.page_walks - walks) * WALK_WORK
-    owner.credit = 0 if alone else owner.credit - (p.work - begun)
+    nic.credit[pool, 0] = 0 if alone else nic.credit[pool, 0] - (p.work - begun)
     publish(r)
     return frames, events

@@ -276,6 +276,7 @@ class GuestMemory:
             size + 2 * CHUNK,
         )
         self.base = Hva(self._reserved[0] + PAGE)
+        self.bytes = np.zeros(0, np.uint8)
         try:
             self._map_pieces()
         except VirtfnError:

@@ -29,7 +29,7 @@ from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
 from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.port import WIRE_STALL
-from virtfn.kernels.state import COUNTER_NAMES, QUEUE, new_nic
+from virtfn.kernels.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
 from virtfn.machine.clock import MS_PS, US_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
@@ -266,6 +266,7 @@ class Port(Handlers):
         Its counters run on: Linux's igbvf resets each time that it goes down, and would take zero for a wrap.
         """
         self._stop_queues(n)
+        self._forget_turns(n)
         for decl in (Regs.VFRE, Regs.VFTE):
             self.registers.poke(decl, 0, self.registers.peek(decl) & ~(1 << n))
         self.interrupts.reset_vf(n)
@@ -274,6 +275,20 @@ class Port(Handlers):
         self.nic["port"]["blocked"] &= ~(0x101 << n)
         self.registers.poke(Regs.VFLRE, 0, self.registers.peek(Regs.VFLRE) | 1 << n)
         self.interrupts.raise_other(ICR.VMMB.mask)
+
+    def _forget_turns(self, n: int) -> None:
+        """Forget what pool `n` has had and wanted, and the frames that its queues have gathered."""
+        nic = self.nic
+        nic["credit"][n] = nic["scarce"][n] = 0
+        for shares in (nic["wanted"], nic["had"]):
+            shares[:, n] = shares[n] = 0
+        for q in (n, n + VFS):
+            row = nic["tx"][q]
+            if row["first_word"]:
+                at = GATHER_AREA + q * GATHER_BYTES
+                nic["scratch"][at : at + GATHER_BYTES] = 0
+                for name in CHAIN:
+                    row[name] = 0
 
     def vf_gone(self, n: int) -> None:
         """Take VF `n` away: nothing that it or its driver left in the port's registers remains."""
