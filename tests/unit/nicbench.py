@@ -210,6 +210,7 @@ class Bench:
             "credit",
             "scarce",
             "wanted",
+            "claims",
             "had",
         ):
             nic[name][:] = 0

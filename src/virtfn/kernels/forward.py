@@ -160,14 +160,19 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         paced = wire and p.wire_up != 0 and p.wire_ps_per_byte != 0
         if paced and is_scarce(nic, WIRE) and not has_turn(nic, WIRE, pool):
             return YIELDED
-        if target >= 0 and (p.resumed == q + 1 or not has_turn(nic, target, pool)):
+        if target >= 0 and p.resumed == q + 1:
+            nic.claims[target, pool] = p.turns
+            return YIELDED
+        if target >= 0 and not has_turn(nic, target, pool):
             return YIELDED
         if paced:
             if p.wire_next_ps > p.now:
                 nic.scarce[WIRE] = p.epoch
+                nic.claims[WIRE, pool] = p.turns
                 return WAITING
             p.wire_next_ps = max(p.wire_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
             nic.had[WIRE, pool] += length + 4
+            nic.claims[WIRE, pool] = 0
         if p.capture:
             capture_frame(nic, pool, 1, head, body, length)
         owner.gptc += 1
@@ -203,6 +208,7 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
     left = spread(nic, pools, head, body, length, tci, True)
     if target >= 0:
         nic.had[target, pool] += p.taken - taken
+        nic.claims[target, pool] = 0 if p.taken != taken else p.turns
     if left:
         p.stalled = q + 1
         p.stall_pools = left

@@ -1,12 +1,14 @@
 """Shares of what is scarce: the wire, and the descriptors of a receiver that does not keep up.
 
     scarce[resource]         the last call in which somebody had to wait for it, or was dropped for it
-    wanted[resource, pool]   the last call in which the pool wanted it
+    wanted[resource, pool]   the last call in which the pool asked for it
+    claims[resource, pool]   the last time that all had their turn and the pool was refused, 0 since it got something
     had[resource, pool]      bytes that the pool has got through
 
-A resource is a receiving pool, or the wire. While it is scarce, a pool that has had more than a frame more than another
-that wants it, too, lets that one go first. So what pools get is equal in bytes, whatever the size of their frames and
-whoever is asked first: deficit round robin, with the deficits kept where they arise.
+A resource is a receiving pool, or the wire. While it is scarce, a pool that is more than a frame ahead of another that
+has been refused lets that one go first. So what pools get is equal in bytes, whatever the size of their frames and
+whoever is asked first: deficit round robin, with the deficits kept where they arise. Only who is kept waiting has a
+claim: not who asks for little and gets it. And nobody saves up claims: a pool is never more than `_BEHIND` behind.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from virtfn.kernels.state import POOLS
 
 __all__ = ["has_turn", "is_scarce", "lately"]
 
-LATELY = 64  # calls
-_AHEAD = 1518  # bytes that a pool may be ahead of the others
+_LATELY = 64  # calls
+_AHEAD = 1518  # bytes that a pool may be ahead of others with a claim
+_BEHIND = 16 << 10  # more than a frame and what a pool may be ahead
 
 
 @part
 def lately(call: int, epoch: int) -> bool:
     """Tell whether a call was one of the last before call `epoch`; 0 is none."""
-    return call != 0 and 0 <= epoch - call < LATELY
+    return call != 0 and 0 <= epoch - call < _LATELY
 
 
 @part
@@ -34,15 +37,20 @@ def is_scarce(nic: Row, resource: int) -> bool:
 
 @kernel
 def has_turn(nic: Row, resource: int, pool: int) -> bool:
-    """Tell whether `pool` may use a scarce resource now, and note that it wants to."""
-    epoch = nic.port.epoch
+    """Tell whether `pool` may use a scarce resource now; if not, it has a claim."""
+    p = nic.port
     least = -1
+    most = 0
     for other in range(POOLS):
-        if other != pool and lately(nic.wanted[resource, other], epoch):
-            had = nic.had[resource, other]
+        had = nic.had[resource, other]
+        if lately(nic.wanted[resource, other], p.epoch):
+            most = max(most, had)
+        claim = nic.claims[resource, other]
+        if other != pool and claim != 0 and p.claims_since <= claim <= p.turns:
             least = had if least < 0 or had < least else least
-    if least >= 0 and not lately(nic.wanted[resource, pool], epoch):
-        # Whoever comes back has no claim to what it did not want.
-        nic.had[resource, pool] = max(nic.had[resource, pool], least)
-    nic.wanted[resource, pool] = epoch
-    return least < 0 or nic.had[resource, pool] <= least + _AHEAD
+    nic.had[resource, pool] = max(nic.had[resource, pool], most - _BEHIND)
+    nic.wanted[resource, pool] = p.epoch
+    if least < 0 or nic.had[resource, pool] <= least + _AHEAD:
+        return True
+    nic.claims[resource, pool] = p.turns
+    return False

@@ -71,10 +71,10 @@ PORT = row_of(
     # a frame that waits at the head of the line: who sent it, pools still owed, the call that last found it waiting
     "stalled stall_pools stall_tci stall_replicated stall_epoch "
     # whose turn it is (`turns.py`): the queue to begin with, pools that had frames, the last call with several such,
-    # the round of this call, the queue (plus one) that has just held up the line, and so lets the others go first, and
-    # all that do so; work done, and where a visit ends; bytes that found
-    # their place
-    "turn ready contested round resumed yielded work work_stop taken "
+    # the round of this call; how many times all queues had their turn, since when claims count (`shares.py`), the queue
+    # (plus one) that has just held up the line, and so lets the others go first, and all that do so; work done, and
+    # where a visit ends; bytes that found their place
+    "turn ready contested round turns claims_since resumed yielded work work_stop taken "
     # malicious drivers seen (bitmap of transmit queues), and blocked
     "misbehaved blocked "
     # this call
@@ -193,6 +193,7 @@ NIC = np.dtype(
         # by receiving pool, or the wire, and by sending pool (`shares.py`)
         ("scarce", np.int64, (POOLS + 1,)),
         ("wanted", np.int64, (POOLS + 1, POOLS)),
+        ("claims", np.int64, (POOLS + 1, POOLS)),
         ("had", np.int64, (POOLS + 1, POOLS)),
         ("macs", np.int64, (MAC_SLOTS, 2)),  # address or -1, pool bitmap
         ("vlans", np.int64, (4096,)),  # pool bitmap 7:0, in VFTA 8, local 10, VLVF entries 47:16

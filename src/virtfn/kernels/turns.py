@@ -36,6 +36,8 @@ def serve_turns(nic: Row, budget: int) -> tuple[int, int]:
     frames = 0
     events = 0
     wanted = _ALL
+    p.claims_since = p.turns
+    p.turns += 1
     for i in range(2 * budget):
         if wanted == _ALL:
             p.round += 1
@@ -53,7 +55,9 @@ def serve_turns(nic: Row, budget: int) -> tuple[int, int]:
         p.resumed = 0
         if p.stalled:
             break
-        if p.yielded and p.taken != moved:
+        if p.yielded and (p.taken != moved or p.claims_since < p.turns):
+            if p.taken == moved:
+                p.claims_since = p.turns  # who has not come for it in this call leaves it to those who have
             wanted = p.yielded
         elif frames == 0 and events & EV_MORE and i < _ROUNDS:
             wanted = _ALL

@@ -119,6 +119,49 @@ def test_a_pool_with_two_queues_has_one_share(b: Bench) -> None:
     assert jain([b.stat(0, "gotc"), b.stat(1, "gotc")]) > 0.99
 
 
+@pytest.mark.parametrize("junk", [0, 63], ids=["little", "little-among-junk"])
+def test_who_asks_for_little_holds_up_nobody(b: Bench, junk: int) -> None:
+    """A pool that sends a small frame in every call, and is never kept waiting, has no claim on the others' share."""
+    b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
+    greedy = [plain(b, q, ELSEWHERE, 1514) for q in (0, 1)]
+    b.open_tx(2)
+    small = data(b.store(2, ether(ELSEWHERE, mac(2), size=60)), 60)
+    nowhere = data(b.store(2, ether(mac(2), mac(2), size=60)), 60)
+    now = 10_000_000 * US_PS
+    for _ in range(1_000):
+        for sender in greedy:
+            sender.go_on()
+        if b.head(1, 2) == b.tails[1, 2]:
+            b.post(2, small, *[nowhere] * min(junk, 60))
+        b.serve(now=now)
+        now += 100 * US_PS
+    assert b.stat(2, "gptc") > 400, "it gets what it asks for"
+    shares = [b.stat(q, "gotc") for q in (0, 1)]
+    assert jain(shares) > 0.99
+    assert sum(shares) > 0.9 * 1_000 * 100 * 125
+
+
+def test_a_pool_that_took_little_has_saved_nothing_up(b: Bench) -> None:
+    b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
+    greedy = plain(b, 0, ELSEWHERE, 1514)
+    b.open_tx(1)
+    small = data(b.store(1, ether(ELSEWHERE, mac(1), size=60)), 60)
+    now = 10_000_000 * US_PS
+    for turn in range(2_000):
+        greedy.go_on()
+        if turn < 1_000 and b.head(1, 1) == b.tails[1, 1]:
+            b.post(1, small)
+        if turn == 1_000:
+            late = plain(b, 1, ELSEWHERE, 1514)
+            before = [b.stat(q, "gotc") for q in (0, 1)]
+        if turn >= 1_000:
+            late.go_on()
+        b.serve(now=now)
+        now += 100 * US_PS
+        if turn == 1_100:
+            assert jain([b.stat(q, "gotc") - was for q, was in zip((0, 1), before, strict=True)]) > 0.97
+
+
 def test_a_pool_that_is_alone_is_not_held_up(b: Bench) -> None:
     b.open_rx(SLOW, 64, fill=63)
     sender = large_send(b, 0, mac(SLOW))

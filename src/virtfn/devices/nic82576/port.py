@@ -280,7 +280,7 @@ class Port(Handlers):
         """Forget what pool `n` has had and wanted, and the frames that its queues have gathered."""
         nic = self.nic
         nic["credit"][n] = nic["scarce"][n] = 0
-        for shares in (nic["wanted"], nic["had"]):
+        for shares in (nic["wanted"], nic["claims"], nic["had"]):
             shares[:, n] = shares[n] = 0
         for q in (n, n + VFS):
             row = nic["tx"][q]
