@@ -72,6 +72,11 @@ class _Holes:
     def __init__(self, start: int, size: int) -> None:
         self._free = [(start, size)]
 
+    @property
+    def largest(self) -> int:
+        """How many are left in one piece."""
+        return max((length for _, length in self._free), default=0)
+
     def take(self, size: int) -> int | None:
         """Take so many bytes; return where they start, or None if nowhere so many are left in one piece."""
         wanted = -(-size // CHUNK) * CHUNK
@@ -165,11 +170,12 @@ class HostMemory:
         """Give a page back."""
         self._pages.append(page)
 
-    def room(self, size: int) -> Room:
-        """Set addresses aside for what one virtual machine shares, `size` bytes of it at most.
+    def room(self, size: int | None = None) -> Room:
+        """Set addresses aside for what one virtual machine shares, `size` bytes of it at most; all, if it is None.
 
         Raises VirtfnError when there are not so many left.
         """
+        size = self._holes.largest if size is None else size
         start = self._holes.take(size)
         if start is None:
             raise VirtfnError(

@@ -68,11 +68,11 @@ _LIMITS = Limits(max_data_xfer_size=4096)
 class SharedFiles:
     """Memory files of a virtual machine, each with addresses of ours as long as anything of it is mapped.
 
-    room: bytes that they may have together; they are set aside, whatever other machines do. Raises VirtfnError when
-    there are not so many left.
+    room: bytes that they may have together, set aside whatever other machines do; None: all that are left, for a host
+    of one machine. Raises VirtfnError when there are not so many left.
     """
 
-    def __init__(self, memory: HostMemory, room: int) -> None:
+    def __init__(self, memory: HostMemory, room: int | None = None) -> None:
         self._room = memory.room(room)
         self._files: dict[tuple[int, int], tuple[Hpa, int]] = {}
         self._users: dict[tuple[int, int], int] = {}
