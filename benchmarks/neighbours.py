@@ -1,8 +1,9 @@
 """See what an honest pair of guests keeps of its rate beside a client that floods the server.
 
 Two embedded guests send frames to each other as fast as they can. Beside them a function is served to a client in a
-process of its own, which does one thing as often as it is let. Each flood alternates with quiet in the same run: rate
-in quiet, beside it, and what is kept; median and spread; the longest turn of the pump in that time.
+process of its own, which does one thing as often as it is let, or a guest of this process keeps its ring full of one
+thing. Each flood alternates with quiet in the same run: rate in quiet, beside it, and what is kept; median and spread;
+the longest turn of the pump in that time.
 Usage: python benchmarks/neighbours.py [-r ROUNDS] [-s SECONDS] [FLOOD ...]
 """
 
@@ -25,12 +26,18 @@ import floods
 from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.drivers.vtd import Domain
-from virtfn.hw.types import Rid
+from virtfn.hw.i82576 import VfRegs
+from virtfn.hw.i82576.desc import TXD_DEXT, TXD_DTYP_DATA, TXD_TXSM
+from virtfn.hw.types import Mac, Rid
+from virtfn.iomodels.attacker import Attacker, data_word
+from virtfn.iomodels.attempts.sharing import large_sends
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
 from virtfn.machine.clock import MS_PS, S_PS, WallClock
+from virtfn.machine.memory import view_bytes
 from virtfn.machine.ports import ConfigSpace, Device
+from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.served import ServedFunction, SharedFiles
@@ -116,6 +123,7 @@ class Street:
         workload = Workload("pairs", stations, length=FRAME_BYTES, frames=ENDLESS, raw=True)
         self.engine = Engine(machine.host, self.pf.nic, [run.guest for run in machine.guests], workload)
         self.turns_ps: list[int] = []
+        self.hostile: Callable[[], None] | None = None
 
     @property
     def path(self) -> Path:
@@ -125,6 +133,8 @@ class Street:
 
     def step(self) -> None:
         """Do what a lab with both kinds of guests does again and again."""
+        if self.hostile is not None:
+            self.hostile()
         moved = self.engine.step()
         began = self.clock.now()
         if moved:
@@ -202,16 +212,73 @@ def client(street: Street, name: str) -> Flood:
     return flood
 
 
+RING = 4096
+NOWHERE, BROADCAST, NOBODY = 1 << 40, Mac((1 << 48) - 1), Mac(0x99_00_00_00_00_02)
+# What the descriptors of a hostile guest's ring are, all of them, or each second one.
+Words = tuple[int, int]
+DESCRIPTORS: dict[str, Callable[[Attacker, Mac], list[Words]]] = {
+    "tiny segments": lambda guest, peer: large_sends(guest, 1),
+    "large segments": lambda guest, peer: large_sends(guest, 1460, peer),
+    "chain without an end": lambda guest, peer: [(guest.frames, TXD_DTYP_DATA | TXD_DEXT)],
+    "checksums of too much": lambda guest, peer: [
+        (guest.frames, data_word(0x8FFF, 0x8FFF * 4, last=i == 3) | TXD_TXSM) for i in range(4)
+    ],
+    "frames that lie nowhere": lambda guest, peer: [(NOWHERE, data_word(60, 60))],
+    "nonsense": lambda guest, peer: [(guest.frames, data_word(60, 61))],
+    "broadcasts": lambda guest, peer: [(guest.frame(BROADCAST, length=1514)[0], data_word(1514, 1514))],
+    "frames to nobody": lambda guest, peer: [(guest.frame(NOBODY, length=60)[0], data_word(60, 60))],
+    "frames to one of the pair": lambda guest, peer: [(guest.frame(peer, length=60)[0], data_word(60, 60))],
+}
+
+
+def descriptors(street: Street, name: str) -> Flood:
+    """Make a flood of a guest of this process that keeps its transmit ring full."""
+
+    @contextmanager
+    def flood() -> Iterator[None]:
+        machine, vf = street._machine, street._machine.iovm.vf(street.pf.nic.pf_rid, 3)
+        guest = Guest(street.host, "hostile", 4 << 20, ring=80)
+        machine.iovm.assign(vf, guest, mac=machine.offered_mac(street.pf, vf))
+        guest.nic(vf.rid).driver.start()
+        attacker = Attacker(guest)
+        attacker.seize()
+        attacker.renew()
+        ring, here = attacker.alloc(RING * 16)
+        words = DESCRIPTORS[name](attacker, machine.guests[0].guest.nics[0].driver.mac)
+        table = view_bytes(here, RING * 16).view("i8").reshape(-1, 2)
+        for i in range(RING):
+            table[i] = [word - (1 << 64) if word >> 63 else word for word in words[i % len(words)]]
+        attacker.arm_transmit(ring=ring)
+        attacker.regs.set(VfRegs.TXDCTL, 0)
+        attacker.regs.set(VfRegs.TDLEN, RING * 16)
+        attacker.regs.set(VfRegs.TXDCTL, 1 << 25)
+
+        def refill() -> None:
+            head = attacker.regs.get(VfRegs.TDH)
+            attacker.regs.set(VfRegs.TDT, (head - 1) % RING // len(words) * len(words))
+
+        street.hostile = refill
+        try:
+            yield
+        finally:
+            street.hostile = None
+            machine.iovm.take_back(vf)
+            guest.close()
+
+    return flood
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What an honest pair keeps beside each flood.")
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-s", "--seconds", type=float, default=0.5)
-    parser.add_argument("floods", nargs="*", choices=[*floods.FLOODS, []])
+    parser.add_argument("floods", nargs="*", choices=[*DESCRIPTORS, *floods.FLOODS, []])
     options = parser.parse_args()
     print(f"{'':24}  quiet, kpps           beside, kpps           kept                     turn, ms")
     with street() as made:
-        for name in options.floods or floods.FLOODS:
-            kept = made.measure(client(made, name), options.rounds, int(options.seconds * S_PS))
+        for name in options.floods or [*DESCRIPTORS, *floods.FLOODS]:
+            flood = (descriptors if name in DESCRIPTORS else client)(made, name)
+            kept = made.measure(flood, options.rounds, int(options.seconds * S_PS))
             turns = sorted(kept.turns_ps)
             at99 = turns[len(turns) * 99 // 100] / MS_PS
             print(

@@ -196,7 +196,7 @@ class Bench:
     def reset(self) -> None:
         """Put everything back but the domains."""
         nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured")}
-        for name in ("port", "counters", "pools", "rx", "tx"):
+        for name in ("port", "turn", "counters", "pools", "rx", "tx"):
             nic[name] = np.zeros((), nic[name].dtype)
         for name in (
             "drops",

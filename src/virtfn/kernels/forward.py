@@ -22,7 +22,7 @@ from virtfn.kernels.state import (
 )
 from virtfn.kernels.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
 from virtfn.kernels.uplink import depart
-from virtfn.kernels.work import CLASSIFY_WORK, FRAME_WORK, copy_work, sum_work
+from virtfn.kernels.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
 
 __all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread"]
 
@@ -76,7 +76,7 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
     kind = load16(head + start - 2)
     if kind == 0x0008 or kind == 0xDD86:
         q0, verdict = classify(nic, head, body, length, start)
-        p.work += CLASSIFY_WORK + sum_work(length, False)
+        nic.turn.work += CLASSIFY_WORK + sum_work(length, False)
         status |= verdict
     replicated = pools & (pools - 1) != 0 or (load8(head) & 1 != 0 and p.replicate != 0 and p.vmdq != 0)
     if p.stalled:
@@ -86,14 +86,14 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
     while pools:
         pool = LOWEST[pools & 0xFF]
         code = receive(nic, pool, head, body, length, tci, replicated, q0, status)
-        p.work += FRAME_WORK + copy_work(length) << int(replicated)
+        nic.turn.work += FRAME_WORK + copy_work(length) << int(replicated)
         if code == RX_STALL:
             p.stall_replicated = replicated
             return pools
         if code != RX_OVERSIZE:
             fits = True
         if code == RX_DONE:
-            p.taken += length + 4
+            nic.turn.taken += length + 4
             nic.counters.rpthc += 1
             nic.counters.hgorc += length + 4
             if looped:
@@ -160,27 +160,29 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         paced = wire and p.wire_up != 0 and p.wire_ps_per_byte != 0
         if paced and is_scarce(nic, WIRE) and not has_turn(nic, WIRE, pool):
             return YIELDED
-        if target >= 0 and p.resumed == q + 1:
-            nic.claims[target, pool] = p.turns
+        if target >= 0 and nic.turn.resumed == q + 1:
+            nic.claims[target, pool] = nic.turn.turns
             return YIELDED
         if target >= 0 and not has_turn(nic, target, pool):
             return YIELDED
         if paced:
             if p.wire_next_ps > p.now:
                 nic.scarce[WIRE] = p.epoch
-                nic.claims[WIRE, pool] = p.turns
+                nic.claims[WIRE, pool] = nic.turn.turns
                 return WAITING
             p.wire_next_ps = max(p.wire_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
             nic.had[WIRE, pool] += length + 4
             nic.claims[WIRE, pool] = 0
         if p.capture:
             capture_frame(nic, pool, 1, head, body, length)
+        if wire or pools & pools - 1 or pools == 0:
+            nic.turn.work += SWITCH_WORK
         owner.gptc += 1
         owner.gotc += length + 4
         nic.counters.hgptc += 1
         nic.counters.hgotc += length + 4
         if wire and p.wire_up and not p.self_loop:
-            p.taken += length + 4
+            nic.turn.taken += length + 4
             count_size(nic, length, True)
             if destination & 1:
                 if destination == BROADCAST:
@@ -204,11 +206,15 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
             owner.gotlbc += length + 4
     if pools == 0:
         return FORWARDED
-    taken = p.taken
+    taken = nic.turn.taken
+    nic.turn.refused = 0
     left = spread(nic, pools, head, body, length, tci, True)
     if target >= 0:
-        nic.had[target, pool] += p.taken - taken
-        nic.claims[target, pool] = 0 if p.taken != taken else p.turns
+        nic.had[target, pool] += nic.turn.taken - taken
+        if nic.turn.taken != taken:
+            nic.claims[target, pool] = 0
+        elif nic.turn.refused:
+            nic.claims[target, pool] = nic.turn.turns
     if left:
         p.stalled = q + 1
         p.stall_pools = left

@@ -57,7 +57,7 @@ from virtfn.kernels.dma import dma_copy_in
 from virtfn.kernels.iommu import iommu_at
 from virtfn.kernels.ring import forget_chain, ring_count, window
 from virtfn.kernels.state import GATHER_AREA, GATHER_BYTES
-from virtfn.kernels.work import DESCRIPTOR_WORK, copy_work, sum_work
+from virtfn.kernels.work import CHAIN_WORK, DESCRIPTOR_WORK, copy_work, sum_work
 
 __all__ = [
     "CHAIN_BAD",
@@ -115,7 +115,8 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int]:
     ended = False
     code = CHAIN_OPEN
     r.head = saved + used if saved + used < r.size else saved + used - r.size
-    while used < available:
+    most = used + max(1, (nic.turn.work_stop - nic.turn.work) // DESCRIPTOR_WORK)  # until this turn is over
+    while used < min(available, most):
         at = window(nic, r)
         if at == 0 and r.enabled:
             code = CHAIN_PAGE
@@ -165,14 +166,15 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int]:
             if not q1 & TXD_DEXT:
                 first = q1  # a legacy chain's last descriptor says what to do with it
             break
-    nic.port.work += (used - begun) * DESCRIPTOR_WORK + copy_work(length - r.gathered)
+    if used > begun:
+        nic.turn.work += CHAIN_WORK + (used - begun) * DESCRIPTOR_WORK + 2 * copy_work(length - r.gathered)
     if (code == CHAIN_BAD or code == CHAIN_FAULT) and not ended:
         begun = used
         used = skip_chain(nic, q, used, available)
-        nic.port.work += (used - begun) * DESCRIPTOR_WORK
+        nic.turn.work += max(used - begun, 0) * DESCRIPTOR_WORK
         if used == 0:
             code = CHAIN_PAGE
-    if code == CHAIN_OPEN and available == r.size - 1:
+    if code == CHAIN_OPEN and used == available and available == r.size - 1:
         code = CHAIN_BAD  # a frame longer than the ring would never end
     r.head = saved
     r.win_hi = 0
@@ -311,7 +313,7 @@ def finish_advanced(nic: Row, q: int, pool: int, first: int, length: int) -> boo
         if field + (4 if l4_type == TXC_L4T_SCTP else 2) > length:
             return False
         if length <= MAX_FRAME:
-            nic.port.work += sum_work(length - l4, l4_type == TXC_L4T_SCTP)
+            nic.turn.work += sum_work(length - l4, l4_type == TXC_L4T_SCTP)
             put_l4_checksum(frame, l4, length, l4_type)
     if first & TXD_IXSM:
         if l4 > length or l3 + 12 > length or l4 < l3 + 20:
@@ -352,7 +354,7 @@ def finish_legacy(nic: Row, q: int, pool: int, first: int, length: int) -> bool:
         if start >= length or place + 2 > length:
             return False
         if length <= MAX_FRAME:
-            nic.port.work += sum_work(length - start, False)
+            nic.turn.work += sum_work(length - start, False)
             store16(frame + place, fold(sum_bytes(frame + start, length - start)) ^ 0xFFFF)
     return finish_frame(nic, q, pool, length, first & TXD_VLE != 0, first >> TXL_VLAN_SHIFT & 0xFFFF)
 
@@ -388,9 +390,9 @@ def segment(nic: Row, q: int, offset: int, target: int) -> int:
             store8(target + l4 + 13, load8(target + l4 + 13) & ~0x09)  # FIN and PSH belong to the last
     else:
         store16(target + l4 + 4, swap16(total - l4))
-    nic.port.work += copy_work(total)
+    nic.turn.work += copy_work(total)
     if r.seg_flags & TXD_TXSM:
-        nic.port.work += sum_work(total - l4, False)
+        nic.turn.work += sum_work(total - l4, False)
         # The field holds the pseudo-header without the length: add it.
         field = target + l4 + (16 if tcp else 6)
         store16(field, fold(load16(field) + swap16(total - l4)))

@@ -41,7 +41,7 @@ from virtfn.kernels.ring import latch, window, window_end
 from virtfn.kernels.shares import is_scarce
 from virtfn.kernels.state import DROP_DMA_FAULT, LOWEST
 from virtfn.kernels.switch import MAC, find_pools, switch_transmit
-from virtfn.kernels.work import FAULT_WORK, FRAME_WORK, copy_work
+from virtfn.kernels.work import FAULT_WORK, FRAME_WORK, RUN_WORK, copy_work
 
 __all__ = ["PLAIN", "PLAIN_MASK", "serve_run"]
 
@@ -115,7 +115,7 @@ def settle_run(
     receiver.gorc += size
     receiver.gprlbc += frames
     receiver.gorlbc += size
-    p.taken += size
+    nic.turn.taken += size
     c.rpthc += frames
     c.hgorc += size
     r = nic.rx[target]
@@ -150,8 +150,8 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
     frames = 0
     in_run = size = refused = refused_size = 0
     asked = False
-    work = nic.port.work
-    stop = nic.port.work_stop
+    work = nic.turn.work
+    stop = nic.turn.work_stop
     while frames < budget and head != tail and work < stop:
         if at >= end:
             t.head = head
@@ -183,6 +183,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
                     settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
                     in_run = size = refused = refused_size = 0
                 target = receiver_of(nic, pool, first, second)
+                work += RUN_WORK
                 if target < 0:
                     break
                 word0 = first
@@ -233,7 +234,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
             end = 0
         frames += 1
         work += FRAME_WORK + (FRAME_WORK + copy_work(length) if length else 0)
-    nic.port.work = work
+    nic.turn.work = work
     if target >= 0:
         settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
     t.head = head

@@ -197,6 +197,7 @@ def refuse(nic: Row, pool: int, q: int, why: int) -> int:
     """There are too few descriptors, or pages: drop, or hold the line up if neither DROP_EN nor QDE lets it drop."""
     r = nic.rx[q]
     nic.scarce[pool] = nic.port.epoch
+    nic.turn.refused = 1
     if not r.drop_enable and not nic.port.drop_queues >> q & 1:
         return RX_STALL
     r.drops += 1

@@ -2,13 +2,15 @@
 
     scarce[resource]         the last call in which somebody had to wait for it, or was dropped for it
     wanted[resource, pool]   the last call in which the pool asked for it
-    claims[resource, pool]   the last time that all had their turn and the pool was refused, 0 since it got something
+    claims[resource, pool]   the last time that queues were asked in turn and it was refused, 0 since it got something
     had[resource, pool]      bytes that the pool has got through
 
 A resource is a receiving pool, or the wire. While it is scarce, a pool that is more than a frame ahead of another that
 has been refused lets that one go first. So what pools get is equal in bytes, whatever the size of their frames and
-whoever is asked first: deficit round robin, with the deficits kept where they arise. Only who is kept waiting has a
-claim: not who asks for little and gets it. And nobody saves up claims: a pool is never more than `_BEHIND` behind.
+whoever is asked first: deficit round robin, with the deficits kept where they arise.
+
+Only who is kept waiting has a claim: not who asks for little and gets it, nor for long who cannot use what there is.
+And nobody saves up: a pool is never more than `_BEHIND` behind, and whoever comes anew starts where the others are.
 """
 
 from __future__ import annotations
@@ -38,19 +40,21 @@ def is_scarce(nic: Row, resource: int) -> bool:
 @kernel
 def has_turn(nic: Row, resource: int, pool: int) -> bool:
     """Tell whether `pool` may use a scarce resource now; if not, it has a claim."""
-    p = nic.port
+    epoch = nic.port.epoch
     least = -1
     most = 0
     for other in range(POOLS):
         had = nic.had[resource, other]
-        if lately(nic.wanted[resource, other], p.epoch):
+        if other != pool and lately(nic.wanted[resource, other], epoch):
             most = max(most, had)
         claim = nic.claims[resource, other]
-        if other != pool and claim != 0 and p.claims_since <= claim <= p.turns:
+        if other != pool and claim != 0 and nic.turn.claims_since <= claim <= nic.turn.turns:
             least = had if least < 0 or had < least else least
+    if most and not lately(nic.wanted[resource, pool], epoch):
+        nic.had[resource, pool] = most  # whoever comes anew starts where the others are
     nic.had[resource, pool] = max(nic.had[resource, pool], most - _BEHIND)
-    nic.wanted[resource, pool] = p.epoch
+    nic.wanted[resource, pool] = epoch
     if least < 0 or nic.had[resource, pool] <= least + _AHEAD:
         return True
-    nic.claims[resource, pool] = p.turns
+    nic.claims[resource, pool] = nic.turn.turns
     return False

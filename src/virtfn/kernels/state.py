@@ -70,11 +70,6 @@ PORT = row_of(
     "wire_up wire_ps_per_byte wire_next_ps wire_rx_next_ps "
     # a frame that waits at the head of the line: who sent it, pools still owed, the call that last found it waiting
     "stalled stall_pools stall_tci stall_replicated stall_epoch "
-    # whose turn it is (`turns.py`): the queue to begin with, pools that had frames, the last call with several such,
-    # the round of this call; how many times all queues had their turn, since when claims count (`shares.py`), the queue
-    # (plus one) that has just held up the line, and so lets the others go first, and all that do so; work done, and
-    # where a visit ends; bytes that found their place
-    "turn ready contested round turns claims_since resumed yielded work work_stop taken "
     # malicious drivers seen (bitmap of transmit queues), and blocked
     "misbehaved blocked "
     # this call
@@ -85,6 +80,16 @@ PORT = row_of(
     "device_tlb "
     # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet; without padding
     "departures departed_head departed_tail departed_bare"
+)
+
+TURN = row_of(
+    # the queue to begin with; time of the last call; pools that had frames, and the last call with several such; rounds
+    # of credit; how many times queues were asked in turn, and until this call; since when claims count (`shares.py`)
+    "first last ready contested round turns begun claims_since "
+    # the queue (plus one) that has just held up the line, and so lets the others go first; all that do so
+    "resumed yielded "
+    # work done, and where a visit ends; bytes that found their place; whether a receiver had no descriptor
+    "work work_stop taken refused"
 )
 
 POOL = row_of(
@@ -184,6 +189,7 @@ CAPTURE_RECORD = row_of("interface outbound length offset time_ps")
 NIC = np.dtype(
     [
         ("port", PORT),
+        ("turn", TURN),  # whose turn it is (`turns.py`)
         ("counters", COUNTERS),
         ("pools", POOL, (POOLS,)),
         ("rx", QUEUE, (QUEUES,)),

@@ -21,8 +21,11 @@ from virtfn.kernels.work import WALK_WORK
 __all__ = ["serve_stalled", "serve_turns"]
 
 _WORK = 128  # of a pool in a round, for each frame of the budget
+_SHARE_PS = 4000  # or so much of the time since the last call, in ps for a unit: a quarter
+_LONGEST = 8  # times as much, at most
 _ALONE = 64  # times as much for a pool that is alone: even then somebody else may want the processor
 _ROUNDS = 8  # of a call that has not moved a frame yet
+_STUCK = 3  # times that those who let others go first are asked again when nobody has gone
 _ALL = (1 << QUEUES) - 1
 
 
@@ -33,40 +36,47 @@ def serve_turns(nic: Row, budget: int) -> tuple[int, int]:
     Queues that let others go first are served again, as long as somebody goes on.
     """
     p = nic.port
+    t = nic.turn
+    allowance = max(budget * _WORK, min((p.now - t.last) // _SHARE_PS, _LONGEST * budget * _WORK))
+    t.last = p.now
     frames = 0
     events = 0
     wanted = _ALL
-    p.claims_since = p.turns
-    p.turns += 1
-    for i in range(2 * budget):
+    stuck = 0
+    for i in range(2 * budget + _STUCK):
         if wanted == _ALL:
-            p.round += 1
-        p.yielded = 0
+            t.round += 1
+        t.turns += 1
+        if i == 0:
+            t.claims_since = t.begun  # the last call
+            t.begun = t.turns
+        else:
+            t.claims_since = t.turns - 1
+        t.yielded = 0
         events &= ~EV_MORE
-        moved = p.taken
+        moved = t.taken
         for k in range(QUEUES):
-            q = p.turn + k & QUEUES - 1
+            q = t.first + k & QUEUES - 1
             if wanted >> q & 1:
-                sent, event = visit(nic, q, budget, budget * _WORK)
+                sent, event = visit(nic, q, budget, allowance)
                 frames += sent
                 events |= event
                 if p.stalled:
                     break
-        p.resumed = 0
+        t.resumed = 0
         if p.stalled:
             break
-        if p.yielded and (p.taken != moved or p.claims_since < p.turns):
-            if p.taken == moved:
-                p.claims_since = p.turns  # who has not come for it in this call leaves it to those who have
-            wanted = p.yielded
-        elif frames == 0 and events & EV_MORE and i < _ROUNDS:
+        stuck = stuck + 1 if t.taken == moved else 0
+        if t.yielded and stuck < _STUCK:
+            wanted = t.yielded
+        elif frames == 0 and events & EV_MORE and i < _ROUNDS and lately(t.contested, p.epoch):
             wanted = _ALL
         else:
             break
-    p.turn = p.turn + 1 & QUEUES - 1
-    if p.ready & p.ready - 1:
-        p.contested = p.epoch
-    p.ready = 0
+    t.first = t.first + 1 & QUEUES - 1
+    if t.ready & t.ready - 1:
+        t.contested = p.epoch
+    t.ready = 0
     return frames, events
 
 
@@ -78,9 +88,9 @@ def serve_stalled(nic: Row, budget: int) -> tuple[int, int]:
     """
     p = nic.port
     q = p.stalled - 1
-    p.turn = q
-    p.resumed = p.stalled
-    p.round += 1
+    nic.turn.first = q
+    nic.turn.resumed = p.stalled
+    nic.turn.round += 1
     frames, events = visit(nic, q, 1, budget * _WORK)
     if p.stalled and p.stall_epoch != p.epoch:
         nic.drops[nic.tx[q].pool, DROP_WITHDRAWN] += 1
@@ -109,19 +119,20 @@ def visit(nic: Row, q: int, budget: int, allowance: int) -> tuple[int, int]:
     if not p.tx_enable or not p.tx_pools >> r.pool & 1:
         return 0, 0
     pool = r.pool
-    p.ready |= 1 << pool
-    if nic.credit[pool, 1] != p.round:
-        nic.credit[pool, 1] = p.round
+    nic.turn.ready |= 1 << pool
+    if nic.credit[pool, 1] != nic.turn.round:
+        nic.credit[pool, 1] = nic.turn.round
         nic.credit[pool, 0] = min(nic.credit[pool, 0] + allowance, allowance)
-    alone = not lately(p.contested, p.epoch)
-    if nic.credit[pool, 0] <= 0 and not alone:
+    alone = not lately(nic.turn.contested, p.epoch)
+    held_up = nic.turn.resumed == q + 1  # others wait for its frame
+    if nic.credit[pool, 0] <= 0 and not alone and not held_up:
         return 0, EV_MORE
     unit = iommu_at(p.iommu).unit[0]
     walks = unit.page_walks
-    begun = p.work
-    p.work_stop = begun + (allowance * _ALONE if alone else nic.credit[pool, 0])
+    begun = nic.turn.work
+    nic.turn.work_stop = begun + (allowance * _ALONE if alone else max(nic.credit[pool, 0], 1))
     frames, events = serve_queue(nic, q, budget)
-    p.work += (unit.page_walks - walks) * WALK_WORK
-    nic.credit[pool, 0] = 0 if alone else nic.credit[pool, 0] - (p.work - begun)
+    nic.turn.work += (unit.page_walks - walks) * WALK_WORK
+    nic.credit[pool, 0] = 0 if alone else nic.credit[pool, 0] - (nic.turn.work - begun)
     publish(r)
     return frames, events

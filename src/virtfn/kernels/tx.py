@@ -35,7 +35,7 @@ from virtfn.kernels.offload import (
     gather,
     segment,
 )
-from virtfn.kernels.ring import forget_chain, misbehave, window, window_hot
+from virtfn.kernels.ring import forget_chain, misbehave, ring_count, window, window_hot
 from virtfn.kernels.runs import PLAIN, PLAIN_MASK, serve_run
 from virtfn.kernels.rx import capture_room
 from virtfn.kernels.state import (
@@ -49,7 +49,7 @@ from virtfn.kernels.state import (
     HEAD_AREA,
     SEGMENT_AREA,
 )
-from virtfn.kernels.work import DESCRIPTOR_WORK, FAULT_WORK, FRAME_WORK, SEGMENT_WORK
+from virtfn.kernels.work import DESCRIPTOR_WORK, FAULT_WORK, GENERAL_WORK, SEGMENT_WORK
 
 __all__ = ["serve_queue"]
 
@@ -83,7 +83,7 @@ def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, i
             if awaits_page(iommu_at(nic.port.iommu), r.rid):
                 return WAITING, 0, 0
             nic.drops[pool, DROP_DMA_FAULT] += 1
-            p.work += FAULT_WORK
+            nic.turn.work += FAULT_WORK
             return FORWARDED, 1, 0
         if run == length:
             if p.capture and not capture_room(nic, length):
@@ -91,11 +91,13 @@ def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, i
             copy_bytes(scratch + HEAD_AREA, hpa, min(length, HEAD_BYTES))
             return forward(nic, q, pool, scratch + HEAD_AREA, hpa, length), 1, 0
     code, used = gather(nic, q, pool)
+    if code == CHAIN_OPEN and used < ring_count(r):
+        return WAITING, 0, EV_MORE
     if code == CHAIN_OPEN or code == CHAIN_PAGE:
         return WAITING, 0, 0
     if code == CHAIN_FAULT:
         nic.drops[pool, DROP_DMA_FAULT] += 1
-        p.work += FAULT_WORK
+        nic.turn.work += FAULT_WORK
         return FORWARDED, used, 0
     if code == CHAIN_BAD:
         nic.drops[pool, DROP_MALFORMED] += 1
@@ -129,7 +131,7 @@ def send_segments(nic: Row, q: int, pool: int) -> tuple[int, int]:
         if turn_is_over(nic):
             return WAITING, EV_MORE
         size = segment(nic, q, offset, target)
-        p.work += SEGMENT_WORK
+        nic.turn.work += SEGMENT_WORK
         if p.capture and not capture_room(nic, size):
             return WAITING, EV_CAPTURE
         verdict = forward(nic, q, pool, target, target, size)
@@ -145,7 +147,7 @@ def send_segments(nic: Row, q: int, pool: int) -> tuple[int, int]:
 @part
 def turn_is_over(nic: Row) -> bool:
     """Tell whether the work that this visit to a queue may do is done."""
-    over: bool = nic.port.work >= nic.port.work_stop
+    over: bool = nic.turn.work >= nic.turn.work_stop
     return over
 
 
@@ -154,7 +156,7 @@ def write_back(nic: Row, q: int, used: int) -> bool:
     """Finish `used` descriptors at the head: set DD where RS asks for it, and move the head. True if any asked."""
     r = nic.tx[q]
     asked = False
-    nic.port.work += used * DESCRIPTOR_WORK
+    nic.turn.work += used * DESCRIPTOR_WORK
     for _ in range(used):
         at = window(nic, r)
         if at == 0:
@@ -225,7 +227,7 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             owner.next_ps = max(owner.next_ps, p.now - BURST_PS) + cost
         if verdict != FORWARDED or used == 0:
             if verdict == YIELDED:
-                p.yielded |= 1 << q
+                nic.turn.yielded |= 1 << q
                 events |= EV_MORE
             elif verdict == WAITING and used and not event:
                 events |= EV_TIMER
@@ -243,7 +245,7 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             asked = write_back(nic, q, used) or asked
         forget_chain(r)
         frames += 1
-        p.work += FRAME_WORK
+        nic.turn.work += GENERAL_WORK
         if p.blocked >> q & 1:
             break
     if asked:

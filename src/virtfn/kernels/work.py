@@ -9,20 +9,28 @@ from __future__ import annotations
 from virtfn.kernels._jit import part
 
 __all__ = [
+    "CHAIN_WORK",
     "CLASSIFY_WORK",
     "DESCRIPTOR_WORK",
     "FAULT_WORK",
     "FRAME_WORK",
+    "GENERAL_WORK",
+    "RUN_WORK",
     "SEGMENT_WORK",
+    "SWITCH_WORK",
     "WALK_WORK",
     "copy_work",
     "sum_work",
 ]
 
 FRAME_WORK = 32  # a frame, whatever its size, to one receiver
-DESCRIPTOR_WORK = 8  # one more of a chain
-SEGMENT_WORK = 96  # a segment of a large send, besides its bytes
-CLASSIFY_WORK = 32  # a look into the headers of an IP frame
+GENERAL_WORK = 96  # a descriptor or a frame that is no part of a run
+RUN_WORK = 128  # a run, to begin it
+DESCRIPTOR_WORK = 24  # one more of a chain
+CHAIN_WORK = 96  # a chain that has to be gathered, besides its descriptors and bytes
+SEGMENT_WORK = 256  # a segment of a large send, besides its bytes
+SWITCH_WORK = 96  # a frame to the wire, to several, or to nobody
+CLASSIFY_WORK = 96  # a look into the headers of an IP frame
 WALK_WORK = 64  # a page walk
 FAULT_WORK = 128  # a request that was refused
 
@@ -36,4 +44,4 @@ def copy_work(nbytes: int) -> int:
 @part
 def sum_work(nbytes: int, polynomial: bool) -> int:
     """Tell the work of a checksum: a sum, or a polynomial's remainder byte by byte."""
-    return nbytes << 1 if polynomial else nbytes >> 2
+    return nbytes << 1 if polynomial else nbytes >> 1

@@ -38,7 +38,7 @@ class Allowance:
     def take(self, spent_ps: int) -> None:
         """Account for time that was spent."""
         if spent_ps > _LOOK_PS:
-            self.left_ps -= spent_ps
+            self.left_ps = max(self.left_ps - spent_ps, -BURST_PS)  # no debt is for ever
 
 
 def refill(allowances: Sequence[Allowance], elapsed_ps: int) -> None:

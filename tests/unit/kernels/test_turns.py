@@ -234,10 +234,10 @@ def test_a_neighbour_keeps_its_share(b: Bench, flood: str) -> None:
 def test_what_was_walked_is_not_walked_again(b: Bench) -> None:
     open_chain(b, 2)
     b.serve()
-    before = int(b.port["work"])
+    before = int(b.nic["turn"]["work"])
     for _ in range(10):
         b.serve()
-    assert int(b.port["work"]) == before
+    assert int(b.nic["turn"]["work"]) == before
     b.open_rx(SLOW, 64)
     frame = ether(mac(SLOW), mac(2), size=100)
     b.put(1, 2, 250, *data(b.store(2, frame), 100, EOP | IFCS, 100))

@@ -265,8 +265,8 @@ class Port(Handlers):
 
         Its counters run on: Linux's igbvf resets each time that it goes down, and would take zero for a wrap.
         """
-        self._stop_queues(n)
         self._forget_turns(n)
+        self._stop_queues(n)
         for decl in (Regs.VFRE, Regs.VFTE):
             self.registers.poke(decl, 0, self.registers.peek(decl) & ~(1 << n))
         self.interrupts.reset_vf(n)
@@ -277,9 +277,9 @@ class Port(Handlers):
         self.interrupts.raise_other(ICR.VMMB.mask)
 
     def _forget_turns(self, n: int) -> None:
-        """Forget what pool `n` has had and wanted, and the frames that its queues have gathered."""
+        """Forget what pool `n` has had and wanted, and the frames that its queues gathered; not what work it owes."""
         nic = self.nic
-        nic["credit"][n] = nic["scarce"][n] = 0
+        nic["scarce"][n] = 0
         for shares in (nic["wanted"], nic["claims"], nic["had"]):
             shares[:, n] = shares[n] = 0
         for q in (n, n + VFS):

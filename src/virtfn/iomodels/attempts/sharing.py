@@ -35,7 +35,7 @@ from virtfn.machine.clock import US_PS
 from virtfn.machine.memory import PAGE
 from virtfn.vmm.hostaddresses import host_address
 
-__all__ = ["ATTEMPTS"]
+__all__ = ["ATTEMPTS", "large_sends"]
 
 _SHORT = 8  # descriptors of the shortest ring there is
 _BURST = 48
@@ -141,14 +141,19 @@ def whole_ring(stage: Stage) -> Result:
     )
 
 
-def _segments(attacker: Attacker) -> None:
-    """Fill the ring with large sends of one-byte segments."""
-    at, size = attacker.frame(OUTSIDE, length=1054)
+def large_sends(attacker: Attacker, mss: int, target: Mac = OUTSIDE) -> list[tuple[int, int]]:
+    """Make a large send of segments of `mss` bytes: its two descriptors."""
+    at, size = attacker.frame(target, length=1054 if mss < 1000 else 15_000)
     headers = 20 | 14 << TXC_MACLEN_SHIFT
-    context = TXD_DTYP_CONTEXT | TXD_DEXT | TXC_TUCMD_IPV4 | _TCP | 20 << TXC_L4LEN_SHIFT | 1 << TXC_MSS_SHIFT
+    context = TXD_DTYP_CONTEXT | TXD_DEXT | TXC_TUCMD_IPV4 | _TCP | 20 << TXC_L4LEN_SHIFT | mss << TXC_MSS_SHIFT
     command = TXD_TSE | TXD_IFCS | TXD_EOP | TXD_TXSM | TXD_IXSM
     send = TXD_DTYP_DATA | TXD_DEXT | command | size | (size - 54) << TXD_PAYLEN_SHIFT
-    attacker.tx[0::2], attacker.tx[1::2] = (headers, context), (at, send)
+    return [(headers, context), (at, send - (1 << 64) if send >> 63 else send)]
+
+
+def _segments(attacker: Attacker) -> None:
+    """Fill the ring with large sends of one-byte segments."""
+    attacker.tx[0::2], attacker.tx[1::2] = large_sends(attacker, 1)
     attacker.kick(RING - 2)
 
 
