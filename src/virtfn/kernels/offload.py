@@ -171,7 +171,7 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int]:
     if (code == CHAIN_BAD or code == CHAIN_FAULT) and not ended:
         begun = used
         used = skip_chain(nic, q, used, available)
-        nic.turn.work += max(used - begun, 0) * DESCRIPTOR_WORK
+        nic.turn.work += ((used if used else available) - begun) * DESCRIPTOR_WORK
         if used == 0:
             code = CHAIN_PAGE
     if code == CHAIN_OPEN and used == available and available == r.size - 1:

@@ -117,6 +117,7 @@ def visit(nic: Row, q: int, budget: int, allowance: int) -> tuple[int, int]:
         forget_chain(r)
         return 0, 0
     if not p.tx_enable or not p.tx_pools >> r.pool & 1:
+        forget_chain(r)  # when its VF goes on, another VLAN may be in force
         return 0, 0
     pool = r.pool
     nic.turn.ready |= 1 << pool

@@ -141,6 +141,46 @@ def test_who_asks_for_little_holds_up_nobody(b: Bench, junk: int) -> None:
     assert sum(shares) > 0.9 * 1_000 * 100 * 125
 
 
+def test_who_is_always_refused_holds_up_nobody(b: Bench) -> None:
+    """A ring kept empty, and a sender that is refused at it in every call: others' frames behind one to it go on."""
+    b.open_rx(SLOW, 8, fill=0)
+    b.open_rx(5, 64, fill=63)
+    refused = plain(b, 1, mac(SLOW), 60)
+    b.open_tx(0)
+    body = b.store(0, ether(mac(5), mac(0), size=100))
+    other = b.store(0, ether(mac(SLOW), mac(0), size=1514))
+    for turn in range(300):
+        refused.go_on()
+        if turn in (20, 21, 22):
+            b.refill(SLOW, 1)
+        b.post(0, *([data(other, 1514)] if turn % 10 == 0 or 20 <= turn < 23 else []), *[data(body, 100)] * 4)
+        b.serve()
+        assert b.head(1, 0) == b.tails[1, 0], f"nothing waits at the head of the queue after call {turn}"
+        b.refill(5, len(b.done(5)))
+    assert b.stat(5, "gprc") == 1200
+
+
+def test_a_pool_that_comes_back_starts_where_the_others_are(b: Bench) -> None:
+    b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
+    now = 10_000_000 * US_PS
+
+    def go(calls: int, *senders: Saturating) -> list[int]:
+        nonlocal now
+        before = [b.stat(q, "gotc") for q in (0, 1)]
+        for _ in range(calls):
+            for sender in senders:
+                sender.go_on()
+            b.serve(now=now)
+            now += 100 * US_PS
+        return [b.stat(q, "gotc") - was for q, was in zip((0, 1), before, strict=True)]
+
+    first, second = plain(b, 0, ELSEWHERE, 1514), plain(b, 1, ELSEWHERE, 1514)
+    go(2_000, first)
+    go(100)
+    go(100, second)
+    assert jain(go(200, first, second)) > 0.99
+
+
 def test_a_pool_that_took_little_has_saved_nothing_up(b: Bench) -> None:
     b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
     greedy = plain(b, 0, ELSEWHERE, 1514)
