@@ -201,6 +201,21 @@ def test_fpd_suppresses_what_is_qualified(t: ByHand) -> None:
     assert (t.unit["faults"], t.unit["suppressed"], t.unit["fault_tail"]) == (2, 2, 0)
 
 
+def test_a_full_ring_has_a_place_for_who_has_few(t: ByHand) -> None:
+    """One requester's flood of faults leaves the others their records, and of the flood the oldest stay."""
+    other = RID + 1
+    for _ in range(FAULT_SLOTS + 7):
+        t.ask(0x5000)
+    share = FAULT_SLOTS // 8
+    for n in range(2 * share):
+        t.ask(0x6000 + n * 0x1000, rid=other)
+    rids = [int(fault["rid"]) for fault in t.iommu.faults]
+    assert rids.count(other) == share, "as many as make an eighth"
+    assert rids[: FAULT_SLOTS - share] == [RID] * (FAULT_SLOTS - share)
+    assert t.unit["fault_tail"] == FAULT_SLOTS
+    assert t.unit["faults_lost"] == 7 + 2 * share, "each place taken is a record lost"
+
+
 def test_fault_ring_overflow_is_counted(t: ByHand) -> None:
     for _ in range(FAULT_SLOTS + 7):
         t.ask(0x5000)
