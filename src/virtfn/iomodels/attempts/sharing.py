@@ -30,7 +30,7 @@ from virtfn.hw.types import Hva, Mac
 from virtfn.iomodels.attack import OUTSIDE, Attempt, Region, Result, Stage, attempt
 from virtfn.iomodels.attacker import RING, Attacker, data_word
 from virtfn.iovm.iovm import VfState
-from virtfn.kernels.state import EV_MORE
+from virtfn.kernels.state import EV_MORE, WIRE
 from virtfn.machine.clock import US_PS
 from virtfn.machine.memory import PAGE
 from virtfn.vmm.hostaddresses import host_address
@@ -227,13 +227,14 @@ def all_of_the_wire(stage: Stage) -> Result:
             for sender in senders:
                 refill(sender, min(room(sender), 24), 1514)
             stage.host.clock.sleep(100 * US_PS)
-            _, events = stage.nic.serve()
+            stage.nic.serve()
             stage.listen()
-            waited += bool(events & EV_MORE)
+            waited += bool(stage.nic.port.nic["claims"][WIRE, stage.vf.index])
         own, others = (sent(stage, s, "gotc") - was for s, was in zip(senders, before, strict=True))
     stage.take_heard()
     harm = max(0, int(0.45 * (own + others)) - others)
-    return Result(harm, {"bytes": own, "bytes_of_the_neighbour": others}, {"shares: the neighbour went first": waited})
+    evidence = {"bytes": own, "bytes_of_the_neighbour": others}
+    return Result(harm, evidence, {"shares: it had to wait for the wire": waited})
 
 
 ATTEMPTS: tuple[Attempt, ...] = (whole_ring, all_of_the_time, all_of_the_wire)
