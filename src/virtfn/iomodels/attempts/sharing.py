@@ -233,7 +233,7 @@ def all_of_the_wire(stage: Stage) -> Result:
         own, others = (sent(stage, s, "gotc") - was for s, was in zip(senders, before, strict=True))
     stage.take_heard()
     harm = max(0, int(0.45 * (own + others)) - others)
-    evidence = {"bytes": own, "bytes_of_the_neighbour": others}
+    evidence: dict[str, int | float] = {"bytes": own, "bytes_of_the_neighbour": others}
     return Result(harm, evidence, {"shares: it had to wait for the wire": waited})
 
 
