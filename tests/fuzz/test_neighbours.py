@@ -13,6 +13,7 @@ from statistics import median
 
 import pytest
 
+from virtfn.kernels._jit import CHECKED
 from virtfn.machine.clock import MS_PS
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -20,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import floods
 import neighbours
 
+pytestmark = pytest.mark.skipif(CHECKED, reason="not run: the checked build's rates mean nothing")
 ROUNDS, SLICE_PS = 3, 150 * MS_PS
 CHOSEN = (
     "multi of resets", "multi of FLRs", "4 KiB BAR writes", "4 KiB config writes", "FLR", "VTCTRL.RST",
