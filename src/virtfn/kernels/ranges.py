@@ -14,8 +14,9 @@ In an ordinary build nothing is kept, and the addresses are just returned. Spec:
 from __future__ import annotations
 
 import bisect
+import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,12 @@ __all__ = [
     "start_call",
 ]
 
-_RANGES = 1 << 14  # of each kind
 _GRANTS = 1 << 12
-# Words of the table that the checks read: how many ranges of each kind, how many grants; the access that went astray.
+# Words of the table that the checks read: the address of each kind's ranges, how many grants; what went astray.
 _DATA, _ROWS, _MACHINE, _GRANTED, _ADDRESS, _SIZE, _WRITE = range(7)
-_HEAD = 8
-_DATA_AT, _ROWS_AT, _MACHINE_AT = (_HEAD + 2 * _RANGES * kind for kind in range(3))
-_GRANTS_AT = _HEAD + 2 * _RANGES * 3
+_GRANTS_AT = 8
 _GRANT_WORDS = 4  # first, end, whether it may be written, requester
-_table = np.zeros(_GRANTS_AT + _GRANT_WORDS * _GRANTS if CHECKED else _HEAD, np.int64)
+_table = np.zeros(_GRANTS_AT + _GRANT_WORDS * _GRANTS if CHECKED else _GRANTS_AT, np.int64)
 _TABLE = int(_table.ctypes.data)
 
 
@@ -86,13 +84,18 @@ class StrayAccessError(Exception):
 
 
 class _Kind:
-    """Ranges of one kind: an ordered list, and what of it the checks read, ranges that overlap made one."""
+    """Ranges of one kind: an ordered list, and what of it the checks read, ranges that overlap made one.
 
-    def __init__(self, count_at: int, at: int) -> None:
-        self._count_at = count_at
-        self._at = at
+    A thread may change them (where the collector lets memory go, say) while a kernel of another one searches: what the
+    checks read is made anew each time, and a kernel finds the old or the new one, whole.
+    """
+
+    def __init__(self, word: int) -> None:
+        self._word = word
+        self._published: deque[npt.NDArray[np.int64]] = deque(maxlen=64)
         self._ranges: list[tuple[int, int, str]] = []
         self._uses: Counter[tuple[int, int, str]] = Counter()
+        self._publish()
 
     def add(self, first: int, size: int, name: str) -> None:
         entry = (first, first + size, name)
@@ -121,17 +124,23 @@ class _Kind:
                 merged[-1][1] = max(merged[-1][1], end)
             else:
                 merged.append([first, end])
-        words = np.array(merged, np.int64).reshape(-1)
-        _table[self._count_at] = 0
-        _table[self._at : self._at + words.size] = words
-        _table[self._count_at] = len(merged)
+        self._published.append(np.array([len(merged), *(edge for edges in merged for edge in edges)], np.int64))
+        _table[self._word] = self._published[-1].ctypes.data
 
 
-_data, _rows, _machine = _Kind(_DATA, _DATA_AT), _Kind(_ROWS, _ROWS_AT), _Kind(_MACHINE, _MACHINE_AT)
+_data, _rows, _machine = _Kind(_DATA), _Kind(_ROWS), _Kind(_MACHINE)
 _KINDS = (_data, _rows, _machine)
 
 
 _kept: dict[int, set[tuple[_Kind, int, int, str]]] = {}  # by the identity of the array that owns the memory
+_gone: deque[tuple[_Kind, int, int, str]] = deque()  # of memory that was let go
+_changing = threading.Lock()
+
+
+def _change(kind: _Kind, first: int, size: int, name: str, *, add: bool) -> None:
+    with _changing:
+        (kind.add if add else kind.remove)(first, size, name)
+    _sweep()
 
 
 def _keep(kind: _Kind, array: npt.NDArray[Any], name: str) -> None:
@@ -147,12 +156,24 @@ def _keep(kind: _Kind, array: npt.NDArray[Any], name: str) -> None:
         weakref.finalize(owner, _let_go, id(owner))
     if entry not in _kept[id(owner)]:
         _kept[id(owner)].add(entry)
-        kind.add(*entry[1:])
+        _change(*entry, add=True)
 
 
 def _let_go(owner: int) -> None:
-    for kind, first, size, name in _kept.pop(owner):
-        kind.remove(first, size, name)
+    # The collector comes at any moment, in any thread, in the midst of a change too: who changes sweeps after it.
+    _gone.extend(_kept.pop(owner))
+    _sweep()
+
+
+def _sweep() -> None:
+    while _gone and _changing.acquire(blocking=False):
+        try:
+            kind, first, size, name = _gone.popleft()
+            kind.remove(first, size, name)
+        except IndexError:  # another thread took it
+            pass
+        finally:
+            _changing.release()
 
 
 def address_of(array: npt.NDArray[Any], name: str = "an array") -> int:
@@ -179,36 +200,37 @@ def machine_memory_of(array: npt.NDArray[Any], name: str) -> int:
 def machine_memory(first: int, size: int, name: str) -> None:
     """Let kernels touch what gates let through of `size` bytes at `first`, until `forget_memory`."""
     if CHECKED:
-        _machine.add(first, size, name)
+        _change(_machine, first, size, name, add=True)
 
 
 def raw_memory(first: int, size: int, name: str) -> None:
     """Let kernels touch `size` bytes at `first`, which no array owns, until `forget_memory`."""
     if CHECKED:
-        _data.add(first, size, name)
+        _change(_data, first, size, name, add=True)
 
 
 def forget_memory(first: int, size: int, name: str) -> None:
     """Take back what `machine_memory` or `raw_memory` said."""
     if CHECKED:
         kind = _machine if (first, first + size, name) in _machine._uses else _data
-        kind.remove(first, size, name)
+        _change(kind, first, size, name, add=False)
 
 
-def _within(count_at: int, at: int, address: int, size: int) -> int:
+def _within(kind: int, address: int, size: int) -> int:
     """Find the range of a kind that holds `size` bytes at `address`: its first address, or -1."""
+    at = _load(_TABLE + kind * 8)
     low = 0
-    high = _load(_TABLE + count_at * 8)
+    high = _load(at)
     while low < high:
         middle = (low + high) >> 1
-        if _load(_TABLE + (at + 2 * middle) * 8) <= address:
+        if _load(at + (1 + 2 * middle) * 8) <= address:
             low = middle + 1
         else:
             high = middle
     if low == 0:
         return -1
-    first = _load(_TABLE + (at + 2 * low - 2) * 8)
-    end = _load(_TABLE + (at + 2 * low - 1) * 8)
+    first = _load(at + (2 * low - 1) * 8)
+    end = _load(at + 2 * low * 8)
     return first if size <= end - address else -1
 
 
@@ -223,9 +245,9 @@ def _may_touch(address: int, size: int, write: int) -> int:
     """Tell whether `size` bytes at `address` may be read, or written."""
     if size < 0:
         return _stray(address, size, write)
-    if size == 0 or _within(_DATA, _DATA_AT, address, size) >= 0:
+    if size == 0 or _within(_DATA, address, size) >= 0:
         return 1
-    if _within(_MACHINE, _MACHINE_AT, address, size) < 0:
+    if _within(_MACHINE, address, size) < 0:
         return _stray(address, size, write)
     newest = _load(_TABLE + _GRANTED * 8)
     for i in range(newest - 1, max(newest - _GRANTS, 0) - 1, -1):
@@ -237,7 +259,7 @@ def _may_touch(address: int, size: int, write: int) -> int:
 
 def _is_row(address: int, size: int) -> int:
     """Tell whether there is a row of `size` bytes at `address`."""
-    first = _within(_ROWS, _ROWS_AT, address, size)
+    first = _within(_ROWS, address, size)
     return 1 if first >= 0 and (address - first) % size == 0 else _stray(address, size, 2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ checked = pytest.mark.skipif(not CHECKED, reason="not run: this is the ordinary 
 @kernel
 def peek(address: int) -> int:
     return load64(address)
+
+
+@kernel
+def peek_often(address: int, times: int) -> int:
+    total = 0
+    for _ in range(times):
+        total += load64(address)
+    return total
 
 
 @kernel
@@ -70,6 +79,27 @@ def test_nothing_remains_of_an_array_that_is_gone() -> None:
     del words
     with pytest.raises(StrayAccessError):
         peek(at)
+
+
+@checked
+def test_ranges_may_come_and_go_while_a_kernel_looks() -> None:
+    """Another thread lets go of memory, or the collector in it: a kernel meets the old ranges or the new ones."""
+    words = np.ones(2, np.int64)
+    at = address_of(words)
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            address_of(np.zeros(8, np.int64), "a passing array")
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(20):
+            assert peek_often(at + 8, 100_000) == 100_000
+    finally:
+        done.set()
+        other.join()
 
 
 @checked
