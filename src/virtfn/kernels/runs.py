@@ -150,9 +150,12 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
     frames = 0
     in_run = size = refused = refused_size = 0
     asked = False
-    work = nic.turn.work
-    stop = nic.turn.work_stop
-    while frames < budget and head != tail and work < stop:
+    # Frames and bytes are counted, and their work at the end: what a run does beyond its turn is a debt of its pool.
+    begun = 0  # units for what began: runs, and requests that were refused
+    sent = 0  # bytes
+    room = nic.turn.work_stop - nic.turn.work
+    budget = min(budget, room // (2 * FRAME_WORK) + 1)
+    while frames < budget and head != tail and begun + copy_work(sent) < room:
         if at >= end:
             t.head = head
             at = window(nic, t)
@@ -171,8 +174,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
             break
         if run == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
-            work += FAULT_WORK
-            length = 0
+            begun += FAULT_WORK
         elif run != length:
             break
         else:
@@ -183,7 +185,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
                     settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
                     in_run = size = refused = refused_size = 0
                 target = receiver_of(nic, pool, first, second)
-                work += RUN_WORK
+                begun += RUN_WORK
                 if target < 0:
                     break
                 word0 = first
@@ -223,6 +225,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
                 r_end = 0  # what lies behind the ring is not the ring's
             in_run += 1
             size += length + 4
+            sent += length
         if q1 & TXD_RS:
             asked = True
             if t.head_wb == 0:
@@ -233,8 +236,7 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
             head = 0
             end = 0
         frames += 1
-        work += FRAME_WORK + (FRAME_WORK + copy_work(length) if length else 0)
-    nic.turn.work = work
+    nic.turn.work += begun + 2 * FRAME_WORK * frames + copy_work(sent)
     if target >= 0:
         settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
     t.head = head
