@@ -27,7 +27,7 @@ from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.drivers.vtd import Domain
 from virtfn.hw.i82576 import VfRegs
-from virtfn.hw.i82576.desc import TXD_DEXT, TXD_DTYP_DATA, TXD_TXSM
+from virtfn.hw.i82576.desc import TXD_DEXT, TXD_DTYP_CONTEXT, TXD_DTYP_DATA, TXD_EOP, TXD_TXSM
 from virtfn.hw.types import Mac, Rid
 from virtfn.iomodels.attacker import Attacker, data_word
 from virtfn.iomodels.attempts.sharing import large_sends
@@ -226,6 +226,12 @@ DESCRIPTORS: dict[str, Callable[[Attacker, Mac], list[Words]]] = {
     "frames that lie nowhere": lambda guest, peer: [(NOWHERE, data_word(60, 60))],
     "nonsense": lambda guest, peer: [(guest.frames, data_word(60, 61))],
     "broadcasts": lambda guest, peer: [(guest.frame(BROADCAST, length=1514)[0], data_word(1514, 1514))],
+    "frames of five bytes": lambda guest, peer: [(guest.frames, data_word(5, 5))],
+    "receivers in turn": lambda guest, peer: [
+        (guest.frame(mac, length=60)[0], data_word(60, 60)) for mac in (peer, NOBODY)
+    ],
+    "contexts alone": lambda guest, peer: [(0, TXD_DEXT | TXD_DTYP_CONTEXT)],
+    "legacy, empty": lambda guest, peer: [(guest.frames, TXD_EOP)],
     "frames to nobody": lambda guest, peer: [(guest.frame(NOBODY, length=60)[0], data_word(60, 60))],
     "frames to one of the pair": lambda guest, peer: [(guest.frame(peer, length=60)[0], data_word(60, 60))],
 }

@@ -16,7 +16,6 @@ from virtfn.kernels.breath import EV_IDLE, PATIENCE, breathe
 from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_TIMER
 from virtfn.machine.clock import MS_PS, S_PS, US_PS
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.allowance import Allowance, refill
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 from virtfn.vmm.uplink import Wire
@@ -59,7 +58,6 @@ class Engine:
         self._on_capture = on_capture
         self._on_tick = on_tick
         self._retry_ps = 0
-        self._faults, self._refilled_ps = Allowance(), host.now()
         self._timer = False
 
     def _drivers(self) -> list[Igbvf]:
@@ -85,7 +83,7 @@ class Engine:
             events |= told
         nic.handle(events)
         if events & EV_FAULT:
-            self._serve_faults()
+            host.serve_iommu()
         if events & EV_CAPTURE and self._on_capture is not None:
             self._on_capture()
         handled = sum(guest.run_interrupts() for guest in self.guests if guest.interrupted)
@@ -97,15 +95,6 @@ class Engine:
         self._note_pings()
         self._timer = bool(events & EV_TIMER)
         return moved + handled > 0
-
-    def _serve_faults(self) -> None:
-        """Let the unit tell what it met, as long as that does not take the time of the guests' work."""
-        began = self.host.now()
-        refill([self._faults], began - self._refilled_ps)
-        self._refilled_ps = began
-        if not self._faults.in_debt:
-            self.host.iommu.service()
-            self._faults.take(self.host.now() - began)
 
     def _recover(self) -> int:
         """Let drivers recover that must; one whose PF is not back is left alone for a while. Returns how many did."""

@@ -19,10 +19,12 @@ from virtfn.machine.memory import CHUNK, PAGE, HostMemory
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.rootcomplex import RootComplex
 from virtfn.machine.trace import Tracer
+from virtfn.vmm.allowance import Allowance, refill
 
 __all__ = ["MOST_TABLES", "Host", "HostBar", "room_for"]
 
 _OWN_MEMORY = 16 * CHUNK  # tables for guests of this process, and for interrupts
+_FAULTS_SHARE = 2  # of what is given back in general, for telling what the IOMMU met: an eighth of the time
 # Translation tables of a foreign function. All wait while one access is done: what one machine asks for stays small.
 # With memory in pages of 2 MiB, as it comes, this is enough for hundreds of gigabytes.
 MOST_TABLES = 512
@@ -76,6 +78,7 @@ class Host:
             self.interrupt_table = InterruptTable(self.memory, self.remapping)
             self.remapping.start_interrupts(self.interrupt_table.address, ENTRIES)
         self._vectors: dict[tuple[int, int], tuple[int, int]] = {}
+        self._faults, self._refilled_ps = Allowance(), clock.now()
         self.tracer: Tracer | None = None
 
     def dma_read(self, rid: Rid, iova: Iova, length: int) -> bytes | None:
@@ -124,6 +127,20 @@ class Host:
         else:
             self.interrupt_table.free(address)
             self.interrupts.free(*self._vectors.pop((address, message)))
+
+    def serve_iommu(self) -> None:
+        """Let the IOMMU tell what it met, as long as that does not take the time of others' work."""
+        began = self.clock.now()
+        refill([self._faults], (began - self._refilled_ps) // _FAULTS_SHARE)
+        self._refilled_ps = began
+        if not self._faults.in_debt:
+            self.iommu.service()
+            self._faults.take(self.clock.now() - began)
+
+    @property
+    def faults_wait(self) -> bool:
+        """Whether what the IOMMU met has to wait, since so much of it was told lately."""
+        return self._faults.in_debt
 
     def _take_faults(self) -> None:
         """Read what the unit has recorded, and make room for more."""

@@ -77,10 +77,7 @@ class Pump:
         for nic in self._nics:
             done += nic.serve(_BUDGET)[0]
         done += sum(wire.serve(_BUDGET)[0] for wire in self._wires)
-        if not self._chores.in_debt:
-            began = self._now()
-            self._host.iommu.service()
-            self._chores.take(self._now() - began)
+        self._host.serve_iommu()
         return done
 
     def _answer(self) -> int:
@@ -180,7 +177,7 @@ class Pump:
             if waits:
                 limit_ps = min(limit_ps, _DEBT_PS)
         urgent = ALL_URGENT
-        if self._chores.in_debt:
+        if self._chores.in_debt or self._host.faults_wait:
             urgent &= ~CHORES
             limit_ps = min(limit_ps, _DEBT_PS)
         asked += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
