@@ -2,7 +2,7 @@
 
 receive address    0 the PF   1..15 further addresses of VFs, one kept for each that has none   23 - n VF n
 VLVF entry         found by VLAN, taken when the first pool joins, free when the last leaves
-                   of 32: one for VLAN 0, one for the port VLAN of each VF, one for each VF that is in no VLAN yet
+                   of 32: one for VLAN 0, one for the port VLAN of each VF, one for the first VLAN of each guest
 
 What is shared is kept so that no guest can take it all: the host's port VLANs always find an entry.
 """
@@ -41,7 +41,8 @@ class Pools:
         self._regs = regs
         self._vfs = 0
         self._extra: dict[int, tuple[int, Mac]] = {}
-        self._vlans: list[set[int]] = []
+        self._vlans: list[dict[int, None]] = []  # of each VF's guest, in the order in which it joined them
+        self._entries: list[VLVF] = []  # as written: a read of all of them takes longer than all that needs them
         self._groups: dict[int, _Groups] = {}
         self._mta: list[int] = []
 
@@ -50,9 +51,10 @@ class Pools:
         regs = self._regs
         self._vfs = vfs
         self._extra.clear()
-        self._vlans = [set() for _ in range(vfs)]
+        self._vlans = [{} for _ in range(vfs)]
         self._groups = {n: _Groups() for n in range(vfs)}
         self._mta = [0] * Regs.MTA.count
+        self._entries = [VLVF(0)] * Regs.VLVF.count
         for decl in (Regs.MTA, Regs.UTA, Regs.VFTA, Regs.VLVF, Regs.VMVIR):
             for i in range(decl.count):
                 regs.set(decl, 0, i)
@@ -172,46 +174,43 @@ class Pools:
     def admit(self, n: int, vid: int) -> bool:
         """Make pool `n` a member of a VLAN, as its guest asks; False if that is more than its share.
 
-        VLANs that guests are in and port VLANs together always fit: no guest's wish takes the host's room.
+        The first VLAN of each guest, and each port VLAN, always finds an entry: what guests are in besides fits into
+        what is left, whoever joins and leaves it in whatever order.
         """
-        if vid and vid not in self._vlans[n]:
-            others = [vlans for m, vlans in enumerate(self._vlans) if m != n]
-            room = Regs.VLVF.count - 1 - self._vfs
-            taken = len(set[int]().union(*others, self._vlans[n]))
-            kept = sum(not vlans for vlans in others)
-            new = all(vid not in vlans for vlans in others)
-            if len(self._vlans[n]) >= room - len(others) or (new and taken + kept >= room):
+        own = self._vlans[n]
+        if vid and own and vid not in own:
+            further = {vid}.union(*(list(vlans)[1:] for vlans in self._vlans))
+            if len(further) > Regs.VLVF.count - 1 - 2 * self._vfs:
                 return False
-            self._vlans[n].add(vid)
+        if vid:
+            own[vid] = None
         self._join(n, vid)
         return True
 
     def _join(self, n: int, vid: int) -> None:
         entry = self._entry(vid)
         if entry is None:
-            entry = next(i for i in range(Regs.VLVF.count) if not VLVF(self._regs.get(Regs.VLVF, i)).VI_EN)
-        members = VLVF(self._regs.get(Regs.VLVF, entry)).POOLSEL
-        self._regs.set(Regs.VLVF, VLVF.of(VID=vid, POOLSEL=members | 1 << n, VI_EN=1).value, entry)
+            entry = next(i for i, vlan in enumerate(self._entries) if not vlan.VI_EN)
+        self._write(entry, VLVF.of(VID=vid, POOLSEL=self._entries[entry].POOLSEL | 1 << n, VI_EN=1))
         self._filter(vid, True)
 
     def leave_vlan(self, n: int, vid: int) -> None:
         """End pool `n`'s membership of a VLAN."""
-        self._vlans[n].discard(vid)
+        self._vlans[n].pop(vid, None)
         entry = self._entry(vid)
         if entry is None:
             return
-        vlan = VLVF(self._regs.get(Regs.VLVF, entry))
-        left = vlan.POOLSEL & ~(1 << n)
-        self._regs.set(Regs.VLVF, vlan.replace(POOLSEL=left).value if left else 0, entry)
+        left = self._entries[entry].POOLSEL & ~(1 << n)
+        self._write(entry, self._entries[entry].replace(POOLSEL=left) if left else VLVF(0))
         if not left and vid:
             self._filter(vid, False)
 
     def _entry(self, vid: int) -> int | None:
-        for i in range(Regs.VLVF.count):
-            vlan = VLVF(self._regs.get(Regs.VLVF, i))
-            if vlan.VI_EN and vid == vlan.VID:
-                return i
-        return None
+        return next((i for i, vlan in enumerate(self._entries) if vlan.VI_EN and vid == vlan.VID), None)
+
+    def _write(self, entry: int, vlan: VLVF) -> None:
+        self._entries[entry] = vlan
+        self._regs.set(Regs.VLVF, vlan.value, entry)
 
     def _filter(self, vid: int, on: bool) -> None:
         word = self._regs.get(Regs.VFTA, vid >> 5)
@@ -234,8 +233,7 @@ class Pools:
     def _leave_vlans(self, n: int, kept: int) -> None:
         """End pool `n`'s memberships but that of the port VLAN."""
         self._vlans[n].clear()
-        for i in range(Regs.VLVF.count):
-            vlan = VLVF(self._regs.get(Regs.VLVF, i))
+        for vlan in tuple(self._entries):
             if vlan.VI_EN and vlan.POOLSEL >> n & 1 and not (kept and kept == vlan.VID):
                 self.leave_vlan(n, vlan.VID)
 

@@ -129,3 +129,18 @@ def test_whatever_is_asked_a_port_vlan_never_fails(eight: Bed):
     found = members(eight)
     for n, vid in enumerate(port):
         assert not vid or {v for v, pools in found.items() if pools >> n & 1} == {vid}
+
+
+def test_guests_that_act_together_take_no_ones_first_vlan(eight: Bed):
+    """One fills its share, one joins what that is in, one takes what this made free, and the second leaves again."""
+    pools: Pools = eight.igb.pools
+    assert sum(pools.admit(0, vid) for vid in range(1, 40)) == 16
+    assert pools.admit(1, 1)
+    assert pools.admit(2, 100)
+    assert not pools.admit(2, 101)
+    pools.leave_vlan(1, 1)
+    for n in (1, *range(3, 8)):
+        assert pools.admit(n, 200 + n), "its first"
+    for n in range(8):
+        eight.igb.set_vlan(n, 3000 + n)
+    assert len(members(eight)) == 8
