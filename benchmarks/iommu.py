@@ -30,8 +30,8 @@ from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
 from virtfn.kernels._jit import Row, kernel
-from virtfn.kernels.dma import translate
-from virtfn.kernels.irqremap import remap_interrupt
+from virtfn.kernels.vtd.dma import translate
+from virtfn.kernels.vtd.irqremap import remap_interrupt
 from virtfn.machine.clock import WallClock
 from virtfn.machine.memory import CHUNK, PAGE
 from virtfn.vmm.host import Host

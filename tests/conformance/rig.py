@@ -17,7 +17,7 @@ from virtfn.hw.i82576 import Regs
 from virtfn.hw.i82576.fields import CTRL, GPIE
 from virtfn.hw.types import Hpa, Iova, Rid, parse_mac
 from virtfn.iovm.pcim import Pcim
-from virtfn.kernels.port import wire_in
+from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS, US_PS, VirtualClock
 from virtfn.machine.memory import CHUNK

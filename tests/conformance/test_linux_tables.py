@@ -16,8 +16,8 @@ import pytest
 from virtfn.hw.vtd.interrupts import IRTE_BYTES, RemappedIrte, SourceQualifier, SourceValidation
 from virtfn.hw.vtd.regs import IRTA
 from virtfn.hw.vtd.tables import FaultReason, Translation, level_shift
-from virtfn.kernels.pagewalk import walk_context, walk_iova
 from virtfn.kernels.ranges import address_of
+from virtfn.kernels.vtd.pagewalk import walk_context, walk_iova
 
 RECORDINGS = sorted((Path(__file__).parents[1] / "vtd").glob("*.npz"))
 READ, WRITE = 1, 2

@@ -19,9 +19,9 @@ from fuzz.structures import Structures
 from unit.bed import Bed, frame, send, take
 from virtfn.hw.i82576 import Regs, VfRegs, vf_view
 from virtfn.kernels import warm
-from virtfn.kernels.port import wire_in
+from virtfn.kernels.i82576.port import wire_in
+from virtfn.kernels.i82576.state import CAPTURE_BYTES, CAPTURE_SLOTS
 from virtfn.kernels.ranges import address_of
-from virtfn.kernels.state import CAPTURE_BYTES, CAPTURE_SLOTS
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import CHUNK
 

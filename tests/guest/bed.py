@@ -24,7 +24,7 @@ from virtfn.hw.types import Mac, parse_mac
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Pcim
 from virtfn.iovm.pfdriver import start_igb
-from virtfn.kernels.port import wire_in
+from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS, WallClock
 from virtfn.vmm.host import Host, room_for

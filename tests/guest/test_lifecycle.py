@@ -16,7 +16,7 @@ import pytest
 from guest.bed import LinuxBed, address, guest_mac
 from virtfn.hw.types import format_mac
 from virtfn.iovm.iovm import VfState
-from virtfn.kernels.state import DROP_DMA_FAULT, DROP_NO_DESCRIPTOR, DROP_QUEUE_DISABLED, DROP_RX_DISABLED
+from virtfn.kernels.i82576.state import DROP_DMA_FAULT, DROP_NO_DESCRIPTOR, DROP_QUEUE_DISABLED, DROP_RX_DISABLED
 from virtfn.vmm.qemu.folder import runtime_folder
 
 pytestmark = pytest.mark.guest

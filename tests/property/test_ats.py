@@ -12,10 +12,10 @@ from property.test_pagewalk import Arena, _hostile, _request
 from reference.ats import DeviceTlb
 from reference.pagewalk import Message
 from virtfn.hw.vtd.tables import FaultReason, Request
-from virtfn.kernels.ats import forget_pages, new_device_tlb
-from virtfn.kernels.dma import translate
-from virtfn.kernels.iommu import FAULT_SLOTS
-from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
+from virtfn.kernels.vtd.ats import forget_pages, new_device_tlb
+from virtfn.kernels.vtd.dma import translate
+from virtfn.kernels.vtd.iommu import FAULT_SLOTS
+from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
 
 ENTRIES = 4
 RIDS = (0, 1, 0x100)

@@ -19,9 +19,9 @@ from virtfn.iovm.iommu.explanation import Verdict
 from virtfn.iovm.iommu.state import HostPages, UnitState
 from virtfn.iovm.iommu.tables import TableReader
 from virtfn.iovm.iommu.walk import explain
-from virtfn.kernels.dma import translate
-from virtfn.kernels.iommu import FAULT_SLOTS, Iommu
-from virtfn.kernels.irqremap import BLOCKED, DELIVERED, POSTED, invalidate_interrupts, remap_interrupt
+from virtfn.kernels.vtd.dma import translate
+from virtfn.kernels.vtd.iommu import FAULT_SLOTS, Iommu
+from virtfn.kernels.vtd.irqremap import BLOCKED, DELIVERED, POSTED, invalidate_interrupts, remap_interrupt
 from virtfn.machine.memory import HostMemory
 
 LOW = (1 << 64) - 1

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from reference.irqremap import Blocked, Noted, Raised, Unit, remap
 from virtfn.hw.vtd.interrupts import PostedControl, PostedIrte, RemappableAddress, RemappedIrte
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels.iommu import FAULT_SLOTS, new_iommu
-from virtfn.kernels.irqremap import BLOCKED, DELIVERED, POSTED, invalidate_interrupts, remap_interrupt
+from virtfn.kernels.vtd.iommu import FAULT_SLOTS, new_iommu
+from virtfn.kernels.vtd.irqremap import BLOCKED, DELIVERED, POSTED, invalidate_interrupts, remap_interrupt
 from virtfn.machine.memory import CHUNK, HostMemory
 
 PIDS = 4096  # offset of two posted interrupt descriptors

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reference.pagewalk import Message, Nothing, Refusal, request
-from virtfn.kernels.dma import dma_copy_in, dma_copy_out, translate
-from virtfn.kernels.iommu import FAULT_SLOTS, MESSAGE_SLOTS, Iommu, new_iommu
-from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.kernels.ranges import address_of
+from virtfn.kernels.vtd.dma import dma_copy_in, dma_copy_out, translate
+from virtfn.kernels.vtd.iommu import FAULT_SLOTS, MESSAGE_SLOTS, Iommu, new_iommu
+from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.machine.memory import CHUNK, HostMemory
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from reference import receive as twin
 from unit.nicbench import STANDARD, TAGGED, Bench
 from unit.packets import frames
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.classify import classify, split_point
 from virtfn.kernels.csum import toeplitz_table
+from virtfn.kernels.i82576.classify import classify, split_point
+from virtfn.kernels.i82576.state import nic_at
 from virtfn.kernels.ranges import address_of
-from virtfn.kernels.state import nic_at
 
 KEY = bytes(range(40))
 

@@ -14,8 +14,8 @@ from virtfn.devices.nic82576.l2switch import L2Switch
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.i82576 import Regs
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.state import DROP_NAMES, MAC_SLOTS, nic_at
-from virtfn.kernels.switch import find_pools, mac_slot, switch_receive, switch_transmit
+from virtfn.kernels.i82576.state import DROP_NAMES, MAC_SLOTS, nic_at
+from virtfn.kernels.i82576.switch import find_pools, mac_slot, switch_receive, switch_transmit
 
 UNICAST = [bytes.fromhex(text) for text in ("020000000010", "020000000011", "1e0000000ff0", "020000000ff0")]
 GROUP = [bytes.fromhex(text) for text in ("01005e000001", "333300000ff0", "01005e7ffffa")]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference.uplink import cut
 from unit.bed import Bed, frame, send
 from virtfn.kernels.ranges import address_of
-from virtfn.kernels.uplink import MAX_STREAM_FRAME, cut_stream, whole_frames
+from virtfn.kernels.streams import MAX_STREAM_FRAME, cut_stream, whole_frames
 
 _lengths = st.one_of(
     st.integers(0, 70), st.integers(0, 1600), st.sampled_from([13, 14, 59, 60, 61, 9724, 9725, MAX_STREAM_FRAME])

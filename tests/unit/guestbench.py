@@ -8,7 +8,7 @@ from unit.nicbench import mac
 from virtfn.hw.types import Mac
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.netdev import NETDEV, netdev_at, rx_done, rx_frame, rx_release, rx_retag, tx_push, tx_room
+from virtfn.kernels.i82576.netdev import NETDEV, netdev_at, rx_done, rx_frame, rx_release, rx_retag, tx_push, tx_room
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.traffic import check_generated, check_value, filler_sum, poll_guest, traffic_at
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from virtfn.kernels.iommu import new_iommu
-from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
-from virtfn.kernels.port import serve_port, wire_in
+from virtfn.kernels.i82576.port import serve_port, wire_in
+from virtfn.kernels.i82576.state import DROP_NAMES, POOLS, QUEUES, new_nic
+from virtfn.kernels.i82576.switch import mac_slot
 from virtfn.kernels.ranges import address_of
-from virtfn.kernels.state import DROP_NAMES, POOLS, QUEUES, new_nic
-from virtfn.kernels.switch import mac_slot
+from virtfn.kernels.vtd.iommu import new_iommu
+from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
 
 Words = tuple[int, int]

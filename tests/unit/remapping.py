@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels.dma import translate
-from virtfn.kernels.iommu import FAULT_SLOTS, Iommu, new_iommu
+from virtfn.kernels.vtd.dma import translate
+from virtfn.kernels.vtd.iommu import FAULT_SLOTS, Iommu, new_iommu
 from virtfn.machine.memory import HostMemory
 
 RID = 0x0180

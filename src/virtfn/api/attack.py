@@ -11,7 +11,7 @@ from virtfn.api.lab import Lab
 from virtfn.api.machine import LabGuestRun, Machine
 from virtfn.api.report import AttackReport
 from virtfn.drivers.vtdirq import InterruptTable
-from virtfn.hw.i82576.desc import FCS_BYTES
+from virtfn.hw.eth import FCS_BYTES
 from virtfn.iomodels.attack import Attempt, Finding, Stage, carry_out
 from virtfn.iomodels.attempts import ATTEMPTS
 from virtfn.iomodels.engine import Engine

@@ -16,7 +16,7 @@ from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.api.progress import Progress
 from virtfn.api.report import BenchPoint, BenchReport
-from virtfn.hw.i82576.desc import FCS_BYTES
+from virtfn.hw.eth import FCS_BYTES
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm

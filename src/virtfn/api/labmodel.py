@@ -28,6 +28,8 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from virtfn.api.labfile import KeyPath, Tree, format_key, quote
+from virtfn.hw.eth import FCS_BYTES
+from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.hw.types import parse_mac
 from virtfn.machine.ports import VirtfnError
 
@@ -167,7 +169,7 @@ class Workload(_Section):
     frame_bytes: int = Field(
         1518,
         ge=64,
-        le=9728,
+        le=MAX_FRAME + FCS_BYTES,
         description="with the frame check sequence, as RFC 2544 counts; for vmm qemu the size of pings, and 18 more "
         "than the MTU, which is 576 to 9216",
     )

@@ -17,7 +17,8 @@ from virtfn.api.linuxwork import LinuxWork
 from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
 from virtfn.api.progress import Progress
 from virtfn.api.report import AttackReport, Report
-from virtfn.hw.i82576.desc import FCS_BYTES
+from virtfn.hw.eth import FCS_BYTES
+from virtfn.hw.i82576.desc import MAX_MTU
 from virtfn.hw.types import format_rid
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
@@ -288,7 +289,7 @@ def run_lab(
     frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
     run.compile()
     longest = int(frames.lengths.max()) + 4 if frames is not None and len(frames) else lab.workload.frame_bytes
-    mtu = min(max(1500, longest - 18), 9706)
+    mtu = min(max(1500, longest - 18), MAX_MTU)
     if controlled or keep:
         run.control = Control(lab.name, {})
     try:

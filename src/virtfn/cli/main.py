@@ -25,7 +25,9 @@ from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 
 if TYPE_CHECKING:
-    from virtfn.api.lab import Lab
+    from virtfn.hw.eth import FCS_BYTES
+from virtfn.api.lab import Lab
+from virtfn.hw.i82576.desc import MAX_FRAME
 
 __all__ = ["cli", "main"]
 
@@ -115,7 +117,7 @@ def lspci(lab_file: str | None, json_to: str | None, dump: bool) -> None:
 @json_option
 @click.option(
     "--frame-bytes",
-    type=click.IntRange(64, 9728),
+    type=click.IntRange(64, MAX_FRAME + FCS_BYTES),
     multiple=True,
     help="Frame size with FCS; may be given several times.",
 )

@@ -8,9 +8,9 @@ GONE after the function was pulled.
     interrupt  receive: poll until idle, the device masked the vector as it fired; mailbox: look at link and PF
     stop       disable queues, reset
 
-Its mailbox is `vfmailbox.py`, its queue pair `vfrings.py`. Frames are moved by the kernels of `kernels/netdev.py` over
-the row `netdev`. Spec: 82576 datasheet, chapter "Virtual
-Function driver programming"; the mailbox protocol of `hw/i82576/mailbox.py`.
+Its mailbox is `vfmailbox.py`, its queue pair `vfrings.py`. Frames are moved by the kernels of
+`kernels/i82576/netdev.py` over the row `netdev`. Spec: 82576 datasheet, chapter "Virtual Function driver programming";
+the mailbox protocol of `hw/i82576/mailbox.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy.typing as npt
 from virtfn.drivers.vfmailbox import MailboxError, VfMailbox
 from virtfn.drivers.vfrings import VfRings
 from virtfn.drivers.window import DeviceTimeoutError, Window
+from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import (
     MAILBOX_WORDS,
     MULTICAST_OVERFLOW,
@@ -38,7 +39,7 @@ from virtfn.hw.i82576 import (
     multicast_hash,
     words_mac,
 )
-from virtfn.hw.i82576.desc import FCS_BYTES
+from virtfn.hw.i82576.desc import MAX_MTU
 from virtfn.hw.i82576.fields import EITR, STATUS, V2PMAILBOX, VTCTRL, VTIVAR, VTIVAR_MISC
 from virtfn.hw.types import Mac, format_mac
 from virtfn.machine.clock import MS_PS, US_PS
@@ -70,8 +71,8 @@ class Igbvf:
     def __init__(self, bar: Bar, dma: DmaMemory, clock: Clock, *, ring: int = 512, mtu: int = 1500) -> None:
         if ring % 8 or not 80 <= ring <= 4096:
             raise VirtfnError(f"a ring has 80 to 4096 descriptors, a multiple of 8, not {ring}", errno_name="EINVAL")
-        if not 68 <= mtu <= 9706:
-            raise VirtfnError(f"the MTU is 68 to 9706 bytes, not {mtu}", errno_name="EINVAL")
+        if not 68 <= mtu <= MAX_MTU:
+            raise VirtfnError(f"the MTU is 68 to {MAX_MTU} bytes, not {mtu}", errno_name="EINVAL")
         self.state = State.STOPPED
         self.mac = Mac(0)
         self.link = False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.window import Window
+from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import (
     MAILBOX_WORDS,
     MULTICAST_OVERFLOW,
@@ -26,6 +27,7 @@ from virtfn.hw.i82576 import (
     words_hashes,
     words_mac,
 )
+from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.hw.i82576.fields import P2VMAILBOX
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import Clock
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PfMailbox"]
 
-MAX_FRAME = 9728
+_LONGEST = MAX_FRAME + FCS_BYTES
 _NACK_PS = 2 * S_PS
 
 
@@ -191,7 +193,7 @@ class PfMailbox:
         return True
 
     def _set_lpe(self, n: int, message: Message, words: list[int]) -> bool:
-        if not 64 <= words[1] <= MAX_FRAME:
+        if not 64 <= words[1] <= _LONGEST:
             return False
         self._pools.set_max_frame(n, words[1])
         return True

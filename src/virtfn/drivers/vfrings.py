@@ -18,7 +18,7 @@ from virtfn.hw.i82576.desc import DESC_BYTES, RXD_DD, RXD_EOP
 from virtfn.hw.i82576.fields import DescType
 from virtfn.hw.i82576.rxtx import RXDCTL, SRRCTL, TDWBAL, TXDCTL
 from virtfn.hw.types import Hva, Iova
-from virtfn.kernels.netdev import NETDEV
+from virtfn.kernels.i82576.netdev import NETDEV
 from virtfn.kernels.ranges import row_address
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes

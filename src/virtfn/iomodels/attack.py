@@ -31,7 +31,7 @@ from virtfn.hw.vtd.tables import RootEntry
 from virtfn.iomodels.attacker import ETHERTYPE, Attacker
 from virtfn.iomodels.engine import Engine
 from virtfn.iovm.iovm import Iovm, Vf
-from virtfn.kernels.port import wire_in
+from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes

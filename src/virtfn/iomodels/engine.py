@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from virtfn.devices.nic82576 import Nic82576
 from virtfn.drivers.igbvf import Igbvf, State
 from virtfn.iomodels.workload import Workload
-from virtfn.kernels.breath import EV_IDLE, PATIENCE, breathe
-from virtfn.kernels.state import EV_CAPTURE, EV_FAULT, EV_TIMER
+from virtfn.kernels.breath import PATIENCE, breathe
+from virtfn.kernels.i82576.state import EV_CAPTURE, EV_FAULT, EV_IDLE, EV_TIMER
 from virtfn.machine.clock import MS_PS, S_PS, US_PS
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest

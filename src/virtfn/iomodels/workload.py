@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.hw.i82576.desc import MAX_FRAME, MIN_FRAME
+from virtfn.hw.eth import MIN_FRAME
+from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.hw.types import Mac
+from virtfn.kernels.i82576.switch import BROADCAST
 from virtfn.kernels.ranges import address_of, row_address
-from virtfn.kernels.switch import BROADCAST
 from virtfn.kernels.traffic import GENERATE, GUESTS, IDLE, PING, REPLAY, TRAFFIC, digest, fill_buffers
 from virtfn.machine.captures import Frames
 from virtfn.machine.ports import VirtfnError

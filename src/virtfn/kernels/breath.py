@@ -7,14 +7,13 @@ side and the device's meet only in memory, as their kernels do everywhere else.
 from __future__ import annotations
 
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.netdev import netdev_at
-from virtfn.kernels.port import serve
-from virtfn.kernels.state import EV_CAPTURE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_TIMER, EV_UPLINK, nic_at
+from virtfn.kernels.i82576.netdev import netdev_at
+from virtfn.kernels.i82576.port import serve
+from virtfn.kernels.i82576.state import EV_CAPTURE, EV_IDLE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_TIMER, EV_UPLINK, nic_at
 from virtfn.kernels.traffic import poll_guest, traffic_at
 
-__all__ = ["EV_IDLE", "PATIENCE", "breathe"]
+__all__ = ["PATIENCE", "breathe"]
 
-EV_IDLE = 1024  # a guest that polls has had nothing for a while: it may go back to interrupts
 PATIENCE = 32  # empty polls before a guest goes back to interrupts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtfn.kernels._jit import copy_bytes, kernel
-from virtfn.kernels.netdev import netdev_at
+from virtfn.kernels.i82576.netdev import netdev_at
 
 __all__ = ["copy_buffers"]
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from virtfn.kernels._jit import kernel, load8, load16, load32
 
-__all__ = ["CRC32C", "crc32c", "fold", "sum_bytes", "sum_words", "swap16", "toeplitz", "toeplitz_table"]
+__all__ = ["CRC32C", "crc32c", "fold", "sum_bytes", "sum_words", "swap16", "swap32", "toeplitz", "toeplitz_table"]
 
 
 def _crc_table() -> npt.NDArray[np.uint32]:
@@ -21,6 +21,7 @@ def _crc_table() -> npt.NDArray[np.uint32]:
 
 
 CRC32C = _crc_table()
+_SWAP32_MASK = 0xFF00FF
 
 
 @kernel
@@ -92,3 +93,10 @@ def toeplitz_table(key: bytes) -> npt.NDArray[np.uint32]:
                     total ^= window[bit]
             table[position, value] = total
     return table
+
+
+@kernel
+def swap32(value: int) -> int:
+    """Exchange the bytes of a 32-bit number."""
+    value = (value & _SWAP32_MASK) << 8 | value >> 8 & _SWAP32_MASK
+    return (value << 16 | value >> 16) & 0xFFFFFFFF

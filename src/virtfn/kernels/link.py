@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.hw.i82576.vfregs import VF_QUEUES, VfRegs
 from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store32_release, store64
-from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
-from virtfn.kernels.port import enable_vectors
+from virtfn.kernels.i82576.doorbells import EIMS, tail_at
+from virtfn.kernels.i82576.port import enable_vectors
+from virtfn.kernels.i82576.state import VECTORS
 from virtfn.kernels.posix import MSGHDR_BYTES, peek_bytes, receive_bytes, send_bytes
-from virtfn.kernels.ring import TAIL
-from virtfn.kernels.state import POOLS, VECTORS
+from virtfn.kernels.vtd.iommu import iommu_at
+from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
 
 __all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "link_at", "send_vectors", "take_write"]
 
@@ -44,9 +43,6 @@ _WRITE_BYTES, _ANSWER_BYTES = 36, 32
 _REGION_WRITE, _DMA_WRITE = 10, 12
 _COMMAND, _REPLY, _NO_REPLY = 0, 1, 0x10
 _BAR0 = 0
-# A PF has these registers there, too.
-_EIMS, _RDT, _TDT = VfRegs.VTEIMS.offset, VfRegs.RDT.offset, VfRegs.TDT.offset
-PF_WINDOWS = 4
 
 
 @kernel
@@ -70,7 +66,7 @@ def take_write(nic: Row, link: Row, scratch: int) -> bool:
         return False
     offset = load64(scratch + 16)
     tail = 0
-    if offset != _EIMS:
+    if offset != EIMS:
         tail = tail_at(nic, own.table, offset)
         if tail == 0:
             return False
@@ -90,19 +86,6 @@ def take_write(nic: Row, link: Row, scratch: int) -> bool:
     else:
         enable_vectors(nic, written << own.first & own.vectors)
     return True
-
-
-@kernel
-def tail_at(nic: Row, table: int, offset: int) -> int:
-    """Find the tail register at an offset of BAR0; 0 if there is none, or its queue stands still."""
-    sends = offset >= _TDT
-    distance = offset - _TDT if sends else offset - _RDT
-    i = distance >> 8
-    if distance & 0xFF or not 0 <= i < (VF_QUEUES if table < POOLS else PF_WINDOWS):
-        return 0
-    q = table + i * POOLS if table < POOLS else i
-    regs = nic.tx[q].regs if sends else nic.rx[q].regs
-    return regs + TAIL if regs else 0
 
 
 @kernel

@@ -18,23 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, kernel, part, row_at, row_of
-from virtfn.kernels.link import link_at, send_vectors, take_write
-from virtfn.kernels.port import raise_vectors, serve
-from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
-from virtfn.kernels.state import (
-    EV_CAPTURE,
-    EV_FAULT,
+from virtfn.kernels.i82576.port import raise_vectors, serve
+from virtfn.kernels.i82576.state import (
     EV_INTERRUPT,
-    EV_MALICIOUS,
     EV_MORE,
-    EV_PAGE,
     EV_TIMER,
     EV_UPLINK,
     QUEUES,
     nic_at,
 )
+from virtfn.kernels.link import link_at, send_vectors, take_write
+from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
 
-__all__ = ["ALL_URGENT", "CHORES", "NOBODY", "PUMP", "pump_at", "run_pump"]
+__all__ = ["NOBODY", "PUMP", "pump_at", "run_pump"]
 
 _US = 1_000_000
 _BUDGET = 64
@@ -46,8 +42,6 @@ _IDLE_REST = 400 * _US
 _WINDOW = 2000 * _US
 _BULK = 32  # frames in a window that say: throughput matters now, not the next frame's latency
 _GATHER = 300 * _US
-CHORES = EV_INTERRUPT | EV_MALICIOUS | EV_FAULT | EV_PAGE  # what guests can cause as often as they like
-ALL_URGENT = CHORES | EV_CAPTURE | EV_UPLINK
 NOBODY = 0xFFFFFFFF  # in place of a descriptor that is not to be waited for
 
 # when something was found last; when the window began, and the frames until then; whether frames come in bulk

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from virtfn.hw.eth import ARP_LOADED, LOCAL_EXPERIMENT_LOADED
 from virtfn.kernels._jit import (
     Row,
     copy_bytes,
@@ -30,7 +31,7 @@ from virtfn.kernels._jit import (
     store64,
 )
 from virtfn.kernels.csum import fold, sum_bytes
-from virtfn.kernels.netdev import (
+from virtfn.kernels.i82576.netdev import (
     netdev_at,
     rx_buffer,
     rx_done,
@@ -43,9 +44,8 @@ from virtfn.kernels.netdev import (
     tx_room,
 )
 
-__all__ = ["ETHERTYPE", "GUESTS", "TASK", "TRAFFIC", "digest", "fill_buffers", "poll_guest", "traffic_at"]
+__all__ = ["GUESTS", "TASK", "TRAFFIC", "digest", "fill_buffers", "poll_guest", "traffic_at"]
 
-ETHERTYPE = 0xB588  # 88B5, local experimental, as loaded little-endian
 HEADER = 14
 IDLE, GENERATE, REPLAY, PING, ANSWER = range(5)
 
@@ -151,7 +151,7 @@ def fill_buffers(address: int, g: int, seed: int) -> None:
                 store64(frame + at, state)
         store64(frame, t.targets[g, 0] | task.mac << 48)
         store32(frame + 8, task.mac >> 16)
-        store16(frame + 12, ETHERTYPE)
+        store16(frame + 12, LOCAL_EXPERIMENT_LOADED)
         store16(frame + 14, g)
         store64(t.sums + (g * t.ring + i) * 8, filler_sum(frame + 32, task.length - 32))
 
@@ -200,7 +200,7 @@ def send_replayed(t: Row, g: int, d: Row, budget: int) -> int:
 def check_generated(t: Row, g: int, frame: int, length: int) -> None:
     """Check one received frame against what its sender must have sent."""
     task = t.tasks[g]
-    if load16(frame + 12) != ETHERTYPE:
+    if load16(frame + 12) != LOCAL_EXPERIMENT_LOADED:
         task.foreign += 1
         return
     sender = load16(frame + 14)
@@ -237,7 +237,7 @@ def send_arp(d: Row, task: Row, operation: int, target: int, target_ip: int) -> 
     for i in range(0, 64, 8):
         store64(frame + i, 0)
     put_addresses(frame, 0xFFFFFFFFFFFF if operation == 1 else target, task.mac)
-    store16(frame + 12, 0x0608)
+    store16(frame + 12, ARP_LOADED)
     store32(frame + 14, 0x00080100)
     store16(frame + 18, 0x0406)
     store16(frame + 20, operation << 8)
@@ -297,7 +297,7 @@ def handle_ping(t: Row, g: int, d: Row, frame: int, length: int) -> None:
     """Be a small network stack: ARP and ICMP echo, both ends."""
     task = t.tasks[g]
     kind = load16(frame + 12)
-    if kind == 0x0608 and length >= 42 and load32(frame + 38) == task.ip:
+    if kind == ARP_LOADED and length >= 42 and load32(frame + 38) == task.ip:
         asker = load64(frame + 22) & 0xFFFFFFFFFFFF
         if load16(frame + 20) == 0x0100:
             if tx_room(d) > 0:
@@ -347,7 +347,7 @@ def take_frames(t: Row, g: int, d: Row, budget: int) -> int:
                     frame = tagged
                     length += 4
             if task.raw:
-                task.corrupt += load16(frame + 12) != ETHERTYPE
+                task.corrupt += load16(frame + 12) != LOCAL_EXPERIMENT_LOADED
             elif task.kind == REPLAY:
                 if task.logged < t.room:
                     store64(t.log + (g * t.room + task.logged) * 8, digest(frame, length))

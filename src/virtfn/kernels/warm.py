@@ -23,13 +23,13 @@ def load() -> bool:
     import numpy as np
 
     from virtfn.kernels.breath import breathe
-    from virtfn.kernels.iommu import new_iommu
-    from virtfn.kernels.port import fire_vectors, serve_port, wire_in
+    from virtfn.kernels.i82576.port import fire_vectors, serve_port, wire_in
+    from virtfn.kernels.i82576.state import new_nic
     from virtfn.kernels.pump import PUMP, run_pump
     from virtfn.kernels.ranges import address_of, row_address
-    from virtfn.kernels.state import new_nic
+    from virtfn.kernels.streams import cut_stream, whole_frames
     from virtfn.kernels.traffic import TRAFFIC
-    from virtfn.kernels.uplink import cut_stream, whole_frames
+    from virtfn.kernels.vtd.iommu import new_iommu
 
     iommu = new_iommu(0, 0)
     nic = new_nic(iommu)

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from virtfn.devices.nic82576 import Nic82576
 from virtfn.hw.types import Rid
+from virtfn.kernels.i82576.state import CHORES, POOLS, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
-from virtfn.kernels.pump import ALL_URGENT, CHORES, NOBODY, PUMP, run_pump
+from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
-from virtfn.kernels.state import POOLS
 from virtfn.machine.clock import MS_PS
 from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.host import Host
@@ -176,7 +176,7 @@ class Pump:
             asked.append(NOBODY if waits else served.server.fileno())
             if waits:
                 limit_ps = min(limit_ps, _DEBT_PS)
-        urgent = ALL_URGENT
+        urgent = URGENT
         if self._chores.in_debt or self._host.faults_wait:
             urgent &= ~CHORES
             limit_ps = min(limit_ps, _DEBT_PS)

@@ -23,7 +23,7 @@ from virtfn.hw.vtd.queue import (
     PageGroupResponse,
 )
 from virtfn.hw.vtd.regs import CCMD, EXTENDED_CAPABILITIES, FSTS, IOTLB, IVA, Regs
-from virtfn.kernels.dma import translate
+from virtfn.kernels.vtd.dma import translate
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, VirtualClock
 from virtfn.machine.memory import PAGE, HostMemory
 from virtfn.machine.ports import VirtfnError

@@ -16,7 +16,7 @@ from virtfn.hw.vtd.queue import ResponseCode
 from virtfn.hw.vtd.regs import FSTS, Regs
 from virtfn.hw.vtd.tables import FaultReason, Request
 from virtfn.iovm.walk import capability_of, offsets
-from virtfn.kernels.iotlb import invalidate_contexts
+from virtfn.kernels.vtd.iotlb import invalidate_contexts
 from virtfn.machine.memory import PAGE
 from virtfn.machine.ports import VirtfnError
 

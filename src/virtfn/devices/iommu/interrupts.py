@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from virtfn.hw.types import Rid
 from virtfn.hw.vtd.regs import GCMD, GSTS, IRTA, Regs
-from virtfn.kernels.iommu import MESSAGE_SLOTS, Iommu
-from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
+from virtfn.kernels.vtd.iommu import MESSAGE_SLOTS, Iommu
+from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
 from virtfn.machine.regfile import RegFile
 
 __all__ = ["Deliver", "InterruptRemapping"]

@@ -11,9 +11,9 @@ Spec: VT-d, register-based invalidation interface.
 from __future__ import annotations
 
 from virtfn.hw.vtd.regs import CCMD, GSTS, IOTLB, IVA, Granularity, Regs
-from virtfn.kernels.iommu import Iommu
-from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
-from virtfn.kernels.irqremap import invalidate_interrupts
+from virtfn.kernels.vtd.iommu import Iommu
+from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
+from virtfn.kernels.vtd.irqremap import invalidate_interrupts
 from virtfn.machine.regfile import Handlers, RegFile, on_write
 
 __all__ = ["ALL_INTERRUPTS", "Invalidator", "RegisterInvalidation"]

@@ -43,10 +43,10 @@ from virtfn.hw.vtd.regs import (
     Regs,
 )
 from virtfn.hw.vtd.tables import FaultReason, Request, Translation
-from virtfn.kernels.dma import dma_copy_in, dma_copy_out
-from virtfn.kernels.iommu import FAULT_SLOTS, UNIT, Iommu, new_iommu
-from virtfn.kernels.iotlb import invalidate_contexts
 from virtfn.kernels.ranges import address_of
+from virtfn.kernels.vtd.dma import dma_copy_in, dma_copy_out
+from virtfn.kernels.vtd.iommu import FAULT_SLOTS, UNIT, Iommu, new_iommu
+from virtfn.kernels.vtd.iotlb import invalidate_contexts
 from virtfn.machine.clock import S_PS
 from virtfn.machine.memory import HostMemory
 from virtfn.machine.ports import Clock, DeviceTlb

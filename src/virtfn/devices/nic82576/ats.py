@@ -1,6 +1,6 @@
 """Address translation services of the card, an extension of the 82576: its device TLB, and its page requests.
 
-    ATS Control of PF and VFs     Enable: the function's requests go through the device TLB (`kernels/ats.py`)
+    ATS Control of PF and VFs     Enable: the function's requests go through the device TLB (`kernels/vtd/ats.py`)
     Page Request, PF's for all    Enable: pages that are not there are asked for, as many at a time as Allocation says
     invalidation                  noted when it comes, done and answered when no request of the card is under way
 
@@ -17,8 +17,8 @@ from functools import partial
 from virtfn.hw.pci import Ats, AtsControl, PageRequestControl, PageRequests, PageRequestStatus
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.queue import ResponseCode
-from virtfn.kernels.ats import FREE, NEW, PAGE_SLOTS, REFUSED, SENT, forget_pages, new_device_tlb
-from virtfn.kernels.iommu import Iommu
+from virtfn.kernels.vtd.ats import FREE, NEW, PAGE_SLOTS, REFUSED, SENT, forget_pages, new_device_tlb
+from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.function import Function
 from virtfn.machine.memory import PAGE
 from virtfn.machine.ports import Reset, TranslationAgent

@@ -41,7 +41,7 @@ from virtfn.hw.pci import (
     Vpd,
 )
 from virtfn.hw.types import Mac, Ps
-from virtfn.kernels.ats import DEVICE_TLB_MAX, PAGE_SLOTS
+from virtfn.kernels.vtd.ats import DEVICE_TLB_MAX, PAGE_SLOTS
 from virtfn.machine.bars import BarShape
 from virtfn.machine.function import Capability, Function
 from virtfn.machine.ports import VirtfnError

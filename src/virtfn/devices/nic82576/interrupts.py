@@ -19,8 +19,8 @@ import numpy as np
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.i82576 import QUEUES, VECTORS, VFS, Regs, vf_vector
 from virtfn.hw.i82576.fields import CTRL_EXT, EICR, EITR, GPIE, ICR, IVAR_MISC, VTIVAR_MISC
-from virtfn.kernels.port import ALL_VECTORS
-from virtfn.kernels.state import POOLS, RX_CAUSE, TX_CAUSE
+from virtfn.kernels.i82576.port import ALL_VECTORS
+from virtfn.kernels.i82576.state import POOLS, RX_CAUSE, TX_CAUSE
 from virtfn.machine.clock import NS_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
 

@@ -33,8 +33,8 @@ from virtfn.hw.i82576.rxtx import (
     VT_CTL,
 )
 from virtfn.kernels.csum import toeplitz_table
-from virtfn.kernels.state import MAC_SLOTS, POOLS
-from virtfn.kernels.switch import IN_VFTA, LOCAL_VLAN, mac_slot
+from virtfn.kernels.i82576.state import MAC_SLOTS, POOLS
+from virtfn.kernels.i82576.switch import IN_VFTA, LOCAL_VLAN, mac_slot
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
 __all__ = ["L2Switch"]

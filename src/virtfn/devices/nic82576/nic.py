@@ -24,11 +24,19 @@ from virtfn.hw.bits import Access, RegMap
 from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs, VfRegs, default_image, vf_view
 from virtfn.hw.pci import Msi, MsiControl
 from virtfn.hw.types import Rid
-from virtfn.kernels.iommu import Iommu
-from virtfn.kernels.port import fire_vectors, serve_port, wire_in
+from virtfn.kernels.i82576.port import fire_vectors, serve_port, wire_in
+from virtfn.kernels.i82576.state import (
+    DEPARTURE_BYTES,
+    DROP_NAMES,
+    DROP_NO_UPLINK,
+    EV_INTERRUPT,
+    EV_MALICIOUS,
+    POOLS,
+    WIRE,
+)
 from virtfn.kernels.ranges import address_of
-from virtfn.kernels.state import DEPARTURE_BYTES, DROP_NAMES, DROP_NO_UPLINK, EV_INTERRUPT, EV_MALICIOUS, POOLS, WIRE
-from virtfn.kernels.uplink import whole_frames
+from virtfn.kernels.streams import whole_frames
+from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.function import all_ones
 from virtfn.machine.ports import DeviceHost, Mapping, Reset, TranslationAgent, VirtfnError
 

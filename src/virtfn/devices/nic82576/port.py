@@ -27,9 +27,9 @@ from virtfn.hw.i82576 import QUEUES, VFS, Regs
 from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, SWSM, TCPTIMER, VTCTRL
 from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
-from virtfn.kernels.iommu import Iommu
-from virtfn.kernels.port import WIRE_STALL
-from virtfn.kernels.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
+from virtfn.kernels.i82576.port import WIRE_STALL
+from virtfn.kernels.i82576.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
+from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.clock import MS_PS, US_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
 

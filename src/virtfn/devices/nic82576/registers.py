@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs
-from virtfn.kernels import ring
+from virtfn.kernels.i82576 import ring
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.memory import SharedRegion
 from virtfn.machine.regfile import RegFile

@@ -12,7 +12,7 @@ import numpy as np
 
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.i82576 import VFS, Regs
-from virtfn.kernels.state import COUNTER_NAMES
+from virtfn.kernels.i82576.state import COUNTER_NAMES
 from virtfn.machine.regfile import Handlers, on_read
 
 __all__ = ["Statistics"]

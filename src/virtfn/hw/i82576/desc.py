@@ -16,9 +16,10 @@ Spec: 82576 datasheet, chapters "Receive Descriptors" and "Transmit Descriptors"
 
 from __future__ import annotations
 
+from virtfn.hw.eth import FCS_BYTES, HEADER_BYTES, VLAN_BYTES
+
 __all__ = [
-    "DESC_BYTES", "ETHERTYPE_IPV4", "ETHERTYPE_IPV6", "ETHERTYPE_VLAN", "FCS_BYTES", "MAX_FRAME",
-    "MIN_FRAME", "RSS_IPV4", "RSS_IPV6", "RSS_TCP4", "RSS_TCP6", "RSS_UDP4", "RSS_UDP6",
+    "DESC_BYTES", "MAX_FRAME", "MAX_MTU", "RSS_IPV4", "RSS_IPV6", "RSS_TCP4", "RSS_TCP6", "RSS_UDP4", "RSS_UDP6",
     "RXD_DD", "RXD_EOP", "RXD_ERR_IPE", "RXD_ERR_L4E", "RXD_HDRLEN_SHIFT", "RXD_IPCS", "RXD_L4CS", "RXD_LB",
     "RXD_LEN_SHIFT", "RXD_PIF", "RXD_PT_IPV4", "RXD_PT_IPV4EXT", "RXD_PT_IPV6", "RXD_PT_IPV6EXT",
     "RXD_PT_L2", "RXD_PT_SCTP", "RXD_PT_TCP", "RXD_PT_UDP",
@@ -31,9 +32,8 @@ __all__ = [
 ]  # fmt: skip
 
 DESC_BYTES = 16
-FCS_BYTES = 4
-MIN_FRAME = 60  # without the frame check sequence
-MAX_FRAME = 9728 - FCS_BYTES
+MAX_FRAME = 9728 - FCS_BYTES  # as everywhere, without the frame check sequence
+MAX_MTU = MAX_FRAME - HEADER_BYTES - VLAN_BYTES
 
 # Transmit, in Q1
 TXD_LEN_MASK = 0xFFFF
@@ -104,7 +104,3 @@ SRRCTL_LEGACY = 0
 SRRCTL_ADV_ONE = 1
 SRRCTL_SPLIT = 2
 SRRCTL_SPLIT_ALWAYS = 5
-
-ETHERTYPE_VLAN = 0x8100
-ETHERTYPE_IPV4 = 0x0800
-ETHERTYPE_IPV6 = 0x86DD

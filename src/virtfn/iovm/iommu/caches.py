@@ -7,8 +7,8 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from virtfn.kernels.ats import TLB
-from virtfn.kernels.iommu import INTERRUPT_SLOTS, Iommu
+from virtfn.kernels.vtd.ats import TLB
+from virtfn.kernels.vtd.iommu import INTERRUPT_SLOTS, Iommu
 from virtfn.machine.memory import view_bytes
 
 __all__ = [

@@ -36,7 +36,7 @@ from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.regs import CAP, ECAP, GSTS, IRTA, RTADDR, Fault, Regs
 from virtfn.hw.vtd.tables import FaultReason, Request
 from virtfn.iovm.iommu.caches import Cached, count_cached
-from virtfn.kernels.iommu import Iommu
+from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.memory import PAGE, HostMemory
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.host import Host

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn import private
-from virtfn.hw.i82576.desc import MIN_FRAME
+from virtfn.hw.eth import MIN_FRAME
 from virtfn.kernels.ranges import address_of
-from virtfn.kernels.uplink import LENGTH_BYTES, MAX_STREAM_FRAME, cut_stream, whole_frames
+from virtfn.kernels.streams import LENGTH_BYTES, MAX_STREAM_FRAME, cut_stream, whole_frames
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.vmm.closing import Closer, close_listening, close_socket, receive_into, take_all_rights

@@ -18,8 +18,8 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.hw.i82576.desc import MIN_FRAME
-from virtfn.kernels.uplink import LENGTH_BYTES
+from virtfn.hw.eth import MIN_FRAME
+from virtfn.kernels.streams import LENGTH_BYTES
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.vmm.uplink.uplink import NOTHING, Burst

@@ -16,7 +16,7 @@ from virtfn.hw.vtd.queue import (
     PageGroupResponse,
 )
 from virtfn.hw.vtd.regs import CCMD, FSTS, GCMD, GSTS, ICS, IOTLB, IQA, EventControl, Regs
-from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
+from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
 
 NOTHING = descriptor(InvalidationWait, FN=1)
 

@@ -14,8 +14,8 @@ from virtfn.hw.vtd.regs import ECAP, IRTA
 from virtfn.hw.vtd.tables import FaultReason
 from virtfn.iovm.iommu.explanation import Explanation
 from virtfn.iovm.iommu.walk import explain
-from virtfn.kernels.ats import RID_STRIDE, new_device_tlb
-from virtfn.kernels.irqremap import DELIVERED, remap_interrupt
+from virtfn.kernels.vtd.ats import RID_STRIDE, new_device_tlb
+from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
 
 READ_ONLY, READ_WRITE = 1, 3
 

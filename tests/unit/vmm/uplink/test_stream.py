@@ -11,8 +11,8 @@ import pytest
 from unit.bed import BROADCAST, Bed, frame, send, take
 from unit.vmm.vfio_user.peer import Lingering
 from virtfn.drivers.igbvf import Igbvf
-from virtfn.kernels.state import DEPARTURE_BYTES
-from virtfn.kernels.uplink import MAX_STREAM_FRAME
+from virtfn.kernels.i82576.state import DEPARTURE_BYTES
+from virtfn.kernels.streams import MAX_STREAM_FRAME
 from virtfn.machine.clock import S_PS, VirtualClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.uplink import StreamUplink, Wire, open_uplink

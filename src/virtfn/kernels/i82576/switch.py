@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, kernel
-from virtfn.kernels.state import (
+from virtfn.kernels.i82576.state import (
     DROP_ECHO,
     DROP_NO_MATCH,
     DROP_RX_DISABLED,

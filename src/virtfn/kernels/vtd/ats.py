@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END, FaultReason, Request
 from virtfn.kernels._jit import Row, kernel, row_at, row_of
-from virtfn.kernels.iommu import record_fault
-from virtfn.kernels.iotlb import clip_to_memory, find_context, find_page
-from virtfn.kernels.pagewalk import ANY_RIGHT
 from virtfn.kernels.ranges import row_address
+from virtfn.kernels.vtd.iommu import record_fault
+from virtfn.kernels.vtd.iotlb import clip_to_memory, find_context, find_page
+from virtfn.kernels.vtd.pagewalk import ANY_RIGHT
 
 __all__ = [
     "DEVICE_TLB_MAX",

@@ -10,10 +10,10 @@ import pytest
 from unit.remapping import RID, ByHand
 from virtfn.hw.vtd.tables import FaultReason as F
 from virtfn.hw.vtd.tables import Request
-from virtfn.kernels.ats import NEW, PAGE_SLOTS, REFUSED, SENT, awaits_page, forget_pages, new_device_tlb
-from virtfn.kernels.dma import dma_copy_in, dma_copy_out
-from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.kernels.ranges import address_of
+from virtfn.kernels.vtd.ats import NEW, PAGE_SLOTS, REFUSED, SENT, awaits_page, forget_pages, new_device_tlb
+from virtfn.kernels.vtd.dma import dma_copy_in, dma_copy_out
+from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
 
 TYPE_1 = 1 << 2
 

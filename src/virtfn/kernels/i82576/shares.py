@@ -16,7 +16,7 @@ And nobody saves up: a pool is never more than `_BEHIND` behind, and whoever com
 from __future__ import annotations
 
 from virtfn.kernels._jit import Row, kernel, part
-from virtfn.kernels.state import POOLS
+from virtfn.kernels.i82576.state import POOLS
 
 __all__ = ["has_turn", "is_scarce", "lately"]
 

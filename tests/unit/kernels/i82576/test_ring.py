@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from unit.nicbench import Bench, ether, mac
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.ring import latch, publish, ring_count
-from virtfn.kernels.state import nic_at
+from virtfn.kernels.i82576.ring import latch, publish, ring_count
+from virtfn.kernels.i82576.state import nic_at
 
 ENABLE = 1 << 25
 HEAD, TAIL, CONTROL, LENGTH, LAYOUT, WRITE_BACK = 4, 6, 10, 2, 3, 14

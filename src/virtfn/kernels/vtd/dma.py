@@ -22,9 +22,9 @@ import numpy as np
 
 from virtfn.hw.vtd.tables import ADDRESS_WIDTH, INTERRUPT_RANGE, INTERRUPT_RANGE_END
 from virtfn.kernels._jit import Row, copy_bytes, grant, inlined, kernel
-from virtfn.kernels.ats import translate_by_device
-from virtfn.kernels.iommu import record_fault, record_message
-from virtfn.kernels.iotlb import (
+from virtfn.kernels.vtd.ats import translate_by_device
+from virtfn.kernels.vtd.iommu import record_fault, record_message
+from virtfn.kernels.vtd.iotlb import (
     DOMAIN_STRIDE,
     IDENTITY,
     SIZE_STRIDE,

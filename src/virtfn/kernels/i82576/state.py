@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import row_at, row_of
-from virtfn.kernels.iommu import Iommu
 from virtfn.kernels.ranges import address_of, row_address
+from virtfn.kernels.vtd.iommu import Iommu
 
 __all__ = [
     "CAPTURE_SLOTS",
@@ -65,7 +65,7 @@ PORT = row_of(
     # receive checksum offload (RXCSUM)
     "rx_ip_checksum rx_l4_checksum rss_in_descriptor "
     # interrupts
-    "eicr eims eiac eiam automask pending fired throttled "
+    "eicr eims eiac eiam automask pending fired "
     # the wire
     "wire_up wire_ps_per_byte wire_next_ps wire_rx_next_ps "
     # a frame that waits at the head of the line: who sent it, pools still owed, the call that last found it waiting
@@ -175,6 +175,10 @@ EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
 EV_PAGE = 32  # the device TLB has page requests to send
 EV_UPLINK = 64  # many frames wait for the uplink
 EV_MORE = 128  # a queue has frames, and its pool has had its turn
+EV_IDLE = 1024  # a guest that polls has had nothing for a while: it may go back to interrupts
+# What Python is wanted for at once. What guests can cause as often as they like, and the rest.
+CHORES = EV_INTERRUPT | EV_MALICIOUS | EV_FAULT | EV_PAGE
+URGENT = CHORES | EV_CAPTURE | EV_UPLINK
 
 # Causes above the vectors, for a port without vectors: a queue received, a queue sent (RXDW and TXDW of ICR).
 TX_CAUSE = 1 << 32

@@ -9,9 +9,9 @@ Spec: 82576 datasheet, chapter "Transmit Functionality", sections on checksum of
 
 from __future__ import annotations
 
+from virtfn.hw.eth import MIN_FRAME
 from virtfn.hw.i82576.desc import (
     MAX_FRAME,
-    MIN_FRAME,
     TXC_L4LEN_SHIFT,
     TXC_L4T_SCTP,
     TXC_L4T_TCP,
@@ -51,13 +51,13 @@ from virtfn.kernels._jit import (
     store32,
     store64,
 )
-from virtfn.kernels.ats import awaits_page
-from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16
-from virtfn.kernels.dma import dma_copy_in
-from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.ring import forget_chain, ring_count, window
-from virtfn.kernels.state import GATHER_AREA, GATHER_BYTES
-from virtfn.kernels.work import CHAIN_WORK, DESCRIPTOR_WORK, copy_work, sum_work
+from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16, swap32
+from virtfn.kernels.i82576.ring import forget_chain, ring_count, window
+from virtfn.kernels.i82576.state import GATHER_AREA, GATHER_BYTES
+from virtfn.kernels.i82576.work import CHAIN_WORK, DESCRIPTOR_WORK, copy_work, sum_work
+from virtfn.kernels.vtd.ats import awaits_page
+from virtfn.kernels.vtd.dma import dma_copy_in
+from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = [
     "CHAIN_BAD",
@@ -74,14 +74,6 @@ __all__ = [
 CHAIN_DONE, CHAIN_OPEN, CHAIN_BAD, CHAIN_FAULT, CHAIN_CONTEXT, CHAIN_PAGE = range(6)
 
 TAG_BYTES = 4
-_SWAP32_MASK = 0xFF00FF
-
-
-@kernel
-def swap32(value: int) -> int:
-    """Exchange the bytes of a 32-bit number."""
-    value = (value & _SWAP32_MASK) << 8 | value >> 8 & _SWAP32_MASK
-    return (value << 16 | value >> 16) & 0xFFFFFFFF
 
 
 @part

@@ -12,9 +12,9 @@ The header that was checked is the header that arrives: what the sender changes 
 
 from __future__ import annotations
 
+from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED, MIN_FRAME
 from virtfn.hw.i82576.desc import (
     MAX_FRAME,
-    MIN_FRAME,
     RXD_DD,
     RXD_EOP,
     RXD_LB,
@@ -33,22 +33,21 @@ from virtfn.hw.i82576.desc import (
     TXD_VLE,
 )
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, store32_release, store64, store64_release
-from virtfn.kernels.ats import awaits_page
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.dma import translate_hot
-from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.ring import latch, window, window_end
-from virtfn.kernels.shares import is_scarce
-from virtfn.kernels.state import DROP_DMA_FAULT, LOWEST
-from virtfn.kernels.switch import MAC, find_pools, switch_transmit
-from virtfn.kernels.work import FAULT_WORK, FRAME_WORK, RUN_WORK, copy_work
+from virtfn.kernels.i82576.ring import latch, window, window_end
+from virtfn.kernels.i82576.shares import is_scarce
+from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOWEST
+from virtfn.kernels.i82576.switch import MAC, find_pools, switch_transmit
+from virtfn.kernels.i82576.work import FAULT_WORK, FRAME_WORK, RUN_WORK, copy_work
+from virtfn.kernels.vtd.ats import awaits_page
+from virtfn.kernels.vtd.dma import translate_hot
+from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["PLAIN", "PLAIN_MASK", "serve_run"]
 
 PLAIN_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_VLE | TXD_TSE | TXD_IXSM | TXD_TXSM
 PLAIN = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
 _DONE = RXD_DD | RXD_EOP | RXD_LB
-_IPV4, _IPV6 = 0x0008, 0xDD86  # ether types as loaded little-endian
 
 
 @kernel
@@ -72,7 +71,7 @@ def receiver_of(nic: Row, pool: int, word0: int, word1: int) -> int:
     """Pool that all frames with this header go to, and only there; -1 if they need the general path."""
     p = nic.port
     kind = word1 >> 32 & 0xFFFF
-    if word0 & 1 or kind == _IPV4 or kind == _IPV6 or kind == swap16(p.vet & 0xFFFF):
+    if word0 & 1 or kind == IPV4_LOADED or kind == IPV6_LOADED or kind == swap16(p.vet & 0xFFFF):
         return -1
     source = (word0 >> 48 & 0xFFFF) | (word1 & 0xFFFFFFFF) << 16
     if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:

@@ -26,8 +26,8 @@ from unit.nicbench import (
     tagged,
 )
 from unit.packets import ipv4, wrap
-from virtfn.kernels.state import EV_CAPTURE, EV_MALICIOUS, EV_TIMER
-from virtfn.kernels.switch import LOCAL_VLAN
+from virtfn.kernels.i82576.state import EV_CAPTURE, EV_MALICIOUS, EV_TIMER
+from virtfn.kernels.i82576.switch import LOCAL_VLAN
 
 ALL = (1 << 48) - 1
 

@@ -9,10 +9,10 @@ import pytest
 
 from unit.remapping import GIB, MIB2, RID, ByHand
 from virtfn.hw.vtd.tables import FaultReason as F
-from virtfn.kernels.dma import dma_copy_in, dma_copy_out
-from virtfn.kernels.iommu import FAULT_SLOTS, MESSAGE_SLOTS, new_iommu
-from virtfn.kernels.iotlb import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
 from virtfn.kernels.ranges import address_of
+from virtfn.kernels.vtd.dma import dma_copy_in, dma_copy_out
+from virtfn.kernels.vtd.iommu import FAULT_SLOTS, MESSAGE_SLOTS, new_iommu
+from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
 
 
 @pytest.fixture

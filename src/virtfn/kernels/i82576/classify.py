@@ -6,6 +6,7 @@ Spec: 82576 datasheet, sections on packet type, receive checksum offload, RSS an
 
 from __future__ import annotations
 
+from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED, VLAN_LOADED
 from virtfn.hw.i82576.desc import (
     RSS_IPV4,
     RSS_IPV6,
@@ -54,7 +55,7 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
     status = 0
     rss = 0
     digest = 0
-    if ethertype == 0x0008:
+    if ethertype == IPV4_LOADED:
         if length < start + 20 or load8(head + start) >> 4 != 4:
             return 0, 0
         l4 = start + ((load8(head + start) & 15) << 2)
@@ -72,7 +73,7 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
         addresses = start + 12
         address_bytes = 8
         rss = RSS_IPV4
-    elif ethertype == 0xDD86:
+    elif ethertype == IPV6_LOADED:
         if length < start + 40 or load8(head + start) >> 4 != 6:
             return 0, 0
         l4 = start + 40
@@ -132,16 +133,16 @@ def split_point(frame: int, length: int, room: int, always: bool) -> int:
     """Bytes for the header buffer: the headers of an IP frame if they fit; else, if `always`, as much as fits."""
     ethertype = load16(frame + 12)
     start = 14
-    if ethertype == 0x0081:
+    if ethertype == VLAN_LOADED:
         ethertype = load16(frame + 16)
         start = 18
     end = 0
     protocol = 0
-    if ethertype == 0x0008 and length >= start + 20 and load8(frame + start) & 15 >= 5:
+    if ethertype == IPV4_LOADED and length >= start + 20 and load8(frame + start) & 15 >= 5:
         end = start + ((load8(frame + start) & 15) << 2)
         if swap16(load16(frame + start + 6)) & 0x3FFF == 0:
             protocol = load8(frame + start + 9)
-    elif ethertype == 0xDD86 and length >= start + 40:
+    elif ethertype == IPV6_LOADED and length >= start + 40:
         end = start + 40
         protocol = load8(frame + start + 6)
     if protocol == 6 and end + 20 <= length:

@@ -10,16 +10,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load64
-from virtfn.kernels.ats import device_tlb_at
-from virtfn.kernels.classify import HEAD_BYTES
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.forward import count_size, spread
-from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.ranges import start_call
-from virtfn.kernels.ring import publish
-from virtfn.kernels.rx import capture_frame, capture_room
-from virtfn.kernels.state import (
+from virtfn.kernels.i82576.classify import HEAD_BYTES
+from virtfn.kernels.i82576.forward import count_size, spread
+from virtfn.kernels.i82576.ring import publish
+from virtfn.kernels.i82576.rx import capture_frame, capture_room
+from virtfn.kernels.i82576.state import (
     DEPARTURE_ALARM,
     DROP_OVERSIZE,
     DROP_UNDERSIZE,
@@ -38,8 +36,11 @@ from virtfn.kernels.state import (
     WIRE,
     nic_at,
 )
-from virtfn.kernels.switch import BROADCAST, switch_receive
-from virtfn.kernels.turns import serve_stalled, serve_turns
+from virtfn.kernels.i82576.switch import BROADCAST, switch_receive
+from virtfn.kernels.i82576.turns import serve_stalled, serve_turns
+from virtfn.kernels.ranges import start_call
+from virtfn.kernels.vtd.ats import device_tlb_at
+from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["begin", "enable_vectors", "finish", "fire_vectors", "raise_vectors", "serve", "serve_port", "wire_in"]
 
@@ -200,7 +201,7 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
     else:
         c.tpr += 1
         c.tor += length + 4
-        if length < 14 or length > 9724:
+        if length < 14 or length > MAX_FRAME:
             if length < 14:
                 c.ruc += 1
             else:

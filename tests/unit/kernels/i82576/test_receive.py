@@ -11,7 +11,7 @@ from reference.csum import toeplitz
 from unit.nicbench import HEADER, Bench, ether, mac, tagged
 from unit.packets import UDP, ipv4, ipv6, wrap
 from virtfn.kernels.csum import toeplitz_table
-from virtfn.kernels.port import WIRE_STALL
+from virtfn.kernels.i82576.port import WIRE_STALL
 
 ALL = (1 << 48) - 1
 KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")

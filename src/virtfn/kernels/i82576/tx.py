@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from virtfn.hw.eth import MIN_FRAME
 from virtfn.hw.i82576.desc import (
     MAX_FRAME,
-    MIN_FRAME,
     TXD_LEN_MASK,
     TXD_PAYLEN_SHIFT,
     TXD_RS,
 )  # fmt: skip
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release
-from virtfn.kernels.ats import awaits_page
-from virtfn.kernels.classify import HEAD_BYTES
-from virtfn.kernels.dma import translate, translate_hot
-from virtfn.kernels.forward import BURST_PS, FORWARDED, WAITING, YIELDED, forward
-from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.offload import (
+from virtfn.kernels.i82576.classify import HEAD_BYTES
+from virtfn.kernels.i82576.forward import BURST_PS, FORWARDED, WAITING, YIELDED, forward
+from virtfn.kernels.i82576.offload import (
     CHAIN_BAD,
     CHAIN_DONE,
     CHAIN_FAULT,
@@ -35,10 +32,10 @@ from virtfn.kernels.offload import (
     gather,
     segment,
 )
-from virtfn.kernels.ring import forget_chain, misbehave, ring_count, window, window_hot
-from virtfn.kernels.runs import PLAIN, PLAIN_MASK, serve_run
-from virtfn.kernels.rx import capture_room
-from virtfn.kernels.state import (
+from virtfn.kernels.i82576.ring import forget_chain, misbehave, ring_count, window, window_hot
+from virtfn.kernels.i82576.runs import PLAIN, PLAIN_MASK, serve_run
+from virtfn.kernels.i82576.rx import capture_room
+from virtfn.kernels.i82576.state import (
     DROP_DMA_FAULT,
     DROP_MALFORMED,
     DROP_OVERSIZE,
@@ -49,7 +46,10 @@ from virtfn.kernels.state import (
     HEAD_AREA,
     SEGMENT_AREA,
 )
-from virtfn.kernels.work import DESCRIPTOR_WORK, FAULT_WORK, GENERAL_WORK, SEGMENT_WORK
+from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, GENERAL_WORK, SEGMENT_WORK
+from virtfn.kernels.vtd.ats import awaits_page
+from virtfn.kernels.vtd.dma import translate, translate_hot
+from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["serve_queue"]
 

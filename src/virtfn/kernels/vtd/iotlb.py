@@ -23,7 +23,7 @@ from virtfn.hw.vtd.tables import (
     Translation,
 )
 from virtfn.kernels._jit import Row, kernel
-from virtfn.kernels.pagewalk import walk_context, walk_iova
+from virtfn.kernels.vtd.pagewalk import walk_context, walk_iova
 
 __all__ = [
     "DOMAIN_STRIDE",

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from unit.nicbench import EOP, IFCS, RS, Bench, data, ether, mac, rid
-from virtfn.kernels.ats import FREE, NEW, REFUSED, new_device_tlb
-from virtfn.kernels.iotlb import invalidate_contexts
-from virtfn.kernels.state import POOLS
+from virtfn.kernels.i82576.state import POOLS
+from virtfn.kernels.vtd.ats import FREE, NEW, REFUSED, new_device_tlb
+from virtfn.kernels.vtd.iotlb import invalidate_contexts
 from virtfn.machine.memory import PAGE
 
 

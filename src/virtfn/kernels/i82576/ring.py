@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from virtfn.hw.i82576 import rxtx
 from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, part, store32, store32_release
-from virtfn.kernels.ats import awaits_page
-from virtfn.kernels.dma import translate
-from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.state import EV_MALICIOUS
+from virtfn.kernels.i82576.state import EV_MALICIOUS
+from virtfn.kernels.vtd.ats import awaits_page
+from virtfn.kernels.vtd.dma import translate
+from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["HEAD", "TAIL", "forget_chain", "latch", "publish", "ring_count", "window", "window_end"]
 
@@ -28,8 +29,10 @@ HEAD = 0x10
 TAIL = 0x18
 CONTROL = 0x28
 WRITE_BACK = 0x38
-ENABLE = 1 << 25
-DROP_EN = 1 << 31
+ENABLE = rxtx.RXDCTL.ENABLE.mask  # TXDCTL's is the same bit
+DROP_EN = rxtx.SRRCTL.DROP_EN.mask
+_LENGTH = rxtx.RDLEN.LEN.mask & ~0x7F  # whole blocks of 128 bytes
+_PACKET, _TYPE, _TYPE_SHIFT = rxtx.SRRCTL.BSIZEPACKET.mask, rxtx.SRRCTL.DESCTYPE.mask, rxtx.SRRCTL.DESCTYPE.lsb
 
 
 @part
@@ -69,10 +72,10 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
         r.enabled = 1 if control & ENABLE else 0
         forget_chain(r)
         r.base = base & ~np.int64(0x7F)
-        r.size = (length & 0xFFF80) >> 4
+        r.size = (length & _LENGTH) >> 4
         if receive:
-            r.layout = layout >> 25 & 7
-            packet = (layout & 0x7F) << 10
+            r.layout = (layout & _TYPE) >> _TYPE_SHIFT
+            packet = (layout & _PACKET) << 10
             r.packet_bytes = packet if packet > 0 else r.default_bytes
             r.header_bytes = (layout >> 8 & 0xF) << 6
             r.drop_enable = 1 if layout & DROP_EN else 0

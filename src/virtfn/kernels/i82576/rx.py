@@ -34,12 +34,9 @@ from virtfn.kernels._jit import (
     store64,
     store64_release,
 )
-from virtfn.kernels.ats import awaits_page
-from virtfn.kernels.classify import HEAD_BYTES, split_point
-from virtfn.kernels.dma import dma_copy_out, translate, translate_hot
-from virtfn.kernels.iommu import iommu_at
-from virtfn.kernels.ring import latch, ring_count, window, window_hot
-from virtfn.kernels.state import (
+from virtfn.kernels.i82576.classify import HEAD_BYTES, split_point
+from virtfn.kernels.i82576.ring import latch, ring_count, window, window_hot
+from virtfn.kernels.i82576.state import (
     CAPTURE_BYTES,
     CAPTURE_SLOTS,
     DROP_DMA_FAULT,
@@ -50,6 +47,9 @@ from virtfn.kernels.state import (
     SPLIT_AREA,
     WIRE,
 )
+from virtfn.kernels.vtd.ats import awaits_page
+from virtfn.kernels.vtd.dma import dma_copy_out, translate, translate_hot
+from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["RX_DONE", "RX_DROPPED", "RX_OVERSIZE", "RX_STALL", "capture_frame", "capture_room", "receive"]
 

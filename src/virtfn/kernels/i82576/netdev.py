@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from virtfn.hw.eth import VLAN_LOADED
 from virtfn.hw.i82576.desc import (
     RXD_DD,
     RXD_EOP,
@@ -53,7 +54,7 @@ NETDEV = np.dtype(
             # room for one frame whose stripped VLAN tag is put back
             "bounce "
             # cursors
-            "tx_tail tx_reaped tx_unkicked rx_next rx_unreleased "
+            "tx_tail tx_reaped rx_next "
             # 1 while descriptors belong to a frame that came in pieces, which this driver does not take
             "in_pieces "
             # 1 while the receive interrupt is masked and the guest polls; empty polls in a row
@@ -134,7 +135,7 @@ def rx_retag(d: Row, length: int) -> int:
     frame = rx_buffer(d)
     tci = load16(at + 14)
     copy_bytes(d.bounce, frame, 12)
-    store16(d.bounce + 12, 0x0081)
+    store16(d.bounce + 12, VLAN_LOADED)
     store16(d.bounce + 14, (tci & 0xFF) << 8 | tci >> 8)
     copy_bytes(d.bounce + 16, frame + 12, length - 12)
     return d.bounce

@@ -6,13 +6,15 @@ sender check -> switching -> wire: pace, statistics, uplink
 
 from __future__ import annotations
 
+from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED
 from virtfn.hw.i82576.desc import RXD_LB
 from virtfn.kernels._jit import Row, kernel, load8, load16, load64
-from virtfn.kernels.classify import classify
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, receive
-from virtfn.kernels.shares import has_turn, is_scarce
-from virtfn.kernels.state import (
+from virtfn.kernels.i82576.classify import classify
+from virtfn.kernels.i82576.departures import depart
+from virtfn.kernels.i82576.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, receive
+from virtfn.kernels.i82576.shares import has_turn, is_scarce
+from virtfn.kernels.i82576.state import (
     DROP_MAC_SPOOF,
     DROP_NO_UPLINK,
     DROP_VLAN_SPOOF,
@@ -20,9 +22,8 @@ from virtfn.kernels.state import (
     LOWEST,
     WIRE,
 )
-from virtfn.kernels.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
-from virtfn.kernels.uplink import depart
-from virtfn.kernels.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
+from virtfn.kernels.i82576.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
+from virtfn.kernels.i82576.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
 
 __all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread"]
 
@@ -74,7 +75,7 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
     q0 = 0
     status = RXD_LB if looped else 0
     kind = load16(head + start - 2)
-    if kind == 0x0008 or kind == 0xDD86:
+    if kind == IPV4_LOADED or kind == IPV6_LOADED:
         q0, verdict = classify(nic, head, body, length, start)
         nic.turn.work += CLASSIFY_WORK + sum_work(length, False)
         status |= verdict

@@ -42,7 +42,7 @@ from virtfn.hw.vtd.interrupts import (
 )
 from virtfn.hw.vtd.tables import FaultReason
 from virtfn.kernels._jit import Row, grant, kernel, load64, store64
-from virtfn.kernels.iommu import INTERRUPT_SLOTS, record_fault
+from virtfn.kernels.vtd.iommu import INTERRUPT_SLOTS, record_fault
 
 __all__ = ["BLOCKED", "DELIVERED", "POSTED", "invalidate_interrupts", "remap_interrupt"]
 

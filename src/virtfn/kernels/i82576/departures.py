@@ -1,0 +1,46 @@
+"""Frames that leave by the wire wait in a store, from which the uplink takes them.
+
+    | length, 4 bytes, big-endian | frame | length | frame | ...      no gaps, never more than the store
+    ^ departed_head                                 ^ departed_tail
+
+The layout is that of a stream uplink, so what waits is sent as it is. A store that is full drops frames: a peer that
+does not read stops nobody. Short IPv4 frames may leave without their padding: what is no cable does not need it, and
+Debian 12's passt drops packets that are shorter than their frame.
+"""
+
+from __future__ import annotations
+
+from virtfn.hw.eth import HEADER_BYTES, IPV4_LOADED, MIN_FRAME
+from virtfn.kernels._jit import Row, kernel, load16, store32
+from virtfn.kernels.csum import swap16, swap32
+from virtfn.kernels.i82576.rx import copy_frame
+from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_UPLINK_FULL, WIRE
+from virtfn.kernels.streams import LENGTH_BYTES
+
+__all__ = ["depart"]
+
+_IPV4_HEADER = 20
+
+
+@kernel
+def depart(nic: Row, head: int, body: int, length: int) -> None:
+    """Put a frame where the uplink takes it from, or drop and count it."""
+    p = nic.port
+    if p.departed_bare and length <= MIN_FRAME:
+        length = unpadded(head, length)
+    if p.departed_tail + LENGTH_BYTES + length > DEPARTURE_BYTES:
+        nic.drops[WIRE, DROP_UPLINK_FULL] += 1
+        return
+    at = p.departures + p.departed_tail
+    store32(at, swap32(length))
+    copy_frame(at + LENGTH_BYTES, head, body, length)
+    p.departed_tail += LENGTH_BYTES + length
+
+
+@kernel
+def unpadded(head: int, length: int) -> int:
+    """Return the length of a short frame without what fills it up behind an IPv4 packet."""
+    if length < HEADER_BYTES + _IPV4_HEADER or load16(head + 12) != IPV4_LOADED:
+        return length
+    total = swap16(load16(head + HEADER_BYTES + 2))
+    return min(length, HEADER_BYTES + total) if total >= _IPV4_HEADER else length

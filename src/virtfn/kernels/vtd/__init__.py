@@ -1,0 +1,1 @@
+"""The data plane of the remapping unit: translation for DMA and for interrupts, ATS."""
