@@ -41,7 +41,7 @@ def state_of(memory: HostMemory, iommu: Iommu) -> UnitState:
         irta=IRTA(irta.value | int(unit["irta"]) & IRTA.IRTA.mask),
         remapping=bool(unit["remapping"]),
         compatible=bool(unit["compatible"]),
-        caches=iommu,
+        caches=(iommu,),
     )
 
 

@@ -461,7 +461,7 @@ def _trace(path: Path) -> None:
 
 
 def _save(path: Path) -> None:
-    save_state(path, UnitState(SavedPages({}), 0, False, CAP(0), ECAP(0), IRTA(0), False, False, (), {}, None), {})
+    save_state(path, UnitState(SavedPages({}), 0, False, CAP(0), ECAP(0), IRTA(0), False, False, (), {}), {})
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {

@@ -140,7 +140,9 @@ class Machine:
                 ats=self.lab.iommu.ats,
                 device_tlb_entries=self.lab.iommu.device_tlb_entries,
             )
-            nic = Nic82576(self.host, self.host.iommu.iommu, card, self.host.iommu)
+            # Cards work at the same time: each but the first has caches of its own.
+            iommu = self.host.iommu.row_for_a_card() if self._cards else self.host.iommu.iommu
+            nic = Nic82576(self.host, iommu, card, self.host.iommu)
             self._cards.append(nic)
             nic.port.set_wire(False, pf.link_mbps)
             self.host.root.attach(nic, i)

@@ -10,6 +10,8 @@ Spec: VT-d, register-based invalidation interface.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from virtfn.hw.vtd.regs import CCMD, GSTS, IOTLB, IVA, Granularity, Regs
 from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb, invalidate_iotlb_pages
@@ -23,42 +25,52 @@ _FUNCTION_MASKS = (0xFFFF, 0xFFFB, 0xFFF9, 0xFFF8)
 
 
 class Invalidator:
-    """The invalidations themselves, whoever asks for them; each returns the granularity done, 0 for a refusal."""
+    """The invalidations themselves, whoever asks for them; each returns the granularity done, 0 for a refusal.
 
-    def __init__(self, iommu: Iommu, max_mask: int) -> None:
-        self._row = iommu.row
+    caches: whose; more may come.
+    """
+
+    def __init__(self, caches: Sequence[Iommu], max_mask: int) -> None:
+        self._caches = caches
         self._max_mask = max_mask
 
     def contexts(self, granularity: int, domain: int, rid: int, function_mask: int) -> int:
         """Forget contexts: all, of a domain, or of a domain's requesters `rid` but for `function_mask`'s low bits."""
         match granularity:
             case Granularity.GLOBAL:
-                invalidate_contexts(self._row, 0, 0, -1)
+                rid = mask = 0
+                domain = -1
             case Granularity.DOMAIN:
-                invalidate_contexts(self._row, 0, 0, domain)
-            case Granularity.SELECTIVE:
-                invalidate_contexts(self._row, rid, _FUNCTION_MASKS[function_mask], domain)
+                rid = mask = 0
+            case _:
+                mask = _FUNCTION_MASKS[function_mask]
+        if granularity:
+            for iommu in self._caches:
+                invalidate_contexts(iommu.row, rid, mask, domain)
         return granularity
 
     def translations(self, granularity: int, domain: int, address: int, mask: int) -> int:
         """Forget translations: all, of a domain, or of its 2**mask pages at `address`."""
         match granularity:
             case Granularity.GLOBAL:
-                invalidate_iotlb(self._row, -1)
+                for iommu in self._caches:
+                    invalidate_iotlb(iommu.row, -1)
             case Granularity.DOMAIN:
-                invalidate_iotlb(self._row, domain)
+                for iommu in self._caches:
+                    invalidate_iotlb(iommu.row, domain)
             case Granularity.SELECTIVE if mask > self._max_mask:
                 return 0
             case Granularity.SELECTIVE:
                 size = 4096 << mask
                 # Beyond any width there is nothing to forget; and compiled code sees addresses signed.
-                if address < 1 << 62:
-                    invalidate_iotlb_pages(self._row, domain, address & -size, size)
+                for iommu in self._caches if address < 1 << 62 else ():
+                    invalidate_iotlb_pages(iommu.row, domain, address & -size, size)
         return granularity
 
     def interrupts(self, index: int, mask: int) -> None:
         """Forget 2**mask interrupt entries at `index`; all, from a mask of 16 on."""
-        invalidate_interrupts(self._row, index, min(mask, ALL_INTERRUPTS))
+        for iommu in self._caches:
+            invalidate_interrupts(iommu.row, index, min(mask, ALL_INTERRUPTS))
 
 
 class RegisterInvalidation(Handlers):

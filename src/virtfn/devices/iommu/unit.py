@@ -61,6 +61,7 @@ _WORDS = UNIT.names or ()
 _MESSAGE_HEAD, _MESSAGE_TAIL = _WORDS.index("message_head"), _WORDS.index("message_tail")
 _FAULT_HEAD, _FAULT_TAIL = _WORDS.index("fault_head"), _WORDS.index("fault_tail")
 _FAULTS_LOST = _WORDS.index("faults_lost")
+_SETTINGS = ("root", "enabled", "remapping", "irta", "irt_entries", "compatible", "wide")
 COUNTERS = (
     "iotlb_hits",
     "iotlb_misses",
@@ -111,24 +112,40 @@ class IommuUnit(Handlers):
         able = EXTENDED_CAPABILITIES
         kinds = 1 | able.DT << Translation.DEVICE_TLB | able.PT << Translation.PASS_THROUGH
         large = CAPABILITIES.SSLPS
-        self.iommu: Iommu = new_iommu(memory.base, memory.size, iotlb_entries, CAPABILITIES.SAGAW, large, kinds)
-        # For a look that costs next to nothing: whoever moves frames asks for service all the time.
-        self._words = self.iommu.unit.view(np.int64).data
+        self._shape = memory.base, memory.size, iotlb_entries, CAPABILITIES.SAGAW, large, kinds
+        self.iommu: Iommu = new_iommu(*self._shape)
+        self.rows: list[Iommu] = [self.iommu]
         self._memory = memory
         self._history: deque[Fault] = deque(maxlen=FAULT_HISTORY)
         self.on_fault: Callable[[Fault], None] | None = None
-        self._lost_seen = 0
+        self._lost_seen = [0]
+        # For a look that costs next to nothing: whoever moves frames asks for service all the time.
+        self._words = [self.iommu.unit.view(np.int64).data]
         self._regs = RegFile(Regs, np.zeros(WINDOW_BYTES, np.uint8), WINDOW_BYTES)
         send = send or _discard
         self._recording = FaultRecording(self._regs, send)
         self._device_tlbs = DeviceTlbs(clock, device_tlb_timeout_ps)
-        self.invalidator = Invalidator(self.iommu, CAP(CAPABILITIES.value).MAMV)
-        self.interrupts = InterruptRemapping(self._regs, self.iommu, deliver or _discard)
+        self.invalidator = Invalidator(self.rows, CAP(CAPABILITIES.value).MAMV)
+        self.interrupts = InterruptRemapping(self._regs, self.rows, deliver or _discard)
         self._by_register = RegisterInvalidation(self._regs, self.invalidator)
         self._queue = InvalidationQueue(self._regs, memory, self.invalidator, self._device_tlbs, self._recording, send)
         self._page_requests = PageRequestQueue(self._regs, memory, self._device_tlbs, send)
         for block in (self, self._recording, self._by_register, self._queue, self._page_requests):
             self._regs.bind(block)
+
+    def row_for_a_card(self) -> Iommu:
+        """Make a row for a card whose frames move at the same time as those of others.
+
+        What the registers say is in every row, and every invalidation reaches all of them; IOTLB, context cache,
+        counters and what is met are the row's own, so that no two kernels that run at once write to one.
+        """
+        row = new_iommu(*self._shape)
+        for name in _SETTINGS:
+            row.unit[0][name] = self.iommu.unit[0][name]
+        self.rows.append(row)
+        self._words.append(row.unit.view(np.int64).data)
+        self._lost_seen.append(0)
+        return row
 
     @property
     def device_tlbs(self) -> dict[Rid, DeviceTlb]:
@@ -148,10 +165,11 @@ class IommuUnit(Handlers):
 
     def reset(self) -> None:
         """Return to the state after power-on: off, caches empty, no fault; counters stay."""
-        unit = self.iommu.unit[0]
-        unit["enabled"] = unit["root"] = 0
-        unit["fault_head"] = unit["fault_tail"]
-        self._lost_seen = int(unit["faults_lost"])
+        for i, row in enumerate(self.rows):
+            unit = row.unit[0]
+            unit["enabled"] = unit["root"] = 0
+            unit["fault_head"] = unit["fault_tail"]
+            self._lost_seen[i] = int(unit["faults_lost"])
         self._regs.reset()
         self._recording.reset()
         self._queue.reset()
@@ -195,19 +213,19 @@ class IommuUnit(Handlers):
 
     def service(self) -> None:
         """Send the messages that kernels met, record the faults, let device TLBs answer, and give up on late ones."""
-        words = self._words
-        if words[_MESSAGE_HEAD] < words[_MESSAGE_TAIL]:
-            self.interrupts.send_written()
-        if words[_FAULT_HEAD] < words[_FAULT_TAIL] or words[_FAULTS_LOST] != self._lost_seen:
-            self._record()
+        for i, words in enumerate(self._words):
+            if words[_MESSAGE_HEAD] < words[_MESSAGE_TAIL]:
+                self.interrupts.send_written()
+            if words[_FAULT_HEAD] < words[_FAULT_TAIL] or words[_FAULTS_LOST] != self._lost_seen[i]:
+                self._record(i)
         self._device_tlbs.serve()
         self._queue.expire()
 
-    def _record(self) -> None:
-        unit = self.iommu.unit[0]
+    def _record(self, i: int) -> None:
+        unit = self.rows[i].unit[0]
         # Taken before it is told: whoever is told may come back here.
         while unit["fault_head"] < unit["fault_tail"]:
-            row = self.iommu.faults[int(unit["fault_head"]) % FAULT_SLOTS]
+            row = self.rows[i].faults[int(unit["fault_head"]) % FAULT_SLOTS]
             unit["fault_head"] += 1
             iova = Iova(int(row["iova"]) & (1 << 64) - 1)
             reason, kind = FaultReason(int(row["reason"])), Request(int(row["kind"]))
@@ -216,9 +234,9 @@ class IommuUnit(Handlers):
             if self.on_fault is not None:
                 self.on_fault(fault)
             self._recording.record(fault)
-        lost = int(unit["faults_lost"]) - self._lost_seen
+        lost = int(unit["faults_lost"]) - self._lost_seen[i]
         if lost:
-            self._lost_seen += lost
+            self._lost_seen[i] += lost
             self._recording.overflow(lost)
 
     def faults(self) -> list[Fault]:
@@ -238,8 +256,7 @@ class IommuUnit(Handlers):
         requester without a device TLB.
         """
         self.service()
-        unit = self.iommu.unit[0]
-        counts = {name: int(unit[name]) for name in COUNTERS}
+        counts = {name: sum(int(row.unit[0][name]) for row in self.rows) for name in COUNTERS}
         return {
             "translations": counts["iotlb_hits"] + counts["iotlb_misses"],
             **counts,
@@ -253,19 +270,20 @@ class IommuUnit(Handlers):
     def _global_command(self, index: int, written: int, old: int) -> None:
         command = GCMD(written)
         status = GSTS(self._regs.peek(Regs.GSTS))
-        unit = self.iommu.unit[0]
         if command.SRTP:
             # Cached contexts stay: without CAP.ESRTPS it is software that invalidates.
-            unit["root"] = _signed(self._regs.peek(Regs.RTADDR) & RTADDR.RTA.mask)
+            for row in self.rows:
+                row.unit[0]["root"] = _signed(self._regs.peek(Regs.RTADDR) & RTADDR.RTA.mask)
             status = status.replace(RTPS=1)
         if command.QIE != status.QIES:
             self._queue.switch(command.QIE)
             status = status.replace(QIES=command.QIE)
         if command.TE != status.TES:
-            unit["enabled"] = command.TE
             status = status.replace(TES=command.TE)
-            # Marks of pass-through are kept where contexts are cached, and mean nothing after the switch.
-            invalidate_contexts(self.iommu.row, 0, 0, -1)
+            for row in self.rows:
+                row.unit[0]["enabled"] = command.TE
+                # Marks of pass-through are kept where contexts are cached, and mean nothing after the switch.
+                invalidate_contexts(row.row, 0, 0, -1)
         status = self.interrupts.command(command, status)
         self._regs.poke(Regs.GSTS, 0, status.value)
 

@@ -62,17 +62,18 @@ class CachedPage(NamedTuple):
     rights: int
 
 
-def count_cached(iommu: Iommu) -> Cached:
-    """Count what the caches hold."""
-    rows = iommu.iotlb[iommu.iotlb["rights"] != 0]
-    uses = Counter(rows["key"].tolist())
+def count_cached(*caches: Iommu) -> Cached:
+    """Count what the caches hold, those of all cards together."""
+    uses: Counter[int] = Counter()
+    for iommu in caches:
+        uses.update(iommu.iotlb[iommu.iotlb["rights"] != 0]["key"].tolist())
     return {
-        "entries": len(iommu.iotlb),
+        "entries": sum(len(iommu.iotlb) for iommu in caches),
         "in_use": [
             {"domain": key >> 6, "page_bytes": 1 << (key & 63), "entries": count} for key, count in sorted(uses.items())
         ],
-        "contexts": int(iommu.unit[0]["cached"]),
-        "interrupts": int(np.count_nonzero(iommu.block[0]["interrupts"]["index"])),
+        "contexts": sum(int(iommu.unit[0]["cached"]) for iommu in caches),
+        "interrupts": sum(int(np.count_nonzero(iommu.block[0]["interrupts"]["index"])) for iommu in caches),
     }
 
 

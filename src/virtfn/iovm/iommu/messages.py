@@ -166,9 +166,10 @@ def _posted(state: UnitState, entry: PostedIrte, descriptor: int, steps: list[St
 
 
 def _caches(state: UnitState, index: int | None) -> CacheView | None:
-    if state.caches is None:
+    if not state.caches:
         return None
-    held = None if index is None else cached_interrupt(state.caches, index)
+    known = [] if index is None else [cached_interrupt(iommu, index) for iommu in state.caches]
+    held = next((bits for bits in known if bits is not None), None)
     if index is None or held is None:
         return {"interrupt": "none"}
     bits = state.pair(state.interrupt_table + index * IRTE_BYTES)

@@ -107,7 +107,7 @@ class SavedPages:
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """A remapping unit at one moment. caches: of a unit that runs; cached: the same in numbers."""
+    """A remapping unit at one moment. caches: of a unit that runs, by card; cached: the same in numbers."""
 
     memory: TableMemory
     root: int
@@ -120,7 +120,7 @@ class UnitState:
     faults: tuple[Fault, ...] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
     cached: Cached | None = None
-    caches: Iommu | None = None
+    caches: tuple[Iommu, ...] = ()
 
     def word(self, address: int) -> int | None:
         """Read the 64-bit word at an aligned `address`; None if it is not memory."""
@@ -161,8 +161,8 @@ def read_unit(host: Host) -> UnitState:
         compatible=bool(status.CFIS),
         faults=tuple(host.iommu.faults()),
         counters=counters,
-        cached=count_cached(host.iommu.iommu),
-        caches=host.iommu.iommu,
+        cached=count_cached(*host.iommu.rows),
+        caches=tuple(host.iommu.rows),
     )
 
 

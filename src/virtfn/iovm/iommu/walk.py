@@ -192,9 +192,11 @@ class _Walk:
 
     def caches(self, verdict: Verdict) -> CacheView | None:
         """Compare the caches with the walk."""
-        iommu = self.state.caches
-        if iommu is None:
+        if not self.state.caches:
             return None
+        # A requester has its translations in the caches of its card.
+        mine = (row for row in self.state.caches if cached_context(row, self.rid) or has_device_tlb(row, self.rid))
+        iommu = next(mine, self.state.caches[0])
         held = cached_context(iommu, self.rid) if self.state.enabled else None
         said = None if self.context is None else _as_cached(self.context)
         view: CacheView = {"context": "none" if held is None else "equal" if held == said else "stale", "iotlb": None}

@@ -23,7 +23,7 @@ def live(hand: ByHand, **changes: object) -> UnitState:
         "cap": CAPS,
         "ecap": ECAP.of(PT=1),
         "cached": count_cached(hand.iommu),
-        "caches": hand.iommu,
+        "caches": (hand.iommu,),
     }
     return UnitState(**{**fields, **changes})  # type: ignore[arg-type]
 
