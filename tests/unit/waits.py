@@ -163,7 +163,8 @@ def _poller(watched: Watched, name: str) -> Callable[[], object]:
 
         def poll(self, timeout: float | None = None, *args: object) -> object:
             if ours():
-                watched.look(f"{name}.poll", timeout == 0)
+                rests = sys._getframe(1).f_code.co_filename.endswith("/vmm/world.py")
+                watched.look(f"{name}.poll", timeout == 0 or (rests and timeout is not None and timeout <= 20))
             return self._real.poll(timeout, *args)
 
         def __getattr__(self, wanted: str) -> object:

@@ -3,8 +3,8 @@
     -> {"method": "iommu.show", "params": {...}}
     <- {"result": ...}  or  {"error": {"message": ..., "errno": ...}}
 
-The lab serves it from its own loop, between two breaths of the data plane, with neither a thread nor a wait. Clients
-are of the same user, but may be anything: what they send is bounded, and who asks badly is told so.
+It is an actor of the world, and answers between two breaths of the data plane, with neither a thread nor a wait.
+Clients are of the same user, but may be anything: what they send is bounded, and who asks badly is told so.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import json
 import os
 import re
 import selectors
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtfn import private
+from virtfn.hw.types import Ps
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.closing import refuse_rights
 
@@ -39,7 +38,6 @@ MAX_CLIENTS = 16
 _IN_LINE = 128  # connections not yet accepted; more are refused at once
 _CHUNK = 1 << 16
 _TIMEOUT_S = 30.0
-_STEP_S = 0.02
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _SUFFIX = ".sock"
 
@@ -123,21 +121,18 @@ class Control:
                 if client is not None:
                     self._drop(client)
 
-    def keep(self, step: Callable[[], object], wait_s: float = _STEP_S) -> None:
-        """Serve until Ctrl-C or SIGTERM, which end this and nothing else; call `step` often.
+    def turn(self, now: Ps) -> int:
+        """Answer what has been asked."""
+        self.serve()
+        return 0
 
-        wait_s: between two steps, for something to serve; 0 if `step` rests by itself.
-        """
-        owner = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler) if owner else None
-        try:
-            with contextlib.suppress(KeyboardInterrupt):
-                while True:
-                    step()
-                    self.serve(wait_s)
-        finally:
-            if owner:
-                signal.signal(signal.SIGTERM, before)
+    def due(self) -> Ps | None:
+        """Want a turn only when somebody asks."""
+        return None
+
+    def fileno(self) -> int:
+        """Return the descriptor that can be read when somebody asks."""
+        return self._selector.fileno()
 
     def close(self) -> None:
         """End all connections, and take the name away."""

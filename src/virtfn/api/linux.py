@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from virtfn.api.image import Platform
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.machine import LabPf, Machine, card_mac
-from virtfn.hw.types import Mac, Rid, format_mac
+from virtfn.hw.types import Mac, Ps, Rid, format_mac
 from virtfn.iovm.iovm import Vf
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import VirtfnError
@@ -27,6 +27,7 @@ from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Outcome, QemuGuest
 from virtfn.vmm.qemu import Machine as QemuMachine
 from virtfn.vmm.qemu.vm import QemuVm
+from virtfn.vmm.world import World
 
 __all__ = ["LinuxGuest", "LinuxGuests", "words"]
 
@@ -78,40 +79,36 @@ class LinuxGuest:
 class LinuxGuests:
     """All Linux guests of a lab.
 
-    on_turn: called often, whatever is waited for; returns whether it found much to do. tell: takes what goes on, and
-    since when.
+    An actor of `world`, which goes on whatever is waited for. tell: takes what goes on, and since when.
     """
 
-    def __init__(
-        self, machine: Machine, platform: Platform, on_turn: Callable[[], bool], tell: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, machine: Machine, platform: Platform, world: World, tell: Callable[[str, int], None]) -> None:
         self.guests: list[LinuxGuest] = []
         self._machine = machine
         self._platform = platform
-        self._on_turn = on_turn
+        self._world = world
         self._tell = tell
         self._clock = machine.host.clock
         self._vms: list[QemuVm] = []
         wires = [pf.wire for pf in machine.pfs if pf.wire is not None and pf.live]
         self._pump = Pump(machine.host, [pf.nic for pf in machine.pfs], self._vms, wires)
+        world.rest_by(self._pump)
+        world.add(self)
 
-    def turn(self) -> None:
-        """Serve everything once, or rest a little. Raises VirtfnError if a machine has ended."""
-        if self._on_turn():
-            self._pump.turn()
-        else:
-            self._pump()
-        self._check()
-
-    def serve(self) -> None:
-        """Serve machines and NICs once. Raises VirtfnError if a machine has ended."""
-        self._pump.turn()
-        self._check()
-
-    def _check(self) -> None:
+    def turn(self, now: Ps) -> int:
+        """See whether all machines are up. Raises VirtfnError if one has ended."""
         for vm in self._vms:
             if not vm.guest.running:
                 raise VirtfnError(_obituary(vm.guest))
+        return 0
+
+    def due(self) -> Ps | None:
+        """Look whenever there is time."""
+        return None
+
+    def fileno(self) -> int:
+        """Have no descriptor: the pump has them all."""
+        return -1
 
     # Up.
 
@@ -163,7 +160,7 @@ class LinuxGuests:
         waiting = list(self.guests)
         while waiting:
             self._tell(f"booting {', '.join(guest.lab.name for guest in waiting)}", began)
-            self.turn()
+            self._world.tick()
             since = (self._clock.now() - began) / S_PS
             for guest in [guest for guest in waiting if guest.vm.guest.agent.ready]:
                 guest.boot_s = since
@@ -201,7 +198,7 @@ class LinuxGuests:
         began = self._clock.now()
         while not all(job.done for job in jobs):
             self._tell(phase, began)
-            self.turn()
+            self._world.tick()
             if self._clock.now() - began > timeout_s * S_PS:
                 command = next(job.command for job in jobs if not job.done).split()[0]
                 raise VirtfnError(f"{phase}: {command} does not end within {timeout_s:g} s", errno_name="ETIMEDOUT")
@@ -223,6 +220,7 @@ class LinuxGuests:
 
     def close(self) -> None:
         """End the machines, whatever state they are in."""
+        self._world.remove(self)
         with ExitStack() as stack:
             for vm in self._vms:
                 stack.callback(vm.close)

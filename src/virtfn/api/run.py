@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from virtfn.api.accounts import Group, account
@@ -14,19 +16,20 @@ from virtfn.api.iommu import iommu_methods, save_iommu
 from virtfn.api.lab import Lab, refuse_unsupported
 from virtfn.api.linux import LinuxGuests
 from virtfn.api.linuxwork import LinuxWork
-from virtfn.api.machine import LabGuestRun, LabPf, Machine, function_name
+from virtfn.api.machine import LabGuestRun, Machine
 from virtfn.api.progress import Progress
+from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576.desc import MAX_MTU
-from virtfn.hw.types import format_rid
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
-from virtfn.machine.captures import Direction, Frames, Recorder, read_capture
-from virtfn.machine.clock import MS_PS, S_PS, WallClock, epoch_ps
+from virtfn.machine.captures import Frames, read_capture
+from virtfn.machine.clock import MS_PS, S_PS, WallClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import rest
+from virtfn.vmm.world import World
 
 __all__ = ["machine_for", "run_lab"]
 
@@ -53,16 +56,16 @@ class _Run:
         self.started = self.clock.now()
         self.compile_ps = 0
         self.moving_ps = 0
+        self.world = World(self.clock)
         self.groups: list[Group] = []
         self._capture = capture
         self._progress = progress
         self._shown = 0
         self._last = (self.started, 0, 0)
-        self.recorder: Recorder | None = None
+        self.recording: Recording | None = None
         self.control: Control | None = None
         self.linux: LinuxGuests | None = None
         self.linux_work: LinuxWork | None = None
-        self._interfaces: dict[tuple[int, int | None], int] = {}
 
     def tell(self, phase: str, since: int | None = None, *, force: bool = False) -> None:
         """Report progress, not too often. since: when the phase began, if the start of the run is not meant."""
@@ -109,7 +112,7 @@ class _Run:
 
     def boot_linux(self, machine: Machine, platform: Platform) -> None:
         """Bring the guests under QEMU up."""
-        self.linux = LinuxGuests(machine, platform, self._beside_linux, self.tell)
+        self.linux = LinuxGuests(machine, platform, self.world, self.tell)
         self.linux.start()
         self.linux.boot()
         self.linux.set_up(self.lab.workload.frame_bytes)
@@ -134,43 +137,15 @@ class _Run:
                 rewrite=work.rewrite,
                 uplink=pf.strangers,
             )
-            engine = Engine(
-                machine.host,
-                pf.nic,
-                [run.guest for run in runs],
-                workload,
-                wire=pf.wire,
-                on_capture=lambda pf=pf: self._drain(pf),  # type: ignore[misc]
-                on_tick=self._tick,
-            )
+            engine = Engine(machine.host, pf.nic, [run.guest for run in runs], workload, wire=pf.wire)
+            self.world.add_lane(engine)
             self.groups.append(Group(pf, runs, workload, engine))
 
     def open_capture(self, machine: Machine) -> None:
         """Record from now on, if the run is to be recorded."""
-        if self._capture is None:
-            return
-        names: list[str] = []
-        for i, pf in enumerate(machine.pfs):
-            for vf in machine.used_vfs(pf):
-                self._interfaces[i, vf.index] = len(names)
-                names.append(function_name(vf) if len(machine.pfs) == 1 else f"{pf.name} {function_name(vf)}")
-            self._interfaces[i, None] = len(names)
-            names.append(f"{pf.name} wire {format_rid(pf.nic.pf_rid)}")
-            pf.nic.start_capture()
-        self._pfs = machine.pfs
-        self.recorder = Recorder(self._capture, names, epoch_ps=epoch_ps(self.clock))
-
-    def _drain(self, pf: LabPf) -> None:
-        if self.recorder is None:
-            return
-        number = self._pfs.index(pf)
-        batch = []
-        for interface, outbound, time_ps, frame in pf.nic.take_capture():
-            index = self._interfaces.get((number, interface))
-            if index is not None:
-                direction = Direction.OUTBOUND if outbound else Direction.INBOUND
-                batch.append((index, time_ps, frame.data, direction))
-        self.recorder.write(batch)
+        if self._capture is not None:
+            self.recording = Recording(self._capture, machine, self.clock)
+            self.world.add(self.recording)
 
     def attack(self, machine: Machine) -> list[AttackReport]:
         """Let the hostile guest of an attack lab try, here and without remapping, while the others begin their work."""
@@ -185,49 +160,33 @@ class _Run:
         return compare(findings, attack_unprotected(self.lab, self.clock))
 
     def work(self) -> bool:
-        """Let Linux guests and every group run to their ends; False if one got stuck."""
-        done = True
+        """Let Linux guests and all groups run to their ends; False if one got stuck."""
         before = self.clock.now()
+        for group in self.groups:
+            group.engine.start()
         if self.linux_work is not None:
             self.linux_work.run()
-        for group in self.groups:
-            done = group.engine.run() and done
-            self._drain(group.pf)
+        self.world.until(self._over)
+        if self.recording is not None:
+            self.recording.drain()
         self.moving_ps += self.clock.now() - before
-        return done
+        return all(group.engine.done for group in self.groups)
 
-    def _tick(self) -> None:
+    def _over(self) -> bool:
         self.tell("running")
-        if self.linux is not None:
-            self.linux.serve()
-        if self.control is not None:
-            self.control.serve()
+        over = [group.engine.over() for group in self.groups]  # each takes note of its progress
+        return all(over)
 
-    def _beside_linux(self) -> bool:
-        """Do everything else while something of Linux guests is waited for; return whether there was much to do."""
-        moved = [group.engine.step() for group in self.groups]
-        if self.recorder is not None:
-            for pf in self._pfs:
-                self._drain(pf)
-        if self.control is not None:
-            self.control.serve()
-        return any(moved)
-
-    def keep(self, control: Control) -> None:
+    def keep(self) -> None:
         """Keep the machine at work and answer questions, until interrupted."""
         asks = "virtfn iommu show" if self.linux is None else "virtfn shell GUEST, virtfn iommu show"
 
-        def step() -> None:
+        def kept() -> bool:
             self.tell(f"kept up: {asks} looks at it, Ctrl-C ends it")
-            if self.linux is not None:
-                self.linux.turn()
-            else:
-                moved = [group.engine.step() for group in self.groups]
-                if live and not any(moved):
-                    self.clock.sleep(MS_PS)
+            return False
 
-        live = any(group.pf.live for group in self.groups)
-        control.keep(step, 0.0) if self.linux is not None or live else control.keep(step)
+        with ended_by_signal():
+            self.world.until(kept)
 
     def unfinished(self) -> str:
         """Say whose work is not done."""
@@ -240,8 +199,22 @@ class _Run:
             self.linux.close()
         if self.control is not None:
             self.control.close()
-        if self.recorder is not None:
-            self.recorder.close()
+        if self.recording is not None:
+            self.recording.close()
+        self.world.close()
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end what is done inside, and nothing else."""
+    owner = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if owner else None
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        if owner:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
@@ -292,6 +265,7 @@ def run_lab(
     mtu = min(max(1500, longest - 18), MAX_MTU)
     if controlled or keep:
         run.control = Control(lab.name, {})
+        run.world.add(run.control)
     try:
         machine = Machine(lab, run.clock, mtu=mtu, trace=trace)
     except BaseException:
@@ -315,8 +289,8 @@ def run_lab(
             report["attacks"] = attacks
         if save_state is not None:
             save_iommu(machine.host, save_state)
-        if keep and run.control is not None:
-            run.keep(run.control)
+        if keep:
+            run.keep()
         run.tell("stopping", force=True)
         if run.linux is not None:
             run.linux.stop()

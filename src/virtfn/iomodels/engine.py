@@ -1,24 +1,26 @@
-"""The engine: lets guests and NIC run until the work is done, and does what the data plane cannot.
+"""The engine: the guests of one NIC and their work, as a lane of the world.
 
-breath   guests and port in compiled code, some hundred rounds
-between  the uplink is served, interrupts are handled by guests, captured frames written, faults recorded, pollers put
-         to sleep, timers, drivers reset that must be, tails shown that nothing maps
+work     a breath: guests and port in compiled code, some hundred rounds
+end      the uplink is served, interrupts are handled by guests, faults told, pollers put to sleep, tails shown that
+         nothing maps, drivers recovered that must be
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from virtfn.devices.nic82576 import Nic82576
 from virtfn.drivers.igbvf import Igbvf, State
+from virtfn.hw.types import Ps
 from virtfn.iomodels.workload import Workload
 from virtfn.kernels.breath import PATIENCE, breathe
-from virtfn.kernels.i82576.state import EV_CAPTURE, EV_FAULT, EV_IDLE, EV_TIMER
-from virtfn.machine.clock import MS_PS, S_PS, US_PS
+from virtfn.kernels.i82576.state import EV_FAULT, EV_IDLE, EV_TIMER
+from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 from virtfn.vmm.uplink import Wire
+from virtfn.vmm.world import World
 
 __all__ = ["Engine"]
 
@@ -26,25 +28,19 @@ _ROUNDS = 128
 _BUDGET = 64
 _STUCK_PS = 2 * S_PS
 _RETRY_PS = 100 * MS_PS
+_SOON_PS = 20 * US_PS  # a frame or an interrupt waits for its time
+_LATER_PS = 100 * US_PS
 _LINGER = 256  # steps without progress of the work, before what comes from outside counts as idleness
 
 
 class Engine:
-    """Run the guests of one NIC. guests: in the order of the workload's stations; each has one function of the NIC.
+    """Run the guests of one NIC; a `Lane`. guests: in the order of the workload's stations, with one function each.
 
-    wire: of the NIC, if it leads anywhere. on_capture: called when captured frames wait. on_tick: called often.
+    wire: of the NIC, if it leads anywhere.
     """
 
     def __init__(
-        self,
-        host: Host,
-        nic: Nic82576,
-        guests: Sequence[Guest],
-        workload: Workload,
-        *,
-        wire: Wire | None = None,
-        on_capture: Callable[[], None] | None = None,
-        on_tick: Callable[[], None] | None = None,
+        self, host: Host, nic: Nic82576, guests: Sequence[Guest], workload: Workload, *, wire: Wire | None = None
     ) -> None:
         self.host = host
         self.nic = nic
@@ -53,48 +49,89 @@ class Engine:
         self.ping_ps: list[list[int]] = [[] for _ in guests]
         self._asked_at: list[tuple[int, int]] = [(0, 0) for _ in guests]
         self._wire = wire
+        if isinstance(host.clock, WallClock):
+            nic.port.follow_time()
+        self._how = _ROUNDS, _BUDGET
+        self._met = 0, 0
+        self._trapping: list[Igbvf] = []
         self._progress = (0, 0)
         self._idle_steps = 0
-        self._on_capture = on_capture
-        self._on_tick = on_tick
         self._retry_ps = 0
         self._timer = False
+        self._busy = True
+        self._progresses = True
+        self._last_ps = host.now()
+        self.done: bool | None = None
 
     def _drivers(self) -> list[Igbvf]:
         return [nic.driver for guest in self.guests for nic in guest.nics]
 
     def step(self, rounds: int = _ROUNDS, budget: int = _BUDGET) -> bool:
-        """Run one breath and what it calls for; return whether anything moved.
+        """Take one turn alone; return whether anything moved.
 
         rounds: of guests and NIC, at most. budget: frames of each queue in a round.
         """
+        self._how = rounds, budget
+        try:
+            return self.turn(self.host.now()) > 0
+        finally:
+            self._how = _ROUNDS, _BUDGET
+
+    def turn(self, now: Ps) -> int:
+        """Take one turn alone; return how much was done."""
+        self.begin()
+        self.work()
+        return self.end()
+
+    def begin(self) -> bool:
+        """Do what comes before a breath."""
+        self.nic.port.settle()
+        self.nic.port.tick()
+        self._trapping = [driver for driver in self._drivers() if driver.rings.traps]
+        return True
+
+    def work(self) -> None:
+        """Breathe."""
+        rounds, budget = self._how
+        if self.workload.kind == "ping" or self._trapping:
+            rounds = 1
+        now = self.host.now()
+        self._met = breathe(self.nic.port.address, self.workload.block.ctypes.data, now, rounds, budget)
+
+    def end(self) -> int:
+        """Do what the breath called for; return how much was done."""
         nic, host = self.nic, self.host
-        nic.port.settle()
-        nic.port.tick()
-        drivers = self._drivers()
-        trapping = [driver for driver in drivers if driver.rings.traps]
-        rounds = 1 if self.workload.kind == "ping" or trapping else rounds
-        moved, events = breathe(nic.port.address, self.workload.block.ctypes.data, host.now(), rounds, budget)
-        for driver in trapping:
+        moved, events = self._met
+        for driver in self._trapping:
             driver.rings.show_tails()
         if self._wire is not None:
-            carried, told = self._wire.serve(budget)
+            carried, told = self._wire.serve(self._how[1])
             moved += carried
             events |= told
         nic.handle(events)
         if events & EV_FAULT:
             host.serve_iommu()
-        if events & EV_CAPTURE and self._on_capture is not None:
-            self._on_capture()
-        handled = sum(guest.run_interrupts() for guest in self.guests if guest.interrupted)
+        moved += sum(guest.run_interrupts() for guest in self.guests if guest.interrupted)
         if events & EV_IDLE:
-            for driver in drivers:
+            for driver in self._drivers():
                 if driver.netdev["polling"] and driver.netdev["empty_polls"] >= PATIENCE:
                     driver.idle()
-        handled += self._recover()
+        moved += self._recover()
         self._note_pings()
         self._timer = bool(events & EV_TIMER)
-        return moved + handled > 0
+        self._busy = moved > 0
+        self._note_progress()
+        return moved
+
+    def due(self) -> Ps | None:
+        """Say when the next breath is wanted: soon while anything waits; what comes from outside is waited for."""
+        if self.done is not None and not self._timer:
+            return None
+        return Ps(self.host.now() + (_SOON_PS if self._timer else _LATER_PS))
+
+    def fileno(self) -> int:
+        """Return the descriptor of what comes from outside, unless frames wait for their time anyway."""
+        return -1 if self._wire is None or self._timer else self._wire.fileno()
 
     def _recover(self) -> int:
         """Let drivers recover that must; one whose PF is not back is left alone for a while. Returns how many did."""
@@ -124,33 +161,39 @@ class Engine:
 
     def run(self) -> bool:
         """Run until every frame has been sent and nothing moves any more; False if the work got stuck before."""
-        last = self.host.now()
-        while True:
-            busy = self.step()
-            if self._on_tick is not None:
-                self._on_tick()
+        self.start()
+        World.of(self.host.clock, self).until(self.over)
+        return bool(self.done)
+
+    def start(self) -> None:
+        """Begin to judge whether the work is over."""
+        self.done, self._busy, self._last_ps = None, True, self.host.now()
+
+    def over(self) -> bool:
+        """Tell whether the work is over, to be asked between steps. `done` then says whether all of it was done."""
+        if self.done is None:
             now = self.host.now()
-            alone = self._wire is None or not self._wire.uplink.live
-            progresses = alone or self._progresses()
-            if busy and progresses:
-                last = now
-                continue
-            if self.workload.finished and (self._drained() or not (progresses or self._departing)):
-                return True
-            if now - last > _STUCK_PS:
-                return self.workload.finished and not alone
-            self.host.clock.sleep(20 * US_PS if self._timer else MS_PS // 10)
+            if self._busy and self._progresses:
+                self._last_ps = now
+            elif self.workload.finished and (self._drained() or not (self._progresses or self._departing)):
+                self.done = True
+            elif now - self._last_ps > _STUCK_PS:
+                self.done = self.workload.finished and self._wire is not None and self._wire.uplink.live
+        return self.done is not None
+
+    def _note_progress(self) -> None:
+        """Note whether the work goes on, or did a moment ago: what comes from outside may keep guests busy for ever."""
+        if self._wire is None or not self._wire.uplink.live:
+            return
+        progress = self.workload.sent, int(self.workload.row["tasks"]["answered"].sum())
+        waits = self._timer and any(driver.tx_pending for driver in self._drivers())
+        self._idle_steps = 0 if progress != self._progress or waits else self._idle_steps + 1
+        self._progress = progress
+        self._progresses = self._idle_steps < _LINGER
 
     @property
     def _departing(self) -> bool:
         return self._wire is not None and self._wire.departing
-
-    def _progresses(self) -> bool:
-        """Whether the work goes on, or did a moment ago: what comes from outside may keep guests busy for ever."""
-        progress = self.workload.sent, int(self.workload.row["tasks"]["answered"].sum())
-        self._idle_steps = 0 if progress != self._progress else self._idle_steps + 1
-        self._progress = progress
-        return self._idle_steps < _LINGER
 
     def _drained(self) -> bool:
         """Whether no driver waits for anything: all sent frames taken by the device, no one polls."""

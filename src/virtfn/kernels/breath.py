@@ -7,6 +7,7 @@ side and the device's meet only in memory, as their kernels do everywhere else.
 from __future__ import annotations
 
 from virtfn.kernels._jit import kernel
+from virtfn.kernels.clock import read_clock
 from virtfn.kernels.i82576.netdev import netdev_at
 from virtfn.kernels.i82576.port import serve
 from virtfn.kernels.i82576.state import EV_CAPTURE, EV_IDLE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_TIMER, EV_UPLINK, nic_at
@@ -21,7 +22,8 @@ PATIENCE = 32  # empty polls before a guest goes back to interrupts
 def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budget: int) -> tuple[int, int]:
     """Run up to `rounds` rounds of all guests and the port. Returns (frames moved, events).
 
-    nic_address, traffic_address: of the NIC and TRAFFIC rows. now: time in ps. budget: frames a queue and round.
+    nic_address, traffic_address: of the NIC and TRAFFIC rows. now: time in ps, where the NIC has no clock to read.
+    budget: frames a queue and round.
     """
     nic = nic_at(nic_address)
     traffic = traffic_at(traffic_address)
@@ -38,7 +40,7 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
             polling |= d.polling
             if d.polling and d.empty_polls >= PATIENCE:
                 events |= EV_IDLE
-        frames, event = serve(nic, now, budget)
+        frames, event = serve(nic, read_clock(nic.port.clock) if nic.port.clock else now, budget)
         events |= event
         moved += frames
         if events & urgent:

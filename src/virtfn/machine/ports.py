@@ -15,6 +15,7 @@ import numpy.typing as npt
 from virtfn.hw.types import Hva, Iova, Ps, Rid
 
 __all__ = [
+    "Actor",
     "Bar",
     "Clock",
     "ConfigSpace",
@@ -53,6 +54,19 @@ class Clock(Protocol):
 
     def sleep(self, duration_ps: int) -> None:
         """Let `duration_ps` pass."""
+
+
+class Actor(Protocol):
+    """Who has something to do again and again: a card with its guests, a wire, virtual machines, a door to ask at."""
+
+    def turn(self, now: Ps) -> int:
+        """Do what there is to do, for a bounded time; return how much it was."""
+
+    def due(self) -> Ps | None:
+        """Say when the next turn is wanted, though nothing wakes; None if it need not be."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that can be read when there is something to do; -1 if there is none."""
 
 
 class Device(Protocol):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.devices.nic82576 import Nic82576
-from virtfn.hw.types import Rid
+from virtfn.hw.types import Ps, Rid
 from virtfn.kernels.i82576.state import CHORES, POOLS, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
@@ -71,7 +71,7 @@ class Pump:
     def _functions(self) -> list[ServedFunction]:
         return [served for vm in self._vms for served in vm.functions.values()]
 
-    def turn(self) -> int:
+    def turn(self, now: int = 0) -> int:
         """Do what there is to do, and return how much it was."""
         done = self._answer()
         for nic in self._nics:
@@ -157,10 +157,19 @@ class Pump:
     def __call__(self) -> None:
         """Take a turn, then move frames and rest for some milliseconds, or until there is more: a tick."""
         self.turn()
-        self.run(_LIMIT_PS)
+        self.rest(_LIMIT_PS)
 
-    def run(self, limit_ps: int) -> None:
+    def due(self) -> Ps | None:
+        """Want no turn at a time: it rests for all."""
+        return None
+
+    def fileno(self) -> int:
+        """Have none: it rests for all."""
+        return -1
+
+    def rest(self, limit_ps: int) -> None:
         """Let kernels do what they can, and rest, until Python is needed or `limit_ps` is over."""
+        limit_ps = min(limit_ps, _LIMIT_PS)
         functions = [served for served in self._functions() if served.server.fileno() >= 0]
         watched = self._host.iommu.interrupts.on_message is not None
         links = np.zeros((len(functions), 2), np.int64)

@@ -50,7 +50,7 @@ class Line:
             while self.pump.turn():
                 pass
         else:
-            self.pump.run(MS_PS)
+            self.pump.rest(MS_PS)
 
     def close(self) -> None:
         for peer in self.peers:

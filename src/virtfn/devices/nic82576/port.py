@@ -27,6 +27,7 @@ from virtfn.hw.i82576 import QUEUES, VFS, Regs
 from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, SWSM, TCPTIMER, VTCTRL
 from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
+from virtfn.kernels.clock import CLOCK, set_up_clock
 from virtfn.kernels.i82576.port import WIRE_STALL
 from virtfn.kernels.i82576.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
 from virtfn.kernels.vtd.iommu import Iommu
@@ -57,6 +58,7 @@ class Port(Handlers):
         self.block = new_nic(iommu)
         self.address = int(self.block.ctypes.data)
         self.nic: np.void = self.block[0]
+        self._clock = np.zeros(1, CLOCK)
         self._counters = np.frombuffer(self.nic["counters"], np.int64).data
         self.registers = PortRegisters()
         self.interrupts = Interrupts(self.registers, self.nic, send)
@@ -68,6 +70,10 @@ class Port(Handlers):
         self.registers.bind(self)
         self._started_ps = now()
         self.power_on()
+
+    def follow_time(self) -> None:
+        """Let kernels see time pass while they work: the machine's, not that of a virtual clock."""
+        self.nic["port"]["clock"] = set_up_clock(self._clock)
 
     def _ring_pf(self) -> None:
         self.interrupts.raise_other(ICR.VMMB.mask)

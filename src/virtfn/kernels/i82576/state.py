@@ -74,8 +74,8 @@ PORT = row_of(
     "misbehaved blocked "
     # this call
     "epoch now capture capture_head capture_bytes "
-    # addresses: the IOMMU's state, the scratch area, the captured bytes
-    "iommu scratch captured "
+    # addresses: the IOMMU's state, the scratch area, the captured bytes, a clock to read, 0 if there is none
+    "iommu scratch captured clock "
     # address of the device TLB, 0 if the NIC has none
     "device_tlb "
     # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet; without padding

@@ -1,0 +1,59 @@
+"""The recording of a lab: what each function sends and receives, from the cards into one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from virtfn.api.machine import LabPf, Machine, function_name
+from virtfn.hw.types import Ps, format_rid
+from virtfn.machine.captures import Direction, Recorder
+from virtfn.machine.clock import WallClock, epoch_ps
+
+__all__ = ["Recording"]
+
+
+class Recording:
+    """A recording that goes on until `close`. An actor: cards that have frames for it wait for its turn."""
+
+    def __init__(self, path: Path, machine: Machine, clock: WallClock) -> None:
+        names: list[str] = []
+        self._interfaces: dict[tuple[int, int | None], int] = {}
+        self._pfs: list[LabPf] = machine.pfs
+        for i, pf in enumerate(machine.pfs):
+            for vf in machine.used_vfs(pf):
+                self._interfaces[i, vf.index] = len(names)
+                names.append(function_name(vf) if len(machine.pfs) == 1 else f"{pf.name} {function_name(vf)}")
+            self._interfaces[i, None] = len(names)
+            names.append(f"{pf.name} wire {format_rid(pf.nic.pf_rid)}")
+            pf.nic.start_capture()
+        self._recorder = Recorder(path, names, epoch_ps=epoch_ps(clock))
+
+    def turn(self, now: Ps) -> int:
+        """Write what cards have for it."""
+        return self.drain()
+
+    def due(self) -> Ps | None:
+        """Want turns with the cards, and no others."""
+        return None
+
+    def fileno(self) -> int:
+        """Have no descriptor."""
+        return -1
+
+    def drain(self) -> int:
+        """Write what cards have for it; return the frames."""
+        frames = 0
+        for number, pf in enumerate(self._pfs):
+            batch = []
+            for interface, outbound, time_ps, frame in pf.nic.take_capture():
+                index = self._interfaces.get((number, interface))
+                if index is not None:
+                    direction = Direction.OUTBOUND if outbound else Direction.INBOUND
+                    batch.append((index, time_ps, frame.data, direction))
+            self._recorder.write(batch)
+            frames += len(batch)
+        return frames
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._recorder.close()

@@ -1,0 +1,147 @@
+"""The world: a clock, and actors that take turns. The one place that decides whose turn it is, and how long to rest.
+
+    lane     an actor whose work is compiled: lanes work at the same time, each in a thread, where there are processors
+    rester   the actor that knows best how to rest: it waits in compiled code, and moves frames meanwhile
+
+A step is one turn of each. When nobody had anything to do, the world rests: until a descriptor can be read, or the
+first actor is due. With a virtual clock it jumps there, so that the same work takes the same steps.
+
+Python alone changes what it owns: no lane is under way while an actor has its turn.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from virtfn.kernels._jit import CHECKED
+from virtfn.machine.clock import MS_PS, WallClock
+from virtfn.machine.ports import Actor, Clock
+
+__all__ = ["Lane", "Rester", "World"]
+
+_LONGEST_PS = 20 * MS_PS  # of a rest: whoever waits for something that is no actor looks again after it
+
+
+class Lane(Actor, Protocol):
+    """An actor whose turn is `begin`, `work` in compiled code beside other lanes, and `end`."""
+
+    def begin(self) -> bool:
+        """Do what comes before the work; False if there is none now."""
+
+    def work(self) -> None:
+        """Work. No other lane's state may be touched, and nothing of Python's."""
+
+    def end(self) -> int:
+        """Do what the work calls for; return how much was done."""
+
+
+class Rester(Actor, Protocol):
+    """An actor that rests for all: what it does in its turn does not keep the world from it."""
+
+    def rest(self, limit_ps: int) -> None:
+        """Rest for `limit_ps` at most, or until there is something to do."""
+
+
+class World:
+    """Actors and their clock. They may come and go between steps, and in their turns."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._lanes: list[Lane] = []
+        self._actors: list[Actor] = []
+        self._rester: Rester | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._side_by_side = len(os.sched_getaffinity(0)) > 1 and not CHECKED  # which knows one call at a time
+
+    @classmethod
+    def of(cls, clock: Clock, lane: Lane) -> World:
+        """Make a world of one lane."""
+        world = cls(clock)
+        world.add_lane(lane)
+        return world
+
+    def add(self, actor: Actor) -> None:
+        """Take an actor in: it has its turns after those that are there."""
+        self._actors.append(actor)
+
+    def add_lane(self, lane: Lane) -> None:
+        """Take a lane in."""
+        self._lanes.append(lane)
+
+    def rest_by(self, rester: Rester) -> None:
+        """Let an actor rest for all, instead of the one that did before."""
+        self._rester = rester
+
+    def remove(self, actor: Actor) -> None:
+        """Let an actor go, whatever it is here."""
+        if actor is self._rester:
+            self._rester = None
+        self._lanes = [lane for lane in self._lanes if lane is not actor]
+        self._actors = [other for other in self._actors if other is not actor]
+
+    def step(self) -> bool:
+        """Give each its turn; return whether anybody but the rester had something to do."""
+        done = self._work()
+        for actor in list(self._actors):
+            done += actor.turn(self.clock.now())
+        if self._rester is not None:
+            self._rester.turn(self.clock.now())
+        return done > 0
+
+    def _work(self) -> int:
+        lanes = [lane for lane in self._lanes if lane.begin()]
+        if len(lanes) > 1 and self._side_by_side:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lane")
+            others = [self._threads.submit(lane.work) for lane in lanes[1:]]
+            lanes[0].work()
+            for other in others:
+                other.result()
+        else:
+            for lane in lanes:
+                lane.work()
+        return sum([lane.end() for lane in lanes])
+
+    def rest(self) -> None:
+        """Wait until there is something to do, or somebody is due."""
+        now = self.clock.now()
+        everybody = [*self._lanes, *self._actors]
+        due = [when for actor in everybody if (when := actor.due()) is not None]
+        limit = min(max(min(due, default=now + _LONGEST_PS) - now, 0), _LONGEST_PS)
+        if self._rester is not None:
+            self._rester.rest(limit)
+            return
+        poll = select.poll()
+        for fd in {fd for actor in everybody if (fd := actor.fileno()) >= 0}:
+            poll.register(fd, select.POLLIN)
+        if not isinstance(self.clock, WallClock):
+            if not poll.poll(0):
+                self.clock.sleep(limit)
+        elif limit >= MS_PS:
+            poll.poll(limit / MS_PS)
+        else:  # poll cannot tell such a short time
+            self.clock.sleep(limit)
+
+    def tick(self) -> None:
+        """Take a step, and rest if there was nothing to do: what whoever waits calls again and again."""
+        if not self.step():
+            self.rest()
+
+    def until(self, done: Callable[[], bool], limit_ps: int | None = None) -> bool:
+        """Go on until `done`, which is asked between steps; False if `limit_ps` is over before."""
+        end = None if limit_ps is None else self.clock.now() + limit_ps
+        while not done():
+            if end is not None and self.clock.now() >= end:
+                return False
+            self.tick()
+        return True
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
