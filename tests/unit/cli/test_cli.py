@@ -16,6 +16,9 @@ import pytest
 
 from virtfn.api.progress import Progress
 from virtfn.api.report import Report
+from virtfn.cli.main import MAX_FRAME_BYTES
+from virtfn.hw.eth import FCS_BYTES
+from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.machine.ports import VirtfnError
 
 REPORT: Report = {
@@ -231,6 +234,7 @@ def test_what_is_not_supported_is_status_1_and_names_the_errno(
         ("bench", "--vfs", "9"),
         ("bench", "--vfs", "x"),
         ("bench", "--frame-bytes", "63"),
+        ("bench", "--frame-bytes", "9729"),
         ("bench", "--seconds", "nan"),
         ("bench", "--seconds", "0"),
         ("lspci", "--dump", "--json", "-"),
@@ -308,6 +312,10 @@ def test_lspci(virtfn: Callable[..., Result], tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     assert virtfn("lspci", "--dump", "--json", str(path))[1] == FakeMachine().dump()
     assert json.loads(path.read_text()) == FakeMachine().json()
+
+
+def test_the_largest_frame_is_the_cards() -> None:
+    assert MAX_FRAME_BYTES == MAX_FRAME + FCS_BYTES
 
 
 def test_bench(virtfn: Callable[..., Result], engine: Engine) -> None:
