@@ -16,18 +16,13 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from virtfn import __version__
 from virtfn.api.image import current_image
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Qemu, choose_acceleration, find_qemu, kvm_obstacle
 from virtfn.vmm.qemu.image import Image
 
-__all__ = ["Check", "Machine", "examine", "render_doctor"]
+__all__ = ["Check", "Machine", "examine"]
 
 _QEMU_REMEDY = (
     "virtfn image qemu (any Debian, no root), or on Debian 13: apt-get install -t trixie-backports qemu-system-x86"
@@ -184,30 +179,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
-
-
-_TITLES = {
-    "run": "embedded labs",
-    "qemu": "QEMU guests",
-    "hardware": "real VFs",
-    "judges": "outside judges",
-}
-
-
-def render_doctor(document: dict[str, object]) -> RenderableType:
-    """Lay the doctor's findings out for a person."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
-    for title in ("for", "what", "", "found", "how to get it"):
-        table.add_column(title, overflow="fold", no_wrap=title in ("for", "what", ""))
-    last = ""
-    checks = document["checks"]
-    assert isinstance(checks, list)
-    for check in checks:
-        mark = Text("ok", style="green") if check["ok"] else Text("-", style="yellow")
-        title = _TITLES[check["purpose"]] if check["purpose"] != last else ""
-        table.add_row(title, check["name"], mark, Text(check["found"]), Text(check["remedy"], style="dim"))
-        last = check["purpose"]
-    can = document["can"]
-    assert isinstance(can, dict)
-    able = [_TITLES[purpose] for purpose, yes in can.items() if yes]
-    return Group(table, Text(""), Text(f"this machine is ready for: {', '.join(able) or 'nothing yet'}", style="bold"))

@@ -12,13 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypedDict
 
-from rich.console import RenderableType
-from rich.table import Table
-
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Acceleration, Qemu, Tick, cache_folder, choose_acceleration, find_qemu, install_qemu
 from virtfn.vmm.qemu.debian import own_suite
-from virtfn.vmm.qemu.image import TOOLS, Image, build_image
+from virtfn.vmm.qemu.image import Image, build_image
 
 __all__ = [
     "ImageDocument",
@@ -28,8 +25,6 @@ __all__ = [
     "find_platform",
     "get_qemu",
     "make_image",
-    "render_image",
-    "render_qemu",
 ]
 
 _CURRENT = "current"
@@ -122,33 +117,6 @@ def get_qemu() -> QemuDocument:
         "version": ".".join(map(str, qemu.version)),
         "firmware": sorted(qemu.firmware()),
     }
-
-
-def render_image(document: ImageDocument) -> RenderableType:
-    """Lay an image out for a person."""
-    programs = [name for name, _, _ in (package.split("_") for package in document["packages"]) if name in TOOLS]
-    facts = _facts()
-    facts.add_row("image", document["folder"])
-    facts.add_row("kernel", f"Linux {document['version']}, of {document['suite']}")
-    facts.add_row("programs", ", ".join(sorted(programs)))
-    facts.add_row("size", f"{document['bytes'] / 1e6:.1f} MB, from {len(document['packages'])} packages")
-    return facts
-
-
-def render_qemu(document: QemuDocument) -> RenderableType:
-    """Lay a QEMU out for a person."""
-    facts = _facts()
-    facts.add_row("QEMU", document["version"])
-    facts.add_row("program", document["path"])
-    facts.add_row("firmware", f"{len(document['firmware'])} files")
-    return facts
-
-
-def _facts() -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
 
 
 def find_platform(tick: Tick) -> Platform:

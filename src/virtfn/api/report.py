@@ -1,4 +1,4 @@
-"""What a run says at its end: the report, and the report as a person reads it.
+"""What a run says at its end.
 
 The TypedDicts are the JSON documents of `virtfn run --json` and `virtfn bench --json`, key for key; keys never change
 meaning. `verdict` is the one place that decides whether a run accounts for every frame.
@@ -8,11 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
-
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 __all__ = [
     "AttackReport",
@@ -27,8 +22,6 @@ __all__ = [
     "Totals",
     "UplinkReport",
     "Verdict",
-    "render",
-    "render_bench",
     "verdict",
 ]
 
@@ -193,7 +186,7 @@ def verdict(report: Report) -> Verdict:
         return Verdict(False, "; ".join(failures))
     corrupt, reordered, lost = (sum(g[key] for g in guests) for key in ("corrupt", "reordered", "lost"))
     counts = ((corrupt, "corrupt"), (reordered, "out of order"), (lost, "lost without a reason"))
-    wrong = [f"{_count(number)} {word}" for number, word in counts if number]
+    wrong = [f"{number:,} {word}" for number, word in counts if number]
     if wrong:
         return Verdict(False, f"frames are not accounted for: {', '.join(wrong)}")
     calm = f"none of {len(attempts)} attempts of the hostile guest succeeded; " if attempts else ""
@@ -204,181 +197,8 @@ def verdict(report: Report) -> Verdict:
     if dropped:
         plural = "frame was" if dropped == 1 else "frames were"
         return Verdict(
-            True, f"{calm}{_count(dropped)} {plural} dropped, each for a counted reason; all others arrived intact"
+            True, f"{calm}{dropped:,} {plural} dropped, each for a counted reason; all others arrived intact"
         )
     if all(g["vmm"] == "qemu" for g in guests):
         return Verdict(True, "Linux is content, and no frame was dropped")
     return Verdict(True, calm + "every frame arrived once, unaltered and in order")
-
-
-def render(report: Report) -> RenderableType:
-    """Lay the report out for a person."""
-    judged = verdict(report)
-    word = Text("passed ", style="bold green") if judged.passed else Text("FAILED ", style="bold red")
-    return Group(
-        Text.assemble(("lab ", "dim"), (report["lab"], "bold")),
-        Text(""),
-        _guest_table(report["guests"]),
-        Text(""),
-        *_linux(report["guests"]),
-        *_attacks(report.get("attacks", [])),
-        _facts(report),
-        Text(""),
-        word + Text(judged.words, style="not bold"),
-    )
-
-
-def _guest_table(guests: list[GuestReport]) -> Table:
-    table = _table("guest", "function")
-    for title in ("sent", "received", "lost", "corrupt", "reord.", "dropped", "exits", "irqs"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for g in guests:
-        table.add_row(
-            Text(g["name"]),
-            Text(g["address"], style="dim"),
-            _number(g["tx_frames"]),
-            _number(g["rx_frames"]),
-            *(_number(n, bad=True) for n in (g["lost"], g["corrupt"], g["reordered"])),
-            _number(sum(g["dropped"].values()), worth_a_look=True),
-            _number(g["exits"]),
-            _number(g["interrupts"]),
-        )
-    return table
-
-
-_OUTCOMES = {"stopped": "green", "harmless": "green", "succeeded": "bold red"}
-
-
-def _attacks(attacks: list[AttackReport]) -> list[RenderableType]:
-    """Lay out what was attempted: what became of it, what stopped it, and what it does without remapping."""
-    if not attacks:
-        return []
-    table = _table("attempt", "outcome")
-    table.add_column("stopped by", ratio=1)
-    table.add_column("without remapping", no_wrap=True)
-    for a in attacks:
-        bare = a["without_remapping"]
-        table.add_row(
-            Text(a["name"]),
-            Text(a["outcome"], style=_OUTCOMES[a["outcome"]]),
-            Text(a["stopped_by"], style="dim"),
-            Text("the same", style="dim") if bare is None else Text(bare["outcome"]),
-        )
-    return [table, Text("")]
-
-
-def _linux(guests: list[GuestReport]) -> list[RenderableType]:
-    """Lay out what only guests under QEMU have."""
-    table = _table("Linux", "I/O")
-    for title in ("booted in", "ping", "iperf3 sends", "exits a frame"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for g in guests:
-        if g["vmm"] == "qemu":
-            table.add_row(
-                Text(g["name"]),
-                Text(g["io"]),
-                f"{g['boot_s']:.1f} s",
-                f"{g['ping_ms']:.2f} ms" if "ping_ms" in g else "-",
-                f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",
-                "-" if "self_test" in g else f"{g['exits_per_frame']:.2f}",
-            )
-    tests = [Text(f"{g['name']}: self-test of the card {g['self_test']}") for g in guests if "self_test" in g]
-    return [table, *tests, Text("")] if table.rows else []
-
-
-def _facts(report: Report) -> Table:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
-    for pf in report["pfs"]:
-        facts.add_row(pf["name"], f"{pf['model']} at {pf['address']}, {_plural(pf['vfs'], 'VF')}")
-        switch = pf["switch"]
-        words = f"{_count(switch['forwarded'])} forwarded, {_count(switch['flooded'])} flooded"
-        facts.add_row("  switch", f"{words}, {_drops(switch['dropped'])}")
-        if uplink := pf.get("uplink"):
-            events = "".join(f", {_count(n)} {name}" for name, n in uplink["events"].items())
-            facts.add_row("  uplink", ("up" if uplink["up"] else "down") + events)
-    for g in report["guests"]:
-        if any(g["dropped"].values()):
-            facts.add_row(f"  {g['name']}", _drops(g["dropped"]))
-    pings = [
-        f"{g['name']} {1000 * g['ping_ms']:.1f} us"
-        for g in report["guests"]
-        if "ping_ms" in g and g["vmm"] == "embedded"
-    ]
-    if pings:
-        facts.add_row("ping", f"mean round trip: {', '.join(pings)}")
-    mmu = report["iommu"]
-    hits = f", {100 * mmu['iotlb_hits'] / mmu['translations']:.1f} % by the IOTLB" if mmu["translations"] else ""
-    facts.add_row(
-        "IOMMU",
-        f"{_plural(mmu['domains'], 'domain')}, {_count(mmu['translations'])} translations{hits}, "
-        f"{_plural(mmu['page_walks'], 'page walk')}, {_plural(mmu['faults'], 'fault')}",
-    )
-    if "device_tlb_hits" in mmu:
-        asked = f"{_count(mmu['translation_requests'])} translation requests"
-        facts.add_row("device TLBs", f"{_count(mmu['device_tlb_hits'])} hits, {asked}")
-    sums = report["totals"]
-    compiled = f" (kernels compiled in {report['compile_s']:.1f} s)" if report["compile_s"] >= 0.05 else ""
-    facts.add_row(
-        "total",
-        f"{_count(sums['frames'])} frames, {_bytes(sums['bytes'])} in {report['elapsed_s']:.2f} s{compiled}: "
-        f"{sums['mpps']:.2f} Mpps, {sums['gbps']:.2f} Gb/s",
-    )
-    return facts
-
-
-def render_bench(report: BenchReport) -> RenderableType:
-    """Lay a bench report out for a person."""
-    table = _table("path")
-    for title in ("frame bytes", "VFs", "Mpps", "Gb/s", "copy Gb/s", "of copy"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for p in report["points"]:
-        copy = report["copy_gbps"].get(str(p["frame_bytes"]))
-        table.add_row(
-            Text(p["path"]),
-            str(p["frame_bytes"]),
-            str(p["vfs"]),
-            Text(f"{p['mpps']:.2f}", style="bold"),
-            f"{p['gbps']:.2f}",
-            Text("-" if copy is None else f"{copy:.2f}", style="dim"),
-            f"{100 * p['copy_ratio']:.0f} %",
-        )
-    return Group(Text(report["cpu"], style="dim"), Text(""), table)
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
-    for title in titles:
-        table.add_column(title, no_wrap=True)
-    return table
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
-def _plural(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def _number(number: int, *, bad: bool = False, worth_a_look: bool = False) -> Text:
-    style = "bold red" if bad and number else "yellow" if worth_a_look and number else "dim" if not number else ""
-    return Text(_count(number), style=style)
-
-
-def _drops(dropped: dict[str, int]) -> str:
-    counted = {reason: n for reason, n in dropped.items() if n}
-    if not counted:
-        return "0 dropped"
-    return f"{_count(sum(counted.values()))} dropped: " + ", ".join(
-        f"{_count(n)} {r}" for r, n in sorted(counted.items())
-    )
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
-            break
-        number /= 1000
-    return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"

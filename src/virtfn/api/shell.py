@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import attach, console_doors
 
-__all__ = ["ConsoleDocument", "attach", "find_console", "list_consoles", "render_consoles"]
+__all__ = ["ConsoleDocument", "attach", "find_console", "list_consoles"]
 
 
 class ConsoleDocument(TypedDict):
@@ -36,10 +33,3 @@ def find_console(guest: str) -> Path:
         others = f"there is {', '.join(sorted(doors))}" if doors else "virtfn run --keep keeps a lab up"
         raise VirtfnError(f"no Linux guest called {guest!r} runs; {others}", errno_name="ENOENT")
     return doors[guest]
-
-
-def render_consoles(consoles: list[ConsoleDocument]) -> RenderableType:
-    """Lay the list out for a person."""
-    if not consoles:
-        return Text("no Linux guest runs; virtfn run --keep keeps a lab up")
-    return Group(*(Text(entry["guest"]) for entry in consoles))

@@ -1,1 +1,1 @@
-"""The command line. Nothing heavy is imported before a command runs."""
+"""The command line. Nothing heavy is imported before a command runs; who imports rich is in here."""

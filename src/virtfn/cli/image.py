@@ -23,7 +23,8 @@ def image() -> None:
 def build(suite: str | None, refresh: bool, json_to: str | None) -> None:
     """Make the guest image that labs boot: Debian's kernel, and an initramfs of Debian's programs."""
     claim({"--json": json_to})
-    from virtfn.api.image import make_image, render_image
+    from virtfn.api.image import make_image
+    from virtfn.cli.render.image import render_image
 
     with console(stderr=True).status("fetching packages and building the guest image"):
         document = make_image(suite, refresh=refresh)
@@ -35,7 +36,8 @@ def build(suite: str | None, refresh: bool, json_to: str | None) -> None:
 def qemu(json_to: str | None) -> None:
     """Unpack Debian's newest QEMU for this user alone, where the machine's own is too old."""
     claim({"--json": json_to})
-    from virtfn.api.image import get_qemu, render_qemu
+    from virtfn.api.image import get_qemu
+    from virtfn.cli.render.image import render_qemu
 
     with console(stderr=True).status("fetching QEMU and what it needs"):
         document = get_qemu()
@@ -51,7 +53,8 @@ def shell(guest: str | None, json_to: str | None) -> None:
     Without GUEST: list those that run.
     """
     claim({"--json": json_to})
-    from virtfn.api.shell import attach, find_console, list_consoles, render_consoles
+    from virtfn.api.shell import attach, find_console, list_consoles
+    from virtfn.cli.render.shell import render_consoles
 
     if guest is None:
         document = list_consoles()

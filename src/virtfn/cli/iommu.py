@@ -61,7 +61,7 @@ def show(lab: str | None, state: str | None, json_to: str | None) -> None:
     """Show domains and what they map, interrupt entries, caches, and faults."""
     saved = _source(lab, state, json_to)
     from virtfn.api.iommu import ask_show
-    from virtfn.api.iommureport import render_show
+    from virtfn.cli.render.iommu import render_show
 
     document = ask_show(lab, saved)
     deliver(json_to, document, lambda: render_show(document))
@@ -83,7 +83,7 @@ def explain(
     """
     saved = _source(lab, state, json_to)
     from virtfn.api.iommu import ask_explanation
-    from virtfn.api.iommureport import render_explanation
+    from virtfn.cli.render.iommu import render_explanation
     from virtfn.hw.types import Iova
 
     explanation = ask_explanation(rid, Iova(iova), write, data, lab, saved)

@@ -74,9 +74,10 @@ def run(
     from virtfn.api.lab import refuse_unsupported
 
     refuse_unsupported(lab)
-    from virtfn.api.report import render, verdict
+    from virtfn.api.report import verdict
     from virtfn.api.run import run_lab
     from virtfn.cli.progress import Watcher
+    from virtfn.cli.render.report import render_report
 
     with Watcher(console(stderr=True), quiet=json_to == STDOUT) as watcher:
         report = run_lab(
@@ -88,7 +89,7 @@ def run(
             keep=keep,
             save_state=_path(save_iommu),
         )
-    deliver(json_to, report, lambda: render(report))
+    deliver(json_to, report, lambda: render_report(report))
     judged = verdict(report)
     if not judged.passed:
         raise click.ClickException(judged.words)
@@ -130,8 +131,8 @@ def bench(json_to: str | None, frame_bytes: tuple[int, ...], vfs: int, seconds: 
         raise click.UsageError(f"--seconds {seconds}: is not in the range 0.1 to 600")
     claim({"--json": json_to})
     from virtfn.api.bench import run_bench
-    from virtfn.api.report import render_bench
     from virtfn.cli.progress import Watcher
+    from virtfn.cli.render.report import render_bench
 
     with Watcher(console(stderr=True), quiet=json_to == STDOUT) as watcher:
         report = run_bench(list(frame_bytes) or [64, 512, 1518], vfs, seconds, watcher)
@@ -143,7 +144,8 @@ def bench(json_to: str | None, frame_bytes: tuple[int, ...], vfs: int, seconds: 
 def doctor(json_to: str | None) -> None:
     """Say what this machine can do, and what is missing for the rest."""
     claim({"--json": json_to})
-    from virtfn.api.doctor import examine, render_doctor
+    from virtfn.api.doctor import examine
+    from virtfn.cli.render.doctor import render_doctor
 
     document = examine()
     deliver(json_to, document, lambda: render_doctor(document))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from virtfn.api.doctor import Machine, examine, render_doctor
+from virtfn.api.doctor import Machine, examine
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,6 @@ def install_image(root: Path) -> None:
 
 def findings(machine: Machine) -> tuple[dict[str, bool], dict[str, dict[str, object]]]:
     document = examine(machine)
-    render_doctor(document)
     can, checks = document["can"], document["checks"]
     assert isinstance(can, dict)
     assert isinstance(checks, list)

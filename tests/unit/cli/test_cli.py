@@ -14,52 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from unit.reports import REPORT
 from virtfn.api.progress import Progress
 from virtfn.api.report import Report
 from virtfn.cli.main import MAX_FRAME_BYTES
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.machine.ports import VirtfnError
-
-REPORT: Report = {
-    "virtfn": "0.1.0",
-    "lab": "two-guests",
-    "elapsed_s": 1.5,
-    "compile_s": 0.0,
-    "pfs": [
-        {
-            "name": "pf0",
-            "model": 82576,
-            "address": "0000:01:00.0",
-            "vfs": 2,
-            "switch": {"forwarded": 7, "flooded": 0, "dropped": {}},
-        }
-    ],
-    "guests": [
-        {
-            "name": name,
-            "io": "sriov",
-            "vmm": "embedded",
-            "address": f"0000:02:10.{2 * n}",
-            "mac": f"02:00:00:00:00:1{n}",
-            "tx_frames": 12345,
-            "tx_bytes": 700,
-            "rx_frames": 12345,
-            "rx_bytes": 700,
-            "lost": 0,
-            "corrupt": 0,
-            "reordered": 0,
-            "dropped": {},
-            "exits": 126,
-            "interrupts": 2,
-            "copies": 0,
-            "mailbox_messages": 8,
-        }
-        for n, name in enumerate("ab")
-    ],
-    "iommu": {"domains": 2, "translations": 100, "iotlb_hits": 96, "page_walks": 4, "faults": 0},
-    "totals": {"frames": 24690, "bytes": 1400, "mpps": 1.0, "gbps": 2.0},
-}
 
 
 class FakeMachine:

@@ -1,4 +1,4 @@
-"""The documents of `virtfn iommu` as a person reads them."""
+"""What a remapping unit knows, and how it answers a request."""
 
 from __future__ import annotations
 
