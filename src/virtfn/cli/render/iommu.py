@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from virtfn.api.iommu import FaultView, ShowDocument
+from virtfn.cli.render.table import Listing, facts
 from virtfn.hw.vtd.tables import FaultReason
 from virtfn.iovm.iommu.explanation import CacheView, Explanation, PageView
 from virtfn.iovm.iommu.tables import DomainView, Target
@@ -27,7 +27,7 @@ def render_show(document: ShowDocument) -> RenderableType:
     for domain in document["domains"]:
         parts += [*_domain(domain), Text("")]
     if document["broken"]:
-        table = _table("entry that cannot be used", "value", "why")
+        table = Listing("entry that cannot be used", "value", "why", prose=("why",))
         for broken in document["broken"][:_LINES]:
             table.add_row(Text(broken["entry"]), broken["value"], Text(f"{broken['reason']} ({broken['code']:#x})"))
         parts += [table, *_left(len(document["broken"])), Text("")]
@@ -61,7 +61,7 @@ def _domain(domain: DomainView) -> Iterator[RenderableType]:
     if domain["broken"]:
         yield Text(f"  {domain['broken']:,} entries are broken: they fault when they are used", style="yellow")
     if domain["mappings"]:
-        table = _table("device addresses", "size", "rights", "in memory at")
+        table = Listing("device addresses", "size", "rights", "in memory at", prose=("in memory at",))
         pieces = domain["targets"]
         for mapping in domain["mappings"][:_LINES]:
             first, size = mapping["iova"], mapping["bytes"]
@@ -82,8 +82,8 @@ def _pieces(targets: list[Target], first: int, end: int) -> str:
     return ", ".join(shown) + (f" and {more} more pieces" if more > 0 else "") if shown else "not listed"
 
 
-def _interrupts(document: ShowDocument) -> Table:
-    table = _table("interrupt entry", "requester", "vector", "goes to")
+def _interrupts(document: ShowDocument) -> Listing:
+    table = Listing("interrupt entry", "requester", "vector", "goes to", prose=("goes to",))
     for entry in document["interrupts"][:_LINES]:
         goes = f"local APIC {entry['destination']:#x}" if entry["destination"] is not None else ""
         if entry["descriptor"] is not None:
@@ -94,27 +94,25 @@ def _interrupts(document: ShowDocument) -> Table:
 
 
 def _caches(document: ShowDocument) -> Table:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
+    table = facts()
     iotlb, counters = document["iotlb"], document["counters"]
     if iotlb["in_use"] is not None:
         used = sum(use["entries"] for use in iotlb["in_use"])
-        facts.add_row("IOTLB", f"{used:,} of {iotlb['entries']:,} entries in use")
+        table.add_row("IOTLB", f"{used:,} of {iotlb['entries']:,} entries in use")
         for use in iotlb["in_use"]:
-            facts.add_row("", f"domain {use['domain']}: {use['entries']:,} of {_size(use['page_bytes'])}")
+            table.add_row("", f"domain {use['domain']}: {use['entries']:,} of {_size(use['page_bytes'])}")
     if iotlb["hits"] is not None and iotlb["misses"] is not None:
         share = "" if iotlb["ratio"] is None else f", {100 * iotlb['ratio']:.1f} % by the IOTLB"
-        facts.add_row("requests", f"{iotlb['hits']:,} hits, {iotlb['misses']:,} misses{share}")
+        table.add_row("requests", f"{iotlb['hits']:,} hits, {iotlb['misses']:,} misses{share}")
     for name, cache in (("contexts", document["contexts"]), ("interrupt cache", document["interrupt_cache"])):
         if cache["cached"] is not None:
             walks = "" if cache["walks"] is None else f", {cache['walks']:,} walks"
-            facts.add_row(name, f"{cache['cached']:,} cached{walks}")
+            table.add_row(name, f"{cache['cached']:,} cached{walks}")
     shown = {"iotlb_hits", "iotlb_misses", "translations", "context_walks", "interrupt_walks"}
     rest = [f"{name.replace('_', ' ')} {count:,}" for name, count in counters.items() if count and name not in shown]
     if rest:
-        facts.add_row("counters", ", ".join(rest))
-    return facts
+        table.add_row("counters", ", ".join(rest))
+    return table
 
 
 def _faults(faults: list[FaultView]) -> Iterator[RenderableType]:
@@ -129,7 +127,7 @@ def _faults(faults: list[FaultView]) -> Iterator[RenderableType]:
         if fault["kind"] != "untranslated":
             what = f"{fault['kind']}, {what}"
         alike.setdefault((fault["rid"], what, f"{fault['reason']} ({fault['code']:#x})"), []).append(fault)
-    table = _table("fault of", "asked for", "at", "why", "times")
+    table = Listing("fault of", "asked for", "at", "why", "times", prose=("at", "why"))
     for (rid, what, why), group in list(alike.items())[:_LINES]:
         where = sorted({fault["iova"] >> 48 if what == "interrupt" else fault["iova"] for fault in group})
         at = "entry {}" if what == "interrupt" else "{:#x}"
@@ -184,13 +182,6 @@ def _cache_lines(caches: CacheView) -> Iterator[tuple[str, str]]:
             rights = ("r" if page["read"] else "-") + ("w" if page["write"] else "-")
             entry = f" ({_size(page['bytes'])} at {page['iova']:#x} -> {page['hpa']:#x} {rights})"
         yield f"the {name} {said}{entry}", style
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
-    for title in titles:
-        table.add_column(title, no_wrap=title not in ("in memory at", "goes to"))
-    return table
 
 
 def _left(count: int) -> Iterator[RenderableType]:

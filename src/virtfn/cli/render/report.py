@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from virtfn.api.report import AttackReport, BenchReport, GuestReport, Report, verdict
+from virtfn.cli.render.table import Listing, facts
 
 __all__ = ["render_bench", "render_report"]
 
@@ -29,13 +29,12 @@ def render_report(report: Report) -> RenderableType:
     )
 
 
-def _guest_table(guests: list[GuestReport]) -> Table:
-    table = _table("guest", "function")
-    for title in ("sent", "received", "lost", "corrupt", "reord.", "dropped", "exits", "irqs"):
-        table.add_column(title, justify="right", no_wrap=True)
+def _guest_table(guests: list[GuestReport]) -> Listing:
+    counts = ("sent", "received", "lost", "corrupt", "reord.", "drops", "exits", "irqs")
+    table = Listing("guest", "function", right=counts)
     for g in guests:
         table.add_row(
-            Text(g["name"]),
+            g["name"],
             Text(g["address"], style="dim"),
             _number(g["tx_frames"]),
             _number(g["rx_frames"]),
@@ -54,13 +53,11 @@ def _attacks(attacks: list[AttackReport]) -> list[RenderableType]:
     """Lay out what was attempted: what became of it, what stopped it, and what it does without remapping."""
     if not attacks:
         return []
-    table = _table("attempt", "outcome")
-    table.add_column("stopped by", ratio=1)
-    table.add_column("without remapping", no_wrap=True)
+    table = Listing("attempt", "outcome", "stopped by", "without remapping", prose=("stopped by",))
     for a in attacks:
         bare = a["without_remapping"]
         table.add_row(
-            Text(a["name"]),
+            a["name"],
             Text(a["outcome"], style=_OUTCOMES[a["outcome"]]),
             Text(a["stopped_by"], style="dim"),
             Text("the same", style="dim") if bare is None else Text(bare["outcome"]),
@@ -70,74 +67,70 @@ def _attacks(attacks: list[AttackReport]) -> list[RenderableType]:
 
 def _linux(guests: list[GuestReport]) -> list[RenderableType]:
     """Lay out what only guests under QEMU have."""
-    table = _table("Linux", "I/O")
-    for title in ("booted in", "ping", "iperf3 sends", "exits a frame"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for g in guests:
-        if g["vmm"] == "qemu":
-            table.add_row(
-                Text(g["name"]),
-                Text(g["io"]),
-                f"{g['boot_s']:.1f} s",
-                f"{g['ping_ms']:.2f} ms" if "ping_ms" in g else "-",
-                f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",
-                "-" if "self_test" in g else f"{g['exits_per_frame']:.2f}",
-            )
-    tests = [Text(f"{g['name']}: self-test of the card {g['self_test']}") for g in guests if "self_test" in g]
-    return [table, *tests, Text("")] if table.rows else []
+    linux = [g for g in guests if g["vmm"] == "qemu"]
+    if not linux:
+        return []
+    table = Listing("Linux", "I/O", right=("booted in", "ping", "iperf3 sends", "exits a frame"))
+    for g in linux:
+        table.add_row(
+            g["name"],
+            g["io"],
+            f"{g['boot_s']:.1f} s",
+            f"{g['ping_ms']:.2f} ms" if "ping_ms" in g else "-",
+            f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",
+            "-" if "self_test" in g else f"{g['exits_per_frame']:.2f}",
+        )
+    tests = [Text(f"{g['name']}: self-test of the card {g['self_test']}") for g in linux if "self_test" in g]
+    return [table, *tests, Text("")]
 
 
 def _facts(report: Report) -> Table:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
+    table = facts()
     for pf in report["pfs"]:
-        facts.add_row(pf["name"], f"{pf['model']} at {pf['address']}, {_plural(pf['vfs'], 'VF')}")
+        table.add_row(pf["name"], f"{pf['model']} at {pf['address']}, {_plural(pf['vfs'], 'VF')}")
         switch = pf["switch"]
         words = f"{_count(switch['forwarded'])} forwarded, {_count(switch['flooded'])} flooded"
-        facts.add_row("  switch", f"{words}, {_drops(switch['dropped'])}")
+        table.add_row("  switch", f"{words}, {_drops(switch['dropped'])}")
         if uplink := pf.get("uplink"):
             events = "".join(f", {_count(n)} {name}" for name, n in uplink["events"].items())
-            facts.add_row("  uplink", ("up" if uplink["up"] else "down") + events)
+            table.add_row("  uplink", ("up" if uplink["up"] else "down") + events)
     for g in report["guests"]:
         if any(g["dropped"].values()):
-            facts.add_row(f"  {g['name']}", _drops(g["dropped"]))
+            table.add_row(f"  {g['name']}", _drops(g["dropped"]))
     pings = [
         f"{g['name']} {1000 * g['ping_ms']:.1f} us"
         for g in report["guests"]
         if "ping_ms" in g and g["vmm"] == "embedded"
     ]
     if pings:
-        facts.add_row("ping", f"mean round trip: {', '.join(pings)}")
+        table.add_row("ping", f"mean round trip: {', '.join(pings)}")
     mmu = report["iommu"]
     hits = f", {100 * mmu['iotlb_hits'] / mmu['translations']:.1f} % by the IOTLB" if mmu["translations"] else ""
-    facts.add_row(
+    table.add_row(
         "IOMMU",
         f"{_plural(mmu['domains'], 'domain')}, {_count(mmu['translations'])} translations{hits}, "
         f"{_plural(mmu['page_walks'], 'page walk')}, {_plural(mmu['faults'], 'fault')}",
     )
     if "device_tlb_hits" in mmu:
         asked = f"{_count(mmu['translation_requests'])} translation requests"
-        facts.add_row("device TLBs", f"{_count(mmu['device_tlb_hits'])} hits, {asked}")
+        table.add_row("device TLBs", f"{_count(mmu['device_tlb_hits'])} hits, {asked}")
     sums = report["totals"]
     compiled = f" (kernels compiled in {report['compile_s']:.1f} s)" if report["compile_s"] >= 0.05 else ""
-    facts.add_row(
+    table.add_row(
         "total",
         f"{_count(sums['frames'])} frames, {_bytes(sums['bytes'])} in {report['elapsed_s']:.2f} s{compiled}: "
         f"{sums['mpps']:.2f} Mpps, {sums['gbps']:.2f} Gb/s",
     )
-    return facts
+    return table
 
 
 def render_bench(report: BenchReport) -> RenderableType:
     """Lay a bench report out for a person."""
-    table = _table("path")
-    for title in ("frame bytes", "VFs", "Mpps", "Gb/s", "copy Gb/s", "of copy"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = Listing("path", right=("frame bytes", "VFs", "Mpps", "Gb/s", "copy Gb/s", "of copy"))
     for p in report["points"]:
         copy = report["copy_gbps"].get(str(p["frame_bytes"]))
         table.add_row(
-            Text(p["path"]),
+            p["path"],
             str(p["frame_bytes"]),
             str(p["vfs"]),
             Text(f"{p['mpps']:.2f}", style="bold"),
@@ -146,13 +139,6 @@ def render_bench(report: BenchReport) -> RenderableType:
             f"{100 * p['copy_ratio']:.0f} %",
         )
     return Group(Text(report["cpu"], style="dim"), Text(""), table)
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
-    for title in titles:
-        table.add_column(title, no_wrap=True)
-    return table
 
 
 def _count(number: int) -> str:

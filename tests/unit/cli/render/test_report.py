@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
+
+import pytest
 
 from unit.cli.render.text import text
 from unit.reports import REPORT, attack_report
-from virtfn.cli.render.report import render_report
+from virtfn.api.report import BenchReport, Report
+from virtfn.cli.render.report import render_bench, render_report
 
 
 def test_each_attempt_has_its_line() -> None:
@@ -28,3 +32,74 @@ def test_linux_guests_have_a_table_of_their_own() -> None:
     assert linux[2].split() == ["a", "sriov", "7.8", "s", "2.25", "ms", "626", "Mb/s", "0.02"]
     assert linux[3].split() == ["b", "sriov", "9.0", "s", "-", "-", "-"]
     assert "b: self-test of the card passed" in shown
+
+
+def busy_report() -> Report:
+    """Everything that a report can say, in large numbers; each number is there once."""
+    report = copy.deepcopy(attack_report("stopped", "succeeded"))
+    report["attacks"][0].update(name="interrupt-requests-of-others", stopped_by="the card: pools hear what is theirs")
+    report["pfs"] = copy.deepcopy(REPORT["pfs"])
+    report["pfs"][0]["uplink"] = {"up": True, "events": {"reconnects": 17}}
+    report["guests"] = []
+    for n, name in enumerate(("a", "mallory", "database-replica")):
+        guest = copy.deepcopy(REPORT["guests"][0])
+        guest.update(name=name, address=f"0000:02:10.{n}", vmm="qemu", io="passthrough", boot_s=17.5 + n)
+        guest.update(tx_frames=10_000_001 + n, rx_frames=20_000_001 + n, exits=3_000_001 + n, interrupts=400_001 + n)
+        guest.update(lost=51 + n, corrupt=61 + n, reordered=71 + n, dropped={"no-descriptor": 500_001 + n})
+        guest.update(ping_ms=12.25 + n, iperf_mbps=1626.0 + n, exits_per_frame=0.02 + n)
+        report["guests"].append(guest)
+    report["iommu"].update(translations=123_456_789, iotlb_hits=1, page_walks=4_567)
+    report["iommu"].update(device_tlb_hits=98_765, translation_requests=87_654)
+    return report
+
+
+def values(report: Report) -> list[str]:
+    found = [report["lab"], "interrupt-requests-of-others", "try-1", "0000:01:00.0", "17 reconnects"]
+    found += ["123,456,789", "4,567", "98,765", "87,654"]
+    for g in report["guests"]:
+        found += [g["name"], g["address"], g["io"], f"{g['boot_s']} s", f"{g['ping_ms']} ms", str(g["exits_per_frame"])]
+        counts = (g["tx_frames"], g["rx_frames"], g["lost"], g["corrupt"], g["reordered"], g["exits"], g["interrupts"])
+        found += [f"{count:,}" for count in (*counts, *g["dropped"].values())]
+        found.append(f"{g['iperf_mbps']:.0f} Mb/s")
+    return found
+
+
+TITLES = "guest function sent received lost corrupt reord. drops exits irqs"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut(width: int) -> None:
+    report = busy_report()
+    shown = text(render_report(report), width)
+    assert "…" not in shown
+    assert max(len(line) for line in shown.splitlines()) <= width
+    folded = " ".join(shown.split())  # what is not in a table goes on in the next line
+    for value in values(report):
+        assert re.search(rf"(?<![\w,.]){re.escape(value)}(?![\w]|[,.]\d)", folded), value
+    prose = [*TITLES.split(), "iperf3", "sends", "exits", "a", "frame", "stopped", "by", "without", "remapping"]
+    for attack in report["attacks"]:
+        prose += [attack["outcome"], *attack["stopped_by"].split()]
+    assert set(prose) <= set(shown.split())
+
+
+def test_guests_of_an_ordinary_run_have_a_line_each_in_80_columns() -> None:
+    report = copy.deepcopy(REPORT)
+    assert TITLES.split() in [line.split() for line in text(render_report(report), 80).splitlines()]
+    for guest, name in zip(report["guests"], ("alice", "mallory"), strict=True):
+        guest.update(name=name, tx_frames=1_000_000, rx_frames=1_000_000, exits=12_345, interrupts=54_321)
+    shown = [line.split() for line in text(render_report(report), 80).splitlines()]
+    assert TITLES.split() in shown
+    assert ["alice", "0000:02:10.0", "1,000,000", "1,000,000", "0", "0", "0", "0", "12,345", "54,321"] in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_bench_is_shown_whole(width: int) -> None:
+    report: BenchReport = {
+        "cpu": "a processor",
+        "copy_gbps": {"9018": 1234.5},
+        "points": [
+            {"path": "vf-to-vf", "frame_bytes": 9018, "mpps": 41.9, "gbps": 213.25, "copy_ratio": 0.81, "vfs": 8}
+        ],
+    }
+    shown = [line.split() for line in text(render_bench(report), width).splitlines()]
+    assert ["vf-to-vf", "9018", "8", "41.90", "213.25", "1234.50", "81", "%"] in shown
