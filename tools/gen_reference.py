@@ -1,23 +1,27 @@
-"""Write docs/reference/registers.md from the register maps, or with --check tell whether it is up to date.
+"""Write docs/reference/registers.md and drops.md from the code, or with --check tell whether they are up to date.
 
-The maps are the only source: what is declared in `src/virtfn/hw` is what the device model, the drivers and the tracer
-use, and what this page says.
+The code is the only source. Registers: what is declared in `src/virtfn/hw` is what the device model, the drivers and
+the tracer use. Drop reasons: those that the kernels count, and the report's own, explained in `api/dropreasons.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from virtfn.api.dropreasons import DROP_REASONS
 from virtfn.hw import pci
 from virtfn.hw.bits import Decl, Field, Register, RegMap, Status
 from virtfn.hw.i82576 import PhyRegs, Regs, VfRegs
 from virtfn.hw.vtd import regs as vtd
+from virtfn.kernels.i82576.state import DROP_NAMES
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "registers.md"
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+COLUMNS = 120
 
 
 class Map(NamedTuple):
@@ -70,6 +74,19 @@ An array counts once. Configuration space has no status of its own: its rules ar
 
 | Map | Registers | Modelled | Stored | Absent |
 | --- | ---: | ---: | ---: | ---: |
+"""
+
+
+DROPS_HEAD = """<!-- Written by tools/gen_reference.py: do not edit; `make docs` writes it anew. -->
+# Drop reasons
+
+A frame that the card does not deliver is counted once, under one reason, for one function or for the wire; a frame for
+several receivers, once for each that cannot take it. `virtfn run` lists the reasons under *switch*, for the whole card,
+and beside the guest whose function they were counted for; with `--json`, they are under `dropped`. What is counted for
+the PF or for the wire is in the card's list only.
+
+| reason | counted for | what happened |
+| --- | --- | --- |
 """
 
 
@@ -133,7 +150,7 @@ def table(entry: Map) -> str:
 
 
 def render(maps: list[Map] = MAPS) -> str:
-    """Write the whole document."""
+    """Write the whole document of registers."""
     rows = []
     for entry in maps:
         total = len(entry.regmap.DECLS)
@@ -146,24 +163,37 @@ def render(maps: list[Map] = MAPS) -> str:
     return HEAD + "".join(rows) + "\n" + "\n".join(table(entry) for entry in maps)
 
 
+def render_drops() -> str:
+    """Write the document of drop reasons: those of the kernels, in their order, then what reports add."""
+    names = [*DROP_NAMES, *(name for name in DROP_REASONS if name not in DROP_NAMES)]
+    reasons = [(name, DROP_REASONS[name]) for name in names]
+    rows = "".join(f"| [{name}](#{name}) | {reason.counted} | {reason.what} |\n" for name, reason in reasons)
+    parts = [
+        f"\n## {name}\n\n{textwrap.fill(reason.why, COLUMNS)}\n\n"
+        + textwrap.fill(f"**What to do.** {reason.remedy}", COLUMNS)
+        + "\n"
+        for name, reason in reasons
+    ]
+    return DROPS_HEAD + rows + "".join(parts)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the document is not up to date")
-    parser.add_argument(
-        "--output", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/reference/registers.md"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a document is not up to date")
+    parser.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER", help="default: docs/reference")
     options = parser.parse_args(arguments)
-    output: Path = options.output
-    text = render()
-    if options.check:
-        if output.exists() and output.read_text(encoding="utf-8") == text:
-            return 0
-        state = "out of date" if output.exists() else "missing"
-        print(f"{output} is {state}: run `make docs` and commit the result", file=sys.stderr)
-        return 1
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
-    return 0
+    folder: Path = options.output
+    wrong = 0
+    for name, text in (("registers.md", render()), ("drops.md", render_drops())):
+        output = folder / name
+        if not options.check:
+            folder.mkdir(parents=True, exist_ok=True)
+            output.write_text(text, encoding="utf-8")
+        elif not output.exists() or output.read_text(encoding="utf-8") != text:
+            state = "out of date" if output.exists() else "missing"
+            print(f"{output} is {state}: run `make docs` and commit the result", file=sys.stderr)
+            wrong = 1
+    return wrong
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The generated register reference: fresh in the tree, honest about status, and caught when stale."""
+"""The generated reference: fresh in the tree, honest about status, complete, and caught when stale."""
 
 from __future__ import annotations
 
@@ -20,32 +20,37 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("reference") / "registers.md"
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reference")
     result = run("--output", str(output))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     return output
 
 
-def test_the_committed_reference_is_fresh(document: Path) -> None:
-    committed = ROOT / "docs" / "reference" / "registers.md"
-    assert committed.read_text(encoding="utf-8") == document.read_text(encoding="utf-8"), "run `make docs`"
+@pytest.fixture
+def document(folder: Path) -> Path:
+    return folder / "registers.md"
 
 
-def test_check_passes_on_a_fresh_file_and_names_the_remedy_for_a_stale_or_missing_one(
-    document: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["registers.md", "drops.md"])
+def test_the_committed_reference_is_fresh(folder: Path, name: str) -> None:
+    committed = ROOT / "docs" / "reference" / name
+    assert committed.read_text(encoding="utf-8") == (folder / name).read_text(encoding="utf-8"), "run `make docs`"
+
+
+def test_check_passes_on_fresh_files_and_names_the_remedy_for_a_stale_or_missing_one(
+    folder: Path, tmp_path: Path
 ) -> None:
-    assert run("--check", "--output", str(document)).returncode == 0
-    stale = tmp_path / "stale.md"
-    stale.write_text(document.read_text(encoding="utf-8").replace("modelled", "absent", 1), encoding="utf-8")
-    missing = tmp_path / "missing.md"
-    for output, state in ((stale, "out of date"), (missing, "missing")):
-        before = output.read_bytes() if output.exists() else None
-        result = run("--check", "--output", str(output))
-        assert result.returncode == 1
-        assert state in result.stderr
-        assert "make docs" in result.stderr
-        assert (output.read_bytes() if output.exists() else None) == before
+    assert run("--check", "--output", str(folder)).returncode == 0
+    fresh = (folder / "registers.md").read_text(encoding="utf-8")
+    (tmp_path / "registers.md").write_text(fresh.replace("modelled", "absent", 1), encoding="utf-8")
+    before = (tmp_path / "registers.md").read_bytes()
+    result = run("--check", "--output", str(tmp_path))
+    assert result.returncode == 1
+    for name, state in (("registers.md", "out of date"), ("drops.md", "missing")):
+        assert f"{name} is {state}: run `make docs`" in result.stderr
+    assert (tmp_path / "registers.md").read_bytes() == before
+    assert not (tmp_path / "drops.md").exists()
 
 
 def test_every_register_of_the_nic_is_in_it_with_its_status(document: Path) -> None:
@@ -65,9 +70,10 @@ def test_the_coverage_table_counts_what_the_map_declares(document: Path) -> None
     assert f"| 82576: physical function, BAR0 | {row} |" in document.read_text(encoding="utf-8")
 
 
-def test_no_cell_breaks_the_tables(document: Path) -> None:
+@pytest.mark.parametrize("name", ["registers.md", "drops.md"])
+def test_no_cell_breaks_the_tables(folder: Path, name: str) -> None:
     width = 0
-    for line in document.read_text(encoding="utf-8").splitlines():
+    for line in (folder / name).read_text(encoding="utf-8").splitlines():
         cells = line.replace("\\|", "").count("|")
         assert not line.startswith("|") or width in (0, cells), line
         width = cells if line.startswith("|") else 0
