@@ -29,6 +29,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/python tools/gen_reference.py --check
 	$(BIN)/python tools/gen_schema.py --check
+	$(BIN)/python tools/draw_frame.py --check
 	$(BIN)/python tools/line_budget.py
 
 bench: $(VENV)/.installed
@@ -37,6 +38,7 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python tools/gen_reference.py
 	$(BIN)/python tools/gen_schema.py
+	$(BIN)/python tools/draw_frame.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
