@@ -36,7 +36,7 @@ _LIMIT_PS = 5 * MS_PS  # whoever waits looks again after this
 _MIRROR_PS = MS_PS // 2  # Python alone sees what a mirrored machine hands over
 _DEBT_PS = MS_PS // 2  # as long as somebody has to wait for others, who may have finished
 _REFILL_PS = MS_PS // 5
-_WANTED_PS = 2 * MS_PS  # who has had something to do so lately may have more
+_WANTED_PS = 50 * MS_PS  # who has had something to do so lately may have more: between pings, too
 
 
 class Served(Protocol):
