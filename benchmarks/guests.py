@@ -22,9 +22,11 @@ from statistics import median, quantiles
 from virtfn.api.image import Platform, find_platform
 from virtfn.api.lab import parse_lab
 from virtfn.api.linux import LinuxGuests
+from virtfn.api.linuxwork import iperf_mbps
 from virtfn.api.machine import Machine
 from virtfn.kernels import warm
 from virtfn.machine.clock import WallClock
+from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Machine as QemuMachine
 from virtfn.vmm.qemu import QemuGuest, rest
 
@@ -107,19 +109,27 @@ def processor_s(pids: list[int]) -> float:
     return used / TICK
 
 
+def pings_ms(run: Run, ip: str, count: int = 300) -> list[float]:
+    """Ping from guest 0; return the round trips. Raises VirtfnError if one is lost."""
+    said = run(0, f"ping -c 5 {ip} >/dev/null; ping -c {count} -i 0.01 {ip}", 60)
+    times = [float(ms) for ms in re.findall(r"time=([\d.]+) ms", said)]
+    if len(times) != count:
+        raise VirtfnError(f"{count - len(times)} of {count} pings were lost: {said[-300:]}")
+    return times
+
+
+def tcp_mbps(run: Run, ip: str, seconds: int, options: str = "") -> float:
+    """Send from guest 0 to iperf3 in the other; return Mb/s of payload, as the receiver counted."""
+    return iperf_mbps(run(0, f"iperf3 -J -t {seconds} -c {ip} {options}", seconds + 60))
+
+
 def measure(run: Run, pids: list[int], ips: list[str], seconds: int, streams: int = 1) -> dict[str, float]:
     """Measure one pair: pings, then TCP both ways, by so many connections at a time."""
-    said = run(0, f"ping -c 5 {ips[1]} >/dev/null; ping -c 300 -i 0.01 {ips[1]}", 60)
-    times = [float(ms) for ms in re.findall(r"time=([\d.]+) ms", said)]
-    if len(times) != 300:
-        raise SystemExit(f"{300 - len(times)} of 300 pings were lost: {said[-300:]}")
+    times = pings_ms(run, ips[1])
     found = {"ping_ms": median(times), "ping_p99_ms": quantiles(times, n=100)[98]}
     run(1, "iperf3 -s -D", 10)
-    rates = []
     before = processor_s(pids)
-    for reverse in ("", "-R"):
-        report = json.loads(run(0, f"iperf3 -J -t {seconds} -P {streams} -c {ips[1]} {reverse}", seconds + 60))
-        rates.append(report["end"]["sum_received"]["bits_per_second"] / 1e6)
+    rates = [tcp_mbps(run, ips[1], seconds, f"-P {streams} {reverse}") for reverse in ("", "-R")]
     moved_gbit = sum(rates) * seconds / 1000
     return {**found, "mbps": sum(rates) / 2, "cpu_s_per_gbit": (processor_s(pids) - before) / moved_gbit}
 

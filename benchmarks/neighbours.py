@@ -105,31 +105,57 @@ class Kept(NamedTuple):
         return [2 * beside / (before + after) for beside, before, after in pairs]
 
 
-class Street:
-    """The honest pair, and the house beside it."""
+class House:
+    """What is beside an honest pair: VF 2 at a socket, and VF 3 for a guest of this process, while it is hostile.
 
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    peer: address of one of the pair. hostile: what such a guest does again and again.
+    """
+
+    def __init__(self, machine: Machine, folder: Path, peer: Mac) -> None:
         self.clock = WallClock()
-        self.host = machine.host
+        self.machine, self.host, self.pf = machine, machine.host, machine.pfs[0]
+        self.peer = peer
         self.vm = PlayedVm(machine.host, folder)
-        self.pf = machine.pfs[0]
         self.vf = machine.iovm.vf(self.pf.nic.pf_rid, 2)
-        self._machine = machine
-        self._assign()
-        self.pump = Pump(machine.host, [self.pf.nic], [self.vm])
-        drivers = [run.guest.nics[0].driver for run in machine.guests]
-        stations = [Station(driver.row, driver.mac) for driver in drivers]
-        self._rows = [driver.netdev for driver in drivers]
-        workload = Workload("pairs", stations, length=FRAME_BYTES, frames=ENDLESS, raw=True)
-        self.engine = Engine(machine.host, self.pf.nic, [run.guest for run in machine.guests], workload)
-        self.turns_ps: list[int] = []
         self.hostile: Callable[[], None] | None = None
+        self._assign()
 
     @property
     def path(self) -> Path:
         """The socket."""
         (served,) = self.vm.functions.values()
         return served.server.path
+
+    def step(self) -> None:
+        """Do what is done again and again."""
+        raise NotImplementedError
+
+    def assign_anew(self) -> None:
+        """Forget what is still to be answered: quiet is quiet then."""
+        self.machine.iovm.take_back(self.vf, surprise=True)
+        self._assign()
+
+    def _assign(self) -> None:
+        self.machine.iovm.assign(self.vf, self.vm, mac=self.machine.offered_mac(self.pf, self.vf))
+
+    def close(self) -> None:
+        """Take the socket back."""
+        self.machine.iovm.take_back(self.vf, surprise=True)
+        self.vm.close()
+
+
+class Street(House):
+    """The honest pair, and the house beside it."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        drivers = [run.guest.nics[0].driver for run in machine.guests]
+        super().__init__(machine, folder, drivers[0].mac)
+        self.pump = Pump(machine.host, [self.pf.nic], [self.vm])
+        stations = [Station(driver.row, driver.mac) for driver in drivers]
+        self._rows = [driver.netdev for driver in drivers]
+        workload = Workload("pairs", stations, length=FRAME_BYTES, frames=ENDLESS, raw=True)
+        self.engine = Engine(machine.host, self.pf.nic, [run.guest for run in machine.guests], workload)
+        self.turns_ps: list[int] = []
 
     def step(self) -> None:
         """Do what a lab with both kinds of guests does again and again."""
@@ -164,18 +190,10 @@ class Street:
                 self.turns_ps.clear()
                 kept.beside.append(self.rate(slice_ps))
                 kept.turns_ps.extend(self.turns_ps)
-            self._assign_anew()
+            self.assign_anew()
         self.rate(SETTLE_PS)
         kept.quiet.append(self.rate(slice_ps))
         return kept
-
-    def _assign_anew(self) -> None:
-        """Forget what is still to be answered: quiet is quiet then."""
-        self._machine.iovm.take_back(self.vf, surprise=True)
-        self._assign()
-
-    def _assign(self) -> None:
-        self._machine.iovm.assign(self.vf, self.vm, mac=self._machine.offered_mac(self.pf, self.vf))
 
 
 @contextmanager
@@ -187,22 +205,21 @@ def street() -> Iterator[Street]:
         try:
             yield made
         finally:
-            machine.iovm.take_back(made.vf, surprise=True)
-            made.vm.close()
+            made.close()
 
 
-def client(street: Street, name: str) -> Flood:
+def client(house: House, name: str) -> Flood:
     """Make a flood of a client in a process of its own."""
 
     @contextmanager
     def flood() -> Iterator[None]:
-        command = [sys.executable, floods.__file__, str(street.path), name]
+        command = [sys.executable, floods.__file__, str(house.path), name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as child:
             assert child.stdout is not None
             try:
                 # It begins when it has been answered, so the others have to go on meanwhile.
                 while not select.select([child.stdout], [], [], 0)[0]:
-                    street.step()
+                    house.step()
                 assert child.stdout.read(1) == b"+"
                 yield
                 assert child.poll() is None
@@ -237,20 +254,20 @@ DESCRIPTORS: dict[str, Callable[[Attacker, Mac], list[Words]]] = {
 }
 
 
-def descriptors(street: Street, name: str) -> Flood:
+def descriptors(house: House, name: str) -> Flood:
     """Make a flood of a guest of this process that keeps its transmit ring full."""
 
     @contextmanager
     def flood() -> Iterator[None]:
-        machine, vf = street._machine, street._machine.iovm.vf(street.pf.nic.pf_rid, 3)
-        guest = Guest(street.host, "hostile", 4 << 20, ring=80)
-        machine.iovm.assign(vf, guest, mac=machine.offered_mac(street.pf, vf))
+        machine, vf = house.machine, house.machine.iovm.vf(house.pf.nic.pf_rid, 3)
+        guest = Guest(house.host, "hostile", 4 << 20, ring=80)
+        machine.iovm.assign(vf, guest, mac=machine.offered_mac(house.pf, vf))
         guest.nic(vf.rid).driver.start()
         attacker = Attacker(guest)
         attacker.seize()
         attacker.renew()
         ring, here = attacker.alloc(RING * 16)
-        words = DESCRIPTORS[name](attacker, machine.guests[0].guest.nics[0].driver.mac)
+        words = DESCRIPTORS[name](attacker, house.peer)
         table = view_bytes(here, RING * 16).view("i8").reshape(-1, 2)
         for i in range(RING):
             table[i] = [word - (1 << 64) if word >> 63 else word for word in words[i % len(words)]]
@@ -263,11 +280,11 @@ def descriptors(street: Street, name: str) -> Flood:
             head = attacker.regs.get(VfRegs.TDH)
             attacker.regs.set(VfRegs.TDT, (head - 1) % RING // len(words) * len(words))
 
-        street.hostile = refill
+        house.hostile = refill
         try:
             yield
         finally:
-            street.hostile = None
+            house.hostile = None
             machine.iovm.take_back(vf)
             guest.close()
 

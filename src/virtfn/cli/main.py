@@ -23,8 +23,6 @@ from virtfn import __version__
 from virtfn.cli.image import image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
-from virtfn.hw.eth import FCS_BYTES
-from virtfn.hw.i82576.desc import MAX_FRAME
 
 if TYPE_CHECKING:
     from virtfn.api.lab import Lab
