@@ -75,7 +75,7 @@ class PlayedVm:
         """Take the domain of the next function."""
         self._domain = domain
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> None:
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> None:
         """Open a socket for a function."""
         path = self._folder / f"{rid:04x}"
         self.functions[rid] = ServedFunction(self._host, device, rid, config, self._domain, self.files, path)

@@ -66,13 +66,13 @@ class LinuxBed:
         extra: Sequence[str] = (),
         append: str = "",
         whole: bool = False,
-        direct: bool = True,
+        mapped: bool = True,
         copies: int = 2,
         unshared: Sequence[int] = (),
     ) -> None:
         self._qemu, self._image, self._logs = qemu, image, logs
         self._memory_mib, self._cpus, self._extra, self._append = memory_mib, cpus, tuple(extra), append
-        self._direct, self._unshared = direct, unshared
+        self._mapped, self._unshared = mapped, unshared
         self._whole = whole
         self._stack = ExitStack()
         self.acceleration = choose_acceleration(qemu, image.kernel)
@@ -106,7 +106,7 @@ class LinuxBed:
                 if self._whole:
                     self.iovm.assign_whole(self.pcim.functions[self.nic.pf_rid], self.nic, vm)
                 else:
-                    self.iovm.assign(self.vfs[n], vm, mac=guest_mac(n), direct=self._direct)
+                    self.iovm.assign(self.vfs[n], vm, mac=guest_mac(n), mapped=self._mapped)
             self.boot(*self.vms)
         except BaseException:
             self.close()

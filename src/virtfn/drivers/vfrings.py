@@ -177,7 +177,7 @@ class VfRings:
 
     def _tail(self, decl: Decl, slot: int, value: int) -> int:
         """Find where a store shows the device a tail that begins at `value`: the register, or a word of memory."""
-        address = self._regs.bar.direct(decl.at(0))
+        address = self._regs.bar.mapped(decl.at(0))
         if address is None:
             address = Hva(self._shadow + 4 * slot)
             word = view_bytes(address, 4).view(np.uint32)

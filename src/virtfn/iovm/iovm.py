@@ -44,7 +44,7 @@ class Vm(Protocol):
     def populate(self, domain: Domain) -> None:
         """Map its memory into the domain of one of its address spaces, now or as it comes."""
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> object:
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> object:
         """Hot-add a function."""
 
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
@@ -167,11 +167,11 @@ class Iovm:
     # Assigning and taking back.
 
     def assign(
-        self, vf: Vf, vm: Vm, policy: VfPolicy | None = None, mac: Mac | None = None, *, direct: bool = True
+        self, vf: Vf, vm: Vm, policy: VfPolicy | None = None, mac: Mac | None = None, *, mapped: bool = True
     ) -> None:
         """Give a VF to a VM and plug it in; if anything refuses, the VF is free again, and as new.
 
-        mac: the address to offer where the policy fixes none; without it, any. direct: map its ring registers into the
+        mac: the address to offer where the policy fixes none; without it, any. mapped: map its ring registers into the
         VM. Raises VirtfnError: EBUSY if the VF is not free, ENODEV if it is no more, what the PF's driver or the VM's
         refuses.
         """
@@ -189,7 +189,7 @@ class Iovm:
                 owner.driver.offer_mac(vf.index, mac)
             self._remapping.attach(vf.rid, self._domain_of(vm, vf.rid), device_tlb=vf.config.has_ats)
             vf.config.set_ats(True)
-            vm.plug(owner.device, vf.rid, vf.config, direct=direct)
+            vm.plug(owner.device, vf.rid, vf.config, mapped=mapped)
         except VirtfnError:
             self.take_back(vf, surprise=True)
             raise
@@ -258,7 +258,7 @@ class Iovm:
             raise
         self._whole[pf.rid] = vm
         try:
-            vm.plug(device, pf.rid, WholeConfig(self.pcim.bus, pf), direct=True)
+            vm.plug(device, pf.rid, WholeConfig(self.pcim.bus, pf), mapped=True)
         except VirtfnError:
             self.take_back_whole(pf.rid, surprise=True)
             raise

@@ -186,7 +186,7 @@ class Bar(Protocol):
     def write(self, offset: int, value: int) -> None:
         """Write the 32-bit register at `offset`."""
 
-    def direct(self, offset: int) -> Hva | None:
+    def mapped(self, offset: int) -> Hva | None:
         """Return the address where a plain load or store reaches register `offset`, or None if it traps."""
 
 

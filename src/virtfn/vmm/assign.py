@@ -1,7 +1,7 @@
 """A function in a guest's hands: which accesses trap, which do not, and whose interrupts they are.
 
     configuration space   traps; virtual (the IOVM's `VirtualConfig`)
-    BAR, ring pages       direct: plain loads and stores, no exit
+    BAR, ring pages       mapped: plain loads and stores, no exit
     BAR, other pages      traps; passed on to the device
     MSI-X table           traps; virtual: the guest's messages are its own, the device gets messages of the host that
                           lead to them
@@ -40,7 +40,7 @@ class AssignedFunction:
     """One function assigned to one guest.
 
     config: the virtual configuration space. interrupts: how they reach the guest. msix_bar, vectors: where its MSI-X
-    table is, and how long. direct: map what can be mapped. A configuration write that resets the function empties its
+    table is, and how long. mapped: map what can be mapped. A configuration write that resets the function empties its
     virtual MSI-X table too.
     """
 
@@ -53,7 +53,7 @@ class AssignedFunction:
         *,
         msix_bar: int,
         vectors: int,
-        direct: bool = True,
+        mapped: bool = True,
     ) -> None:
         self.device = device
         self.rid = rid
@@ -64,7 +64,7 @@ class AssignedFunction:
         self._msix_bar = msix_bar
         self._table = [[0, 0, 0, 1] for _ in range(vectors)]
         self._messages: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}  # by vector: the guest's, ours
-        self._direct = direct
+        self._mapped = mapped
 
     def bar(self, number: int) -> GuestBar:
         """Open a BAR as the guest sees it."""
@@ -72,9 +72,9 @@ class AssignedFunction:
 
     def mappings(self, bar: int) -> list[Mapping]:
         """List the parts of a BAR whose accesses do not trap."""
-        return self.device.bar_mappings(self.rid, bar) if self._direct and self.attached else []
+        return self.device.bar_mappings(self.rid, bar) if self._mapped and self.attached else []
 
-    def direct_address(self, bar: int, offset: int) -> Hva | None:
+    def mapped(self, bar: int, offset: int) -> Hva | None:
         """Find where a plain access reaches a register; None if it traps."""
         for part in self.mappings(bar):
             at = offset - part.offset
@@ -185,6 +185,6 @@ class GuestBar:
         """Write a 32-bit register: an exit."""
         self._function.write(self._number, offset, value & 0xFFFFFFFF)
 
-    def direct(self, offset: int) -> Hva | None:
+    def mapped(self, offset: int) -> Hva | None:
         """Find the address where a plain access reaches register `offset`."""
-        return self._function.direct_address(self._number, offset)
+        return self._function.mapped(self._number, offset)

@@ -133,12 +133,12 @@ class Guest:
 
     # Hot-plug.
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> Nic:
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> Nic:
         """Plug a function in; the guest finds it, places its BARs and binds a driver.
 
         Raises VirtfnError if no driver of the guest knows the function, or the driver cannot start it.
         """
-        function = self._enumerate(device, rid, config, direct)
+        function = self._enumerate(device, rid, config, mapped)
         ids = function.config.read(0, 4)
         if ids != DEVICE_82576_VF << 16 | VENDOR_INTEL:
             self._give_up(function)
@@ -159,7 +159,7 @@ class Guest:
         function.release()
         self._free_vectors(function.rid)
 
-    def _enumerate(self, device: Device, rid: Rid, config: ConfigSpace, direct: bool) -> AssignedFunction:
+    def _enumerate(self, device: Device, rid: Rid, config: ConfigSpace, mapped: bool) -> AssignedFunction:
         """Do what a guest's PCI core does with a new function: BARs, MSI-X, Command."""
         msix = find_capability(config, MsiX)
         vectors = MsiXControl(config.read(msix + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
@@ -171,7 +171,7 @@ class Guest:
             self,
             msix_bar=bir,
             vectors=vectors,
-            direct=direct,
+            mapped=mapped,
         )
         space = function.config
         for index, (size, wide) in size_bars(space).items():

@@ -177,6 +177,6 @@ class HostBar:
         """Write a 32-bit register."""
         self._root.mmio_write(self._address + offset, 4, value & 0xFFFFFFFF)
 
-    def direct(self, offset: int) -> Hva | None:
+    def mapped(self, offset: int) -> Hva | None:
         """The host's drivers here have nothing mapped."""
         return None

@@ -120,7 +120,7 @@ class ServedFunction(VfioUserDevice):
     """One function at one socket. Made when it is given to a virtual machine, closed when it is taken back.
 
     config: the virtual configuration space. domain: empty, and what the machine shares is mapped into it. files: of the
-    virtual machine. direct: let it map what can be mapped. path: of the socket.
+    virtual machine. mapped: let it map what can be mapped. path: of the socket.
 
     Raises VirtfnError if the function has no MSI-X, or the socket cannot be.
     """
@@ -135,7 +135,7 @@ class ServedFunction(VfioUserDevice):
         files: SharedFiles,
         path: Path,
         *,
-        direct: bool = True,
+        mapped: bool = True,
     ) -> None:
         self._host = host
         self._domain = domain
@@ -150,7 +150,7 @@ class ServedFunction(VfioUserDevice):
         self._msix_at = find_capability(config, MsiX)
         table = Location(config.read(self._msix_at + MsiX.TABLE.offset, 4))
         vectors = MsiXControl(config.read(self._msix_at + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
-        self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, direct=direct)
+        self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, mapped=mapped)
         self._config = config
         self._block = np.zeros(1, LINK)
         self._link_address = row_address(self._block, "a link")

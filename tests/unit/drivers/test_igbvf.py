@@ -228,7 +228,7 @@ def test_tails_go_through_the_bar_where_no_page_is_mapped():
     with Bed() as bed:
         guests = [bed.spare_guest(name) for name in "xy"]
         for n, guest in enumerate(guests, 2):
-            bed.iovm.assign(bed.vf(n), guest, direct=False)
+            bed.iovm.assign(bed.vf(n), guest, mapped=False)
             guest.nics[0].driver.start()
         x, y = (guest.nics[0].driver for guest in guests)
         assert x.rings.traps
@@ -246,7 +246,7 @@ def test_a_run_without_mapped_pages_delivers_every_frame_and_traps_for_bursts():
     with Bed() as bed:
         guests = [bed.spare_guest(name) for name in "xy"]
         for n, guest in enumerate(guests, 2):
-            bed.iovm.assign(bed.vf(n), guest, direct=n == 2)
+            bed.iovm.assign(bed.vf(n), guest, mapped=n == 2)
             guest.nics[0].driver.start()
         before = [guest.exits for guest in guests]
         rows = [Station(g.nics[0].driver.row, g.nics[0].driver.mac) for g in guests]

@@ -50,9 +50,9 @@ def test_exits_are_counted_by_kind_and_ring_pages_have_none(bed, function):
     assert len(take(bed.driver(1))) == 1
 
 
-def test_the_direct_page_is_the_register(bed, function):
+def test_the_mapped_page_is_the_register(bed, function):
     bar = function.bar(0)
-    address = bar.direct(VfRegs.TDT.offset)
+    address = bar.mapped(VfRegs.TDT.offset)
     view_bytes(address, 4)[:] = (17, 0, 0, 0)
     assert bar.read(VfRegs.TDT.offset) == 17
     bar.write(VfRegs.TDT.offset, 0)
@@ -61,10 +61,10 @@ def test_the_direct_page_is_the_register(bed, function):
 
 def test_pages_with_side_effects_are_never_mapped(function):
     for decl in (VfRegs.VTCTRL, VfRegs.VTEIMS, VfRegs.VMBMEM, VfRegs.V2PMAILBOX, VfRegs.VTEITR):
-        assert function.bar(0).direct(decl.offset) is None
-    assert function.bar(TABLE).direct(0) is None
-    assert function.bar(0).direct(0x4000) is None
-    assert function.bar(0).direct(-4) is None
+        assert function.bar(0).mapped(decl.offset) is None
+    assert function.bar(TABLE).mapped(0) is None
+    assert function.bar(0).mapped(0x4000) is None
+    assert function.bar(0).mapped(-4) is None
 
 
 def test_exits_outlive_the_function(bed):
@@ -175,5 +175,5 @@ def test_released_functions_give_their_messages_back(bed, function):
     function.write(0, 8, 0)
     function.config.write(4, 2, 0)
     assert function.config.read(4, 2) == 0xFFFF
-    assert function.bar(0).direct(VfRegs.TDT.offset) is None
+    assert function.bar(0).mapped(VfRegs.TDT.offset) is None
     assert STATUS(bed.nic.bar_read(bed.vf(0).rid, 0, 8, 4)).LU

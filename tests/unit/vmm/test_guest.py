@@ -194,7 +194,7 @@ def test_a_host_bar_is_32_bits_wide_and_nothing_is_mapped():
         bar = HostBar(bed.machine.host.root, csr.address)
         bar.write(0x5004, 0x1_0000_0600)
         assert bar.read(0x5004) == 0x600
-        assert bar.direct(0x2818) is None
+        assert bar.mapped(0x2818) is None
         assert HostBar(bed.machine.host.root, 0x10).read(0) == 0xFFFFFFFF
 
 

@@ -32,7 +32,7 @@ MESSAGE_ADDRESS = 0xFEE0_1000
 class Bench:
     """A card with two VFs that nobody drives, each behind a socket."""
 
-    def __init__(self, folder, *, direct: bool = True, clock: Clock | None = None) -> None:
+    def __init__(self, folder, *, mapped: bool = True, clock: Clock | None = None) -> None:
         self.host = Host(clock or VirtualClock(), CHUNK, slots=1, foreign_bytes=8 * CHUNK)
         self.nic = Nic82576(self.host, self.host.iommu.iommu, Card(SILICON_MAC))
         self.host.root.attach(self.nic)
@@ -46,7 +46,7 @@ class Bench:
             self.host.remapping.attach(vf.rid, domain)
             config = VirtualConfig(pcim.bus, vf)
             served = ServedFunction(
-                self.host, self.nic, vf.rid, config, domain, self.files, folder / f"s{n}", direct=direct
+                self.host, self.nic, vf.rid, config, domain, self.files, folder / f"s{n}", mapped=mapped
             )
             self.functions.append(served)
         self.rids = [served.function.rid for served in self.functions]
@@ -129,8 +129,8 @@ def test_only_its_own_ring_pages_can_be_mapped(bench, peer):
     os.close(fd)
 
 
-def test_directly_emulated_nothing_can_be_mapped(tmp_path):
-    bench = Bench(tmp_path, direct=False)
+def test_of_a_function_that_is_not_mapped_each_access_is_a_message(tmp_path):
+    bench = Bench(tmp_path, mapped=False)
     with Peer(bench.functions[0].server) as peer:
         body, fds = peer.region_info(BAR0, 64)
         assert (REGION_INFO.unpack_from(body)[1], fds) == (3, [])

@@ -65,13 +65,13 @@ class QemuVm:
         """Take the domain of the function that is plugged next; memory is mapped as QEMU tells of it."""
         self._domain = domain
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, direct: bool = True) -> ServedFunction:
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> ServedFunction:
         """Plug a function in. Raises VirtfnError if QEMU does not take it, or has ended."""
         domain, self._domain = self._domain, None
         if domain is None or rid in self.functions:
             raise VirtfnError(f"guest {self.name} has {format_rid(rid)} already", errno_name="EEXIST")
         path = self.guest.folder / f"{rid:04x}"
-        served = ServedFunction(self.host, device, rid, config, domain, self._files, path, direct=direct)
+        served = ServedFunction(self.host, device, rid, config, domain, self._files, path, mapped=mapped)
         self.functions[rid] = served
         try:
             self.guest.plug(Function(_device_name(rid), path), tick=self._tick)
