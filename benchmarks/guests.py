@@ -34,8 +34,8 @@ LAB = """
 name: guests
 pfs: [{{name: pf0, sr-iov: {{total-vfs: 2}}}}]
 guests:
-  - {{name: a, vmm: qemu, memory-mib: 256, nic: {{pf: pf0, io: {io}, vf: 0}}}}
-  - {{name: b, vmm: qemu, memory-mib: 256, nic: {{pf: pf0, io: {io}, vf: 1}}}}
+  - {{name: a, vmm: qemu, memory-mib: 256, nic: {{pf: pf0, vf: 0, map-rings: {mapped}}}}}
+  - {{name: b, vmm: qemu, memory-mib: 256, nic: {{pf: pf0, vf: 1, map-rings: {mapped}}}}}
 workload: {{kind: pairs}}
 """
 Run = Callable[[int, str, float], str]
@@ -44,9 +44,9 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def on_virtfn(io: str, platform: Platform) -> Iterator[tuple[Run, list[int], list[str]]]:
+def on_virtfn(mapped: str, platform: Platform) -> Iterator[tuple[Run, list[int], list[str]]]:
     """Boot two guests with a VF each."""
-    with Machine(parse_lab(LAB.format(io=io)), WallClock()) as machine:
+    with Machine(parse_lab(LAB.format(mapped=mapped)), WallClock()) as machine:
         guests = LinuxGuests(machine, platform, lambda: False, lambda phase, since: None)
         try:
             guests.start()
@@ -145,7 +145,7 @@ def main() -> None:
     given = arguments.parse_args()
     platform = find_platform(rest)
     warm.load()
-    pairs = {f"virtfn {io}": (on_virtfn, io) for io in ("sriov", "direct")}
+    pairs = {"virtfn mapped": "true", "virtfn unmapped": "false"}
     cards = ("igb", "e1000e", "virtio-net-pci")
     networks = {f"qemu {card} {network}": (card, network) for card in cards for network in ("stream", "dgram")}
     found: dict[str, list[dict[str, float]]] = {
@@ -153,7 +153,7 @@ def main() -> None:
     }
     for _ in range(given.rounds):
         for name, results in found.items():
-            context = on_virtfn(pairs[name][1], platform) if name in pairs else on_qemu(*networks[name], platform)
+            context = on_virtfn(pairs[name], platform) if name in pairs else on_qemu(*networks[name], platform)
             with context as (run, pids, ips):
                 results.append(measure(run, pids, ips, given.seconds, given.streams))
     print(f"{'':28}{'ping ms':>9}{'p99':>9}{'TCP Mb/s':>10}{'least to most':>18}{'CPU s per Gbit':>16}")

@@ -31,7 +31,7 @@ pfs:
   - {name: pf0, sr-iov: {total-vfs: 4}}
 guests:
   - {name: a, vmm: qemu, nic: {pf: pf0, io: sriov, vf: 0}}
-  - {name: b, vmm: qemu, nic: {pf: pf0, io: direct, vf: 1}}
+  - {name: b, vmm: qemu, nic: {pf: pf0, io: sriov, vf: 1, map-rings: false}}
   - {name: c, nic: {pf: pf0, vf: 2}}
   - {name: d, nic: {pf: pf0, vf: 3}}
 workload: {kind: pairs, frame-bytes: 4018, frames: 50}

@@ -87,6 +87,8 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
     for i, guest in enumerate(lab.guests):
         key: KeyPath = ("guests", i, "nic")
         nic = guest.nic
+        if "map_rings" in nic.model_fields_set and (nic.io != "sriov" or guest.vmm != "qemu"):
+            yield Fault((*key, "map-rings"), "is for VFs of Linux guests; leave it out, or use io: sriov and vmm: qemu")
         pf = pfs.get(nic.pf)
         if pf is None:
             yield Fault((*key, "pf"), f"no PF is named {nic.pf}; there are {', '.join(pfs)}")
@@ -98,7 +100,7 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
                     key, f"more guests than the {pf.total_vfs} VFs of {pf.name}; raise total-vfs or drop a guest"
                 )
         if nic.vf is None:
-            if nic.io == "sriov" or (nic.io == "direct" and guest.vmm == "qemu"):
+            if nic.io == "sriov":
                 yield Fault(key, f"io {nic.io} needs a VF; add vf: N")
             continue
         if nic.vf >= pf.total_vfs:
@@ -207,6 +209,9 @@ def refuse_unsupported(lab: Lab) -> None:
             _refuse(lab, io, f"{guest.nic.io} I/O is", "sriov")
         if guest.nic.io == "split":
             _refuse(lab, io, "split I/O comes with the comparison of the four models, and is", "another")
+        if guest.nic.io == "direct":
+            what = "direct I/O, a NIC of the guest's own, comes with the comparison of the four models, and is"
+            _refuse(lab, io, what, "sriov with map-rings: false for a VF of which nothing is mapped")
     _refuse_for_linux(lab)
 
 

@@ -4,7 +4,7 @@ Lab
  |- pfs[]      Pf        name, model, link-mbps, uplink
  |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`
  |- guests[]   Guest     name, vmm, memory-mib
- |   `- nic    Nic       pf, io, vf
+ |   `- nic    Nic       pf, io, vf, map-rings
  |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite
  `- iommu      Iommu     iotlb-entries, ats, device-tlb-entries
 """
@@ -138,10 +138,14 @@ class Nic(_Section):
     pf: Name
     io: Literal["split", "direct", "passthrough", "sriov"] = Field(
         "sriov",
-        description="sriov: a VF, its ring registers mapped; direct: a VF of which nothing is mapped, so that each "
-        "register access is an exit; passthrough: the PF, whole",
+        description="sriov: a VF; passthrough: the PF, whole; split and direct: not in this version",
     )
-    vf: int | None = Field(None, ge=0, le=7, description="VF on that PF; io sriov and direct need it")
+    vf: int | None = Field(None, ge=0, le=7, description="VF on that PF; io sriov needs it")
+    map_rings: bool = Field(
+        True,
+        description="io sriov with vmm qemu: let the guest reach the pages of the ring registers without an exit; "
+        "false: each register access is one",
+    )
 
 
 class Guest(_Section):

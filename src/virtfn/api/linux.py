@@ -146,7 +146,7 @@ class LinuxGuests:
             return
         vf = machine.iovm.vf(pf.nic.pf_rid, lab_guest.nic.vf or 0)
         policy, offered = machine.policy(pf, vf), machine.offered_mac(pf, vf)
-        machine.iovm.assign(vf, vm, policy, offered, mapped=lab_guest.nic.io == "sriov")
+        machine.iovm.assign(vf, vm, policy, offered, mapped=lab_guest.nic.map_rings)
         self.guests.append(LinuxGuest(lab_guest, vm, pf, vf, policy.mac or offered, ip))
 
     def boot(self) -> None:

@@ -269,6 +269,7 @@ UNSUPPORTED = [
         "pf0, io: passthrough",
         "lab.yaml:15: guests[1].nic.io: passthrough I/O is not supported",
     ),
+    ("pf0, io: sriov, vf: 1", "pf0, io: direct", "lab.yaml:15: guests[1].nic.io: direct I/O is not supported"),
 ]
 
 
@@ -289,7 +290,7 @@ pfs:
   - {name: pf1}
 guests:
   - {name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}
-  - {name: b, vmm: qemu, nic: {pf: pf0, io: direct, vf: 1}}
+  - {name: b, vmm: qemu, nic: {pf: pf0, vf: 1, map-rings: false}}
   - {name: c, vmm: qemu, nic: {pf: pf1, io: passthrough}}
   - {name: d, nic: {pf: pf0, vf: 2}}
   - {name: e, nic: {pf: pf0, vf: 3}}
@@ -307,13 +308,21 @@ def test_linux_guests_beside_embedded_ones() -> None:
 
 LINUX_FAULTS = [
     ("{name: a,", "{name: a, memory-mib: 128,", "guests[0].memory-mib: Linux needs 256 or more, not 128"),
-    ("io: direct, vf: 1", "io: direct", "guests[1].nic: io direct needs a VF"),
+    ("vf: 1, map", "map", "guests[1].nic: io sriov needs a VF"),
+    ("map-rings: false", "map-rings: 0", "guests[1].nic.map-rings: must be true or false, not 0"),
+    (
+        "vf: 1, map",
+        "io: direct, map",
+        "guests[1].nic.map-rings: is for VFs of Linux guests; leave it out, or use io: sr",
+    ),
+    ("passthrough}", "passthrough, map-rings: true}", "guests[2].nic.map-rings: is for VFs of Linux guests; leave it"),
+    ("vf: 2}", "vf: 2, map-rings: false}", "guests[3].nic.map-rings: is for VFs of Linux guests; leave it out, or use"),
     ("io: passthrough", "io: passthrough, vf: 0", "guests[2].nic.vf: "),
     ("{name: pf1}", "{name: pf1, sr-iov: {total-vfs: 1}}", "pfs[1].sr-iov: pf1 is given whole to guest c"),
     ("{name: d, nic: {pf: pf0, vf: 2}}", "{name: d, vmm: qemu, nic: {pf: pf1, io: passthrough}}", "guests[3].nic.pf: "),
     ("pf1, io: passthrough", "pf0, io: passthrough", "pfs[0].sr-iov: pf0 is given whole"),
     ("  - {name: e, nic: {pf: pf0, vf: 3}}\n", "", "workload.kind: pairs needs two embedded guests or more"),
-    ("  - {name: b, vmm: qemu, nic: {pf: pf0, io: direct, vf: 1}}\n", "", "needs two qemu guests on pf0 or more"),
+    ("  - {name: b, vmm: qemu, nic: {pf: pf0, vf: 1, map-rings: false}}\n", "", "needs two qemu guests on pf0 or more"),
     (
         "guests:\n",
         "guests:\n  - {name: f, vmm: qemu, nic: {pf: pf0, vf: 4}}\n",
@@ -332,7 +341,12 @@ def test_a_linux_guest_that_cannot_be(old: str, new: str, expected: str) -> None
 
 LINUX_UNSUPPORTED = [
     ("kind: pairs", "kind: broadcast", "workload.kind: broadcast by qemu guests is not supported"),
-    ("io: direct, vf: 1", "io: split", "split I/O comes with the comparison of the four models"),
+    ("vf: 1, map-rings: false", "io: split", "split I/O comes with the comparison of the four models"),
+    (
+        "vf: 1, map-rings: false",
+        "io: direct, vf: 1",
+        "not supported by this version; use sriov with map-rings: false for",
+    ),
     (
         "{name: pf1}",
         "{name: pf1, uplink: 'pcap:x.pcap'}",
