@@ -269,7 +269,7 @@ class LinuxBed:
             yield frames
         finally:
             frames += [(who, out, payload.tobytes()) for who, out, _, payload in self.nic.take_capture()]
-            self.nic.port.nic["port"]["capture"] = 0
+            self.nic.stop_capture()
 
     @contextmanager
     def listen(self, n: int, what: str, *, promiscuous: bool = False, device: str = "eth0") -> Iterator[list[str]]:

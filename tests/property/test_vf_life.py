@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from unit.bed import Bed, frame, send, take
-from virtfn.drivers.igb import VfPolicy
 from virtfn.drivers.igbvf import State
+from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.types import Iova, Mac
 from virtfn.iovm.iovm import VfState
 from virtfn.machine.clock import VirtualClock

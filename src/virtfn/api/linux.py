@@ -99,7 +99,7 @@ class LinuxGuests:
         """See whether all machines are up. Raises VirtfnError if one has ended."""
         for vm in self._vms:
             if not vm.guest.running:
-                raise VirtfnError(_obituary(vm.guest))
+                raise VirtfnError(_how_it_ended(vm.guest))
         return 0
 
     def due(self) -> Ps | None:
@@ -110,7 +110,7 @@ class LinuxGuests:
         """Have no descriptor: the pump has them all."""
         return -1
 
-    # Up.
+    # Starting.
 
     def start(self) -> None:
         """Start all machines and plug their functions in; no guest runs yet.
@@ -138,16 +138,14 @@ class LinuxGuests:
         vm.start()
         pf = next(p for p in machine.pfs if p.name == lab_guest.nic.pf)
         number = machine.pfs.index(pf)
-        mates = sum(guest.pf is pf for guest in self.guests)
-        ip = f"10.82.{number}.{mates + 1}"
+        ip = f"10.82.{number}.{1 + sum(guest.pf is pf for guest in self.guests)}"
         if lab_guest.nic.io == "passthrough":
             machine.iovm.assign_whole(pf.found, pf.nic, vm)
             self.guests.append(LinuxGuest(lab_guest, vm, pf, None, card_mac(number), ip))
             return
         vf = machine.iovm.vf(pf.nic.pf_rid, lab_guest.nic.vf or 0)
-        policy, offered = machine.policy(pf, vf), machine.offered_mac(pf, vf)
-        machine.iovm.assign(vf, vm, policy, offered, mapped=lab_guest.nic.map_rings)
-        self.guests.append(LinuxGuest(lab_guest, vm, pf, vf, policy.mac or offered, ip))
+        mac = machine.assign(pf, vf, vm, mapped=lab_guest.nic.map_rings)
+        self.guests.append(LinuxGuest(lab_guest, vm, pf, vf, mac, ip))
 
     def boot(self) -> None:
         """Let all run until each takes commands.
@@ -188,7 +186,7 @@ class LinuxGuests:
                 raise VirtfnError(f"guest {guest.lab.name}: {words(outcome)}")
             guest.device = lines[-1]
 
-    # At work.
+    # Running commands.
 
     def wait(self, jobs: Sequence[Job], phase: str, timeout_s: float) -> list[Outcome]:
         """Wait for commands in guests to end; return what came of them, in order.
@@ -206,7 +204,7 @@ class LinuxGuests:
             raise VirtfnError(f"{phase}: a guest's agent has started anew, and forgot what it did")
         return [job.outcome for job in jobs if job.outcome is not None]
 
-    # Down.
+    # Stopping.
 
     def stop(self) -> None:
         """End the machines, and take their functions back."""
@@ -238,7 +236,7 @@ def words(outcome: Outcome) -> str:
     return "; ".join(said[-3:]) if said else f"ended with status {outcome.status}"
 
 
-def _obituary(guest: QemuGuest) -> str:
+def _how_it_ended(guest: QemuGuest) -> str:
     """Say how a machine ended."""
     name = guest.machine.name
     panic = re.search(r"Kernel panic.*", guest.console.text())

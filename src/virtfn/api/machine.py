@@ -14,10 +14,11 @@ from pathlib import Path
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.lab import Lab, Pf, VfPolicy
 from virtfn.devices.nic82576 import Card, Nic82576
-from virtfn.drivers import igb
+from virtfn.drivers.igb import Igb
+from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.hw.types import Mac, format_rid, parse_mac
 from virtfn.iovm import lspci
-from virtfn.iovm.iovm import Iovm, Vf
+from virtfn.iovm.iovm import Iovm, Vf, Vm
 from virtfn.iovm.pcim import Found, Pcim
 from virtfn.iovm.pfdriver import open_igb, start_igb
 from virtfn.machine.captures import Frames
@@ -44,7 +45,7 @@ class LabPf:
     name: str
     nic: Nic82576
     found: Found
-    driver: igb.Igb
+    driver: Igb
     vfs: list[Vf] = field(default_factory=list)
     wire: Wire | None = None
     driven: bool = True
@@ -128,7 +129,7 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # Up.
+    # Starting.
 
     def start(self, progress: Callable[[], None] | None = None) -> None:
         """Bring everything up: NICs and their VFs, then the guests."""
@@ -197,13 +198,22 @@ class Machine:
         if not self._remapping:
             guest.dma = HostAddresses(guest.memory)
         self.guests.append(LabGuestRun(lab_guest, guest, pf, vf))
-        self.iovm.assign(vf, guest, self.policy(pf, vf), self.offered_mac(pf, vf))
+        self.assign(pf, vf, guest)
         guest.nic(vf.rid).driver.start()
         guest.run_interrupts()
 
-    # What there is.
+    # The lab, and its state.
 
-    def policy(self, pf: LabPf, vf: Vf) -> igb.VfPolicy:
+    def assign(self, pf: LabPf, vf: Vf, vm: Vm, *, mapped: bool = True) -> Mac:
+        """Give a VF to a virtual machine under the lab's policy; return the address that it has then.
+
+        mapped: map its ring registers. Raises VirtfnError as `Iovm.assign`.
+        """
+        policy, offered = self.policy(pf, vf), self.offered_mac(pf, vf)
+        self.iovm.assign(vf, vm, policy, offered, mapped=mapped)
+        return policy.mac or offered
+
+    def policy(self, pf: LabPf, vf: Vf) -> DriverPolicy:
         """Return what the lab says of a VF, for the PF's driver."""
         return _policy(self.lab.pf(pf.name).policy(vf.index))
 
@@ -249,7 +259,7 @@ class Machine:
         """Count messages between a VF and its PF, both ways."""
         return pf.nic.port.mailboxes.messages[vf.index]
 
-    # Down.
+    # Stopping.
 
     def stop(self) -> None:
         """Take every VF back from its guest, and the VFs away."""
@@ -295,9 +305,9 @@ def card_mac(number: int) -> Mac:
     return Mac(_CARD_MAC | number << 40)
 
 
-def _policy(policy: VfPolicy) -> igb.VfPolicy:
+def _policy(policy: VfPolicy) -> DriverPolicy:
     mac = parse_mac(policy.mac_address) if policy.mac_address else Mac(0)
-    return igb.VfPolicy(mac, policy.vlan_id, policy.qos, policy.spoof_check, policy.trust, policy.max_tx_rate)
+    return DriverPolicy(mac, policy.vlan_id, policy.qos, policy.spoof_check, policy.trust, policy.max_tx_rate)
 
 
 def function_name(vf: Vf) -> str:

@@ -200,5 +200,5 @@ def verdict(report: Report) -> Verdict:
             True, f"{calm}{dropped:,} {plural} dropped, each for a counted reason; all others arrived intact"
         )
     if all(g["vmm"] == "qemu" for g in guests):
-        return Verdict(True, "Linux is content, and no frame was dropped")
+        return Verdict(True, "no Linux guest found a fault, and no frame was dropped")
     return Verdict(True, calm + "every frame arrived once, unaltered and in order")

@@ -10,14 +10,10 @@ An address leads frames to its VF and lets frames from it pass the spoof check: 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from virtfn.drivers.policy import VfPolicy
 from virtfn.drivers.pools import Pools
 from virtfn.hw.types import Mac, format_mac
 from virtfn.machine.ports import VirtfnError
-
-if TYPE_CHECKING:
-    from virtfn.drivers.igb import VfPolicy
 
 __all__ = ["Addresses"]
 

@@ -11,10 +11,10 @@ Spec: 82576 datasheet, chapter "Software use of virtualization"; mailbox protoco
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
 
 from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pfmailbox import PfMailbox
+from virtfn.drivers.policy import VfPolicy
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.window import Window
 from virtfn.hw.i82576 import Regs, checksum_ok
@@ -24,25 +24,13 @@ from virtfn.hw.types import Mac
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Bar, Clock, VirtfnError
 
-__all__ = ["Igb", "VfPolicy"]
+__all__ = ["Igb"]
 
 OTHER_VECTOR = 0
 
 
-@dataclass(slots=True)
-class VfPolicy:
-    """What the host decides about a VF. mac: 0 leaves it at what was offered. max_tx_rate: Mb/s, 0 without limit."""
-
-    mac: Mac = field(default=Mac(0))
-    vlan: int = 0
-    qos: int = 0
-    spoof_check: bool = True
-    trust: bool = False
-    max_tx_rate: int = 0
-
-
 class Igb:
-    """The driver of a PF. bar: BAR0. vfs: VFs that will be enabled, which take pools 0..vfs-1."""
+    """The driver of a PF. bar: BAR0."""
 
     def __init__(self, bar: Bar, clock: Clock) -> None:
         self.mac = Mac(0)
@@ -56,7 +44,7 @@ class Igb:
         self.addresses = Addresses(self.pools, self.policies)
         self.mailbox = PfMailbox(self._regs, self.pools, self.addresses, self.policies, clock)
 
-    # Life.
+    # Start and stop.
 
     def probe(self) -> None:
         """Reset the port and read its identity.
@@ -88,7 +76,7 @@ class Igb:
         return EERD(value).DATA
 
     def start(self, vfs: int) -> None:
-        """Switch pools, forwarding and the mailbox on for `vfs` VFs; VFs may talk from now on."""
+        """Switch pools, forwarding and the mailbox on for `vfs` VFs, in pools 0..vfs-1; they may talk from now on."""
         if not 0 <= vfs <= 8:
             raise VirtfnError(f"the 82576 has 0 to 8 VFs, not {vfs}", errno_name="ERANGE")
         self.vfs = vfs
@@ -197,11 +185,6 @@ class Igb:
         """Let every VF receive and transmit again."""
         for n in range(self.vfs):
             self.start_vf(n)
-
-    def stop_vfs(self) -> None:
-        """Stop every VF, until `start_vfs`, or `start_vf` for one."""
-        for n in range(self.vfs):
-            self.stop_vf(n)
 
     def release_vf(self, n: int) -> None:
         """Forget everything about VF `n`'s driver, after its function level reset: filters, rings' write-back, mailbox.

@@ -138,7 +138,7 @@ class Igbvf:
         if not answer.ACK or opcode != answer.OPCODE:
             raise MailboxError(f"the PF refuses {opcode.name}", word, answer.value, errno_name="EPERM")
 
-    # Life.
+    # Start and stop.
 
     def probe(self) -> None:
         """Reset the VF and introduce it to the PF.

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from virtfn.drivers.addresses import Addresses
+from virtfn.drivers.policy import VfPolicy
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.window import Window
 from virtfn.hw.eth import FCS_BYTES
@@ -31,9 +31,6 @@ from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.hw.i82576.fields import P2VMAILBOX
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import Clock
-
-if TYPE_CHECKING:
-    from virtfn.drivers.igb import VfPolicy
 
 __all__ = ["PfMailbox"]
 

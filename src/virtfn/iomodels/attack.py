@@ -157,7 +157,7 @@ class Stage:
 
     def leave(self, link_mbps: int) -> None:
         """Send the accomplice away; the machine is as it was, but for the attacker, whose driver stays stopped."""
-        self.nic.port.nic["port"]["capture"] = 0
+        self.nic.stop_capture()
         self.nic.take_capture()
         self.nic.port.set_wire(False, link_mbps)
         self.host.iommu.on_fault = self._tell_fault
@@ -195,7 +195,7 @@ class Stage:
         found = {"root": root, "context": entry & RootEntry.CTP.mask, "second_stage": int(domain.tables.root)}
         return {name: self.region(address, PAGE) for name, address in found.items()}
 
-    # Time passes.
+    # Serving the machine.
 
     def pump(self, steps: int = 6) -> None:
         """Let everyone work: victims, NIC, and the attacker's interrupt handlers."""
@@ -234,7 +234,7 @@ class Stage:
     def unheard(self) -> Iterator[None]:
         """Let nobody listen at the wire meanwhile, so that the device may take its shortest path."""
         self.listen()
-        self.nic.port.nic["port"]["capture"] = 0
+        self.nic.stop_capture()
         try:
             yield
         finally:

@@ -19,7 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from virtfn.drivers.igb import Igb, VfPolicy
+from virtfn.drivers.igb import Igb
+from virtfn.drivers.policy import VfPolicy
 from virtfn.drivers.vtd import Domain, VtdDriver
 from virtfn.hw.pci import DevCtl, PageRequestControl, PageRequests, Pcie
 from virtfn.hw.types import Mac, Rid, format_rid

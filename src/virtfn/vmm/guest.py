@@ -200,7 +200,7 @@ class Guest:
             try:
                 nic.driver.stop()
             except VirtfnError:
-                surprise = True  # a driver that cannot say goodbye is not waited for
+                surprise = True  # a driver that does not stop is not waited for
         nic.function.release()
         nic.driver.remove()
         self.nics.remove(nic)

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from unit.bed import Bed, frame, send, take
-from virtfn.drivers.igb import VfPolicy
 from virtfn.drivers.igbvf import MailboxError, State
+from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, mac_words
 from virtfn.hw.i82576.fields import VTCTRL
 from virtfn.hw.pci import DevCtl, Pcie

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unit.bed import BROADCAST, Bed, frame, send, take
-from virtfn.drivers.igb import VfPolicy
 from virtfn.drivers.igbvf import MailboxError, State
+from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, hash_words, mac_words, multicast_hash
 from virtfn.hw.i82576.fields import V2PMAILBOX, VTCTRL
 from virtfn.hw.i82576.rxtx import VLVF, VMOLR
@@ -327,7 +327,8 @@ def test_one_vf_stops_and_the_others_go_on():
 
 def test_all_vfs_stop_and_start(bed):
     a, b = bed.driver(0), bed.driver(1)
-    bed.igb.stop_vfs()
+    for n in range(bed.igb.vfs):
+        bed.igb.stop_vf(n)
     send(a, frame(b.mac, a.mac))
     bed.serve()
     assert take(b) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unit.bed import Bed, frame
-from virtfn.drivers.igb import VfPolicy
+from virtfn.drivers.policy import VfPolicy
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels.breath import breathe

@@ -6,8 +6,8 @@ import pytest
 
 from unit.bed import BROADCAST, Bed, frame, send, take
 from virtfn.devices.nic82576.registers import RING_PAGES
-from virtfn.drivers.igb import VfPolicy
 from virtfn.drivers.igbvf import MailboxError, State
+from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.i82576 import BAR0_BYTES, Regs, VfRegs, vf_vector
 from virtfn.hw.i82576.fields import V2PMAILBOX
 from virtfn.hw.pci import Address, Type0

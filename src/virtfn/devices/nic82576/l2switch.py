@@ -54,32 +54,33 @@ class L2Switch(Handlers):
         self._registers = registers
         self._nic = nic
         self._rates = [0] * POOLS
-        self._stale = {"macs", "vlans", "properties", "hash"}
+        self._tables = {self._settle_macs, self._settle_vlans, self._settle_properties, self._settle_hash}
+        self._stale = set(self._tables)
         self.link_mbps = 1000
         registers.bind(self)
 
     @on_write(Regs.RAL, Regs.RAH, Regs.RALX, Regs.RAHX)
     def _address(self, index: int, written: int, old: int) -> None:
-        self._stale.add("macs")
+        self._stale.add(self._settle_macs)
 
     @on_write(Regs.VFTA, Regs.VLVF)
     def _vlan(self, index: int, written: int, old: int) -> None:
-        self._stale.add("vlans")
+        self._stale.add(self._settle_vlans)
 
     @on_write(*_PROPERTIES)
     def _property(self, index: int, written: int, old: int) -> None:
-        self._stale.add("properties")
+        self._stale.add(self._settle_properties)
 
     @on_write(Regs.VFTE)
     def _transmit_enable(self, index: int, written: int, old: int) -> None:
-        self._stale.add("properties")
+        self._stale.add(self._settle_properties)
         # A pool that is switched off and on again has been dealt with: its blocked queues run.
         cleared = old & ~self._registers.peek(Regs.VFTE)
         self._nic["port"]["blocked"] &= ~(cleared | cleared << 8)
 
     @on_write(Regs.MTA, Regs.UTA, Regs.RETA, Regs.RSSRK)
     def _hashed(self, index: int, written: int, old: int) -> None:
-        self._stale.add("hash")
+        self._stale.add(self._settle_hash)
 
     @on_write(Regs.RTTBCNRC)
     def _rate(self, index: int, written: int, old: int) -> None:
@@ -88,7 +89,7 @@ class L2Switch(Handlers):
         factor = rate.RF_INT << 14 | rate.RF_DEC
         pool = self._registers.peek(Regs.RTTDQSEL) % POOLS
         self._rates[pool] = factor if rate.RS_ENA else 0
-        self._stale.add("properties")
+        self._stale.add(self._settle_properties)
 
     @on_read(Regs.RTTBCNRC)
     def _rate_read(self, index: int) -> int:
@@ -97,12 +98,12 @@ class L2Switch(Handlers):
 
     def touch(self) -> None:
         """Look at the properties of port and pools again before the next frame."""
-        self._stale.add("properties")
+        self._stale.add(self._settle_properties)
 
     def reset(self) -> None:
         """Follow registers that went back to their reset values."""
         self._rates = [0] * POOLS
-        self._stale = {"macs", "vlans", "properties", "hash"}
+        self._stale = set(self._tables)
         self._nic["port"]["blocked"] = 0
 
     def address(self, entry: int) -> tuple[int, RAH]:
@@ -115,8 +116,8 @@ class L2Switch(Handlers):
         """Make stale tables anew; called before frames move."""
         if not self._stale:
             return
-        for what in self._stale:
-            getattr(self, f"_settle_{what}")()
+        for make_anew in self._stale:
+            make_anew()
         self._stale.clear()
 
     def _settle_macs(self) -> None:

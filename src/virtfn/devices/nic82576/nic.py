@@ -84,18 +84,18 @@ class Nic82576:
                 self.port.nic["msix"][n],
             )
             vf.on_reset.append(lambda kind, n=n: self._vf_was_reset(n))  # type: ignore[misc]
-            vf.on_change.append(self._rewire)
+            vf.on_change.append(self._give_queues)
         self._pf.function.on_reset.append(self._pf_was_reset)
-        self._pf.function.on_change.append(self._rewire)
+        self._pf.function.on_change.append(self._give_queues)
         self._pf.function.on_change.append(self._flush_msi)
         self.port.registers.on(Regs.PBACL, write=self._forget_pending)
         self._vfs = 0
         if self._pf.sriov is not None:
             self._pf.sriov.on_change.append(self._vfs_changed)
         self._io_address = 0
-        self._rewire()
+        self._give_queues()
 
-    # Who is who.
+    # Routing IDs and configuration space.
 
     @property
     def bus(self) -> int:
@@ -106,7 +106,7 @@ class Nic82576:
     def bus(self, number: int) -> None:
         if number != self.endpoint.bus:
             self.endpoint.bus = number
-            self._rewire()
+            self._give_queues()
 
     @property
     def pf_rid(self) -> Rid:
@@ -234,7 +234,7 @@ class Nic82576:
             return []
         own = [q for q in range(QUEUES) if (q % VFS if q % VFS < self._vfs else None) == place.vf]
         made = [copy for q in own for copy in self.port.registers.copy(q)]
-        self._rewire()
+        self._give_queues()
         return made
 
     def end_copies(self, copies: list[QueueCopy]) -> None:
@@ -243,13 +243,13 @@ class Nic82576:
         for copy in copies:
             if copy in kept.get(copy.q, ()):
                 del kept[copy.q]
-        self._rewire()
+        self._give_queues()
 
-    # Functions come, go, and are reset.
+    # Functions: enabled, disabled and reset.
 
-    def _rewire(self) -> None:
+    def _give_queues(self) -> None:
         vfs = [(self.vf_rid(n), self._pf.vfs[n]) for n in range(self._vfs)]
-        self.port.wire(self.pf_rid, self._pf.function.bus_master, [(rid, vf.bus_master) for rid, vf in vfs])
+        self.port.give_queues(self.pf_rid, self._pf.function.bus_master, [(rid, vf.bus_master) for rid, vf in vfs])
         if self.ats is not None:
             self.ats.follow([(self.pf_rid, self._pf.function), *vfs])
 
@@ -259,19 +259,19 @@ class Nic82576:
             if n < max(before, count):
                 self._pf.vfs[n].reset(Reset.POWER_ON)
                 self.port.vf_gone(n)
-        self._rewire()
+        self._give_queues()
 
     def _vf_was_reset(self, n: int) -> None:
         if n < self._vfs:
             self.port.vf_reset(n)
             self.port.statistics.reset_vf(n)
-            self._rewire()
+            self._give_queues()
             if self.on_reset is not None:
                 self.on_reset(self.vf_rid(n), "function level reset")
 
     def _pf_was_reset(self, kind: Reset) -> None:
         self.port.power_on()
-        self._rewire()
+        self._give_queues()
         if self.on_reset is not None:
             self.on_reset(self.pf_rid, kind.value)
 
@@ -404,6 +404,10 @@ class Nic82576:
     def start_capture(self) -> None:
         """Record what each function sends and receives from now on; `take_capture` must keep up."""
         self.port.nic["port"]["capture"] = 1
+
+    def stop_capture(self) -> None:
+        """Record no more; what was recorded can still be taken."""
+        self.port.nic["port"]["capture"] = 0
 
     def take_capture(self) -> list[tuple[int | None, bool, int, npt.NDArray[np.uint8]]]:
         """Take the frames recorded since the last call: (pool or None for the wire, outbound, time in ps, bytes)."""

@@ -54,7 +54,7 @@ class Port(Handlers):
         self._timer_due: int | None = None
         self._link_seen = 0
         self._pooled = False
-        self._wired: tuple[object, ...] = ()
+        self._given: tuple[object, ...] = ()
         self.block = new_nic(iommu)
         self.address = int(self.block.ctypes.data)
         self.nic: np.void = self.block[0]
@@ -84,18 +84,18 @@ class Port(Handlers):
         counters = self._counters
         return counters[_FORWARDED] + counters[_SENT] + counters[_RECEIVED]
 
-    # Wiring: who owns which queue.
+    # Queues: whose each is.
 
-    def wire(self, pf_rid: int, pf_master: bool, vfs: Sequence[tuple[int, bool]]) -> None:
+    def give_queues(self, pf_rid: int, pf_master: bool, vfs: Sequence[tuple[int, bool]]) -> None:
         """Give each queue to its function. vfs: (routing ID, Bus Master Enable) of each enabled VF.
 
         A function that may not master the bus has queues that stand still.
         """
         copies = tuple((q, rx.address, tx.address) for q, (rx, tx) in self.registers.copies.items())
         wanted = pf_rid, pf_master, tuple(vfs), copies
-        if wanted == self._wired:
+        if wanted == self._given:
             return
-        self._wired = wanted
+        self._given = wanted
         if len(vfs) != self.interrupts.vfs:
             self.interrupts.set_vfs(len(vfs))
         for q in range(QUEUES):

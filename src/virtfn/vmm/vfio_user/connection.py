@@ -82,7 +82,7 @@ class Connection:
         """Whether nothing is half read, and nothing waits to be sent."""
         return not (self._input or self._header or self._output or self.lost)
 
-    # In.
+    # Receiving.
 
     def receive(self) -> Message | None:
         """Read the next message; None if there is no whole one yet.
@@ -130,7 +130,7 @@ class Connection:
             raise DroppedError("cut-message" if self._input or self._header else "client-closed")
         self._input += got
 
-    # Out.
+    # Sending.
 
     def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message, or what of it the socket takes now; the rest goes later. Errors show as `lost`."""
