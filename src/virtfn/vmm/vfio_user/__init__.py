@@ -6,23 +6,15 @@ it, one client at a time, and hands it a `Client` with the memory and the interr
 Linux only; nothing but the standard library. Reference: docs/reference/vfio-user.md.
 """
 
-from virtfn.vmm.vfio_user.client import Client, Going
-from virtfn.vmm.vfio_user.device import (
-    Irq,
-    IrqIndex,
-    Region,
-    RegionIndex,
-    Steps,
-    VfioUserDevice,
-    finish,
-    shared_memory,
-    split,
-)
+from virtfn.vmm.vfio_user.client import Client
+from virtfn.vmm.vfio_user.device import VfioUserDevice
 from virtfn.vmm.vfio_user.irqs import Interrupts
 from virtfn.vmm.vfio_user.limits import Limits
 from virtfn.vmm.vfio_user.memory import DmaMapper, DmaRange, DmaRanges, MmapMapper
 from virtfn.vmm.vfio_user.messages import Capabilities, Command, IrqFlags, RefusedError
+from virtfn.vmm.vfio_user.regions import Irq, IrqIndex, Region, RegionIndex, shared_memory, split
 from virtfn.vmm.vfio_user.server import Server
+from virtfn.vmm.vfio_user.steps import Going, Steps, finish
 from virtfn.vmm.vfio_user.transfers import Done
 
 __all__ = [

@@ -1,115 +1,47 @@
-"""One connected client: its requests, and what it lends the device: memory, interrupts, DMA.
-
-    accepted --VERSION--> served --end of stream, nonsense, or too slow--> ended
-
-The device hears of the client after VERSION, and hears of its end once everything of it is gone.
+"""A client as its device sees it: memory, interrupts, and DMA by messages.
 
 Spec: vfio-user protocol specification 0.9.2.
 """
 
 from __future__ import annotations
 
-import errno
-import select
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
 
-from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.vfio_user.connection import Connection, Message
-from virtfn.vmm.vfio_user.device import Irq, IrqIndex, Region, RegionIndex, Steps, VfioUserDevice
 from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.irqs import Interrupts
 from virtfn.vmm.vfio_user.limits import Limits
-from virtfn.vmm.vfio_user.memory import DmaMapper, DmaRange, DmaRanges, check_file
-from virtfn.vmm.vfio_user.messages import (
-    DEVICE_INFO,
-    DMA_MAP,
-    DMA_UNMAP,
-    IRQ_INFO,
-    MAJOR,
-    MINOR,
-    MULTI_COUNT,
-    MULTI_WRITE,
-    NO_REPLY,
-    REGION_ACCESS,
-    REGION_INFO,
-    SPARSE_AREA,
-    SPARSE_MMAP,
-    VERSION,
-    Capabilities,
-    Command,
-    DroppedError,
-    Header,
-    RefusedError,
-    RegionFlags,
-    UnmapFlags,
-    at_start,
-    check,
-    error_reply,
-    exactly,
-    parse_version,
-    reply,
-)
+from virtfn.vmm.vfio_user.memory import DmaRanges
+from virtfn.vmm.vfio_user.messages import Capabilities, Command
+from virtfn.vmm.vfio_user.regions import Irq
 from virtfn.vmm.vfio_user.transfers import Done, Transfers
-
-_DEVICE_FLAGS = 3  # can be reset, is a PCI device
-_CAP_SPARSE_MMAP = 1
-_MULTI_BYTES = 8
-
-
-class Offer(NamedTuple):
-    """What a server has for its clients, the same for each."""
-
-    device: VfioUserDevice
-    regions: Mapping[int, Region]
-    irqs: Mapping[int, Irq]
-    signals: Signals | None
-    mapper: DmaMapper
-    limits: Limits
-
-
-class _Answer(NamedTuple):
-    body: bytes = b""
-    fds: tuple[int, ...] = ()
-
-
-_Outcome: TypeAlias = _Answer | Steps[_Answer]
-Going: TypeAlias = Callable[[], bool]
-"""Asked between steps: whether there is time for another one."""
 
 
 class Client:
     """A client, as the device sees it. Everything here does nothing any more when the client is gone.
 
     interrupts: to raise them; ranges: the memory that it told of; capabilities: what it can take, None before VERSION.
+    irqs: the device's interrupt types. resting: asked whether no request of the client is in the middle.
     """
 
-    def __init__(self, connection: Connection, offer: Offer, counters: Counter[str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        irqs: Mapping[int, Irq],
+        signals: Signals | None,
+        limits: Limits,
+        counters: Counter[str],
+        resting: Callable[[], bool],
+    ) -> None:
         self._connection = connection
-        self._offer = offer
+        self._limits = limits
         self._counters = counters
+        self._resting = resting
         self._transfers = Transfers(connection, 1, 0, 0)
-        self.interrupts = Interrupts(offer.irqs, offer.signals, offer.limits.max_eventfds)
-        self.ranges = DmaRanges(offer.limits.max_dma_maps)
+        self.interrupts = Interrupts(irqs, signals, limits.max_eventfds)
+        self.ranges = DmaRanges(limits.max_dma_maps)
         self.capabilities: Capabilities | None = None
-        self.last_refusal = ""
-        self._under_way: tuple[Header, Steps[_Answer]] | None = None
-        self._handlers: dict[int, Callable[[bytes, list[int]], _Outcome]] = {
-            Command.VERSION: self._version,
-            Command.DMA_MAP: self._dma_map,
-            Command.DMA_UNMAP: self._dma_unmap,
-            Command.DEVICE_GET_INFO: self._device_info,
-            Command.DEVICE_GET_REGION_INFO: self._region_info,
-            Command.DEVICE_GET_IRQ_INFO: self._irq_info,
-            Command.DEVICE_SET_IRQS: self._set_irqs,
-            Command.REGION_READ: self._region_read,
-            Command.REGION_WRITE: self._region_write,
-            Command.REGION_WRITE_MULTI: self._region_write_multi,
-            Command.DEVICE_RESET: self._device_reset,
-        }
-
-    # For the device.
 
     def dma_read(self, iova: int, count: int, done: Done) -> None:
         """Ask for `count` bytes of the client's memory by messages."""
@@ -128,7 +60,7 @@ class Client:
 
         Whole messages may be read and sent, no descriptors. -1 while the stream or a request is in the middle.
         """
-        return self._connection.fileno() if self._connection.idle and self._under_way is None else -1
+        return self._connection.fileno() if self._connection.idle and self._resting() else -1
 
     def account(self, writes: int, *, cut: bool) -> None:
         """Take the socket back: so many writes to regions were answered. cut: a message was sent in part."""
@@ -137,264 +69,20 @@ class Client:
         if cut:
             self._connection.lose("stalled")
 
-    # For the server.
+    # For its session.
 
-    @property
-    def lost(self) -> str:
-        """Why the connection came to its end, or empty."""
-        return self._connection.lost
+    def agree(self, theirs: Capabilities) -> None:
+        """Begin: VERSION is agreed on."""
+        limits = self._limits
+        largest = min(theirs.max_data_xfer_size, limits.max_data_xfer_size)
+        self._transfers = Transfers(self._connection, largest, limits.max_transfers, limits.max_output // 2)
+        self.capabilities = theirs
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether a request is in the middle: there is something to do, whatever the socket says."""
-        return self._under_way is not None
+    def answered(self, message: Message) -> str:
+        """Take the answer to a message of ours; return what is wrong with it, or nothing."""
+        return self._transfers.answered(message)
 
-    def serve(self, events: int, budget: int, going: Going) -> int:
-        """Serve up to `budget` messages while `going`; return how many, one that is not done yet included.
-
-        Raises DroppedError at the end.
-        """
-        connection, served = self._connection, 0
-        if events & ~select.EPOLLIN:
-            connection.flush()
-        while served < budget and (served == 0 or going()):
-            if self._under_way is None:
-                message = None if connection.lost or connection.paused else connection.receive()
-                if message is None:
-                    break
-                try:
-                    self._take(message)
-                finally:
-                    self._counters["fds-not-wanted"] += message.close_fds()
-            served += 1
-            self._go_on(going)
-        if connection.lost and self._under_way is None:
-            raise DroppedError(connection.lost)
-        return served
-
-    def end(self) -> Steps[None]:
-        """Give back everything of this client, and tell the device."""
-        self._under_way = None
-        self._connection.close()
+    def end(self) -> None:
+        """Take its interrupts back, and give transfers up."""
         self.interrupts.close()
         self._transfers.abandon()
-        for old in list(self.ranges):
-            yield from self._unmap(old)
-            yield
-        if self.capabilities is not None:
-            self._offer.device.disconnected()
-
-    def _take(self, message: Message) -> None:
-        header = message.header
-        if header.is_reply and self.capabilities is not None:
-            wrong = self._transfers.answered(message)
-            self._counters["replies"] += 1
-            if wrong:
-                self._counters[f"refused:{wrong}"] += 1
-            return
-        if header.is_reply:
-            self._connection.lose("no-version")
-            return
-        known = header.command in Command.__members__.values()
-        self._counters[Command(header.command).name if known else "UNKNOWN"] += 1
-        handler = self._handlers.get(header.command)
-        try:
-            if handler is None:
-                raise RefusedError(*((errno.ENOTSUP, "not-supported") if known else (errno.ENOSYS, "unknown-command")))
-            check((header.command == Command.VERSION) == (self.capabilities is None), "version-first")
-            outcome = handler(message.body, message.fds)
-        except VirtfnError as e:
-            self._refuse(header, e)
-            return
-        if isinstance(outcome, _Answer):
-            self._answer(header, outcome)
-        else:
-            self._under_way = header, outcome
-
-    def _go_on(self, going: Going) -> None:
-        """Do what is under way, until it is done or there is no time."""
-        if self._under_way is None:
-            return
-        (header, steps), self._under_way = self._under_way, None
-        try:
-            next(steps)
-            while going():
-                next(steps)
-        except StopIteration as end:
-            self._answer(header, end.value)
-        except VirtfnError as e:
-            self._refuse(header, e)
-        else:
-            self._under_way = header, steps
-
-    def _answer(self, header: Header, answer: _Answer) -> None:
-        if not header.flags & NO_REPLY:
-            self._connection.send(reply(header, answer.body), answer.fds)
-        if header.command == Command.VERSION:
-            self._offer.device.connected(self)
-
-    def _refuse(self, header: Header, error: VirtfnError) -> None:
-        """Count a refusal and tell the client; without an agreed version there is nothing more to say."""
-        if isinstance(error, RefusedError):
-            number, reason = error.errno, error.reason
-        else:
-            number, reason = getattr(errno, error.errno_name or "EIO", errno.EIO), "failed"
-        self._counters[f"refused:{reason}"] += 1
-        self.last_refusal = str(error)
-        if not header.flags & NO_REPLY:
-            self._connection.send(error_reply(header, number))
-        if self.capabilities is None:
-            self._connection.lose("no-version")
-
-    # Requests: the start.
-
-    def _version(self, body: bytes, fds: list[int]) -> _Answer:
-        major, minor, theirs = parse_version(body)
-        check(major == MAJOR, "version-major", text=f"the client speaks version {major}.{minor}, not {MAJOR}.{MINOR}")
-        limits, connection = self._offer.limits, self._connection
-        ours = Capabilities(limits.max_msg_fds, limits.max_data_xfer_size, limits.max_dma_maps, theirs.write_multiple)
-        largest = min(theirs.max_data_xfer_size, limits.max_data_xfer_size)
-        self._transfers = Transfers(connection, largest, limits.max_transfers, limits.max_output // 2)
-        connection.largest = limits.largest_message
-        self.capabilities = theirs
-        return _Answer(VERSION.pack(MAJOR, min(minor, MINOR)) + ours.to_json())
-
-    def _device_info(self, body: bytes, fds: list[int]) -> _Answer:
-        argsz, *_ = at_start(DEVICE_INFO, body)
-        check(argsz >= DEVICE_INFO.size, "argsz")
-        return _Answer(DEVICE_INFO.pack(DEVICE_INFO.size, _DEVICE_FLAGS, self._num_regions, self._num_irqs))
-
-    @property
-    def _num_regions(self) -> int:
-        return max(len(RegionIndex), *(i + 1 for i in self._offer.regions), 0)
-
-    @property
-    def _num_irqs(self) -> int:
-        return max(len(IrqIndex), *(i + 1 for i in self._offer.irqs), 0)
-
-    def _region_info(self, body: bytes, fds: list[int]) -> _Answer:
-        argsz, _, index, *_ = at_start(REGION_INFO, body)
-        check(argsz >= REGION_INFO.size, "argsz")
-        check(index < self._num_regions, "no-such-region")
-        region = self._offer.regions.get(index, Region())
-        flags = (RegionFlags.READ if region.read else 0) | (RegionFlags.WRITE if region.write else 0)
-        if region.size == 0:
-            return _Answer(REGION_INFO.pack(REGION_INFO.size, 0, index, 0, 0, 0))
-        sparse = b""
-        if region.areas:
-            flags |= RegionFlags.CAPS
-            sparse = SPARSE_MMAP.pack(_CAP_SPARSE_MMAP, 1, 0, len(region.areas), 0)
-            sparse += b"".join(SPARSE_AREA.pack(*area) for area in region.areas)
-        attached = () if region.fd is None else (region.fd,)
-        if attached:
-            flags |= RegionFlags.MMAP
-        needed = REGION_INFO.size + len(sparse)
-        at = REGION_INFO.size if sparse else 0
-        head = REGION_INFO.pack(needed, flags, index, at, region.size, region.fd_offset)
-        # What does not fit is asked for again, with room for it; the descriptor comes with the whole.
-        return _Answer(head) if argsz < needed else _Answer(head + sparse, attached)
-
-    def _irq_info(self, body: bytes, fds: list[int]) -> _Answer:
-        argsz, _, index, _ = at_start(IRQ_INFO, body)
-        check(argsz >= IRQ_INFO.size, "argsz")
-        check(index < self._num_irqs, "no-such-interrupt-type")
-        irq = self._offer.irqs.get(index, Irq())
-        # As Linux says of a function without it. QEMU takes that in silence, and complains of a count of none.
-        check(irq.count > 0 or index != IrqIndex.ERR, "no-such-interrupt-type")
-        return _Answer(IRQ_INFO.pack(IRQ_INFO.size, irq.flags, index, irq.count))
-
-    # Requests: memory and interrupts.
-
-    def _dma_map(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
-        argsz, prot, offset, iova, size = exactly(DMA_MAP, body)
-        check(argsz >= DMA_MAP.size, "argsz")
-        check(len(fds) <= 1, "map-with-fds")
-        self.ranges.check_new(iova, size, prot, offset if fds else 0)
-        return self._place(fds.pop() if fds else None, offset, iova, size, prot)
-
-    def _place(self, fd: int | None, offset: int, iova: int, size: int, prot: int) -> Steps[_Answer]:
-        if fd is not None:
-            try:
-                check_file(fd, offset, size, prot)
-                yield from self._offer.mapper.map(fd, offset, iova, size, prot) or ()
-            finally:
-                self._connection.closer.close(fd)
-        self.ranges.add(DmaRange(iova, size, prot, fd is not None))
-        self._offer.device.dma_mapped(iova, size, prot)
-        return _Answer()
-
-    def _dma_unmap(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
-        argsz, flags, iova, size = at_start(DMA_UNMAP, body)
-        check(not flags & UnmapFlags.GET_DIRTY_BITMAP, "not-supported", errno.ENOTSUP)
-        exactly(DMA_UNMAP, body)
-        check(argsz >= DMA_UNMAP.size, "argsz")
-        check(flags in (0, UnmapFlags.ALL), "unmap-flags")
-        if flags & UnmapFlags.ALL:
-            check(iova == size == 0, "unmap-all-of-some")
-            for old in list(self.ranges):
-                yield from self._unmap(old)
-                yield
-        else:
-            yield from self._unmap(self.ranges.exactly(iova, size))
-        return _Answer(body)
-
-    def _unmap(self, old: DmaRange) -> Steps[None]:
-        self._offer.device.dma_unmapped(old.iova, old.size)
-        if old.mapped:
-            yield from self._offer.mapper.unmap(old.iova, old.size) or ()
-        self.ranges.remove(old)
-
-    def _set_irqs(self, body: bytes, fds: list[int]) -> _Answer:
-        self.interrupts.set(body, fds)
-        return _Answer()
-
-    # Requests: accesses.
-
-    def _region(self, index: int, offset: int, count: int, *, write: bool) -> None:
-        """Check an access."""
-        region = self._offer.regions.get(index, Region())
-        check(region.size > 0, "no-such-region")
-        check(0 < count <= self._offer.limits.max_data_xfer_size, "access-size")
-        check(offset + count <= region.size, "access-beyond-region")
-        check(region.write if write else region.read, "access-not-permitted", errno.EACCES)
-
-    def _region_read(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
-        offset, index, count = exactly(REGION_ACCESS, body)
-        self._region(index, offset, count, write=False)
-        data = self._offer.device.region_read(index, offset, count)
-        if not isinstance(data, bytes):
-            data = yield from data
-        if len(data) != count:
-            raise VirtfnError(f"the device read {len(data)} bytes of region {index}, not {count}")
-        return _Answer(body + data)
-
-    def _region_write(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
-        offset, index, count = at_start(REGION_ACCESS, body)
-        check(len(body) == REGION_ACCESS.size + count, "wrong-size")
-        self._region(index, offset, count, write=True)
-        yield from self._write(index, offset, body[REGION_ACCESS.size :])
-        return _Answer(body[: REGION_ACCESS.size])
-
-    def _write(self, index: int, offset: int, data: bytes) -> Steps[None]:
-        steps = self._offer.device.region_write(index, offset, data)
-        if steps is not None:
-            yield from steps
-
-    def _region_write_multi(self, body: bytes, fds: list[int]) -> Steps[_Answer]:
-        (writes,) = at_start(MULTI_COUNT, body)
-        check(0 < writes <= self._offer.limits.max_multi, "multi-count", errno.E2BIG)
-        check(len(body) == MULTI_COUNT.size + writes * MULTI_WRITE.size, "wrong-size")
-        accesses = list(MULTI_WRITE.iter_unpack(body[MULTI_COUNT.size :]))
-        for offset, index, count, _ in accesses:
-            check(count <= _MULTI_BYTES, "access-size")
-            self._region(index, offset, count, write=True)
-        for n, (offset, index, count, data) in enumerate(accesses):
-            if n:
-                yield
-            yield from self._write(index, offset, data[:count])
-        return _Answer(body[: MULTI_COUNT.size])
-
-    def _device_reset(self, body: bytes, fds: list[int]) -> _Answer:
-        check(not body, "wrong-size")
-        self._offer.device.reset()
-        return _Answer()

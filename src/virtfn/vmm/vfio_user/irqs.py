@@ -17,9 +17,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from virtfn.vmm.vfio_user.device import Irq
 from virtfn.vmm.vfio_user.eventfds import Signals, is_eventfd
 from virtfn.vmm.vfio_user.messages import IRQ_SET, IrqFlags, IrqSet, at_start, check
+from virtfn.vmm.vfio_user.regions import Irq
 
 
 @dataclass(slots=True)

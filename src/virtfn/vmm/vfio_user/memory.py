@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.vfio_user.device import Steps
 from virtfn.vmm.vfio_user.messages import PAGE, U64, DmaFlags, RefusedError, check
+from virtfn.vmm.vfio_user.steps import Steps
 
 _WANTED = "it must be a memfd with F_SEAL_SHRINK (QEMU: memory-backend-memfd, seal=on)"
 

@@ -21,13 +21,15 @@ from types import TracebackType
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.closing import Closer, close_listening
 from virtfn.vmm.listening import listen, remove
-from virtfn.vmm.vfio_user.client import Client, Going, Offer
+from virtfn.vmm.vfio_user.client import Client
 from virtfn.vmm.vfio_user.connection import Connection
-from virtfn.vmm.vfio_user.device import Steps, VfioUserDevice
+from virtfn.vmm.vfio_user.device import VfioUserDevice
 from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.limits import Limits
 from virtfn.vmm.vfio_user.memory import DmaMapper, MmapMapper
 from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, NO_REPLY, DroppedError, IrqFlags, error_reply
+from virtfn.vmm.vfio_user.session import Offer, Session
+from virtfn.vmm.vfio_user.steps import Going, Steps
 
 _ACCEPTS = 8  # in one call of `serve`
 _OTHERS = 4
@@ -60,7 +62,7 @@ class Server:
             irq.validate(index)
         self.mapper: DmaMapper = mapper if mapper is not None else MmapMapper()
         self._counters: Counter[str] = Counter()
-        self._client: Client | None = None
+        self._session: Session | None = None
         self._client_fd = -1
         self._others: dict[int, Connection] = {}
         self._last_refusal = ""
@@ -95,8 +97,10 @@ class Server:
     @property
     def client(self) -> Client | None:
         """The client that is served now."""
-        client = self._client
-        return client if client is not None and client.capabilities is not None and not client.lost else None
+        session = self._session
+        if session is None or session.client.capabilities is None or session.lost:
+            return None
+        return session.client
 
     @property
     def counters(self) -> dict[str, int]:
@@ -111,7 +115,7 @@ class Server:
     @property
     def last_refusal(self) -> str:
         """Why a request was refused last, for people."""
-        return self._client.last_refusal if self._client and self._client.last_refusal else self._last_refusal
+        return self._session.last_refusal if self._session and self._session.last_refusal else self._last_refusal
 
     def serve(self, budget: int = 64, going: Going = lambda: True) -> int:
         """Do what is ready, at most `budget` messages, and return how many there were. Never waits.
@@ -129,24 +133,24 @@ class Server:
         for fd in ready.keys() & self._others.keys():
             self._tell_busy(fd)
         # A client that has hung up is about to make room; the next one waits at the door meanwhile.
-        leaving = events & select.EPOLLHUP if self._client is not None else self._ending is not None
+        leaving = events & select.EPOLLHUP if self._session is not None else self._ending is not None
         if self._door in ready and not self._epoll.closed and not leaving:
             self._accept()
         return served
 
     def _serve_client(self, events: int, budget: int, going: Going) -> int:
-        client = self._client
-        if client is None:
+        session = self._session
+        if session is None:
             return 0
         try:
-            return client.serve(events, budget, going)
+            return session.serve(events, budget, going)
         except DroppedError as e:
             self._drop(e.reason)
             return 0
 
     def _tell_more(self) -> None:
         """Let the descriptor be readable as long as something is in the middle."""
-        more = self._ending is not None or (self._client is not None and self._client.unfinished)
+        more = self._ending is not None or (self._session is not None and self._session.unfinished)
         if more is not self._told_more and not self._epoll.closed:
             self._told_more = more
             if more:
@@ -162,11 +166,11 @@ class Server:
         self._ending = None
 
     def _drop(self, reason: str) -> None:
-        client, self._client, self._client_fd = self._client, None, -1
-        if client is not None:
+        session, self._session, self._client_fd = self._session, None, -1
+        if session is not None:
             self._counters[f"dropped:{reason}"] += 1
-            self._last_refusal = client.last_refusal or self._last_refusal
-            self._ending = client.end()
+            self._last_refusal = session.last_refusal or self._last_refusal
+            self._ending = session.end()
 
     def _open_door(self) -> None:
         """Let clients in again, from the closer's thread."""
@@ -189,7 +193,7 @@ class Server:
                 self._counters["accept-failed"] += 1
                 return
             limits = self._offer.limits
-            if self._client is not None:
+            if self._session is not None:
                 self._counters["turned-away"] += 1
                 if len(self._others) == _OTHERS:
                     self._hang_up(next(iter(self._others)))
@@ -198,7 +202,7 @@ class Server:
                 continue
             self._counters["connected"] += 1
             connection = Connection(sock, self._epoll, self._closer, limits.max_msg_fds, limits.max_output)
-            self._client, self._client_fd = Client(connection, self._offer, self._counters), connection.fileno()
+            self._session, self._client_fd = Session(connection, self._offer, self._counters), connection.fileno()
 
     def _tell_busy(self, fd: int) -> None:
         """Answer a client that has to go, and let it hang up: QEMU aborts if that is done to it while it starts."""
