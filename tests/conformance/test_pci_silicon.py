@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.board import Board, build
+from unit.slotrig import Rig, build
 from virtfn.hw.types import Rid
 from virtfn.iovm import lspci
 
@@ -38,24 +38,24 @@ def hex_lines(text: str) -> bytes:
     return b"".join(bytes.fromhex(row) for row in rows)
 
 
-def as_linux_left_it() -> Board:
+def as_linux_left_it() -> Rig:
     """Do what software had done when the dump was taken: Linux's scan and link set-up, igb's probe, one VF."""
-    board = build(ports=2)
-    pf, write = board.pf, board.root.config_write
-    board.pcim.enable_vfs(pf, 1)
+    rig = build(ports=2)
+    pf, write = rig.pf, rig.root.config_write
+    rig.pcim.enable_vfs(pf, 1)
     write(pf, 0x04, 2, 0x0407)
     write(pf, 0x0C, 1, 0x10)
     write(pf, 0x3C, 1, 0x0B)
     write(pf, MSIX_CONTROL, 2, 0x8000)
-    write(pf, DEVCTL, 2, board.root.config_read(pf, DEVCTL, 2) | 0x0020)
+    write(pf, DEVCTL, 2, rig.root.config_read(pf, DEVCTL, 2) | 0x0020)
     write(pf, LNKCTL, 2, 0x0042)
-    return board
+    return rig
 
 
 def test_the_configuration_space_is_silicons_byte_for_byte():
     golden = hex_lines(silicon_dump())
-    board = as_linux_left_it()
-    ours = bytes(board.root.config_read(board.pf, at, 1) for at in range(4096))
+    rig = as_linux_left_it()
+    ours = bytes(rig.root.config_read(rig.pf, at, 1) for at in range(4096))
     assert len(golden) == 4096
     placed = {at for span in BARS for at in span}
     differing = [f"{at:03x}: {ours[at]:02x}, silicon {golden[at]:02x}" for at in range(4096) if ours[at] != golden[at]]
@@ -66,29 +66,29 @@ def test_the_configuration_space_is_silicons_byte_for_byte():
 def test_bar_kinds_and_alignment_are_silicons():
     """With silicon's addresses written into our BARs, they too read back as there."""
     golden = hex_lines(silicon_dump())
-    board = as_linux_left_it()
+    rig = as_linux_left_it()
     for span in BARS:
         for at in range(span.start, span.stop, 4):
-            board.root.config_write(board.pf, at, 4, int.from_bytes(golden[at : at + 4], "little"))
-    ours = bytes(board.root.config_read(board.pf, at, 1) for at in range(4096))
+            rig.root.config_write(rig.pf, at, 4, int.from_bytes(golden[at : at + 4], "little"))
+    ours = bytes(rig.root.config_read(rig.pf, at, 1) for at in range(4096))
     assert ours == golden
 
 
 def test_reads_of_all_widths_agree():
-    board = as_linux_left_it()
+    rig = as_linux_left_it()
     for at in range(0, 4096, 4):
-        word = board.root.config_read(board.pf, at, 4)
-        assert word == sum(board.root.config_read(board.pf, at + i, 1) << 8 * i for i in range(4))
-        assert word == sum(board.root.config_read(board.pf, at + i, 2) << 8 * i for i in (0, 2))
+        word = rig.root.config_read(rig.pf, at, 4)
+        assert word == sum(rig.root.config_read(rig.pf, at + i, 1) << 8 * i for i in range(4))
+        assert word == sum(rig.root.config_read(rig.pf, at + i, 2) << 8 * i for i in (0, 2))
 
 
-def pciutils(board: Board, tmp_path: Path) -> dict[str, str]:
+def pciutils(rig: Rig, tmp_path: Path) -> dict[str, str]:
     """Let Debian's lspci decode our dump; the text of each function by address."""
     program = shutil.which("lspci") or shutil.which("lspci", path="/usr/sbin:/sbin:/usr/bin")
     if program is None:
         pytest.skip("not run: lspci is not installed (Debian package pciutils)")
     path = tmp_path / "dump"
-    path.write_text(lspci.dump(board.pcim))
+    path.write_text(lspci.dump(rig.pcim))
     done = subprocess.run([program, "-F", str(path), "-n", "-vvv"], capture_output=True, text=True, check=True)
     # Where no kernel modules are installed lspci says so, which is not about the dump.
     assert [line for line in done.stderr.splitlines() if "libkmod" not in line] == []
@@ -111,11 +111,11 @@ def test_pciutils_decodes_the_sriov_block_as_on_silicon(tmp_path):
 def test_pciutils_decodes_silicon_and_model_alike(tmp_path):
     """The same pciutils over silicon's bytes and over ours: every line but addresses, which software sets."""
     golden = silicon_dump()
-    board = as_linux_left_it()
+    rig = as_linux_left_it()
     raw = tmp_path / "silicon"
     rows = [line for line in golden.splitlines() if re.match(r"^[0-9a-f]{2,3}: ", line)]
     raw.write_text("\n".join(["01:00.0 Ethernet controller", *rows, ""]))
-    ours = pciutils(board, tmp_path)["01:00.0"]
+    ours = pciutils(rig, tmp_path)["01:00.0"]
     done = subprocess.run(["lspci", "-F", str(raw), "-n", "-vvv"], capture_output=True, text=True, check=True)
 
     def without_addresses(text: str) -> list[str]:
@@ -126,9 +126,9 @@ def test_pciutils_decodes_silicon_and_model_alike(tmp_path):
 
 
 def test_pciutils_decodes_a_vf(tmp_path):
-    board = build()
-    vfs = board.pcim.enable_vfs(board.pf, 8)
-    text = pciutils(board, tmp_path)
+    rig = build()
+    vfs = rig.pcim.enable_vfs(rig.pf, 8)
+    text = pciutils(rig, tmp_path)
     assert {"02:10.0", "02:10.2", "02:11.6", "01:00.0", "00:01.0"} <= text.keys()
     for n, address in ((0, "02:10.0"), (7, "02:11.6")):
         block = text[address]
@@ -155,10 +155,10 @@ def test_pciutils_decodes_the_port_and_its_buses(tmp_path):
 
 
 def test_the_second_port_differs_where_it_must():
-    board = build(ports=2)
-    second = Rid(board.pf + 1)
-    first = [board.root.config_read(board.pf, at, 1) for at in range(4096)]
-    other = [board.root.config_read(second, at, 1) for at in range(4096)]
+    rig = build(ports=2)
+    second = Rid(rig.pf + 1)
+    first = [rig.root.config_read(rig.pf, at, 1) for at in range(4096)]
+    other = [rig.root.config_read(second, at, 1) for at in range(4096)]
     placed = {at for span in BARS for at in span}
     differing = {at for at in range(4096) if first[at] != other[at]} - placed
     assert differing == {0x3D, 0x155, 0x172}, "interrupt pin, next function, function dependency link"

@@ -16,7 +16,7 @@ import pytest
 
 from fuzz.hostile import Hostile, pattern
 from fuzz.structures import Structures
-from unit.bed import Bed, frame, send, take
+from unit.rig import Rig, frame, send, take
 from virtfn.hw.i82576 import Regs, VfRegs, vf_view
 from virtfn.kernels import warm
 from virtfn.kernels.i82576.port import wire_in
@@ -45,17 +45,17 @@ class World:
     def __init__(self, seed: str, settings: tuple[str, bool, bool, bool, bool, bool]) -> None:
         self.rng = random.Random(seed)
         self.name, spoof, protect, drop, capture, self.posts = settings
-        self.bed = Bed((("pf0", 0), ("pf0", 1)), ring=80)
-        self.machine = self.bed.machine.__enter__()
-        self.nic, self.host = self.bed.nic, self.machine.host
-        self.other = self.bed.guest(1)
-        self.driver = self.bed.driver(1)
+        self.rig = Rig((("pf0", 0), ("pf0", 1)), ring=80)
+        self.machine = self.rig.machine.__enter__()
+        self.nic, self.host = self.rig.nic, self.machine.host
+        self.other = self.rig.guest(1)
+        self.driver = self.rig.driver(1)
         for n in (0, 1):
-            self.bed.igb.set_spoof_check(n, spoof)
-            self.bed.igb.set_trust(n, not spoof)
+            self.rig.igb.set_spoof_check(n, spoof)
+            self.rig.igb.set_trust(n, not spoof)
         if not self.posts:
             self.driver.stop()
-        attacker = self.bed.guest(0)
+        attacker = self.rig.guest(0)
         nic = attacker.nics[0]
         self.own = set(attacker.memory.pieces)
         self.structures = Structures(self.host, nic.function.rid)
@@ -105,7 +105,7 @@ class World:
         self.watched = np.ones(memory.size // 4096, bool)
         for piece in self.own:
             first = (piece - memory.base) // 4096
-            self.watched[first : first + self.bed.guest(0).memory.chunk // 4096] = False
+            self.watched[first : first + self.rig.guest(0).memory.chunk // 4096] = False
         for page in self.structures.of_host:
             self.watched[(page - memory.base) // 4096] = False
         self.structures.remember()
@@ -170,7 +170,7 @@ class World:
         return result
 
     def serve(self) -> None:
-        self.bed.clock.sleep(self.rng.choice((0, MS_PS // 10, 10 * MS_PS)))
+        self.rig.clock.sleep(self.rng.choice((0, MS_PS // 10, 10 * MS_PS)))
         frames, events = self.timed(self.nic.serve, self.rng.choice((1, 4, 64)))
         self.served += frames
         self._after(events)
@@ -194,7 +194,7 @@ class World:
         lengths = np.array([len(b) for b in self.waiting], np.int64)
         address, offsets = self.nic.port.block.ctypes.data, np.cumsum(lengths) - lengths
         taken, events = self.timed(
-            wire_in, address, self.bed.clock.now(), address_of(joined), offsets, lengths, 0, len(lengths)
+            wire_in, address, self.rig.clock.now(), address_of(joined), offsets, lengths, 0, len(lengths)
         )
         self.waiting = self.waiting[taken:]
         self.nic.handle(events)
@@ -230,9 +230,9 @@ class World:
         self.pf(Regs.QDE, 0xFFFF)
         self.pf(Regs.MRQC, 3)
         self.pf(Regs.VMRCTL, 0)
-        self.bed.igb.stop_vf(0)
+        self.rig.igb.stop_vf(0)
         for _ in range(8):
-            self.bed.clock.sleep(100 * MS_PS)
+            self.rig.clock.sleep(100 * MS_PS)
             self.timed(self.nic.serve)
             self.wire()
         assert self.waiting == [], "nothing holds the line up any more"
@@ -240,12 +240,12 @@ class World:
             while take(self.driver):
                 pass
             body = frame(self.driver.mac, 0x99, b"still here")
-            self.bed.clock.sleep(100 * MS_PS)
+            self.rig.clock.sleep(100 * MS_PS)
             self.wire(body)
             assert body in take(self.driver), "the other guest still gets its frames"
 
     def close(self) -> None:
-        self.bed.machine.close()
+        self.rig.machine.close()
 
 
 def live(seed: str, settings: tuple[str, bool, bool, bool, bool, bool], until: float) -> dict[str, int]:
@@ -278,7 +278,7 @@ def test_the_watch_sees_one_byte_wherever_it_changes():
     free = memory._chunks[0] + 5
     table = int(world.host.iommu.iommu.unit[0]["root"]) - memory.base + 8
     others = world.other.memory.pieces[-1] - memory.base + 77
-    own = world.bed.guest(0).memory.pieces[0] - memory.base
+    own = world.rig.guest(0).memory.pieces[0] - memory.base
     memory.bytes[own] ^= 1
     world.check()
     for at in (free, table, others):

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from unit.devices.iommu.wired import TYPES, FakeTlb, Queued, descriptor
+from unit.devices.iommu.rig import TYPES, FakeTlb, Queued, descriptor
 from unit.remapping import RID
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.interrupts import IRTE_BYTES

@@ -64,8 +64,8 @@ class Hostile(Machine):
                 self.peer.send(Command.DMA_UNMAP, DMA_UNMAP.pack(24, 2, 0, 0), flags=NO_REPLY)
                 self.peer.send(Command.DMA_MAP, DMA_MAP.pack(32, rng.randrange(1, 4), 0, 0, CHUNK), flags=NO_REPLY)
             case 10:
-                self.bench.nic.bar_write(self.function.function.rid, 0, VfRegs.VTCTRL.offset, 4, 1 << 26)
-                self.bench.allow()
+                self.rig.nic.bar_write(self.function.function.rid, 0, VfRegs.VTCTRL.offset, 4, 1 << 26)
+                self.rig.allow()
             case _:
                 self.open(rng.choice((0x82000002, 0x80000002, 0x8A000402)))
                 self.put(DATA, bytes(mac(1)) + bytes(mac(0)) + rng.randbytes(200))

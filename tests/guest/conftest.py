@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.bed import LinuxBed
+from guest.rig import LinuxRig
 from virtfn.kernels import warm
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Qemu, cache_folder, find_qemu, install_qemu
@@ -43,15 +43,15 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pair(qemu: Qemu, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxBed]:
+def pair(qemu: Qemu, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinuxRig]:
     """Two guests with a VF each, for all tests of igbvf; the port has a wire."""
-    with LinuxBed(qemu, image, tmp_path_factory.mktemp("pair")) as bed:
-        bed.nic.port.set_wire(True, 0)
-        yield bed
+    with LinuxRig(qemu, image, tmp_path_factory.mktemp("pair")) as rig:
+        rig.nic.port.set_wire(True, 0)
+        yield rig
 
 
 @pytest.fixture
-def bed(pair: LinuxBed) -> Iterator[LinuxBed]:
+def rig(pair: LinuxRig) -> Iterator[LinuxRig]:
     """The pair, with both interfaces up; after the test, no fault and no complaint has come."""
     for n in (0, 1):
         pair.up(n)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from guest.bed import LinuxBed
+from guest.rig import LinuxRig
 from virtfn.vmm.qemu import find_qemu
 from virtfn.vmm.qemu.image import Image
 
 
 def main() -> None:
     kernel, initrd, logs = map(Path, sys.argv[1:])
-    with LinuxBed(find_qemu(), Image(kernel, initrd, "", ()), logs, guests=1) as bed:
-        guest = bed.vms[0].guest
+    with LinuxRig(find_qemu(), Image(kernel, initrd, "", ()), logs, guests=1) as rig:
+        guest = rig.vms[0].guest
         print("serving", guest.pid, guest.folder, flush=True)
         while True:
-            bed.pump()
+            rig.pump()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dpkt
 import pytest
 
-from guest.bed import CARD_MAC, LinuxBed, guest_mac
+from guest.rig import CARD_MAC, LinuxRig, guest_mac
 from virtfn.hw.types import format_mac
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import cache_folder
@@ -34,38 +34,38 @@ def image_with_dpdk() -> Image:
         pytest.skip(f"not run: {error}")
 
 
-def start_testpmd(bed: LinuxBed, n: int) -> str:
+def start_testpmd(rig: LinuxRig, n: int) -> str:
     """Start testpmd in guest `n`; return what it said until it forwards."""
-    bed.run(n, BIND)
-    bed.start(n, f"{TESTPMD} >/tmp/testpmd.log 2>&1")
+    rig.run(n, BIND)
+    rig.start(n, f"{TESTPMD} >/tmp/testpmd.log 2>&1")
     started = "grep -q 'Port statistics' /tmp/testpmd.log"
-    bed.until(lambda: bed.attempt(n, started).status == 0, "testpmd", timeout_s=60)
-    return bed.run(n, "cat /tmp/testpmd.log")
+    rig.until(lambda: rig.attempt(n, started).status == 0, "testpmd", timeout_s=60)
+    return rig.run(n, "cat /tmp/testpmd.log")
 
 
 def test_testpmd_echoes_over_a_vf(qemu, image, image_with_dpdk, logs):
-    with LinuxBed(qemu, image_with_dpdk, logs, memory_mib=512, append="hugepages=100") as bed:
-        bed.up(0)
-        said = start_testpmd(bed, 1)
+    with LinuxRig(qemu, image_with_dpdk, logs, memory_mib=512, append="hugepages=100") as rig:
+        rig.up(0)
+        said = start_testpmd(rig, 1)
         assert "Probe PCI driver: net_e1000_igb_vf (8086:10ca)" in said
         assert f"Port 0: {format_mac(guest_mac(1))}" in said
-        assert bed.ping(0, "10.0.0.77", "-c 10 -i 0.2 -W 5") == (10, 10)
-        assert format_mac(guest_mac(1)) in bed.run(0, "ip neigh show 10.0.0.77")
-        assert not bed.host.iommu.faults()
+        assert rig.ping(0, "10.0.0.77", "-c 10 -i 0.2 -W 5") == (10, 10)
+        assert format_mac(guest_mac(1)) in rig.run(0, "ip neigh show 10.0.0.77")
+        assert not rig.host.iommu.faults()
 
 
 def test_testpmd_echoes_over_the_whole_card(qemu, image_with_dpdk, logs):
-    with LinuxBed(qemu, image_with_dpdk, logs, guests=1, whole=True, memory_mib=512, append="hugepages=100") as bed:
-        bed.nic.port.set_wire(True, 0)
-        said = start_testpmd(bed, 0)
+    with LinuxRig(qemu, image_with_dpdk, logs, guests=1, whole=True, memory_mib=512, append="hugepages=100") as rig:
+        rig.nic.port.set_wire(True, 0)
+        said = start_testpmd(rig, 0)
         assert "Probe PCI driver: net_e1000_igb (8086:10c9)" in said
         assert f"Port 0: {format_mac(CARD_MAC)}".lower() in said.lower()
         asked = [ping_frame(n) for n in range(50)]
-        with bed.capture() as frames:
-            bed.inject(*asked)
-            bed.pause(2000)
+        with rig.capture() as frames:
+            rig.inject(*asked)
+            rig.pause(2000)
         assert answers(frames) == [(STRANGER, n, bytes([n]) * 200) for n in range(50)]
-        assert not bed.host.iommu.faults()
+        assert not rig.host.iommu.faults()
 
 
 def ping_frame(n: int) -> bytes:

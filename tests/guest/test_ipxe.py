@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.bed import CARD_MAC, LinuxBed, guest_mac
+from guest.rig import CARD_MAC, LinuxRig, guest_mac
 from unit.vmm.uplink.outside import ADDRESS, run_passt
 from virtfn.hw.types import Mac, format_mac
 from virtfn.machine.ports import VirtfnError
@@ -30,17 +30,17 @@ COMMANDS = "|| dhcp net0 && ifstat net0 && echo leased ${net0/ip} && sleep 60"
 SERIAL_SCREEN = ("-machine", "graphics=off")  # then the firmware's screen is the serial port
 
 
-def boot_ipxe(bed: LinuxBed, ipxe: Path) -> QemuVm:
+def boot_ipxe(rig: LinuxRig, ipxe: Path) -> QemuVm:
     """Start a guest that has no kernel but iPXE, and does not run yet."""
-    return bed.add_guest(
+    return rig.add_guest(
         "ipxe", lambda m: replace(m, kernel=ipxe, initrd=None, append=COMMANDS, extra=(*m.extra, *SERIAL_SCREEN))
     )
 
 
-def lease(bed: LinuxBed, vm: QemuVm, ip: str, mac: Mac) -> str:
+def lease(rig: LinuxRig, vm: QemuVm, ip: str, mac: Mac) -> str:
     """Let it run until it has that address; return the driver that it has for the card."""
     vm.run()
-    vm.guest.console.wait_for(rf"leased {ip}", timeout_s=90, tick=bed.pump)
+    vm.guest.console.wait_for(rf"leased {ip}", timeout_s=90, tick=rig.pump)
     said = vm.guest.console.text()
     driver = re.search(rf"net0: {format_mac(mac)} using (\w+) on", said)
     assert driver is not None, said
@@ -60,21 +60,21 @@ def ipxe(tmp_path_factory) -> Path:
 
 
 def test_ipxe_gets_an_address_over_a_vf(qemu, image, logs, ipxe):
-    with LinuxBed(qemu, image, logs, guests=1, vfs=2) as bed:
-        bed.up(0)
-        bed.run(0, f"printf '{SERVER}' >/tmp/udhcpd.conf && touch /tmp/leases && udhcpd /tmp/udhcpd.conf")
-        vm = boot_ipxe(bed, ipxe)
-        bed.iovm.assign(bed.vfs[1], vm, mac=guest_mac(1))
+    with LinuxRig(qemu, image, logs, guests=1, vfs=2) as rig:
+        rig.up(0)
+        rig.run(0, f"printf '{SERVER}' >/tmp/udhcpd.conf && touch /tmp/leases && udhcpd /tmp/udhcpd.conf")
+        vm = boot_ipxe(rig, ipxe)
+        rig.iovm.assign(rig.vfs[1], vm, mac=guest_mac(1))
         # Whichever of its drivers this version has for the VF.
-        assert lease(bed, vm, LEASED, guest_mac(1)) in ("igbvf", "intelvf")
-        assert bed.ping(0, LEASED, "-c 5 -i 0.2") == (5, 5)
-        assert not bed.host.iommu.faults()
+        assert lease(rig, vm, LEASED, guest_mac(1)) in ("igbvf", "intelvf")
+        assert rig.ping(0, LEASED, "-c 5 -i 0.2") == (5, 5)
+        assert not rig.host.iommu.faults()
 
 
 def test_ipxe_gets_an_address_over_the_whole_card(qemu, image, logs, ipxe):
-    with run_passt() as path, LinuxBed(qemu, image, logs, guests=0, whole=True) as bed:
-        bed.wires.append(Wire(bed.nic, StreamUplink(path, bed.host.clock)))
-        vm = boot_ipxe(bed, ipxe)
-        bed.iovm.assign_whole(bed.pcim.functions[bed.nic.pf_rid], bed.nic, vm)
-        assert lease(bed, vm, ADDRESS, CARD_MAC) in ("igb", "intel", "82576")
-        assert not bed.host.iommu.faults()
+    with run_passt() as path, LinuxRig(qemu, image, logs, guests=0, whole=True) as rig:
+        rig.wires.append(Wire(rig.nic, StreamUplink(path, rig.host.clock)))
+        vm = boot_ipxe(rig, ipxe)
+        rig.iovm.assign_whole(rig.pcim.functions[rig.nic.pf_rid], rig.nic, vm)
+        assert lease(rig, vm, ADDRESS, CARD_MAC) in ("igb", "intel", "82576")
+        assert not rig.host.iommu.faults()

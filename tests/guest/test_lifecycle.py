@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.bed import LinuxBed, address, guest_mac
+from guest.rig import LinuxRig, address, guest_mac
 from virtfn.hw.types import format_mac
 from virtfn.iovm.iovm import VfState
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, DROP_NO_DESCRIPTOR, DROP_QUEUE_DISABLED, DROP_RX_DISABLED
@@ -26,45 +26,45 @@ SERVER = Path(__file__).with_name("lone_server.py")
 
 @pytest.fixture(scope="module")
 def trio(qemu, image, logs):
-    with LinuxBed(qemu, image, logs, guests=3, memory_mib=192) as bed:
+    with LinuxRig(qemu, image, logs, guests=3, memory_mib=192) as rig:
         for n in range(3):
-            bed.up(n)
-        yield bed
-        bed.check()
+            rig.up(n)
+        yield rig
+        rig.check()
 
 
 @contextmanager
-def undisturbed(bed: LinuxBed):
+def undisturbed(rig: LinuxRig):
     """Guest 0 floods guest 1 with pings while the block runs, and the card drops none of them, nor their answers."""
-    before = lost(bed)
-    job = bed.start(0, f"ping -f -q {address(1)} >/tmp/flood & echo $! >/tmp/flood.pid; wait")
-    bed.pause(300)
+    before = lost(rig)
+    job = rig.start(0, f"ping -f -q {address(1)} >/tmp/flood & echo $! >/tmp/flood.pid; wait")
+    rig.pause(300)
     try:
         yield
     finally:
-        bed.run(0, "kill -INT $(cat /tmp/flood.pid)")
-        bed.finish(0, job)
-    said = bed.run(0, "cat /tmp/flood")
+        rig.run(0, "kill -INT $(cat /tmp/flood.pid)")
+        rig.finish(0, job)
+    said = rig.run(0, "cat /tmp/flood")
     sent, received = map(int, re.search(r"(\d+) packets transmitted, (\d+) received", said).groups())
     assert sent > 20, said
     # On a busy machine ping sends every 10 ms without an answer; the last may be on their way when it ends.
     assert sent - received <= 10, said
-    assert lost(bed) == before
+    assert lost(rig) == before
 
 
-def lost(bed: LinuxBed) -> list[int]:
+def lost(rig: LinuxRig) -> list[int]:
     """Count what guests 0 and 1 should have received, and could not."""
     why = (DROP_NO_DESCRIPTOR, DROP_DMA_FAULT, DROP_QUEUE_DISABLED, DROP_RX_DISABLED)
-    return [int(bed.nic.port.nic["drops"][pool, reason]) for pool in (0, 1) for reason in why]
+    return [int(rig.nic.port.nic["drops"][pool, reason]) for pool in (0, 1) for reason in why]
 
 
-def comes_back(bed: LinuxBed, n: int) -> None:
-    bed.until(lambda: bed.attempt(n, "test -e /sys/class/net/eth0").status == 0, f"eth0 at vm{n}")
-    bed.up(n)
-    assert bed.reaches(n, address(0))
+def comes_back(rig: LinuxRig, n: int) -> None:
+    rig.until(lambda: rig.attempt(n, "test -e /sys/class/net/eth0").status == 0, f"eth0 at vm{n}")
+    rig.up(n)
+    assert rig.reaches(n, address(0))
 
 
-def test_hot_remove_and_hot_add_under_traffic(trio: LinuxBed):
+def test_hot_remove_and_hot_add_under_traffic(trio: LinuxRig):
     vf, vm = trio.vfs[2], trio.vms[2]
     with undisturbed(trio):
         for _ in range(5):
@@ -77,7 +77,7 @@ def test_hot_remove_and_hot_add_under_traffic(trio: LinuxBed):
     assert vf.assignments == 6
 
 
-def test_a_function_that_is_torn_out_by_surprise(trio: LinuxBed):
+def test_a_function_that_is_torn_out_by_surprise(trio: LinuxRig):
     vf, vm = trio.vfs[2], trio.vms[2]
     with undisturbed(trio):
         trio.iovm.take_back(vf, surprise=True)
@@ -86,7 +86,7 @@ def test_a_function_that_is_torn_out_by_surprise(trio: LinuxBed):
         comes_back(trio, 2)
 
 
-def test_a_function_that_is_torn_out_while_it_floods(trio: LinuxBed):
+def test_a_function_that_is_torn_out_while_it_floods(trio: LinuxRig):
     vf, vm = trio.vfs[2], trio.vms[2]
     for _ in range(4):
         job = trio.start(2, f"ping -q -f -l 20 {address(0)} -c 1000000 -w 60")
@@ -99,7 +99,7 @@ def test_a_function_that_is_torn_out_while_it_floods(trio: LinuxBed):
         comes_back(trio, 2)
 
 
-def test_a_killed_guests_vf_goes_to_the_next(trio: LinuxBed):
+def test_a_killed_guests_vf_goes_to_the_next(trio: LinuxRig):
     vf, dead = trio.vfs[2], trio.vms[2]
     with undisturbed(trio):
         os.kill(dead.guest.pid, signal.SIGKILL)
@@ -115,7 +115,7 @@ def test_a_killed_guests_vf_goes_to_the_next(trio: LinuxBed):
     assert not trio.host.iommu.faults()
 
 
-def test_a_server_that_hangs_up_leaves_a_word_and_a_guest_that_goes_on(trio: LinuxBed):
+def test_a_server_that_hangs_up_leaves_a_word_and_a_guest_that_goes_on(trio: LinuxRig):
     vf, vm = trio.vfs[2], trio.vms[2]
     with undisturbed(trio):
         vm.functions[vf.rid].server.close()
@@ -145,8 +145,8 @@ def test_nothing_is_left_of_a_server_that_is_killed(qemu, image, logs):
     while runs(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not runs(pid)
-    with LinuxBed(qemu, image, logs, guests=0) as bed:
-        bed.add_guest("next")
+    with LinuxRig(qemu, image, logs, guests=0) as rig:
+        rig.add_guest("next")
         assert not folder.exists(), "the next start sweeps what a killed server left"
         assert len(list(runtime_folder().iterdir())) >= 1
 

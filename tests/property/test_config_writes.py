@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unit.board import Board, build
+from unit.slotrig import Rig, build
 from virtfn.hw.types import Rid, make_rid
 from virtfn.iovm.vconfig import VirtualConfig
 
@@ -56,15 +56,15 @@ Read = Callable[[int, int], int]
 Write = Callable[[int, int, int], None]
 
 
-def access(board: Board, kind: str) -> tuple[Read, Write]:
-    vf = board.pcim.functions[board.pf].vfs[1]
+def access(rig: Rig, kind: str) -> tuple[Read, Write]:
+    vf = rig.pcim.functions[rig.pf].vfs[1]
     if kind == VIRTUAL:
-        config = VirtualConfig(board.root, vf)
+        config = VirtualConfig(rig.root, vf)
         return config.read, config.write
-    rid: Rid = {BRIDGE: PORT, PF: board.pf, VF: vf.rid}[kind]
+    rid: Rid = {BRIDGE: PORT, PF: rig.pf, VF: vf.rid}[kind]
     return (
-        lambda offset, size: board.root.config_read(rid, offset, size),
-        lambda offset, size, value: board.root.config_write(rid, offset, size, value),
+        lambda offset, size: rig.root.config_read(rid, offset, size),
+        lambda offset, size, value: rig.root.config_write(rid, offset, size, value),
     )
 
 
@@ -73,25 +73,25 @@ def access(board: Board, kind: str) -> tuple[Read, Write]:
 @settings(max_examples=40, deadline=None)
 @given(sequence=writes)
 def test_any_write_is_safe_and_read_only_bits_stay(kind, ari, sequence):
-    board = build(ari=ari)
-    board.pcim.enable_vfs(board.pf, 2)
-    read, write = access(board, kind)
+    rig = build(ari=ari)
+    rig.pcim.enable_vfs(rig.pf, 2)
+    read, write = access(rig, kind)
     before = [read(offset, size) & mask for offset, size, mask in FIXED[kind]]
     for offset, size, value, pause_ms in sequence:
         write(offset, size, value)
-        board.clock.sleep(pause_ms * 1_000_000_000)
+        rig.clock.sleep(pause_ms * 1_000_000_000)
         assert 0 <= read(offset, size) < 1 << 8 * size
-        assert board.card.rids()[0] >> 8 == board.card.bus
-        board.root.decode(value)
-        board.root.decode(value, io=True)
+        assert rig.card.rids()[0] >> 8 == rig.card.bus
+        rig.root.decode(value)
+        rig.root.decode(value, io=True)
     assert [read(offset, size) & mask for offset, size, mask in FIXED[kind]] == before
 
 
 @settings(max_examples=60, deadline=None)
 @given(sequence=writes)
 def test_the_sriov_rules_hold_under_any_writes_to_the_pf(sequence):
-    board = build()
-    pf, unit = board.card.pfs[0].function, board.card.pfs[0].sriov
+    rig = build()
+    pf, unit = rig.card.pfs[0].function, rig.card.pfs[0].sriov
     for offset, size, value, _ in sequence:
         was = (unit.count, pf.config_read(0x170, 2), pf.config_read(0x174, 2), pf.config_read(0x180, 4))
         pf.config_write(offset, size, value)
@@ -109,10 +109,10 @@ def test_the_sriov_rules_hold_under_any_writes_to_the_pf(sequence):
 @settings(max_examples=60, deadline=None)
 @given(sequence=writes)
 def test_a_vfs_writes_reach_no_other_function(sequence):
-    board = build()
-    board.pcim.enable_vfs(board.pf, 3)
-    _, write = access(board, VIRTUAL)
-    others = [board.card.pfs[0].function, board.card.pfs[0].vfs[0], board.card.pfs[0].vfs[2], board.root.ports[0]]
+    rig = build()
+    rig.pcim.enable_vfs(rig.pf, 3)
+    _, write = access(rig, VIRTUAL)
+    others = [rig.card.pfs[0].function, rig.card.pfs[0].vfs[0], rig.card.pfs[0].vfs[2], rig.root.ports[0]]
     before = [bytes(f.bytes) for f in others]
     for offset, size, value, _ in sequence:
         write(offset, size, value)

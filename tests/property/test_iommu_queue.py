@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unit.devices.iommu.wired import TYPES, FakeTlb, Queued, descriptor
+from unit.devices.iommu.rig import TYPES, FakeTlb, Queued, descriptor
 from unit.remapping import RID
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.queue import IotlbInvalidation

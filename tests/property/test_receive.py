@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import receive as twin
-from unit.nicbench import STANDARD, TAGGED, Bench
+from unit.nicrig import STANDARD, TAGGED, Rig
 from unit.packets import frames
 from virtfn.kernels._jit import kernel
 from virtfn.kernels.csum import toeplitz_table
@@ -27,8 +27,8 @@ def classify_at(address: int, head: int, body: int, length: int, start: int) -> 
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["scattered", "contiguous"])
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    made = Bench(scattered=request.param)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    made = Rig(scattered=request.param)
     yield made
     made.close()
 
@@ -45,20 +45,20 @@ def words(kind: twin.Kind) -> tuple[int, int]:
 _offloads = st.builds(twin.Offloads, st.booleans(), st.booleans(), st.booleans(), st.integers(0, 0x1FF), st.just(KEY))
 
 
-def ask_for(bench: Bench, want: twin.Offloads) -> None:
-    bench.set(rx_ip_checksum=want.ip, rx_l4_checksum=want.l4, rss=want.rss, rss_fields=want.fields, rss_in_descriptor=1)
-    bench.nic["rss_table"][:] = toeplitz_table(want.key)
+def ask_for(rig: Rig, want: twin.Offloads) -> None:
+    rig.set(rx_ip_checksum=want.ip, rx_l4_checksum=want.l4, rss=want.rss, rss_fields=want.fields, rss_in_descriptor=1)
+    rig.nic["rss_table"][:] = toeplitz_table(want.key)
 
 
 @settings(max_examples=300, deadline=None)
 @given(frame=frames(), want=_offloads)
-def test_classify(bench: Bench, frame: bytes, want: twin.Offloads) -> None:
-    bench.reset()
-    ask_for(bench, want)
+def test_classify(rig: Rig, frame: bytes, want: twin.Offloads) -> None:
+    rig.reset()
+    ask_for(rig, want)
     body = np.frombuffer(frame + b"\xa5" * 256, np.uint8)
     head = np.frombuffer(frame[:128].ljust(128, b"\x5a"), np.uint8)
     start = start_of(frame)
-    got = classify_at(bench.address, address_of(head), address_of(body), len(frame), start)
+    got = classify_at(rig.address, address_of(head), address_of(body), len(frame), start)
     assert tuple(value & (1 << 64) - 1 for value in got) == words(twin.classify(frame, start, want))
 
 
@@ -82,18 +82,18 @@ def test_split_point(frame: bytes, room: int, always: bool) -> None:
     fill=st.integers(0, 15),
 )
 def test_frames_from_the_wire(
-    bench: Bench, batch: list[bytes], want: twin.Offloads, layout: int, header: int, kib: int, default: int,
+    rig: Rig, batch: list[bytes], want: twin.Offloads, layout: int, header: int, kib: int, default: int,
     strip: bool, fill: int,
 ) -> None:  # fmt: skip
     """Every frame arrives whole, in the descriptors and buffers that the layout says, or is dropped and counted."""
-    bench.reset()
-    ask_for(bench, want)
-    bench.pool(1, strip=strip)
-    for row in bench.nic["rx"]:
+    rig.reset()
+    ask_for(rig, want)
+    rig.pool(1, strip=strip)
+    for row in rig.nic["rx"]:
         row["default_bytes"] = default
-    bench.open_rx(1, layout=layout, kib=kib, header=header, fill=fill)
-    bench.buffers[1] = kib * 1024 or default, header
-    taken, _ = bench.wire(*batch)
+    rig.open_rx(1, layout=layout, kib=kib, header=header, fill=fill)
+    rig.buffers[1] = kib * 1024 or default, header
+    taken, _ = rig.wire(*batch)
     assert taken == len(batch)
     free, dropped, wanted = fill, 0, []
     for frame in batch:
@@ -107,7 +107,7 @@ def test_frames_from_the_wire(
             continue
         free -= len(pieces)
         wanted.append((frame, pieces, kind, tci if stripped else None))
-    got = bench.frames(1)
+    got = rig.frames(1)
     assert len(got) == len(wanted)
     for one, (frame, pieces, kind, tag) in zip(got, wanted, strict=True):
         assert [(d.header, d.data) for d in one.descriptors] == pieces
@@ -124,19 +124,19 @@ def test_frames_from_the_wire(
                 assert d.status == bits
             assert d.vlan == (tag or 0)
         assert frame
-    assert bench.drops() == ({(1, "no-descriptor"): dropped} if dropped else {})
-    assert int(bench.nic["rx"][1]["drops"]) == bench.counter("rnbc") == dropped
+    assert rig.drops() == ({(1, "no-descriptor"): dropped} if dropped else {})
+    assert int(rig.nic["rx"][1]["drops"]) == rig.counter("rnbc") == dropped
     size = sum(len(frame) + 4 for frame, *_ in wanted)
-    assert (bench.stat(1, "gprc"), bench.stat(1, "gorc"), bench.stat(1, "gprlbc")) == (len(wanted), size, 0)
-    assert (bench.counter("gprc"), bench.counter("rpthc"), bench.counter("tpr")) == (
+    assert (rig.stat(1, "gprc"), rig.stat(1, "gorc"), rig.stat(1, "gprlbc")) == (len(wanted), size, 0)
+    assert (rig.counter("gprc"), rig.counter("rpthc"), rig.counter("tpr")) == (
         len(batch),
         len(wanted),
         len(batch),
     )
-    assert bench.counter("hgorc") == size
-    assert bool(int(bench.port["eicr"]) & 2) == bool(wanted)
-    assert bench.head(0, 1) == fill - free
-    assert bench.faults == 0
+    assert rig.counter("hgorc") == size
+    assert bool(int(rig.port["eicr"]) & 2) == bool(wanted)
+    assert rig.head(0, 1) == fill - free
+    assert rig.faults == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,16 +145,16 @@ def test_frames_from_the_wire(
     tag=st.booleans(),
     limits=st.sampled_from([(STANDARD, TAGGED), (1400, 1400), (1600, 1600)]),
 )
-def test_longest_frame(bench: Bench, size: int, tag: bool, limits: tuple[int, int]) -> None:
+def test_longest_frame(rig: Rig, size: int, tag: bool, limits: tuple[int, int]) -> None:
     """Limits count the frame check sequence; only without LPE is a tag allowed for."""
-    bench.reset()
-    bench.pool(1, max_frame=limits[0], max_tagged=limits[1])
-    bench.open_rx(1)
+    rig.reset()
+    rig.pool(1, max_frame=limits[0], max_tagged=limits[1])
+    rig.open_rx(1)
     frame = bytes.fromhex("020000000011020000000010") + (b"\x81\x00\x00\x05" if tag else b"\x88\xb5").ljust(
         size - 12, b"x"
     )
     fits = size + 4 <= limits[int(tag and size >= 18)]
-    bench.wire(frame[:size])
-    assert [f.data for f in bench.frames(1)] == ([frame[:size]] if fits else [])
-    assert bench.drops() == ({} if fits else {(1, "oversize"): 1})
-    assert bench.counter("roc") == int(not fits)
+    rig.wire(frame[:size])
+    assert [f.data for f in rig.frames(1)] == ([frame[:size]] if fits else [])
+    assert rig.drops() == ({} if fits else {(1, "oversize"): 1})
+    assert rig.counter("roc") == int(not fits)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unit.nicbench import EOP, IFCS, POOLS, RS, Bench, data, ether, mac, snapshot, tagged
+from unit.nicrig import EOP, IFCS, POOLS, RS, Rig, data, ether, mac, snapshot, tagged
 from virtfn.machine.memory import CHUNK
 
 SENDER, RECEIVERS = 0, (1, 2)
@@ -29,8 +29,8 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Bench, Bench]]:
-    short, general = Bench(seed=3), Bench(seed=3)
+def pair() -> Iterator[tuple[Rig, Rig]]:
+    short, general = Rig(seed=3), Rig(seed=3)
     yield short, general
     short.close()
     general.close()
@@ -52,49 +52,49 @@ frames = st.lists(
 )
 
 
-def memory_of(bench: Bench, pool: int) -> npt.NDArray[np.uint8]:
-    """Look at a pool's memory as it lies in the host's; two benches of one seed lay it out alike."""
-    start = bench.chunks[pool] - int(bench.memory.base)
-    return bench.memory.bytes[start : start + CHUNK]
+def memory_of(rig: Rig, pool: int) -> npt.NDArray[np.uint8]:
+    """Look at a pool's memory as it lies in the host's; two rigs of one seed lay it out alike."""
+    start = rig.chunks[pool] - int(rig.memory.base)
+    return rig.memory.bytes[start : start + CHUNK]
 
 
 def set_up(
-    bench: Bench, *, rings: int, drop: bool, spoof: bool, blocking: bool, head_wb: bool, wire: bool, hole: bool
+    rig: Rig, *, rings: int, drop: bool, spoof: bool, blocking: bool, head_wb: bool, wire: bool, hole: bool
 ) -> None:
-    bench.reset()
+    rig.reset()
     for pool in (SENDER, *RECEIVERS):
-        memory_of(bench, pool)[:] = 0
-    bench.set(mac_spoof_pools=0xFF if spoof else 0, vlan_spoof_pools=0, mdp=int(blocking), wire_up=int(wire))
-    bench.open_tx(SENDER, 64, head_wb=head_wb)
+        memory_of(rig, pool)[:] = 0
+    rig.set(mac_spoof_pools=0xFF if spoof else 0, vlan_spoof_pools=0, mdp=int(blocking), wire_up=int(wire))
+    rig.open_tx(SENDER, 64, head_wb=head_wb)
     for n in RECEIVERS:
-        bench.open_rx(n, rings, drop=drop)
-    bench.protect(1, bench.places(1, 1)[0], 0 if hole else 3)
+        rig.open_rx(n, rings, drop=drop)
+    rig.protect(1, rig.places(1, 1)[0], 0 if hole else 3)
 
 
-def post(bench: Bench, sent: list[Sent]) -> None:
+def post(rig: Rig, sent: list[Sent]) -> None:
     for i, s in enumerate(sent):
         source = mac(7) if s.spoofed else mac(SENDER)
         frame = ether(TARGETS[s.target], source, 0x88B5 if s.kind == 0x8100 else s.kind, bytes([i]), s.size)
         frame = tagged(frame, 5)[: s.size] if s.kind == 0x8100 and s.size >= 18 else frame
         flags = EOP | IFCS | (RS if s.report else 0)
-        at = bench.store(SENDER, frame) if not s.nowhere else 0x7000_0000 + i * 4096
-        bench.post(SENDER, data(at, len(frame), flags, len(frame) + s.lie))
+        at = rig.store(SENDER, frame) if not s.nowhere else 0x7000_0000 + i * 4096
+        rig.post(SENDER, data(at, len(frame), flags, len(frame) + s.lie))
 
 
-def state(bench: Bench) -> dict[str, object]:
+def state(rig: Rig) -> dict[str, object]:
     transient = {"epoch", "win_lo", "win_hi", "win_hpa", "regs", "iommu", "scratch", "captured", "mirror"}
-    rows = {"port": bench.port, "counters": bench.nic["counters"]}
-    rows |= {f"pool {n}": bench.nic["pools"][n] for n in range(POOLS)}
-    rows |= {"tx": bench.nic["tx"][SENDER]}
+    rows = {"port": rig.port, "counters": rig.nic["counters"]}
+    rows |= {f"pool {n}": rig.nic["pools"][n] for n in range(POOLS)}
+    rows |= {"tx": rig.nic["tx"][SENDER]}
     found: dict[str, object] = {
         name: {k: v for k, v in snapshot(row).items() if k not in transient} for name, row in rows.items()
     }
     # One path may latch a receive queue's registers one frame before the other: heads and drops tell what it did.
-    found["rx"] = [(int(bench.nic["rx"][n]["head"]), int(bench.nic["rx"][n]["drops"])) for n in RECEIVERS]
-    found["drops"] = bench.drops()
-    found["registers"] = bench.regs[:, :, 4:].tolist()
-    found["faults"] = bench.faults
-    found["memory"] = [zlib.crc32(memory_of(bench, n)) for n in (SENDER, *RECEIVERS)]
+    found["rx"] = [(int(rig.nic["rx"][n]["head"]), int(rig.nic["rx"][n]["drops"])) for n in RECEIVERS]
+    found["drops"] = rig.drops()
+    found["registers"] = rig.regs[:, :, 4:].tolist()
+    found["faults"] = rig.faults
+    found["memory"] = [zlib.crc32(memory_of(rig, n)) for n in (SENDER, *RECEIVERS)]
     return found
 
 
@@ -104,7 +104,7 @@ def state(bench: Bench) -> dict[str, object]:
     head_wb=st.booleans(), wire=st.booleans(), budget=st.sampled_from([1, 3, 64]), hole=st.booleans(),
 )  # fmt: skip
 def test_a_run_equals_the_general_path(
-    pair: tuple[Bench, Bench],
+    pair: tuple[Rig, Rig],
     sent: list[Sent],
     rings: int,
     drop: bool,
@@ -116,18 +116,18 @@ def test_a_run_equals_the_general_path(
     hole: bool,
 ) -> None:
     short, general = pair
-    for bench in pair:
-        set_up(bench, rings=rings, drop=drop, spoof=spoof, blocking=blocking, head_wb=head_wb, wire=wire, hole=hole)
-        post(bench, sent)
+    for rig in pair:
+        set_up(rig, rings=rings, drop=drop, spoof=spoof, blocking=blocking, head_wb=head_wb, wire=wire, hole=hole)
+        post(rig, sent)
     general.set(mirror=1)  # mirroring, with no rule: nothing is mirrored, but no frame is ordinary any more
     for _ in range(4):
         assert short.serve(budget=budget) == general.serve(budget=budget)
         assert state(short) == state(general)
-        for bench in pair:
-            bench.refill(1, 2)
+        for rig in pair:
+            rig.refill(1, 2)
 
 
-def test_runs_are_taken(pair: tuple[Bench, Bench]) -> None:
+def test_runs_are_taken(pair: tuple[Rig, Rig]) -> None:
     # The property above would hold of a short path that never ran. The general path copies heads to the scratch area.
     short, _ = pair
     set_up(short, rings=16, drop=True, spoof=True, blocking=False, head_wb=False, wire=False, hole=False)

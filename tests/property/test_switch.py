@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reference.switch import BROADCAST, Switch, members
-from unit.nicbench import Bench, mac
+from unit.nicrig import Rig, mac
 from virtfn.devices.nic82576.l2switch import L2Switch
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.i82576 import Regs
@@ -37,9 +37,9 @@ class Port:
     """Registers, what the device makes of them, and the twin."""
 
     def __init__(self) -> None:
-        self.bench = Bench()
+        self.rig = Rig()
         self.registers = PortRegisters()
-        self.l2switch = L2Switch(self.registers, self.bench.nic)
+        self.l2switch = L2Switch(self.registers, self.rig.nic)
         self.twin = Switch(lambda name, index: self.registers.peek(getattr(Regs, name), index))
 
     def load(self, values: dict[tuple[str, int], int]) -> None:
@@ -54,7 +54,7 @@ class Port:
 def port() -> Iterator[Port]:
     made = Port()
     yield made
-    made.bench.close()
+    made.rig.close()
     made.registers.close()
 
 
@@ -125,11 +125,11 @@ def test_pools(
     port.load({**values, ("MRQC", 0): mode})
     for address, vid, source in frames:
         number_vid = -1 if vid is None else vid
-        pools, why = receive_at(port.bench.address, number(address), number_vid)
+        pools, why = receive_at(port.rig.address, number(address), number_vid)
         wanted, reason = port.twin.receive(address, vid)
         assert members(pools) == wanted
         assert wanted or DROP_NAMES[why] == reason
-        pools, wire, why = transmit_at(port.bench.address, source, number(address), number_vid)
+        pools, wire, why = transmit_at(port.rig.address, source, number(address), number_vid)
         assert (members(pools), wire) == port.twin.transmit(source, address, vid)
         assert 0 <= why < len(DROP_NAMES)
 
@@ -141,9 +141,9 @@ def test_without_pools(
 ) -> None:
     port.load({**values, ("MRQC", 0): mode})
     for address, vid, source in frames:
-        pools, _ = receive_at(port.bench.address, number(address), -1 if vid is None else vid)
+        pools, _ = receive_at(port.rig.address, number(address), -1 if vid is None else vid)
         assert pools == int(port.twin.accept(address, vid))
-        pools, wire, _ = transmit_at(port.bench.address, source, number(address), -1 if vid is None else vid)
+        pools, wire, _ = transmit_at(port.rig.address, source, number(address), -1 if vid is None else vid)
         assert (pools, wire) == (0, True)
 
 
@@ -154,8 +154,8 @@ def test_without_pools(
 )
 @example(table={n << 40: 1 for n in range(MAC_SLOTS)}, other=1)  # a full table ends the search as well
 def test_address_table(port: Port, table: dict[int, int], other: int) -> None:
-    port.bench.set_macs(table)
-    macs = port.bench.nic["macs"]
+    port.rig.set_macs(table)
+    macs = port.rig.nic["macs"]
     for address, pools in table.items():
         assert find_pools(macs, address) == pools
     assert find_pools(macs, other) == table.get(other, 0)
@@ -165,7 +165,7 @@ def test_address_table(port: Port, table: dict[int, int], other: int) -> None:
 def test_unknown_vlan_never_reaches_the_default_pool(port: Port) -> None:
     vfe, rxen = 1 << 18, 2
     port.load({("RCTL", 0): rxen | vfe, ("MRQC", 0): 3, ("VT_CTL", 0): 1 << 30 | 2 << 7, ("VFRE", 0): 0xFF})
-    assert receive_at(port.bench.address, number(UNICAST[0]), 7) == (0, DROP_NAMES.index("vlan-filter"))
+    assert receive_at(port.rig.address, number(UNICAST[0]), 7) == (0, DROP_NAMES.index("vlan-filter"))
     port.load(
         {
             ("RCTL", 0): rxen | vfe,
@@ -175,7 +175,7 @@ def test_unknown_vlan_never_reaches_the_default_pool(port: Port) -> None:
             ("VFTA", 0): 1 << 7,
         }
     )
-    assert receive_at(port.bench.address, number(UNICAST[0]), 7)[0] == 1 << 2
+    assert receive_at(port.rig.address, number(UNICAST[0]), 7)[0] == 1 << 2
 
 
 def test_promiscuous_pool_does_not_swallow_traffic_to_the_wire(port: Port) -> None:
@@ -183,5 +183,5 @@ def test_promiscuous_pool_does_not_swallow_traffic_to_the_wire(port: Port) -> No
     port.load(
         {**everything, ("RCTL", 0): 2, ("MRQC", 0): 3, ("DTXSWC", 0): 1 << 31, ("VFRE", 0): 0xFF, ("VMOLR", 7): 1 << 26}
     )
-    pools, wire, _ = transmit_at(port.bench.address, 0, number(UNICAST[0]), -1)
+    pools, wire, _ = transmit_at(port.rig.address, 0, number(UNICAST[0]), -1)
     assert (members(pools), wire) == ({7}, True)

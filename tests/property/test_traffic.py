@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reference import traffic as twin
-from unit.guestbench import Pair, check_frame, frame_check_value
+from unit.guestrig import Pair, check_frame, frame_check_value
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.traffic import digest
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from reference.csum import ones_sum
 from reference.transmit import Queue, Sent
-from unit.nicbench import (
+from unit.nicrig import (
     DEXT,
     EOP,
     IC,
@@ -23,7 +23,7 @@ from unit.nicbench import (
     TSE,
     TXSM,
     VLE,
-    Bench,
+    Rig,
     context,
     data,
     ether,
@@ -38,8 +38,8 @@ Chain = list[tuple[int, int, bytes]]  # q0 (0: where the bytes are put), q1, byt
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["scattered", "contiguous"])
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    made = Bench(scattered=request.param)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    made = Rig(scattered=request.param)
     yield made
     made.close()
 
@@ -159,70 +159,70 @@ class Setting:
 _settings = st.builds(Setting, st.booleans(), st.sampled_from([0, 0, 1, 2]), _tci, st.booleans())
 
 
-def post(bench: Bench, chains: list[Chain]) -> list[tuple[int, int]]:
+def post(rig: Rig, chains: list[Chain]) -> list[tuple[int, int]]:
     """Put bytes into the sender's memory and descriptors into its ring."""
     ring = []
     for q0, q1, content in (part for chain in chains for part in chain):
         is_context = q1 & DEXT and q1 >> 20 & 0xF == 2
-        ring.append((q0 if q0 or is_context else bench.store(0, content, 100 + len(ring) * 37), q1))
+        ring.append((q0 if q0 or is_context else rig.store(0, content, 100 + len(ring) * 37), q1))
     ring = ring[:250]
-    bench.post(0, *ring)
+    rig.post(0, *ring)
     return ring
 
 
-def twin(bench: Bench, setting: Setting) -> Queue:
+def twin(rig: Rig, setting: Setting) -> Queue:
     def read(address: int, size: int) -> bytes | None:
         if size and address + size > CHUNK:
             return None
-        return bench.read(0, address, size) if size else b""
+        return rig.read(0, address, size) if size else b""
 
     return Queue(read, setting.pad, setting.insert, setting.port_vlan)
 
 
-def prepare(bench: Bench, setting: Setting) -> None:
-    bench.reset()
-    bench.set(pad=setting.pad)
-    bench.pool(0, vlan_mode=setting.insert, vlan_tag=setting.port_vlan)
-    bench.open_tx(0, 256, head_wb=setting.head_wb)
-    bench.write(0, bench.head_wb(0), bytes(4))
+def prepare(rig: Rig, setting: Setting) -> None:
+    rig.reset()
+    rig.set(pad=setting.pad)
+    rig.pool(0, vlan_mode=setting.insert, vlan_tag=setting.port_vlan)
+    rig.open_tx(0, 256, head_wb=setting.head_wb)
+    rig.write(0, rig.head_wb(0), bytes(4))
 
 
-def check_queue(bench: Bench, ring: list[tuple[int, int]], sent: list[Sent], head_wb: bool) -> None:
+def check_queue(rig: Rig, ring: list[tuple[int, int]], sent: list[Sent], head_wb: bool) -> None:
     """Compare head, done bits and drops with what the twin did."""
     used = sum(s.used for s in sent)
-    assert bench.head(1, 0) == used
+    assert rig.head(1, 0) == used
     asked = [bool(q1 >> 27 & 1) for _, q1 in ring[:used]]
     before = [bool(q1 >> 32 & 1) for _, q1 in ring]
     for slot, one in enumerate(before):
-        assert bench.tx_done(0, slot) == (one or (slot < used and asked[slot] and not head_wb))
+        assert rig.tx_done(0, slot) == (one or (slot < used and asked[slot] and not head_wb))
     if head_wb:
-        written = int.from_bytes(bench.read(0, bench.head_wb(0), 4), "little")
+        written = int.from_bytes(rig.read(0, rig.head_wb(0), 4), "little")
         last = max((slot + 1 for slot in range(used) if asked[slot]), default=0)
         assert last <= written <= used
-    assert bool(int(bench.port["eicr"]) & 1) == any(asked)
+    assert bool(int(rig.port["eicr"]) & 1) == any(asked)
     reasons = Counter((0, s.why) for s in sent if s.why)
     own = ("malformed", "undersize", "oversize", "dma-fault")
-    assert {k: v for k, v in bench.drops().items() if k[0] == 0 and k[1] in own} == reasons
-    assert bool(int(bench.port["misbehaved"])) == any(s.why == "malformed" for s in sent)
+    assert {k: v for k, v in rig.drops().items() if k[0] == 0 and k[1] in own} == reasons
+    assert bool(int(rig.port["misbehaved"])) == any(s.why == "malformed" for s in sent)
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(chains=_chains, setting=_settings)
-def test_chains(bench: Bench, chains: list[Chain], setting: Setting) -> None:
+def test_chains(rig: Rig, chains: list[Chain], setting: Setting) -> None:
     """What a guest's capture shows is what the twin sends, frame by frame; then nothing is left of it."""
-    prepare(bench, setting)
-    bench.set(capture=1)
-    ring = post(bench, chains)
-    sent = twin(bench, setting).send(ring)
-    bench.serve(budget=256)
+    prepare(rig, setting)
+    rig.set(capture=1)
+    ring = post(rig, chains)
+    sent = twin(rig, setting).send(ring)
+    rig.serve(budget=256)
     frames = [f for s in sent for f in s.frames]
-    assert bench.captured(0, outbound=True) == frames
-    check_queue(bench, ring, sent, setting.head_wb)
+    assert rig.captured(0, outbound=True) == frames
+    check_queue(rig, ring, sent, setting.head_wb)
     size = sum(len(f) + 4 for f in frames)
-    assert (bench.stat(0, "gptc"), bench.stat(0, "gotc")) == (len(frames), size)
-    assert (bench.counter("hgptc"), bench.counter("hgotc")) == (len(frames), size)
-    bench.serve(budget=256)
-    assert bench.stat(0, "gptc") == len(frames)
+    assert (rig.stat(0, "gptc"), rig.stat(0, "gotc")) == (len(frames), size)
+    assert (rig.counter("hgptc"), rig.counter("hgotc")) == (len(frames), size)
+    rig.serve(budget=256)
+    assert rig.stat(0, "gptc") == len(frames)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -232,29 +232,29 @@ def test_chains(bench: Bench, chains: list[Chain], setting: Setting) -> None:
     budget=st.sampled_from([1, 3, 64]),
     give=st.integers(1, 9),
 )
-def test_delivery(bench: Bench, chains: list[Chain], setting: Setting, budget: int, give: int) -> None:
+def test_delivery(rig: Rig, chains: list[Chain], setting: Setting, budget: int, give: int) -> None:
     """Frames for pool 1 arrive as they were sent, once and in order, however often the line is held up."""
-    prepare(bench, setting)
-    bench.pool(1, max_frame=16383, max_tagged=16383)
-    bench.open_rx(1, 32, drop=False, fill=give)
-    ring = post(bench, chains)
-    sent = twin(bench, setting).send(ring)
+    prepare(rig, setting)
+    rig.pool(1, max_frame=16383, max_tagged=16383)
+    rig.open_rx(1, 32, drop=False, fill=give)
+    ring = post(rig, chains)
+    sent = twin(rig, setting).send(ring)
     frames = [f for s in sent for f in s.frames]
     got: list[bytes] = []
     for _ in range(400):
-        bench.serve(budget=budget)
-        came = bench.frames(1)
+        rig.serve(budget=budget)
+        came = rig.frames(1)
         got += [f.data for f in came]
-        bench.refill(1, sum(len(f.descriptors) for f in came))
-        if bench.head(1, 0) == sum(s.used for s in sent) and not came:
+        rig.refill(1, sum(len(f.descriptors) for f in came))
+        if rig.head(1, 0) == sum(s.used for s in sent) and not came:
             break
     local = [f for f in frames if f[:6] == mac(1).to_bytes(6, "little")]
     assert got == local
-    check_queue(bench, ring, sent, setting.head_wb)
+    check_queue(rig, ring, sent, setting.head_wb)
     size = sum(len(f) + 4 for f in local)
     for pool, names in ((0, ("gptlbc", "gotlbc")), (1, ("gprc", "gorc")), (1, ("gprlbc", "gorlbc"))):
-        assert tuple(bench.stat(pool, name) for name in names) == (len(local), size)
-    assert bench.counter("tsctc") == sum(len(s.frames) > 1 or _is_large(ring, sent, i) for i, s in enumerate(sent))
+        assert tuple(rig.stat(pool, name) for name in names) == (len(local), size)
+    assert rig.counter("tsctc") == sum(len(s.frames) > 1 or _is_large(ring, sent, i) for i, s in enumerate(sent))
 
 
 def _is_large(ring: list[tuple[int, int]], sent: list[Sent], i: int) -> bool:

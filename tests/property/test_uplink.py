@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.uplink import cut
-from unit.bed import Bed, frame, send
+from unit.rig import Rig, frame, send
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.streams import MAX_STREAM_FRAME, cut_stream, whole_frames
 
@@ -53,41 +53,41 @@ def test_whole_frames_are_counted(frames, cut_at):
 @settings(deadline=None, max_examples=20)  # each brings a machine up
 @given(st.data())
 def test_departures_leave_in_order_whatever_is_taken_at_a_time(data):
-    with Bed() as bed:
-        bed.nic.port.set_wire(True, 0)
-        bed.nic.open_wire()
-        driver, expected, got = bed.driver(0), [], b""
+    with Rig() as rig:
+        rig.nic.port.set_wire(True, 0)
+        rig.nic.open_wire()
+        driver, expected, got = rig.driver(0), [], b""
         for step in range(data.draw(st.integers(1, 12))):
             bodies = [
                 frame(0x1234_5678_9A02, driver.mac, bytes([step, n]), length=data.draw(st.integers(60, 1514)))
                 for n in range(data.draw(st.integers(0, 100)))
             ]
             send(driver, *bodies)
-            bed.serve()
+            rig.serve()
             expected += bodies
-            waiting = bed.nic.departures()
+            waiting = rig.nic.departures()
             _, nbytes = whole_frames(address_of(waiting), data.draw(st.integers(0, waiting.size)))
             got += waiting[:nbytes].tobytes()
-            bed.nic.release_departures(nbytes)
-        got += bed.nic.departures().tobytes()
+            rig.nic.release_departures(nbytes)
+        got += rig.nic.departures().tobytes()
         assert got == as_stream(expected)
-        bed.nic.discard_departures()
-        assert bed.nic.departures().size == 0
+        rig.nic.discard_departures()
+        assert rig.nic.departures().size == 0
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.tuples(st.sampled_from((0x0800, 0x86DD, 0x0806)), st.integers(0, 70), st.booleans())))
 def test_a_bare_wire_leaves_padding_behind_ipv4_packets_off(packets):
-    with Bed() as bed:
-        bed.nic.port.set_wire(True, 0)
-        bed.nic.open_wire(bare=True)
-        driver, expected = bed.driver(0), []
+    with Rig() as rig:
+        rig.nic.port.set_wire(True, 0)
+        rig.nic.open_wire(bare=True)
+        driver, expected = rig.driver(0), []
         for kind, total, longer in packets:
             addresses = frame(0x1234_5678_9A02, driver.mac, b"")[:12]
             packet = kind.to_bytes(2, "big") + b"\x45\0" + total.to_bytes(2, "big") + bytes(range(1, 43))
             body = addresses + packet + bytes(4 if longer else 0)
             send(driver, body)
-            bed.serve()
+            rig.serve()
             short = kind == 0x0800 and 20 <= total <= 46 and not longer
             expected.append(body[: 14 + total] if short else body)
-        assert bed.nic.departures().tobytes() == as_stream(expected)
+        assert rig.nic.departures().tobytes() == as_stream(expected)

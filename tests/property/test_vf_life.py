@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from unit.bed import Bed, frame, send, take
+from unit.rig import Rig, frame, send, take
 from virtfn.drivers.igbvf import State
 from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.types import Iova, Mac
@@ -29,11 +29,11 @@ class VfLife(RuleBasedStateMachine):
 
     @initialize()
     def bring_up(self):
-        self.bed = Bed()
-        self.bed.__enter__()
-        self.iovm, self.pf = self.bed.iovm, self.bed.nic.pf_rid
-        self.iovm.take_back(self.bed.vf(0), self.bed.vf(1))
-        self.guests = [self.bed.spare_guest(f"g{i}", ring=80) for i in range(3)]
+        self.rig = Rig()
+        self.rig.__enter__()
+        self.iovm, self.pf = self.rig.iovm, self.rig.nic.pf_rid
+        self.iovm.take_back(self.rig.vf(0), self.rig.vf(1))
+        self.guests = [self.rig.spare_guest(f"g{i}", ring=80) for i in range(3)]
         for i, guest in enumerate(self.guests):
             guest.memory.bytes[-8:] = i + 1
         self.owners: dict[int, int] = {}
@@ -41,26 +41,26 @@ class VfLife(RuleBasedStateMachine):
         self.vfs = 4
 
     def teardown(self):
-        if hasattr(self, "bed"):
+        if hasattr(self, "rig"):
             for guest in self.guests:
                 guest.close()
-            self.bed.__exit__()
+            self.rig.__exit__()
 
     def driver(self, n):
-        return self.guests[self.owners[n]].nic(self.bed.vf(n).rid).driver
+        return self.guests[self.owners[n]].nic(self.rig.vf(n).rid).driver
 
     @rule(n=VFS, g=GUESTS, trust=st.booleans(), vlan=st.sampled_from([0, 0, 10]), mac=st.booleans())
     def assign(self, n, g, trust, vlan, mac):
         policy = VfPolicy(mac=Mac((0x30 + n) << 40 | 2) if mac else Mac(0), trust=trust, vlan=vlan)
         if n >= self.vfs:
             with pytest.raises(VirtfnError, match=r"no VF|has no"):
-                self.bed.vf(n)
+                self.rig.vf(n)
             return
         if n in self.owners:
             with pytest.raises(VirtfnError, match=r"is assigned|is quarantined"):
-                self.iovm.assign(self.bed.vf(n), self.guests[g], policy)
+                self.iovm.assign(self.rig.vf(n), self.guests[g], policy)
             return
-        self.iovm.assign(self.bed.vf(n), self.guests[g], policy, Mac((0x40 + n) << 40 | 2))
+        self.iovm.assign(self.rig.vf(n), self.guests[g], policy, Mac((0x40 + n) << 40 | 2))
         self.owners[n] = g
         if len(self.guests[g].nics) <= 3:
             self.driver(n).start()
@@ -71,9 +71,9 @@ class VfLife(RuleBasedStateMachine):
             return
         if n not in self.owners:
             with pytest.raises(VirtfnError, match="nobody"):
-                self.iovm.take_back(self.bed.vf(n), surprise=surprise)
+                self.iovm.take_back(self.rig.vf(n), surprise=surprise)
             return
-        self.iovm.take_back(self.bed.vf(n), surprise=surprise)
+        self.iovm.take_back(self.rig.vf(n), surprise=surprise)
         del self.owners[n]
         self.quarantined.discard(n)
 
@@ -81,25 +81,25 @@ class VfLife(RuleBasedStateMachine):
     def quarantine(self, n):
         if n < self.vfs:
             if n in self.owners and n not in self.quarantined:
-                self.iovm.quarantine(self.bed.vf(n))
+                self.iovm.quarantine(self.rig.vf(n))
                 self.quarantined.add(n)
             else:
                 with pytest.raises(VirtfnError, match="not assigned"):
-                    self.iovm.quarantine(self.bed.vf(n))
+                    self.iovm.quarantine(self.rig.vf(n))
 
     @rule(n=VFS)
     def release(self, n):
         if n < self.vfs:
             if n in self.quarantined:
-                self.iovm.release(self.bed.vf(n))
+                self.iovm.release(self.rig.vf(n))
                 self.quarantined.discard(n)
             else:
                 with pytest.raises(VirtfnError, match="not quarantined"):
-                    self.iovm.release(self.bed.vf(n))
+                    self.iovm.release(self.rig.vf(n))
 
     @rule()
     def reset_the_pf(self):
-        self.bed.igb.reset()
+        self.rig.igb.reset()
         for guest in self.guests:
             guest.run_interrupts()
         for n in self.owners:
@@ -124,21 +124,21 @@ class VfLife(RuleBasedStateMachine):
         if not (a.netdev["up"] and b.netdev["up"]):
             return
         take(b)
-        self.bed.nic.serve()
+        self.rig.nic.serve()
         take(b)
         send(a, frame(b.mac, a.mac))
-        self.bed.nic.serve()
+        self.rig.nic.serve()
         for guest in self.guests:
             guest.run_interrupts()
-        vlans = [self.bed.vf(n).policy.vlan for n in (source, target)]
+        vlans = [self.rig.vf(n).policy.vlan for n in (source, target)]
         open_ = not self.quarantined & {source, target} and vlans[0] == vlans[1]
         assert len(take(b)) == int(open_)
 
     @invariant()
     def everybody_agrees_who_has_what(self):
-        if not hasattr(self, "bed"):
+        if not hasattr(self, "rig"):
             return
-        host = self.bed.machine.host
+        host = self.rig.machine.host
         assert len(self.iovm.inventory()) == self.vfs
         for vf in self.iovm.inventory():
             owner = self.owners.get(vf.index)

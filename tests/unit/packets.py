@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from reference.csum import checksum, crc32c
-from unit.nicbench import ether, mac, tagged
+from unit.nicrig import ether, mac, tagged
 
 TCP, UDP, SCTP, ICMP = 6, 17, 132, 1
 

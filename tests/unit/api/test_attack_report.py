@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.bed import lab_text
+from unit.rig import lab_text
 from unit.reports import attack_report
 from virtfn.api.lab import parse_lab
 from virtfn.api.report import verdict

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from unit.bed import Bed
+from unit.rig import Rig
 from virtfn.api.iommu import (
     ask_explanation,
     ask_show,
@@ -26,13 +26,13 @@ from virtfn.machine.ports import VirtfnError
 
 
 @pytest.fixture
-def bed() -> Iterator[Bed]:
-    with Bed(memory_mib=8) as made:
+def rig() -> Iterator[Rig]:
+    with Rig(memory_mib=8) as made:
         yield made
 
 
-def test_domains_of_a_machine_are_those_of_its_driver(bed: Bed) -> None:
-    host = bed.machine.host
+def test_domains_of_a_machine_are_those_of_its_driver(rig: Rig) -> None:
+    host = rig.machine.host
     document = show_document(read_unit(host), "here")
     assert json.loads(json.dumps(document)) == document
     for view, domain in zip(document["domains"], host.remapping.domains.values(), strict=True):
@@ -43,8 +43,8 @@ def test_domains_of_a_machine_are_those_of_its_driver(bed: Bed) -> None:
     assert [entry["index"] for entry in document["interrupts"]] == [i for i, *_ in host.interrupt_table.entries()]
 
 
-def test_faults_are_counted_and_decoded(bed: Bed) -> None:
-    host, rid = bed.machine.host, bed.vf(0).rid
+def test_faults_are_counted_and_decoded(rig: Rig) -> None:
+    host, rid = rig.machine.host, rig.vf(0).rid
     for _ in range(3):
         assert not host.dma_write(rid, Iova(1 << 40), b"x")
     assert host.dma_read(Rid(0x4200), Iova(0), 4) is None
@@ -57,9 +57,9 @@ def test_faults_are_counted_and_decoded(bed: Bed) -> None:
     ]
 
 
-def test_a_changed_table_is_stale_until_it_is_invalidated(bed: Bed) -> None:
-    host, rid = bed.machine.host, bed.vf(0).rid
-    methods = iommu_methods(host, "bed")
+def test_a_changed_table_is_stale_until_it_is_invalidated(rig: Rig) -> None:
+    host, rid = rig.machine.host, rig.vf(0).rid
+    methods = iommu_methods(host, "rig")
 
     def ask() -> Explanation:
         return cast(Explanation, methods["iommu.explain"]({"rid": int(rid), "iova": 0x1000, "write": True}))
@@ -99,16 +99,16 @@ def test_a_changed_table_is_stale_until_it_is_invalidated(bed: Bed) -> None:
         ({"write": 1}, "write is true or false"),
     ],
 )
-def test_questions_that_make_no_sense_are_refused(bed: Bed, params: dict[str, object], words: str) -> None:
+def test_questions_that_make_no_sense_are_refused(rig: Rig, params: dict[str, object], words: str) -> None:
     with pytest.raises(VirtfnError, match=words):
-        iommu_methods(bed.machine.host, "bed")["iommu.explain"](params)
+        iommu_methods(rig.machine.host, "rig")["iommu.explain"](params)
 
 
-def test_a_saved_state_explains_what_the_machine_did(bed: Bed, tmp_path: Path) -> None:
-    host, rid = bed.machine.host, bed.vf(1).rid
+def test_a_saved_state_explains_what_the_machine_did(rig: Rig, tmp_path: Path) -> None:
+    host, rid = rig.machine.host, rig.vf(1).rid
     save_iommu(host, tmp_path / "state.npz")
     for iova, write in ((0x1234, True), (8 << 20, False), (1 << 50, True)):
-        live = iommu_methods(host, "bed")["iommu.explain"]({"rid": int(rid), "iova": iova, "write": write})
+        live = iommu_methods(host, "rig")["iommu.explain"]({"rid": int(rid), "iova": iova, "write": write})
         saved = ask_explanation(rid, Iova(iova), write, 0, None, tmp_path / "state.npz")
         assert saved == {**live, "caches": None}  # type: ignore[dict-item]
     assert ask_show(None, tmp_path / "state.npz")["domains"] == show_document(read_unit(host), "")["domains"]

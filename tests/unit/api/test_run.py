@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unit.bed import Bed, lab_text
+from unit.rig import Rig, lab_text
 from virtfn.api.lab import builtin_lab, parse_lab
 from virtfn.api.machine import Machine
 from virtfn.api.report import verdict
@@ -170,7 +170,7 @@ def test_a_trace_that_cannot_be_written_is_a_clear_error_and_leaves_nothing(tmp_
 
 def test_a_machine_that_fails_half_way_up_leaves_nothing():
     lab = parse_lab(lab_text())
-    with Bed():
+    with Rig():
         pass
     files, _ = left_behind()
     with pytest.raises(VirtfnError, match="memory left"), Machine(lab, VirtualClock(), ring=4096):
@@ -193,9 +193,9 @@ def test_a_machine_is_up_as_the_lab_says():
 
 
 def test_the_machine_comes_down_in_order():
-    bed = Bed(FOUR)
-    with bed:
-        machine = bed.machine
+    rig = Rig(FOUR)
+    with rig:
+        machine = rig.machine
         machine.stop()
         assert all(not run.guest.nics for run in machine.guests)
         assert machine.iovm.inventory() == []
@@ -205,10 +205,10 @@ def test_the_machine_comes_down_in_order():
 
 @pytest.mark.parametrize("links", [0, 10, 100, 1000])
 def test_every_speed_of_the_link_comes_up(links):
-    with Bed(link_mbps=links) as bed:
-        assert bed.driver(0).link
+    with Rig(link_mbps=links) as rig:
+        assert rig.driver(0).link
         speed = np.log10(links or 1000)
-        assert bed.igb._link_mbps() == 10**speed
+        assert rig.igb._link_mbps() == 10**speed
 
 
 def test_all_pfs_work_at_the_same_time():

@@ -8,7 +8,7 @@ import threading
 import dpkt
 import pytest
 
-from unit.bed import Bed, frame, lab_text
+from unit.rig import Rig, frame, lab_text
 from unit.vmm.uplink.test_stream import OUTSIDE, Line, Peer
 from virtfn.api.lab import LabError, parse_lab
 from virtfn.api.report import verdict
@@ -27,17 +27,17 @@ def wired(uplink: str, workload: str = "{kind: pairs, frames: 300}") -> str:
 
 
 def engine_of(line: Line, kind: str = "ping", frames: int = 1) -> Engine:
-    bed = line.bed
-    runs = bed.machine.guests_of(bed.pf)
+    rig = line.rig
+    runs = rig.machine.guests_of(rig.pf)
     stations = [Station(run.guest.nics[0].driver.row, run.guest.nics[0].driver.mac) for run in runs]
     workload = Workload(kind, stations, frames=frames, length=98)
-    return Engine(bed.machine.host, bed.nic, [run.guest for run in runs], workload, wire=line.wire)
+    return Engine(rig.machine.host, rig.nic, [run.guest for run in runs], workload, wire=line.wire)
 
 
 @pytest.fixture
 def line(tmp_path):
-    with Bed() as bed:
-        made = Line(bed, tmp_path / "wire")
+    with Rig() as rig:
+        made = Line(rig, tmp_path / "wire")
         yield made
         made.wire.close()
         made.peer.sock.close()
@@ -59,7 +59,7 @@ def test_a_guest_answers_pings_from_outside(line):
     arp = dpkt.arp.ARP(sha=OUTSIDE_MAC, spa=US, tpa=GUEST)
     line.peer.send(bytes(dpkt.ethernet.Ethernet(src=OUTSIDE_MAC, dst=b"\xff" * 6, type=0x0806, data=bytes(arp))))
     mac = answer(engine, line.peer).data.sha
-    assert mac == int(line.bed.driver(0).mac).to_bytes(6, "little")
+    assert mac == int(line.rig.driver(0).mac).to_bytes(6, "little")
     for size in (1, 56, 1400):
         payload = bytes(n * 5 & 255 for n in range(size))
         echo = dpkt.icmp.ICMP(type=8, data=dpkt.icmp.ICMP.Echo(id=1, seq=size, data=payload))
@@ -96,13 +96,13 @@ def test_a_peer_that_never_stops_does_not_keep_a_run_from_its_end(line):
 
 
 def test_the_pump_serves_wires(line):
-    host = line.bed.machine.host
-    pump = Pump(host, [line.bed.nic], [], [line.wire])
-    line.peer.send(frame(line.bed.driver(0).mac, OUTSIDE, b"hello"))
+    host = line.rig.machine.host
+    pump = Pump(host, [line.rig.nic], [], [line.wire])
+    line.peer.send(frame(line.rig.driver(0).mac, OUTSIDE, b"hello"))
     assert pump.turn() >= 1
-    line.bed.clock.sleep(10**12)
+    line.rig.clock.sleep(10**12)
     pump()  # rests on the wire's descriptor, which has nothing to say
-    assert line.bed.nic.port.nic["counters"]["gprc"] == 1
+    assert line.rig.nic.port.nic["counters"]["gprc"] == 1
 
 
 # Whole runs.

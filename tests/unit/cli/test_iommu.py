@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.bed import lab_text
+from unit.rig import lab_text
 
 Result = tuple[int, str, str]
 COMMAND = [sys.executable, "-c", "from virtfn.cli.main import main; main()"]
@@ -80,7 +80,7 @@ def test_a_lab_that_runs_shows_its_domains(lab: Lab, virtfn: Callable[..., Resul
     assert code == 0
     document = json.loads(out)
     assert {"domains", "iotlb", "faults"} <= set(document)
-    assert document["source"] == "lab bed"
+    assert document["source"] == "lab rig"
     assert document["unit"]["dma"]
     assert document["unit"]["interrupts"]
     first, second = document["domains"]
@@ -97,7 +97,7 @@ def test_a_lab_that_runs_shows_its_domains(lab: Lab, virtfn: Callable[..., Resul
 
 
 def test_a_lab_that_runs_explains_a_request(lab: Lab, virtfn: Callable[..., Result], tmp_path: Path) -> None:
-    domains = json.loads(virtfn("iommu", "show", "--json", "-", "--lab", "bed")[1])["domains"]
+    domains = json.loads(virtfn("iommu", "show", "--json", "-", "--lab", "rig")[1])["domains"]
     rid, target = domains[0]["rids"][0], domains[0]["targets"][0]
     file = tmp_path / "explanation.json"
     code, out, _ = virtfn("iommu", "explain", rid, "0x123", "--write", "--json", str(file))
@@ -159,7 +159,7 @@ def test_a_second_lab_of_the_name_is_refused(lab: Lab) -> None:
         [*COMMAND, "run", str(lab.state.parent / "lab.yaml")], capture_output=True, text=True, check=False, timeout=60
     )
     assert again.returncode == 1
-    assert "a lab called bed is running" in again.stderr
+    assert "a lab called rig is running" in again.stderr
     assert "EADDRINUSE" in again.stderr
 
 
@@ -182,7 +182,7 @@ def test_a_killed_lab_is_not_found_and_its_name_is_free(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with Lab(tmp_path) as lab:
         assert lab.end(signal.SIGKILL)[0] == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "virtfn").iterdir()] == ["bed.sock"]
+    assert [path.name for path in (tmp_path / "virtfn").iterdir()] == ["rig.sock"]
     assert "no lab is running" in error_line(virtfn("iommu", "show"), 1)
     with Lab(tmp_path) as lab:
         assert virtfn("iommu", "show")[0] == 0

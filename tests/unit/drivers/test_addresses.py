@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from unit.bed import Bed, frame, send, take
+from unit.rig import Rig, frame, send, take
 from virtfn.drivers.igbvf import MailboxError, State
 from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, mac_words
@@ -25,39 +25,39 @@ ACTIONS = (MacAction.SET, MacAction.ADD_FILTER)
 
 
 @pytest.fixture
-def bed():
+def rig():
     """Guests a and b with VFs 0 and 1; of VFs 2 and 3, which nobody has yet, the addresses are decided."""
-    with Bed() as made:
+    with Rig() as made:
         made.igb.set_mac(2, FIXED)
         made.igb.offer_mac(3, OFFERED)
         yield made
 
 
-def asks(bed: Bed, n: int, action: MacAction, mac: Mac) -> bool:
+def asks(rig: Rig, n: int, action: MacAction, mac: Mac) -> bool:
     word = Message.of(OPCODE=Opcode.SET_MAC, INFO=action).value
-    return bool(Message(bed.mailbox(n).ask([word, *mac_words(mac)])[0]).ACK)
+    return bool(Message(rig.mailbox(n).ask([word, *mac_words(mac)])[0]).ACK)
 
 
-def leads(bed: Bed, mac: Mac) -> int:
+def leads(rig: Rig, mac: Mac) -> int:
     """The pools that get frames to an address."""
-    entries = [bed.nic.port.l2switch.address(entry) for entry in range(24)]
+    entries = [rig.nic.port.l2switch.address(entry) for entry in range(24)]
     return sum(rah.POOLSEL for found, rah in entries if rah.AV and found == mac)
 
 
-def hears(bed: Bed, n: int, target: Mac) -> bool:
+def hears(rig: Rig, n: int, target: Mac) -> bool:
     """Tell whether guest `n` gets what the other of the two sends to an address."""
-    take(bed.driver(n))
-    send(bed.driver(1 - n), frame(target, bed.driver(1 - n).mac))
-    bed.serve()
-    return bool(take(bed.driver(n)))
+    take(rig.driver(n))
+    send(rig.driver(1 - n), frame(target, rig.driver(1 - n).mac))
+    rig.serve()
+    return bool(take(rig.driver(n)))
 
 
-def may_send_as(bed: Bed, n: int, source: Mac) -> bool:
-    before = bed.drops(n).get("mac-spoof", 0)
-    send(bed.driver(n), frame(bed.driver(1 - n).mac, source))
-    bed.serve()
-    take(bed.driver(1 - n))
-    return bed.drops(n).get("mac-spoof", 0) == before
+def may_send_as(rig: Rig, n: int, source: Mac) -> bool:
+    before = rig.drops(n).get("mac-spoof", 0)
+    send(rig.driver(n), frame(rig.driver(1 - n).mac, source))
+    rig.serve()
+    take(rig.driver(1 - n))
+    return rig.drops(n).get("mac-spoof", 0) == before
 
 
 # What guests try.
@@ -66,85 +66,85 @@ def may_send_as(bed: Bed, n: int, source: Mac) -> bool:
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("wanted", ["neighbour", "fixed", "offered", "pf"])
-def test_what_another_has_is_refused_with_trust_and_without(bed: Bed, wanted: str, trust: bool, action: MacAction):
-    mac = {"neighbour": SECOND, "fixed": FIXED, "offered": OFFERED, "pf": bed.igb.mac}[wanted]
-    before = leads(bed, mac)
-    bed.igb.set_trust(0, trust)
-    assert not asks(bed, 0, action, mac)
-    assert leads(bed, mac) == before
+def test_what_another_has_is_refused_with_trust_and_without(rig: Rig, wanted: str, trust: bool, action: MacAction):
+    mac = {"neighbour": SECOND, "fixed": FIXED, "offered": OFFERED, "pf": rig.igb.mac}[wanted]
+    before = leads(rig, mac)
+    rig.igb.set_trust(0, trust)
+    assert not asks(rig, 0, action, mac)
+    assert leads(rig, mac) == before
     assert not before & 1
-    assert not may_send_as(bed, 0, mac)
+    assert not may_send_as(rig, 0, mac)
     if mac == SECOND:
-        assert hears(bed, 1, SECOND)
-        send(bed.driver(1), frame(SECOND, FIRST))
-        bed.serve()
-        assert take(bed.driver(0)) == []
+        assert hears(rig, 1, SECOND)
+        send(rig.driver(1), frame(SECOND, FIRST))
+        rig.serve()
+        assert take(rig.driver(0)) == []
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_nobody_has_takes_trust(bed: Bed, action: MacAction):
+def test_what_nobody_has_takes_trust(rig: Rig, action: MacAction):
     """The gateway's address is nobody's here: it is behind the wire."""
-    assert not asks(bed, 0, action, GATEWAY)
-    assert not hears(bed, 0, GATEWAY)
-    assert not may_send_as(bed, 0, GATEWAY)
-    bed.igb.set_trust(0, True)
-    assert asks(bed, 0, action, GATEWAY)
-    assert hears(bed, 0, GATEWAY)
-    assert may_send_as(bed, 0, GATEWAY)
-    assert not asks(bed, 1, action, GATEWAY)
-    bed.igb.set_trust(1, True)
-    assert not asks(bed, 1, action, GATEWAY), "the first trusted guest has it"
+    assert not asks(rig, 0, action, GATEWAY)
+    assert not hears(rig, 0, GATEWAY)
+    assert not may_send_as(rig, 0, GATEWAY)
+    rig.igb.set_trust(0, True)
+    assert asks(rig, 0, action, GATEWAY)
+    assert hears(rig, 0, GATEWAY)
+    assert may_send_as(rig, 0, GATEWAY)
+    assert not asks(rig, 1, action, GATEWAY)
+    rig.igb.set_trust(1, True)
+    assert not asks(rig, 1, action, GATEWAY), "the first trusted guest has it"
 
 
 @pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize("mac", [Mac(0), Mac((1 << 48) - 1), parse_mac("01:00:5e:00:00:01")])
-def test_no_address_and_group_addresses_are_nobodys(bed: Bed, mac: Mac, trust: bool):
-    bed.igb.set_trust(0, trust)
-    assert not any(asks(bed, 0, action, mac) for action in ACTIONS)
-    assert leads(bed, FIRST) == 1
+def test_no_address_and_group_addresses_are_nobodys(rig: Rig, mac: Mac, trust: bool):
+    rig.igb.set_trust(0, trust)
+    assert not any(asks(rig, 0, action, mac) for action in ACTIONS)
+    assert leads(rig, FIRST) == 1
 
 
-def test_the_given_address_stays_a_trusted_guests_own_beside_what_it_took(bed: Bed):
-    bed.igb.set_trust(0, True)
-    bed.igb.set_trust(1, True)
-    bed.driver(0).set_mac(STRANGER)
-    assert not asks(bed, 1, MacAction.SET, FIRST)
-    bed.driver(0).set_mac(FIRST)
-    assert leads(bed, STRANGER) == 0
+def test_the_given_address_stays_a_trusted_guests_own_beside_what_it_took(rig: Rig):
+    rig.igb.set_trust(0, True)
+    rig.igb.set_trust(1, True)
+    rig.driver(0).set_mac(STRANGER)
+    assert not asks(rig, 1, MacAction.SET, FIRST)
+    rig.driver(0).set_mac(FIRST)
+    assert leads(rig, STRANGER) == 0
 
 
-def test_what_a_guest_was_given_it_may_ask_for_again(bed: Bed):
+def test_what_a_guest_was_given_it_may_ask_for_again(rig: Rig):
     """So does Linux's igbvf after each reset; a filter for it takes no entry."""
-    assert all(asks(bed, 0, action, FIRST) for action in ACTIONS)
-    assert leads(bed, FIRST) == 1
+    assert all(asks(rig, 0, action, FIRST) for action in ACTIONS)
+    assert leads(rig, FIRST) == 1
 
 
-def test_a_guest_without_an_address_gets_one_by_trust_only(bed: Bed):
-    bed.igb.release_vf(0)
-    bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
-    bed.driver(0).mac = Mac(0)
+def test_a_guest_without_an_address_gets_one_by_trust_only(rig: Rig):
+    rig.igb.release_vf(0)
+    rig.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    rig.driver(0).mac = Mac(0)
     with pytest.raises(MailboxError, match="refuses SET_MAC"):
-        bed.driver(0).recover()
-    bed.igb.set_trust(0, True)
-    bed.driver(0).recover()
-    assert bed.driver(0).mac & 3 == 2, "unicast, locally administered"
-    assert bed.igb.addresses.of(0) == bed.driver(0).mac
+        rig.driver(0).recover()
+    rig.igb.set_trust(0, True)
+    rig.driver(0).recover()
+    assert rig.driver(0).mac & 3 == 2, "unicast, locally administered"
+    assert rig.igb.addresses.of(0) == rig.driver(0).mac
 
 
-def test_whoever_assigns_without_an_address_offers_one_of_its_own_making(bed: Bed):
-    guest = bed.spare_guest()
-    bed.iovm.take_back(bed.vf(1))
-    bed.iovm.assign(bed.vf(1), guest)
+def test_whoever_assigns_without_an_address_offers_one_of_its_own_making(rig: Rig):
+    guest = rig.spare_guest()
+    rig.iovm.take_back(rig.vf(1))
+    rig.iovm.assign(rig.vf(1), guest)
     mac = guest.nics[0].driver.mac
     assert mac & 3 == 2
-    assert leads(bed, mac) == 2
-    assert bed.igb.addresses.of(1) == mac
+    assert leads(rig, mac) == 2
+    assert rig.igb.addresses.of(1) == mac
 
 
 def test_a_lab_offers_nobody_what_it_fixes_for_another():
-    with Bed(policies='[{id: 1, mac-address: "02:00:00:00:00:10"}]') as bed:
-        assert bed.driver(1).mac == FIRST
-        assert bed.driver(0).mac == parse_mac("02:00:00:01:00:10")
+    with Rig(policies='[{id: 1, mac-address: "02:00:00:00:00:10"}]') as rig:
+        assert rig.driver(1).mac == FIRST
+        assert rig.driver(0).mac == parse_mac("02:00:00:01:00:10")
 
 
 # The host comes first.
@@ -152,141 +152,141 @@ def test_a_lab_offers_nobody_what_it_fixes_for_another():
 
 @pytest.mark.parametrize("by", ["set_mac", "offer_mac"])
 @pytest.mark.parametrize("how", ACTIONS)
-def test_the_host_gives_away_what_a_trusted_guest_took(bed: Bed, how: MacAction, by: str):
-    bed.igb.set_trust(0, True)
-    assert asks(bed, 0, how, STRANGER)
-    getattr(bed.igb, by)(2, STRANGER)
-    assert leads(bed, STRANGER) == (4 if by == "set_mac" else 0), "VF 2 has a fixed one"
-    assert not may_send_as(bed, 0, STRANGER)
-    bed.driver(0).recover()
-    assert not asks(bed, 0, how, STRANGER)
+def test_the_host_gives_away_what_a_trusted_guest_took(rig: Rig, how: MacAction, by: str):
+    rig.igb.set_trust(0, True)
+    assert asks(rig, 0, how, STRANGER)
+    getattr(rig.igb, by)(2, STRANGER)
+    assert leads(rig, STRANGER) == (4 if by == "set_mac" else 0), "VF 2 has a fixed one"
+    assert not may_send_as(rig, 0, STRANGER)
+    rig.driver(0).recover()
+    assert not asks(rig, 0, how, STRANGER)
 
 
-def test_a_guest_that_loses_its_address_is_told_and_learns_its_own(bed: Bed):
-    bed.igb.set_trust(0, True)
-    bed.driver(0).set_mac(STRANGER)
-    bed.igb.set_mac(1, STRANGER)
-    bed.serve()
-    assert bed.driver(0).state is State.RESET_NEEDED
-    assert bed.driver(1).state is State.RUNNING
+def test_a_guest_that_loses_its_address_is_told_and_learns_its_own(rig: Rig):
+    rig.igb.set_trust(0, True)
+    rig.driver(0).set_mac(STRANGER)
+    rig.igb.set_mac(1, STRANGER)
+    rig.serve()
+    assert rig.driver(0).state is State.RESET_NEEDED
+    assert rig.driver(1).state is State.RUNNING
     for n in (0, 1):
-        bed.driver(n).recover()
+        rig.driver(n).recover()
     for n, mac in enumerate((FIRST, STRANGER)):
-        assert bed.driver(n).mac == mac
-        assert hears(bed, n, mac)
+        assert rig.driver(n).mac == mac
+        assert hears(rig, n, mac)
 
 
-def test_without_trust_what_trust_allowed_ends(bed: Bed):
-    bed.igb.set_trust(0, True)
-    bed.driver(0).set_mac(STRANGER)
-    bed.driver(0).add_mac(GATEWAY)
-    bed.igb.set_trust(0, False)
-    bed.serve()
-    assert bed.driver(0).state is State.RESET_NEEDED
-    assert (leads(bed, STRANGER), leads(bed, GATEWAY), leads(bed, FIRST)) == (0, 0, 1)
-    bed.driver(0).recover()
-    assert bed.driver(0).mac == FIRST
-    assert bed.driver(0).further_macs == []
+def test_without_trust_what_trust_allowed_ends(rig: Rig):
+    rig.igb.set_trust(0, True)
+    rig.driver(0).set_mac(STRANGER)
+    rig.driver(0).add_mac(GATEWAY)
+    rig.igb.set_trust(0, False)
+    rig.serve()
+    assert rig.driver(0).state is State.RESET_NEEDED
+    assert (leads(rig, STRANGER), leads(rig, GATEWAY), leads(rig, FIRST)) == (0, 0, 1)
+    rig.driver(0).recover()
+    assert rig.driver(0).mac == FIRST
+    assert rig.driver(0).further_macs == []
 
 
 @pytest.mark.parametrize("call", ["set_mac", "offer_mac"])
 @pytest.mark.parametrize("mac", ["neighbour", "fixed", "offered", "pf"])
-def test_what_the_host_gave_it_gives_to_nobody_else(bed: Bed, call: str, mac: str):
-    wanted = {"neighbour": SECOND, "fixed": FIXED, "offered": OFFERED, "pf": bed.igb.mac}[mac]
+def test_what_the_host_gave_it_gives_to_nobody_else(rig: Rig, call: str, mac: str):
+    wanted = {"neighbour": SECOND, "fixed": FIXED, "offered": OFFERED, "pf": rig.igb.mac}[mac]
     with pytest.raises(VirtfnError, match="already") as caught:
-        getattr(bed.igb, call)(0, wanted)
+        getattr(rig.igb, call)(0, wanted)
     assert caught.value.errno_name == "EADDRINUSE"
-    assert leads(bed, FIRST) == 1
-    getattr(bed.igb, call)(1, SECOND)  # to the one who has it
+    assert leads(rig, FIRST) == 1
+    getattr(rig.igb, call)(1, SECOND)  # to the one who has it
 
 
-def test_an_address_no_longer_fixed_goes_back_to_the_offered_one(bed: Bed):
-    bed.igb.set_mac(0, STRANGER)
-    assert (leads(bed, STRANGER), leads(bed, FIRST)) == (1, 0)
-    bed.igb.set_mac(0, Mac(0))
-    assert (leads(bed, STRANGER), leads(bed, FIRST)) == (0, 1)
+def test_an_address_no_longer_fixed_goes_back_to_the_offered_one(rig: Rig):
+    rig.igb.set_mac(0, STRANGER)
+    assert (leads(rig, STRANGER), leads(rig, FIRST)) == (1, 0)
+    rig.igb.set_mac(0, Mac(0))
+    assert (leads(rig, STRANGER), leads(rig, FIRST)) == (0, 1)
 
 
 # Free again.
 
 
-def test_further_addresses_are_free_after_their_guest_clears_them_or_resets(bed: Bed):
+def test_further_addresses_are_free_after_their_guest_clears_them_or_resets(rig: Rig):
     for n in (0, 1):
-        bed.igb.set_trust(n, True)
-    flr = capability_of(bed.iovm.pcim.bus, bed.vf(0).rid, Pcie)
+        rig.igb.set_trust(n, True)
+    flr = capability_of(rig.iovm.pcim.bus, rig.vf(0).rid, Pcie)
     for give_up in (
-        lambda: asks(bed, 0, MacAction.CLEAR_FILTERS, Mac(0)),
-        lambda: bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value),
+        lambda: asks(rig, 0, MacAction.CLEAR_FILTERS, Mac(0)),
+        lambda: rig.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value),
         lambda: flr.set(Pcie.DEVCTL, DevCtl.FLR.mask),
-        lambda: bed.igb.reset(),
+        lambda: rig.igb.reset(),
     ):
-        assert asks(bed, 0, MacAction.ADD_FILTER, STRANGER)
-        assert not asks(bed, 1, MacAction.SET, STRANGER)
+        assert asks(rig, 0, MacAction.ADD_FILTER, STRANGER)
+        assert not asks(rig, 1, MacAction.SET, STRANGER)
         give_up()
-        bed.clock.sleep(100 * MS_PS)
-        bed.serve()
-        if bed.driver(1).state is not State.RUNNING:
-            bed.driver(1).recover()
-        assert asks(bed, 1, MacAction.SET, STRANGER)
-        assert leads(bed, STRANGER) == 2
-        assert asks(bed, 1, MacAction.SET, SECOND)
-        bed.driver(0).recover()
+        rig.clock.sleep(100 * MS_PS)
+        rig.serve()
+        if rig.driver(1).state is not State.RUNNING:
+            rig.driver(1).recover()
+        assert asks(rig, 1, MacAction.SET, STRANGER)
+        assert leads(rig, STRANGER) == 2
+        assert asks(rig, 1, MacAction.SET, SECOND)
+        rig.driver(0).recover()
 
 
-def test_everything_is_free_after_its_vf_is_taken_back(bed: Bed):
-    bed.igb.set_trust(0, True)
-    bed.driver(0).set_mac(STRANGER)
-    bed.driver(0).add_mac(GATEWAY)
-    bed.iovm.take_back(bed.vf(0))
-    bed.igb.set_trust(1, True)
-    assert all(asks(bed, 1, MacAction.SET, mac) for mac in (STRANGER, GATEWAY, FIRST))
+def test_everything_is_free_after_its_vf_is_taken_back(rig: Rig):
+    rig.igb.set_trust(0, True)
+    rig.driver(0).set_mac(STRANGER)
+    rig.driver(0).add_mac(GATEWAY)
+    rig.iovm.take_back(rig.vf(0))
+    rig.igb.set_trust(1, True)
+    assert all(asks(rig, 1, MacAction.SET, mac) for mac in (STRANGER, GATEWAY, FIRST))
 
 
-def test_a_choice_outlives_resets_and_stays_its_guests(bed: Bed):
-    bed.igb.set_policy(0, VfPolicy(mac=STRANGER, trust=True))
-    bed.driver(0).set_mac(GATEWAY)
-    bed.driver(0).recover()
-    assert bed.driver(0).mac == GATEWAY
-    bed.igb.reset()
-    bed.igb.set_trust(1, True)
-    bed.driver(1).recover()
-    assert not any(asks(bed, 1, MacAction.SET, mac) for mac in (GATEWAY, STRANGER))
-    bed.driver(0).recover()
-    assert bed.driver(0).mac == GATEWAY
-    assert bed.igb.policies[0].mac == STRANGER, "the host's word is the host's"
+def test_a_choice_outlives_resets_and_stays_its_guests(rig: Rig):
+    rig.igb.set_policy(0, VfPolicy(mac=STRANGER, trust=True))
+    rig.driver(0).set_mac(GATEWAY)
+    rig.driver(0).recover()
+    assert rig.driver(0).mac == GATEWAY
+    rig.igb.reset()
+    rig.igb.set_trust(1, True)
+    rig.driver(1).recover()
+    assert not any(asks(rig, 1, MacAction.SET, mac) for mac in (GATEWAY, STRANGER))
+    rig.driver(0).recover()
+    assert rig.driver(0).mac == GATEWAY
+    assert rig.igb.policies[0].mac == STRANGER, "the host's word is the host's"
 
 
 # Room for further addresses.
 
 
-def test_three_further_addresses_and_no_more(bed: Bed):
-    bed.igb.set_trust(0, True)
-    driver = bed.driver(0)
+def test_three_further_addresses_and_no_more(rig: Rig):
+    rig.igb.set_trust(0, True)
+    driver = rig.driver(0)
     for n in (0, 1, 1, 2):
         driver.add_mac(Mac(STRANGER + (n << 40)))
     with pytest.raises(MailboxError, match="refuses SET_MAC"):
         driver.add_mac(Mac(STRANGER + (5 << 40)))
-    assert hears(bed, 0, STRANGER)
+    assert hears(rig, 0, STRANGER)
     driver.clear_macs()
-    assert not hears(bed, 0, STRANGER)
+    assert not hears(rig, 0, STRANGER)
 
 
 def test_no_guest_is_left_without_a_further_address():
-    with Bed([("pf0", n) for n in range(8)], total_vfs=8, memory_mib=4) as bed:
+    with Rig([("pf0", n) for n in range(8)], total_vfs=8, memory_mib=4) as rig:
         had = []
         for n in range(8):
-            bed.igb.set_trust(n, True)
-            had.append(sum(asks(bed, n, MacAction.ADD_FILTER, Mac(0x80 + 8 * n + k << 40 | 2)) for k in range(5)))
+            rig.igb.set_trust(n, True)
+            had.append(sum(asks(rig, n, MacAction.ADD_FILTER, Mac(0x80 + 8 * n + k << 40 | 2)) for k in range(5)))
         assert had == [3, 3, 3, 2, 1, 1, 1, 1]
-        assert sum(bool(bed.nic.port.registers.peek(Regs.RAH, entry) >> 31) for entry in range(1, 16)) == 15
+        assert sum(bool(rig.nic.port.registers.peek(Regs.RAH, entry) >> 31) for entry in range(1, 16)) == 15
 
 
 def test_whatever_is_asked_each_address_leads_to_one_function():
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    with Bed(total_vfs=8) as bed:
-        igb, addresses = bed.igb, bed.igb.addresses
+    with Rig(total_vfs=8) as rig:
+        igb, addresses = rig.igb, rig.igb.addresses
         some = [igb.mac, *(Mac(0x20 + k << 40 | 2) for k in range(12))]
         for step in range(3000):
             n, mac = rng.randrange(8), rng.choice(some)
@@ -304,7 +304,7 @@ def test_whatever_is_asked_each_address_leads_to_one_function():
                         addresses.take(n, mac)
                     case _:
                         addresses.add(n, mac)
-            entries = [bed.nic.port.l2switch.address(entry) for entry in range(24)]
+            entries = [rig.nic.port.l2switch.address(entry) for entry in range(24)]
             found = [(int(had), rah.POOLSEL) for had, rah in entries if rah.AV or had == igb.mac]
             assert len(dict(found)) == len({*found}), "one function each"
             for m, policy in enumerate(igb.policies):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unit.bed import BROADCAST, Bed, frame, send, take
+from unit.rig import BROADCAST, Rig, frame, send, take
 from virtfn.drivers.igbvf import MailboxError, State
 from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, hash_words, mac_words, multicast_hash
@@ -21,34 +21,34 @@ ACK, NACK, CTS = 0x80000000, 0x40000000, 0x20000000
 
 
 @pytest.fixture
-def bed():
-    with Bed() as made:
+def rig():
+    with Rig() as made:
         yield made
 
 
-def pf_register(bed, decl, index=0):
-    return bed.nic.port.registers.peek(decl, index)
+def pf_register(rig, decl, index=0):
+    return rig.nic.port.registers.peek(decl, index)
 
 
-def vmolr(bed, n):
-    return VMOLR(pf_register(bed, Regs.VMOLR, n))
+def vmolr(rig, n):
+    return VMOLR(pf_register(rig, Regs.VMOLR, n))
 
 
 # The protocol, word by word.
 
 
-def test_reset_is_answered_with_the_address_and_no_cts(bed):
-    bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
-    reply = bed.mailbox(0).ask([Opcode.RESET], 3)
+def test_reset_is_answered_with_the_address_and_no_cts(rig):
+    rig.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    reply = rig.mailbox(0).ask([Opcode.RESET], 3)
     assert reply == [ACK | Opcode.RESET, *mac_words(parse_mac("02:00:00:00:00:10"))]
-    assert pf_register(bed, Regs.VFRE) & 1
-    assert pf_register(bed, Regs.VFTE) & 1
+    assert pf_register(rig, Regs.VFRE) & 1
+    assert pf_register(rig, Regs.VFTE) & 1
 
 
-def test_reset_without_an_address_is_a_nack(bed):
-    bed.igb.release_vf(0)
-    bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
-    assert bed.mailbox(0).ask([Opcode.RESET], 3) == [NACK | Opcode.RESET, 0, 0]
+def test_reset_without_an_address_is_a_nack(rig):
+    rig.igb.release_vf(0)
+    rig.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    assert rig.mailbox(0).ask([Opcode.RESET], 3) == [NACK | Opcode.RESET, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -78,25 +78,25 @@ def test_reset_without_an_address_is_a_nack(bed):
         ([Opcode.CONTROL], NACK),
     ],
 )
-def test_every_answer_repeats_the_message_with_cts(bed, words, answer):
-    assert bed.mailbox(0).ask(list(words)) == [words[0] | CTS | answer]
+def test_every_answer_repeats_the_message_with_cts(rig, words, answer):
+    assert rig.mailbox(0).ask(list(words)) == [words[0] | CTS | answer]
 
 
-def test_before_reset_a_vf_is_told_no_once_in_two_seconds(bed):
-    bed.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
-    box = bed.mailbox(0)
+def test_before_reset_a_vf_is_told_no_once_in_two_seconds(rig):
+    rig.registers(0).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    box = rig.mailbox(0)
     assert box.ask([Opcode.SET_LPE, 1518]) == [NACK]
-    start = bed.clock.now()
+    start = rig.clock.now()
     with pytest.raises(MailboxError, match="does not answer"):
         box.ask([Opcode.SET_LPE, 1518])
-    assert bed.clock.now() - start >= S_PS
-    bed.clock.sleep(S_PS)
+    assert rig.clock.now() - start >= S_PS
+    rig.clock.sleep(S_PS)
     assert box.ask([Opcode.SET_LPE, 1518]) == [NACK]
 
 
-def test_a_vf_that_only_reads_is_told_no_as_well(bed):
+def test_a_vf_that_only_reads_is_told_no_as_well(rig):
     """So it goes with a driver that does not know of its reset, and looks whether the PF is still there."""
-    regs = bed.registers(0)
+    regs = rig.registers(0)
     regs.set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
     regs.set(VfRegs.VMBMEM, Opcode.SET_LPE, 0)
     regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.ACK.mask)
@@ -104,14 +104,14 @@ def test_a_vf_that_only_reads_is_told_no_as_well(bed):
     regs.set(VfRegs.VMBMEM, 0, 0)
     regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.ACK.mask)
     assert regs.get(VfRegs.VMBMEM, 0) == 0, "not twice in two seconds"
-    bed.clock.sleep(2 * S_PS)
-    bed.mailbox(0).ask([Opcode.RESET], 3)
+    rig.clock.sleep(2 * S_PS)
+    rig.mailbox(0).ask([Opcode.RESET], 3)
     regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.ACK.mask)
     assert regs.get(VfRegs.VMBMEM, 0) == ACK | Opcode.RESET, "nothing to say to one that may talk"
 
 
-def test_a_vf_that_keeps_the_buffer_is_answered_all_the_same(bed):
-    regs = bed.registers(0)
+def test_a_vf_that_keeps_the_buffer_is_answered_all_the_same(rig):
+    regs = rig.registers(0)
     regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.VFU.mask)
     regs.set(VfRegs.VMBMEM, Opcode.SET_LPE, 0)
     regs.set(VfRegs.VMBMEM, 1518, 1)
@@ -119,158 +119,158 @@ def test_a_vf_that_keeps_the_buffer_is_answered_all_the_same(bed):
     assert regs.get(VfRegs.VMBMEM, 0) == Opcode.SET_LPE | CTS | ACK
 
 
-def test_a_flood_of_messages_harms_nobody(bed):
-    box = bed.mailbox(0)
+def test_a_flood_of_messages_harms_nobody(rig):
+    box = rig.mailbox(0)
     for number in range(300):
         box.ask([number & 0xFFFF | (number & 0xFF) << 16, number, number * 7])
-    send(bed.driver(1), frame(BROADCAST, bed.driver(1).mac))
-    bed.serve()
-    assert bed.driver(1).state is State.RUNNING
+    send(rig.driver(1), frame(BROADCAST, rig.driver(1).mac))
+    rig.serve()
+    assert rig.driver(1).state is State.RUNNING
 
 
 # Filters.
 
 
-def test_groups_share_the_table_and_leave_with_their_pool(bed):
-    bed.driver(0).set_multicast([GROUP, Mac(GROUP + (1 << 40))])
-    bed.driver(1).set_multicast([GROUP])
+def test_groups_share_the_table_and_leave_with_their_pool(rig):
+    rig.driver(0).set_multicast([GROUP, Mac(GROUP + (1 << 40))])
+    rig.driver(1).set_multicast([GROUP])
     number = multicast_hash(GROUP)
-    assert vmolr(bed, 0).ROMPE
-    assert pf_register(bed, Regs.MTA, number >> 5) >> (number & 31) & 1
-    bed.driver(0).set_multicast([])
-    assert not vmolr(bed, 0).ROMPE
-    assert pf_register(bed, Regs.MTA, number >> 5) >> (number & 31) & 1
-    bed.driver(1).set_multicast([])
-    assert not any(pf_register(bed, Regs.MTA, i) for i in range(128))
+    assert vmolr(rig, 0).ROMPE
+    assert pf_register(rig, Regs.MTA, number >> 5) >> (number & 31) & 1
+    rig.driver(0).set_multicast([])
+    assert not vmolr(rig, 0).ROMPE
+    assert pf_register(rig, Regs.MTA, number >> 5) >> (number & 31) & 1
+    rig.driver(1).set_multicast([])
+    assert not any(pf_register(rig, Regs.MTA, i) for i in range(128))
 
 
-def test_only_words_of_the_table_that_change_are_written(bed):
+def test_only_words_of_the_table_that_change_are_written(rig):
     written = []
-    bed.nic.on_access = lambda rid, regmap, offset, value, write: written.append(offset) if write else None
-    bed.driver(0).set_multicast([GROUP])
+    rig.nic.on_access = lambda rid, regmap, offset, value, write: written.append(offset) if write else None
+    rig.driver(0).set_multicast([GROUP])
     mta = [at for at in written if Regs.MTA.offset <= at < Regs.MTA.offset + 512]
     assert mta == [Regs.MTA.at(multicast_hash(GROUP) >> 5)]
 
 
-def test_more_groups_than_fit_means_all(bed):
-    bed.driver(0).set_multicast([Mac(GROUP + (n << 40)) for n in range(31)])
-    assert vmolr(bed, 0).MPME
-    bed.driver(0).set_multicast([GROUP])
-    assert not vmolr(bed, 0).MPME
+def test_more_groups_than_fit_means_all(rig):
+    rig.driver(0).set_multicast([Mac(GROUP + (n << 40)) for n in range(31)])
+    assert vmolr(rig, 0).MPME
+    rig.driver(0).set_multicast([GROUP])
+    assert not vmolr(rig, 0).MPME
 
 
-def test_promiscuous_for_groups_survives_a_new_list(bed):
-    bed.driver(0).set_promiscuous(False, True)
-    bed.driver(0).set_multicast([GROUP])
-    assert vmolr(bed, 0).MPME
-    bed.driver(0).set_promiscuous(False, False)
-    assert not vmolr(bed, 0).MPME
-    assert vmolr(bed, 0).ROMPE
+def test_promiscuous_for_groups_survives_a_new_list(rig):
+    rig.driver(0).set_promiscuous(False, True)
+    rig.driver(0).set_multicast([GROUP])
+    assert vmolr(rig, 0).MPME
+    rig.driver(0).set_promiscuous(False, False)
+    assert not vmolr(rig, 0).MPME
+    assert vmolr(rig, 0).ROMPE
 
 
 # Policy.
 
 
-def test_an_address_of_the_host_is_not_the_guests_to_change(bed):
-    bed.igb.set_mac(0, OTHER)
-    bed.driver(0).recover()
-    assert bed.driver(0).mac == OTHER
+def test_an_address_of_the_host_is_not_the_guests_to_change(rig):
+    rig.igb.set_mac(0, OTHER)
+    rig.driver(0).recover()
+    assert rig.driver(0).mac == OTHER
     with pytest.raises(MailboxError, match="refuses SET_MAC"):
-        bed.driver(0).set_mac(parse_mac("02:00:00:00:00:99"))
+        rig.driver(0).set_mac(parse_mac("02:00:00:00:00:99"))
     with pytest.raises(MailboxError):
-        bed.driver(0).add_mac(parse_mac("02:00:00:00:00:99"))
-    bed.igb.set_trust(0, True)
-    bed.driver(0).set_mac(parse_mac("02:00:00:00:00:99"))
-    assert bed.driver(0).mac == parse_mac("02:00:00:00:00:99")
+        rig.driver(0).add_mac(parse_mac("02:00:00:00:00:99"))
+    rig.igb.set_trust(0, True)
+    rig.driver(0).set_mac(parse_mac("02:00:00:00:00:99"))
+    assert rig.driver(0).mac == parse_mac("02:00:00:00:00:99")
 
 
-def test_an_address_taken_away_before_the_guest_used_it_leads_nowhere(bed):
-    bed.igb.set_mac(3, OTHER)
-    bed.igb.set_mac(3, Mac(0))
-    assert all(bed.nic.port.l2switch.address(entry)[0] != OTHER for entry in range(24))
+def test_an_address_taken_away_before_the_guest_used_it_leads_nowhere(rig):
+    rig.igb.set_mac(3, OTHER)
+    rig.igb.set_mac(3, Mac(0))
+    assert all(rig.nic.port.l2switch.address(entry)[0] != OTHER for entry in range(24))
 
 
-def test_unicast_promiscuity_needs_trust_and_ends_with_it(bed):
+def test_unicast_promiscuity_needs_trust_and_ends_with_it(rig):
     with pytest.raises(MailboxError, match="SET_PROMISC"):
-        bed.driver(0).set_promiscuous(True, False)
-    bed.igb.set_trust(0, True)
-    bed.driver(0).set_promiscuous(True, True)
-    send(bed.driver(1), frame(OTHER, bed.driver(1).mac))
-    bed.serve()
-    assert len(take(bed.driver(0))) == 1
-    bed.igb.set_trust(0, False)
-    assert not vmolr(bed, 0).ROPE
-    assert vmolr(bed, 0).MPME
-    send(bed.driver(1), frame(OTHER, bed.driver(1).mac))
-    bed.serve()
-    assert take(bed.driver(0)) == []
+        rig.driver(0).set_promiscuous(True, False)
+    rig.igb.set_trust(0, True)
+    rig.driver(0).set_promiscuous(True, True)
+    send(rig.driver(1), frame(OTHER, rig.driver(1).mac))
+    rig.serve()
+    assert len(take(rig.driver(0))) == 1
+    rig.igb.set_trust(0, False)
+    assert not vmolr(rig, 0).ROPE
+    assert vmolr(rig, 0).MPME
+    send(rig.driver(1), frame(OTHER, rig.driver(1).mac))
+    rig.serve()
+    assert take(rig.driver(0)) == []
 
 
-def test_a_strange_source_is_dropped_and_counted(bed):
-    a, b = bed.driver(0), bed.driver(1)
+def test_a_strange_source_is_dropped_and_counted(rig):
+    a, b = rig.driver(0), rig.driver(1)
     send(a, frame(b.mac, OTHER), frame(b.mac, a.mac))
-    bed.serve()
+    rig.serve()
     assert len(take(b)) == 1
-    assert bed.drops(0) == {"mac-spoof": 1}
-    assert bed.igb.misbehaved == {0: 1}
-    bed.igb.set_spoof_check(0, False)
+    assert rig.drops(0) == {"mac-spoof": 1}
+    assert rig.igb.misbehaved == {0: 1}
+    rig.igb.set_spoof_check(0, False)
     send(a, frame(b.mac, OTHER))
-    bed.serve()
+    rig.serve()
     assert len(take(b)) == 1
 
 
-def test_a_strange_vlan_is_dropped_and_counted(bed):
-    a, b = bed.driver(0), bed.driver(1)
+def test_a_strange_vlan_is_dropped_and_counted(rig):
+    a, b = rig.driver(0), rig.driver(1)
     b.set_vlan(7)
     send(a, frame(b.mac, a.mac, vid=7))
-    bed.serve()
-    assert bed.drops(0) == {"vlan-spoof": 1}
+    rig.serve()
+    assert rig.drops(0) == {"vlan-spoof": 1}
     a.set_vlan(7)
     send(a, frame(b.mac, a.mac, vid=7))
-    bed.serve()
+    rig.serve()
     assert len(take(b)) == 1
 
 
 def test_port_vlans_isolate_and_are_invisible():
-    with Bed([("pf0", n) for n in range(4)]) as bed:
+    with Rig([("pf0", n) for n in range(4)]) as rig:
         for n, vid in enumerate((10, 10, 20, 20)):
-            bed.igb.set_vlan(n, vid, qos=3)
-        a, b, c, d = (bed.driver(i) for i in range(4))
-        bed.nic.start_capture()
+            rig.igb.set_vlan(n, vid, qos=3)
+        a, b, c, d = (rig.driver(i) for i in range(4))
+        rig.nic.start_capture()
         plain = frame(b.mac, a.mac, b"in the same VLAN")
         send(a, plain, frame(c.mac, a.mac), frame(BROADCAST, a.mac))
-        bed.serve()
+        rig.serve()
         assert take(b) == [plain, frame(BROADCAST, a.mac)]
         assert take(c) == take(d) == []
-        assert sum(bed.drops(0).values()) == 1
-        sent = [bytes(body) for pool, out, _, body in bed.nic.take_capture() if pool == 0 and out]
+        assert sum(rig.drops(0).values()) == 1
+        sent = [bytes(body) for pool, out, _, body in rig.nic.take_capture() if pool == 0 and out]
         assert all(body[12:16] == bytes((0x81, 0, 3 << 5, 10)) for body in sent)
         with pytest.raises(MailboxError, match="SET_VLAN"):
             a.set_vlan(20)
         # A tag of the guest's own goes inside the host's: no way out.
         send(a, frame(c.mac, a.mac, vid=20))
-        bed.serve()
+        rig.serve()
         assert take(c) == []
-        bed.igb.set_vlan(0, 0)
+        rig.igb.set_vlan(0, 0)
         send(a, frame(b.mac, a.mac))
-        bed.serve()
+        rig.serve()
         assert take(b) == []
 
 
-def test_a_port_vlan_ends_the_memberships_of_before(bed):
-    bed.driver(0).set_vlan(5)
-    bed.igb.set_vlan(0, 9)
-    entries = [VLVF(pf_register(bed, Regs.VLVF, i)) for i in range(32)]
+def test_a_port_vlan_ends_the_memberships_of_before(rig):
+    rig.driver(0).set_vlan(5)
+    rig.igb.set_vlan(0, 9)
+    entries = [VLVF(pf_register(rig, Regs.VLVF, i)) for i in range(32)]
     assert [e.VID for e in entries if e.VI_EN] == [9]
-    bed.driver(0).recover()
-    assert bed.driver(0).vlans == []
-    assert bed.driver(0).state is State.RUNNING
+    rig.driver(0).recover()
+    assert rig.driver(0).vlans == []
+    assert rig.driver(0).state is State.RUNNING
 
 
 @pytest.mark.parametrize("mbps", [10, 100, 500])
-def test_a_rate_holds_within_five_percent(bed, mbps):
-    bed.igb.set_rate(0, mbps)
-    a, b = bed.driver(0), bed.driver(1)
+def test_a_rate_holds_within_five_percent(rig, mbps):
+    rig.igb.set_rate(0, mbps)
+    a, b = rig.driver(0), rig.driver(1)
     body = frame(b.mac, a.mac, length=1514)
     sent = received = 0
     start = None
@@ -278,26 +278,26 @@ def test_a_rate_holds_within_five_percent(bed, mbps):
         if sent - received < 64:
             send(a, *[body] * 32)
             sent += 32
-        bed.serve(1)
+        rig.serve(1)
         received += len(take(b))
         if start is None and received >= 150:  # the credit of an idle sender, 2 ms, is used up first
-            start = bed.clock.now(), received
-        bed.clock.sleep(MS_PS // 50)
-    seconds = (bed.clock.now() - start[0]) / S_PS
+            start = rig.clock.now(), received
+        rig.clock.sleep(MS_PS // 50)
+    seconds = (rig.clock.now() - start[0]) / S_PS
     rate = (received - start[1]) * 1518 * 8 / seconds / 1e6
     assert rate == pytest.approx(mbps, rel=0.05)
 
 
-def test_what_cannot_be_is_refused_by_name(bed):
+def test_what_cannot_be_is_refused_by_name(rig):
     for refused, errno in (
-        (lambda: bed.igb.set_rate(0, 1001), "EINVAL"),
-        (lambda: bed.igb.set_vlan(0, 4095), "EINVAL"),
-        (lambda: bed.igb.set_vlan(0, 5, 8), "EINVAL"),
-        (lambda: bed.igb.set_mac(0, GROUP), "EINVAL"),
-        (lambda: bed.igb.offer_mac(0, Mac(0)), "EINVAL"),
-        (lambda: bed.igb.set_mac(4, OTHER), "EINVAL"),
-        (lambda: bed.igb.stop_vf(-1), "EINVAL"),
-        (lambda: bed.igb.start(9), "ERANGE"),
+        (lambda: rig.igb.set_rate(0, 1001), "EINVAL"),
+        (lambda: rig.igb.set_vlan(0, 4095), "EINVAL"),
+        (lambda: rig.igb.set_vlan(0, 5, 8), "EINVAL"),
+        (lambda: rig.igb.set_mac(0, GROUP), "EINVAL"),
+        (lambda: rig.igb.offer_mac(0, Mac(0)), "EINVAL"),
+        (lambda: rig.igb.set_mac(4, OTHER), "EINVAL"),
+        (lambda: rig.igb.stop_vf(-1), "EINVAL"),
+        (lambda: rig.igb.start(9), "ERANGE"),
     ):
         with pytest.raises(VirtfnError) as caught:
             refused()
@@ -308,109 +308,109 @@ def test_what_cannot_be_is_refused_by_name(bed):
 
 
 def test_one_vf_stops_and_the_others_go_on():
-    with Bed([("pf0", n) for n in range(3)]) as bed:
-        a, b, c = (bed.driver(i) for i in range(3))
-        bed.igb.stop_vf(1)
+    with Rig([("pf0", n) for n in range(3)]) as rig:
+        a, b, c = (rig.driver(i) for i in range(3))
+        rig.igb.stop_vf(1)
         send(a, frame(b.mac, a.mac), frame(c.mac, a.mac))
         send(b, frame(c.mac, b.mac))
-        bed.serve()
+        rig.serve()
         assert (len(take(b)), len(take(c))) == (0, 1)
-        assert bed.drops(0) == {"rx-disabled": 1}
+        assert rig.drops(0) == {"rx-disabled": 1}
         b.recover()  # its driver may do what it likes
         send(b, frame(c.mac, b.mac))
-        bed.serve()
+        rig.serve()
         assert take(c) == []
-        bed.igb.start_vf(1)
-        bed.serve()
+        rig.igb.start_vf(1)
+        rig.serve()
         assert len(take(c)) == 1
 
 
-def test_all_vfs_stop_and_start(bed):
-    a, b = bed.driver(0), bed.driver(1)
-    for n in range(bed.igb.vfs):
-        bed.igb.stop_vf(n)
+def test_all_vfs_stop_and_start(rig):
+    a, b = rig.driver(0), rig.driver(1)
+    for n in range(rig.igb.vfs):
+        rig.igb.stop_vf(n)
     send(a, frame(b.mac, a.mac))
-    bed.serve()
+    rig.serve()
     assert take(b) == []
-    assert pf_register(bed, Regs.VFTE) == 0
-    bed.igb.start_vfs()
-    bed.serve()
+    assert pf_register(rig, Regs.VFTE) == 0
+    rig.igb.start_vfs()
+    rig.serve()
     assert len(take(b)) == 1
-    assert pf_register(bed, Regs.VFTE) == 3  # the two that have introduced themselves
+    assert pf_register(rig, Regs.VFTE) == 3  # the two that have introduced themselves
 
 
-def test_a_reset_of_the_pf_keeps_policy_stops_and_offers(bed):
-    bed.igb.set_policy(0, VfPolicy(mac=OTHER, vlan=10, qos=2, spoof_check=False, trust=True, max_tx_rate=100))
-    bed.igb.stop_vf(1)
+def test_a_reset_of_the_pf_keeps_policy_stops_and_offers(rig):
+    rig.igb.set_policy(0, VfPolicy(mac=OTHER, vlan=10, qos=2, spoof_check=False, trust=True, max_tx_rate=100))
+    rig.igb.stop_vf(1)
     names = (Regs.VMVIR, Regs.VMOLR, Regs.RALX, Regs.RAHX, Regs.VLVF, Regs.DTXSWC, Regs.VFTA)
-    bed.driver(0).recover()
-    bed.nic.port.settle()
-    before = {d.name: [pf_register(bed, d, i) for i in range(d.count)] for d in names}
-    rate = int(bed.nic.port.nic["pools"][0]["ps_per_byte"])
-    bed.igb.reset()
-    bed.serve()
+    rig.driver(0).recover()
+    rig.nic.port.settle()
+    before = {d.name: [pf_register(rig, d, i) for i in range(d.count)] for d in names}
+    rate = int(rig.nic.port.nic["pools"][0]["ps_per_byte"])
+    rig.igb.reset()
+    rig.serve()
     for i in range(2):
-        assert bed.driver(i).state is State.RESET_NEEDED
-        bed.driver(i).recover()
-    bed.nic.port.settle()
-    assert {d.name: [pf_register(bed, d, i) for i in range(d.count)] for d in names} == before
-    assert int(bed.nic.port.nic["pools"][0]["ps_per_byte"]) == rate
-    assert pf_register(bed, Regs.VFTE) == 1
-    assert bed.driver(1).mac == parse_mac("02:00:00:00:00:11")
-    send(bed.driver(1), frame(BROADCAST, bed.driver(1).mac))
-    bed.serve()
-    assert take(bed.driver(0)) == []
+        assert rig.driver(i).state is State.RESET_NEEDED
+        rig.driver(i).recover()
+    rig.nic.port.settle()
+    assert {d.name: [pf_register(rig, d, i) for i in range(d.count)] for d in names} == before
+    assert int(rig.nic.port.nic["pools"][0]["ps_per_byte"]) == rate
+    assert pf_register(rig, Regs.VFTE) == 1
+    assert rig.driver(1).mac == parse_mac("02:00:00:00:00:11")
+    send(rig.driver(1), frame(BROADCAST, rig.driver(1).mac))
+    rig.serve()
+    assert take(rig.driver(0)) == []
 
 
-def test_a_guest_that_probes_during_the_pfs_reset_is_told_to_wait(bed):
-    bed.igb._reset()
-    assert V2PMAILBOX(bed.registers(0).get(VfRegs.V2PMAILBOX)).RSTI
+def test_a_guest_that_probes_during_the_pfs_reset_is_told_to_wait(rig):
+    rig.igb._reset()
+    assert V2PMAILBOX(rig.registers(0).get(VfRegs.V2PMAILBOX)).RSTI
     with pytest.raises(VirtfnError, match="V2PMAILBOX stayed"):
-        bed.driver(0).recover()
-    assert bed.driver(0).state is State.RESET_NEEDED
-    bed.igb.reset()
-    bed.driver(0).recover()
-    assert bed.driver(0).state is State.RUNNING
+        rig.driver(0).recover()
+    assert rig.driver(0).state is State.RESET_NEEDED
+    rig.igb.reset()
+    rig.driver(0).recover()
+    assert rig.driver(0).state is State.RUNNING
 
 
-def test_going_away_reaches_the_guests_and_coming_back_too(bed):
-    a, b = bed.driver(0), bed.driver(1)
-    bed.igb.stop()
-    bed.serve()
+def test_going_away_reaches_the_guests_and_coming_back_too(rig):
+    a, b = rig.driver(0), rig.driver(1)
+    rig.igb.stop()
+    rig.serve()
     assert a.state is State.RESET_NEEDED
     assert not a.link
     with pytest.raises(MailboxError):
         a.recover()
-    bed.igb.reset()
+    rig.igb.reset()
     for driver in (a, b):
         driver.recover()
     assert a.link
     send(a, frame(b.mac, a.mac))
-    bed.serve()
+    rig.serve()
     assert len(take(b)) == 1
 
 
-def test_a_link_that_goes_and_comes_reaches_the_guests(bed):
-    assert bed.driver(0).link
-    bed.nic.port.phy.set_link(False, 1000)
-    bed.nic.serve()
-    bed.serve()
-    assert not bed.driver(0).link
-    assert bed.driver(0).state is State.RUNNING
-    bed.nic.port.phy.set_link(True, 1000)
-    bed.serve()
-    assert bed.driver(0).link
-    assert bed.driver(1).link
+def test_a_link_that_goes_and_comes_reaches_the_guests(rig):
+    assert rig.driver(0).link
+    rig.nic.port.phy.set_link(False, 1000)
+    rig.nic.serve()
+    rig.serve()
+    assert not rig.driver(0).link
+    assert rig.driver(0).state is State.RUNNING
+    rig.nic.port.phy.set_link(True, 1000)
+    rig.serve()
+    assert rig.driver(0).link
+    assert rig.driver(1).link
 
 
-def test_limits_follow_the_speed_of_the_link(bed):
-    bed.igb.set_rate(0, 50)
-    bed.nic.port.set_wire(False, 100)
-    bed.serve()
-    assert int(bed.nic.port.nic["pools"][0]["ps_per_byte"]) == pytest.approx(8_000_000 // 50, rel=0.01)
+def test_limits_follow_the_speed_of_the_link(rig):
+    rig.igb.set_rate(0, 50)
+    rig.nic.port.set_wire(False, 100)
+    rig.serve()
+    assert int(rig.nic.port.nic["pools"][0]["ps_per_byte"]) == pytest.approx(8_000_000 // 50, rel=0.01)
 
 
-def test_message_words_are_what_the_device_counts(bed):
-    before = bed.machine.mailbox_messages(bed.pf, bed.vf(0))
-    bed.mailbox(0).ask([Message.of(OPCODE=Opcode.SET_LPE).value, 1518])
-    assert bed.machine.mailbox_messages(bed.pf, bed.vf(0)) == before + 2
+def test_message_words_are_what_the_device_counts(rig):
+    before = rig.machine.mailbox_messages(rig.pf, rig.vf(0))
+    rig.mailbox(0).ask([Message.of(OPCODE=Opcode.SET_LPE).value, 1518])
+    assert rig.machine.mailbox_messages(rig.pf, rig.vf(0)) == before + 2

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from unit.bed import Bed
+from unit.rig import Rig
 from virtfn.drivers.pools import Pools
 from virtfn.hw.i82576 import Message, Opcode, Regs
 from virtfn.hw.i82576.rxtx import VLVF
@@ -15,33 +15,33 @@ from virtfn.hw.i82576.rxtx import VLVF
 @pytest.fixture(scope="module")
 def full_house():
     """Eight guests."""
-    with Bed([("pf0", n) for n in range(8)], total_vfs=8, memory_mib=4) as made:
+    with Rig([("pf0", n) for n in range(8)], total_vfs=8, memory_mib=4) as made:
         yield made
 
 
 @pytest.fixture
-def eight(full_house: Bed):
+def eight(full_house: Rig):
     yield full_house
     for n in range(8):
         full_house.igb.set_vlan(n, 0)
         full_house.driver(n).recover()
 
 
-def members(bed: Bed) -> dict[int, int]:
+def members(rig: Rig) -> dict[int, int]:
     """The pools of each VLAN in the table; each has one entry."""
-    entries = [VLVF(bed.nic.port.registers.peek(Regs.VLVF, i)) for i in range(Regs.VLVF.count)]
+    entries = [VLVF(rig.nic.port.registers.peek(Regs.VLVF, i)) for i in range(Regs.VLVF.count)]
     found = {e.VID: e.POOLSEL for e in entries if e.VI_EN}
     assert len(found) == sum(e.VI_EN for e in entries)
     assert all(found.values())
     return found
 
 
-def asks(bed: Bed, n: int, vid: int, join: bool = True) -> bool:
+def asks(rig: Rig, n: int, vid: int, join: bool = True) -> bool:
     word = Message.of(OPCODE=Opcode.SET_VLAN, INFO=int(join)).value
-    return bool(Message(bed.mailbox(n).ask([word, vid])[0]).ACK)
+    return bool(Message(rig.mailbox(n).ask([word, vid])[0]).ACK)
 
 
-def test_a_guest_that_joins_all_leaves_room_for_the_host_and_the_others(eight: Bed):
+def test_a_guest_that_joins_all_leaves_room_for_the_host_and_the_others(eight: Rig):
     had = [vid for vid in range(64) if asks(eight, 0, vid)]
     assert had == list(range(17)), "VLAN 0, and 16 others"
     others = [[asks(eight, n, 100 * n + k) for k in range(3)] for n in range(1, 8)]
@@ -54,17 +54,17 @@ def test_a_guest_that_joins_all_leaves_room_for_the_host_and_the_others(eight: B
 
 def test_port_vlans_find_room_beside_full_guests():
     """A guest in VLANs of its own choice, all other VFs in port VLANs that change: all entries are in use."""
-    with Bed(total_vfs=8) as bed:
-        had = sum(asks(bed, 0, vid) for vid in range(1, 64))
+    with Rig(total_vfs=8) as rig:
+        had = sum(asks(rig, 0, vid) for vid in range(1, 64))
         for turn in range(3):
             for n in range(1, 8):
-                bed.igb.set_vlan(n, 1000 + 10 * turn + n)
-        assert len(members(bed)) == had + 7
-        bed.igb.set_vlan(0, 3000)
-        assert members(bed)[3000] == 1
+                rig.igb.set_vlan(n, 1000 + 10 * turn + n)
+        assert len(members(rig)) == had + 7
+        rig.igb.set_vlan(0, 3000)
+        assert members(rig)[3000] == 1
 
 
-def test_a_guest_does_not_keep_what_was_the_hosts(eight: Bed):
+def test_a_guest_does_not_keep_what_was_the_hosts(eight: Rig):
     """It joins each port VLAN of others, and stays when the host moves them on: that counts as its own."""
     vid = 100
     for _ in range(40):
@@ -78,7 +78,7 @@ def test_a_guest_does_not_keep_what_was_the_hosts(eight: Bed):
     assert sum(pools & 0xFE != 0 for pools in found.values()) == 7
 
 
-def test_one_vlan_of_all_takes_one_entry(eight: Bed):
+def test_one_vlan_of_all_takes_one_entry(eight: Rig):
     for n in range(8):
         assert all(asks(eight, n, vid) for vid in range(17))
     assert members(eight) == dict.fromkeys(range(17), 0xFF)
@@ -89,7 +89,7 @@ def test_one_vlan_of_all_takes_one_entry(eight: Bed):
     assert asks(eight, 0, 500)
 
 
-def test_what_is_left_can_be_had_again(eight: Bed):
+def test_what_is_left_can_be_had_again(eight: Rig):
     for _ in range(3):
         assert all(asks(eight, 0, vid) for vid in range(1, 17))
         assert not asks(eight, 0, 17)
@@ -106,11 +106,11 @@ def test_what_is_left_can_be_had_again(eight: Bed):
 
 @pytest.mark.parametrize(("vfs", "most"), [(2, 28), (4, 24), (8, 16)])
 def test_the_share_grows_as_there_are_fewer_vfs(vfs: int, most: int):
-    with Bed(total_vfs=vfs) as bed:
-        assert sum(asks(bed, 0, vid) for vid in range(1, 64)) == most
+    with Rig(total_vfs=vfs) as rig:
+        assert sum(asks(rig, 0, vid) for vid in range(1, 64)) == most
 
 
-def test_whatever_is_asked_a_port_vlan_never_fails(eight: Bed):
+def test_whatever_is_asked_a_port_vlan_never_fails(eight: Rig):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -131,7 +131,7 @@ def test_whatever_is_asked_a_port_vlan_never_fails(eight: Bed):
         assert not vid or {v for v, pools in found.items() if pools >> n & 1} == {vid}
 
 
-def test_guests_that_act_together_take_no_ones_first_vlan(eight: Bed):
+def test_guests_that_act_together_take_no_ones_first_vlan(eight: Rig):
     """One fills its share, one joins what that is in, one takes what this made free, and the second leaves again."""
     pools: Pools = eight.igb.pools
     assert sum(pools.admit(0, vid) for vid in range(1, 40)) == 16

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from unit.bed import Bed
+from unit.rig import Rig
 from virtfn.api.attack import attack, attack_unprotected, compare
 from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.igb import Igb
@@ -27,18 +27,18 @@ ATTACKER_MAC = '[{id: 0, mac-address: "02:00:00:00:00:66"}]'
 OF_TABLES = ("dma-write-tables", "dma-write-interrupt-table")
 
 
-def bed(policies: str = ATTACKER_MAC) -> Bed:
-    return Bed(GUESTS, ring=128, policies=policies, workload="{kind: attack, frames: 20000, frame-bytes: 256}")
+def rig(policies: str = ATTACKER_MAC) -> Rig:
+    return Rig(GUESTS, ring=128, policies=policies, workload="{kind: attack, frames: 20000, frame-bytes: 256}")
 
 
-def findings(on: Bed, attempts: Sequence[Attempt] = ATTEMPTS) -> dict[str, Finding]:
+def findings(on: Rig, attempts: Sequence[Attempt] = ATTEMPTS) -> dict[str, Finding]:
     engine = on.engine("attack", frames=20000, length=252)
     return {f.attempt.name: f for f in attack(on.machine, engine, attempts)}
 
 
 @pytest.fixture(scope="module")
 def protected() -> dict[str, Finding]:
-    with bed() as on:
+    with rig() as on:
         engine = on.engine("attack", frames=20000, length=252)
         found = {f.attempt.name: f for f in attack(on.machine, engine)}
         assert engine.run(), "the victims finish their work"
@@ -49,7 +49,7 @@ def protected() -> dict[str, Finding]:
 
 @pytest.fixture(scope="module")
 def unprotected() -> dict[str, Finding]:
-    return {f.attempt.name: f for f in attack_unprotected(bed().machine.lab, VirtualClock())}
+    return {f.attempt.name: f for f in attack_unprotected(rig().machine.lab, VirtualClock())}
 
 
 def test_names_differ_and_descriptions_say_something() -> None:
@@ -105,7 +105,7 @@ def test_reasons_are_those_of_the_unit(protected: dict[str, Finding]) -> None:
 
 
 def test_a_unit_that_maps_everything_is_found_out() -> None:
-    with bed() as on:
+    with rig() as on:
         rid = on.vf(0).rid
         on.machine.host.remapping.detach(rid)
         on.machine.host.remapping.pass_through(rid)
@@ -121,7 +121,7 @@ def test_a_unit_that_maps_everything_is_found_out() -> None:
 
 
 def test_one_page_too_many_in_a_domain_is_found_out() -> None:
-    with bed() as on:
+    with rig() as on:
         stage_page: list[Region] = []
         secret_of = Stage.secret_of
 
@@ -144,7 +144,7 @@ def test_one_page_too_many_in_a_domain_is_found_out() -> None:
 
 
 def test_an_interrupt_table_that_checks_no_source_is_found_out() -> None:
-    with bed() as on:
+    with rig() as on:
         table = on.machine.host.interrupt_table
         assert table is not None
         for index, _, _ in table.entries():
@@ -157,7 +157,7 @@ def test_an_interrupt_table_that_checks_no_source_is_found_out() -> None:
 
 @pytest.mark.parametrize("policies", ["[{id: 0}]", "[{id: 0, trust: true}]", "[{id: 0, vlan-id: 7}]"])
 def test_a_guest_whose_address_was_only_offered_gets_no_other_ones(policies: str) -> None:
-    with bed(policies) as on:
+    with rig(policies) as on:
         found = findings(on, [on_policy.address_of_another, on_policy.spoofed_source, on_policy.all_vlans])
         assert {f.outcome for f in found.values()} == {"stopped"}
         assert "the PF answers NACK, 6 times" in found["address-of-another"].stopped_by
@@ -165,7 +165,7 @@ def test_a_guest_whose_address_was_only_offered_gets_no_other_ones(policies: str
 
 
 def test_a_host_that_checks_no_source_is_found_out() -> None:
-    with bed("[{id: 0, spoof-check: false}]") as on:
+    with rig("[{id: 0, spoof-check: false}]") as on:
         found = findings(on, [on_policy.spoofed_source])
         assert found["spoofed-source"].outcome == "succeeded"
         assert found["spoofed-source"].evidence["frames_arrived"] == 8
@@ -173,7 +173,7 @@ def test_a_host_that_checks_no_source_is_found_out() -> None:
 
 def test_a_pf_that_gives_an_address_twice_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Addresses, "_may_have", lambda *_: True)
-    with bed() as on:
+    with rig() as on:
         found = findings(on, [on_policy.address_of_another, on_policy.address_of_the_gateway])
         assert {f.outcome for f in found.values()} == {"succeeded"}
         for name, addresses in (("address-of-another", 3), ("address-of-the-gateway", 1)):
@@ -195,20 +195,20 @@ def test_a_table_of_vlans_without_shares_is_found_out(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Pools, "admit", admit)
     monkeypatch.setattr(Igb, "set_vlan", set_vlan)
-    with bed() as on:
+    with rig() as on:
         found = findings(on, [on_policy.all_vlans])
         assert found["all-vlans"].outcome == "succeeded"
         assert found["all-vlans"].evidence["crowded_out"] == 4
 
 
 def test_a_trusted_guest_hears_everything_and_is_found_out() -> None:
-    with bed("[{id: 0, trust: true}]") as on:
+    with rig("[{id: 0, trust: true}]") as on:
         found = findings(on, [on_policy.promiscuous])
         assert found["promiscuous"].outcome == "succeeded"
 
 
 def test_an_attacker_in_a_vlan_of_its_own_gets_as_far() -> None:
-    with bed('[{id: 0, mac-address: "02:00:00:00:00:66", vlan-id: 7, qos: 3}]') as on:
+    with rig('[{id: 0, mac-address: "02:00:00:00:00:66", vlan-id: 7, qos: 3}]') as on:
         found = findings(on, [moving.changing_descriptors, on_memory.write_host, on_interrupts.forged_in_frame])
         assert {f.outcome for f in found.values()} == {"stopped"}
         assert found["changing-descriptors"].evidence["frames_old"] > 0
@@ -216,7 +216,7 @@ def test_an_attacker_in_a_vlan_of_its_own_gets_as_far() -> None:
 
 def test_a_device_that_caches_translations_gets_none_for_what_is_not_its_own() -> None:
     work = "{kind: attack, frames: 20000, frame-bytes: 256}"
-    with Bed(GUESTS, ring=128, policies=ATTACKER_MAC, workload=work, iommu="{ats: true}") as on:
+    with Rig(GUESTS, ring=128, policies=ATTACKER_MAC, workload=work, iommu="{ats: true}") as on:
         found = findings(on, [*on_memory.ATTEMPTS, *moving.ATTEMPTS, *on_interrupts.ATTEMPTS])
         assert {f.outcome for name, f in found.items() if name != "interrupt-flood"} == {"stopped"}
         assert found["use-after-unmap"].evidence["frames_while_mapped"] == 1
@@ -224,13 +224,13 @@ def test_a_device_that_caches_translations_gets_none_for_what_is_not_its_own() -
 
 
 def test_victims_that_have_finished_are_not_slowed_down() -> None:
-    with bed() as on:
+    with rig() as on:
         (found,) = attack(on.machine, on.engine("attack", frames=60), [on_interrupts.interrupt_flood])
         assert found.outcome == "harmless"
 
 
 def test_harm_beside_the_aim_is_harm() -> None:
-    with bed() as on:
+    with rig() as on:
 
         def clumsy(stage: Stage):
             stage.victim_page.now[7] ^= 1
@@ -241,7 +241,7 @@ def test_harm_beside_the_aim_is_harm() -> None:
 
 
 def test_the_machine_is_left_as_it_was() -> None:
-    with bed() as on:
+    with rig() as on:
         findings(on, [on_memory.read_host])
         port = on.nic.port.nic["port"]
         assert not port["wire_up"]

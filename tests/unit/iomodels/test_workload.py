@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unit.bed import Bed, frame
+from unit.rig import Rig, frame
 from virtfn.drivers.policy import VfPolicy
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
@@ -16,8 +16,8 @@ from virtfn.machine.ports import VirtfnError
 
 
 @pytest.fixture
-def bed():
-    with Bed([("pf0", n) for n in range(3)]) as made:
+def rig():
+    with Rig([("pf0", n) for n in range(3)]) as made:
         yield made
 
 
@@ -36,12 +36,12 @@ def capture(*bodies: bytes) -> Frames:
     return Frames(stored, offsets, lengths, np.zeros(len(bodies), np.int64), 0)
 
 
-def deliver_only(bed, engine, rounds=6):
+def deliver_only(rig, engine, rounds=6):
     """Let frames move while nobody takes them: receivers hear of nothing."""
     for _ in range(rounds):
-        bed.nic.port.settle()
-        address = bed.nic.port.block.ctypes.data
-        breathe(address, engine.workload.block.ctypes.data, bed.clock.now(), 1, 16)
+        rig.nic.port.settle()
+        address = rig.nic.port.block.ctypes.data
+        breathe(address, engine.workload.block.ctypes.data, rig.clock.now(), 1, 16)
 
 
 # Clean runs.
@@ -51,56 +51,56 @@ def deliver_only(bed, engine, rounds=6):
     ("kind", "each"),
     [("pairs", [1000, 500, 0]), ("fan-in", [1000, 0, 0]), ("broadcast", [0, 500, 500])],
 )
-def test_every_frame_arrives(bed, kind, each):
-    engine = bed.engine(kind, 500, length=200)
+def test_every_frame_arrives(rig, kind, each):
+    engine = rig.engine(kind, 500, length=200)
     assert engine.run()
     assert received(engine) == each
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
     assert engine.workload.unfinished() == []
 
 
-def test_pings_are_answered_and_timed(bed):
-    engine = bed.engine("ping", 50, length=98)
+def test_pings_are_answered_and_timed(rig):
+    engine = rig.engine("ping", 50, length=98)
     assert engine.run()
     assert len(engine.ping_ps[0]) == 50
     assert engine.ping_ps[1:] == [[], []]
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
 
 
-def test_a_capture_arrives_byte_for_byte(bed):
+def test_a_capture_arrives_byte_for_byte(rig):
     bodies = [frame(0x1234, 0x5678, bytes([n]) * 40, length=60 + n) for n in range(50)]
     group = frame(0x1 | 0x77 << 40, 0x5678, b"to all", length=80)
-    for driver in engine_drivers(bed):
+    for driver in engine_drivers(rig):
         driver.set_promiscuous(False, True)
-    engine = bed.engine("pcap", None, capture=capture(*bodies, group))
+    engine = rig.engine("pcap", None, capture=capture(*bodies, group))
     assert engine.run()
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
     assert sum(received(engine)) == 52
 
 
-def engine_drivers(bed):
-    return [bed.driver(i) for i in range(3)]
+def engine_drivers(rig):
+    return [rig.driver(i) for i in range(3)]
 
 
-def test_a_port_vlan_does_not_change_what_a_capture_is(bed):
+def test_a_port_vlan_does_not_change_what_a_capture_is(rig):
     for n in range(3):
-        bed.igb.set_vlan(n, 12, 4)
+        rig.igb.set_vlan(n, 12, 4)
     bodies = [frame(0x1234, 0x5678, bytes([n]) * 40, length=100 + n) for n in range(30)]
-    engine = bed.engine("pcap", None, capture=capture(*bodies))
+    engine = rig.engine("pcap", None, capture=capture(*bodies))
     assert engine.run()
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
 
 
-def test_a_short_capture_is_sent_round_after_round(bed):
-    engine = bed.engine("pcap", 10, capture=capture(frame(0x1234, 0x5678), frame(0x1234, 0x5678, b"two")))
+def test_a_short_capture_is_sent_round_after_round(rig):
+    engine = rig.engine("pcap", 10, capture=capture(frame(0x1234, 0x5678), frame(0x1234, 0x5678, b"two")))
     assert engine.run()
     assert engine.workload.total_frames == 30
     assert sum(received(engine)) == 30
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
 
 
-def test_frames_too_short_or_long_for_the_wire_are_refused_and_counted(bed):
-    engine = bed.engine("pcap", None, capture=capture(b"short", frame(0x12, 0x56, length=9000), frame(0x12, 0x56)))
+def test_frames_too_short_or_long_for_the_wire_are_refused_and_counted(rig):
+    engine = rig.engine("pcap", None, capture=capture(b"short", frame(0x12, 0x56, length=9000), frame(0x12, 0x56)))
     assert engine.run()
     assert engine.workload.refused == [{"undersize": 1}, {"oversize": 1}, {}]
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
@@ -115,29 +115,29 @@ def rx_buffers(driver):
 
 
 @pytest.mark.parametrize("at", [0, 5, 6, 11, 15, 20, 28, 32, 40, 59])
-def test_an_altered_byte_is_found_wherever_it_is(bed, at):
-    engine = bed.engine("fan-in", 100, length=60)
-    deliver_only(bed, engine)
-    rx_buffers(bed.driver(0))[3, at] ^= 0x10
+def test_an_altered_byte_is_found_wherever_it_is(rig, at):
+    engine = rig.engine("fan-in", 100, length=60)
+    deliver_only(rig, engine)
+    rx_buffers(rig.driver(0))[3, at] ^= 0x10
     assert engine.run()
     assert verdicts(engine)[0] == (0, 1, 0, 0)
 
 
-def test_an_altered_frame_of_a_capture_is_corrupt_and_not_missing(bed):
+def test_an_altered_frame_of_a_capture_is_corrupt_and_not_missing(rig):
     bodies = [frame(0x1234, 0x5678, bytes([n]) * 40) for n in range(30)]
-    engine = bed.engine("pcap", None, capture=capture(*bodies))
-    deliver_only(bed, engine)
-    rx_buffers(bed.driver(1))[0, 33] ^= 1
+    engine = rig.engine("pcap", None, capture=capture(*bodies))
+    deliver_only(rig, engine)
+    rx_buffers(rig.driver(1))[0, 33] ^= 1
     assert engine.run()
     assert verdicts(engine) == [(0, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 0)]
 
 
 @pytest.mark.parametrize("kind", ["fan-in", "pcap"])
-def test_a_frame_that_comes_twice_is_found(bed, kind):
+def test_a_frame_that_comes_twice_is_found(rig, kind):
     bodies = [frame(0x1234, 0x5678, bytes([n]) * 40) for n in range(90)]
-    engine = bed.engine(kind, 100 if kind == "fan-in" else None, length=60, capture=capture(*bodies))
-    deliver_only(bed, engine)
-    buffers = rx_buffers(bed.driver(0))
+    engine = rig.engine(kind, 100 if kind == "fan-in" else None, length=60, capture=capture(*bodies))
+    deliver_only(rig, engine)
+    buffers = rx_buffers(rig.driver(0))
     buffers[4] = buffers[3]
     assert engine.run()
     missing, corrupt, repeated, _ = verdicts(engine)[0]
@@ -145,21 +145,21 @@ def test_a_frame_that_comes_twice_is_found(bed, kind):
 
 
 @pytest.mark.parametrize("kind", ["fan-in", "pcap"])
-def test_frames_that_change_places_are_found(bed, kind):
+def test_frames_that_change_places_are_found(rig, kind):
     bodies = [frame(0x1234, 0x5678, bytes([n]) * 40) for n in range(90)]
-    engine = bed.engine(kind, 100 if kind == "fan-in" else None, length=60, capture=capture(*bodies))
-    deliver_only(bed, engine)
-    buffers = rx_buffers(bed.driver(0))
+    engine = rig.engine(kind, 100 if kind == "fan-in" else None, length=60, capture=capture(*bodies))
+    deliver_only(rig, engine)
+    buffers = rx_buffers(rig.driver(0))
     buffers[[3, 4]] = buffers[[4, 3]]
     assert engine.run()
     assert verdicts(engine)[0] == (0, 0, 0, 1)
 
 
-def test_an_altered_ping_is_corrupt_and_stays_unanswered(bed):
-    engine = bed.engine("ping", 5, length=98)
+def test_an_altered_ping_is_corrupt_and_stays_unanswered(rig):
+    engine = rig.engine("ping", 5, length=98)
     while int(engine.workload.row["tasks"][0]["answered"]) < 2:
         engine.step()
-    driver = bed.driver(1)
+    driver = rig.driver(1)
     driver.netdev["up"] = 0  # the third request waits in its ring
     for _ in range(20):
         engine.step()
@@ -173,40 +173,40 @@ def test_an_altered_ping_is_corrupt_and_stays_unanswered(bed):
 # What is lost has a reason.
 
 
-def test_frames_without_a_descriptor_are_dropped_and_counted(bed):
-    bed.driver(0).netdev["up"] = 0  # this guest hangs
-    engine = bed.engine("fan-in", 2000, length=60)
+def test_frames_without_a_descriptor_are_dropped_and_counted(rig):
+    rig.driver(0).netdev["up"] = 0  # this guest hangs
+    engine = rig.engine("fan-in", 2000, length=60)
     engine.run()
-    bed.driver(0).netdev["up"] = 1
-    bed.driver(0).netdev["polling"] = 1
+    rig.driver(0).netdev["up"] = 1
+    rig.driver(0).netdev["polling"] = 1
     assert engine.run()
     missing = verdicts(engine)[0][0]
-    assert missing == bed.drops(0)["no-descriptor"] == 4000 - 511
+    assert missing == rig.drops(0)["no-descriptor"] == 4000 - 511
 
 
-def test_spoofed_frames_are_missing_and_counted_at_their_sender(bed):
-    bed.igb.set_mac(1, 0x99 << 8 | 2)  # its driver still sends from the old address
-    engine = bed.engine("fan-in", 300, length=60)
+def test_spoofed_frames_are_missing_and_counted_at_their_sender(rig):
+    rig.igb.set_mac(1, 0x99 << 8 | 2)  # its driver still sends from the old address
+    engine = rig.engine("fan-in", 300, length=60)
     assert engine.run()
-    assert verdicts(engine)[0][0] == bed.drops(1)["mac-spoof"] == 300
+    assert verdicts(engine)[0][0] == rig.drops(1)["mac-spoof"] == 300
 
 
 def test_a_slow_guest_does_not_stall_another():
-    with Bed([("pf0", n) for n in range(4)]) as bed:
-        bed.driver(1).netdev["up"] = 0
-        engine = bed.engine("pairs", 3000, length=60)
+    with Rig([("pf0", n) for n in range(4)]) as rig:
+        rig.driver(1).netdev["up"] = 0
+        engine = rig.engine("pairs", 3000, length=60)
         engine.run()
         assert received(engine)[2:] == [3000, 3000]
 
 
-def test_a_rate_limit_only_delays(bed):
-    bed.iovm.take_back(bed.vf(1))
-    bed.iovm.assign(bed.vf(1), bed.guest(1), VfPolicy(max_tx_rate=10), 0x99 << 40 | 2)
-    bed.driver(1).start()
-    engine = bed.engine("fan-in", 200, length=1514)
-    start = bed.clock.now()
+def test_a_rate_limit_only_delays(rig):
+    rig.iovm.take_back(rig.vf(1))
+    rig.iovm.assign(rig.vf(1), rig.guest(1), VfPolicy(max_tx_rate=10), 0x99 << 40 | 2)
+    rig.driver(1).start()
+    engine = rig.engine("fan-in", 200, length=1514)
+    start = rig.clock.now()
     assert engine.run()
-    seconds = (bed.clock.now() - start) / 1e12
+    seconds = (rig.clock.now() - start) / 1e12
     assert verdicts(engine)[0] == (0, 0, 0, 0)
     assert seconds == pytest.approx(200 * 1518 * 8 / 10e6, rel=0.05)
 
@@ -214,8 +214,8 @@ def test_a_rate_limit_only_delays(bed):
 # What cannot be done is refused.
 
 
-def test_impossible_workloads_are_refused(bed):
-    row = np.zeros(1, bed.driver(0).row.dtype)
+def test_impossible_workloads_are_refused(rig):
+    row = np.zeros(1, rig.driver(0).row.dtype)
     row[0]["tx_size"] = 512
     stations = [Station(row, n) for n in range(65)]
     for kind, n, kwargs, message in (
@@ -230,8 +230,8 @@ def test_impossible_workloads_are_refused(bed):
             Workload(kind, stations[:n], **kwargs)
 
 
-def test_an_engine_without_work_ends_at_once(bed):
-    engine = bed.engine("fan-in", 0, length=60)
+def test_an_engine_without_work_ends_at_once(rig):
+    engine = rig.engine("fan-in", 0, length=60)
     assert isinstance(engine, Engine)
     assert engine.run()
     assert received(engine) == [0, 0, 0]

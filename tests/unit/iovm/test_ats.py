@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from unit.bed import Bed, frame, send, take
+from unit.rig import Rig, frame, send, take
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.hw.i82576 import Regs as NicRegs
 from virtfn.hw.pci import Ats, AtsControl, DevCtl, ExtendedHeader, PageRequestControl, PageRequests, Pcie
@@ -24,50 +24,50 @@ ATS, PRI = 0x1A0, 0x1B0
 
 
 @pytest.fixture
-def bed() -> Iterator[Bed]:
-    with Bed(iommu="{ats: true, device-tlb-entries: 4096}") as made:
+def rig() -> Iterator[Rig]:
+    with Rig(iommu="{ats: true, device-tlb-entries: 4096}") as made:
         yield made
 
 
-def control(bed: Bed, rid: Rid) -> AtsControl:
-    found = capability_of(bed.machine.pcim.bus, rid, Ats)
+def control(rig: Rig, rid: Rid) -> AtsControl:
+    found = capability_of(rig.machine.pcim.bus, rid, Ats)
     assert found is not None
     return AtsControl(found.get(Ats.CONTROL))
 
 
-def domain(bed: Bed, i: int):
-    return next(d for d in bed.machine.host.remapping.domains.values() if bed.vf(i).rid in d.rids)
+def domain(rig: Rig, i: int):
+    return next(d for d in rig.machine.host.remapping.domains.values() if rig.vf(i).rid in d.rids)
 
 
-def held(bed: Bed, rid: Rid) -> int:
-    entries = bed.nic.ats._tlb["entries"]
+def held(rig: Rig, rid: Rid) -> int:
+    entries = rig.nic.ats._tlb["entries"]
     return int(((entries["rid"] == rid) & (entries["rights"] != 0)).sum())
 
 
-def pass_frames(bed: Bed, count: int = 3) -> list[bytes]:
+def pass_frames(rig: Rig, count: int = 3) -> list[bytes]:
     for n in range(count):
-        send(bed.driver(0), frame(bed.driver(1).mac, bed.driver(0).mac, bytes([n] * 40)))
-        bed.serve()
-    return take(bed.driver(1))
+        send(rig.driver(0), frame(rig.driver(1).mac, rig.driver(0).mac, bytes([n] * 40)))
+        rig.serve()
+    return take(rig.driver(1))
 
 
 # Configuration space.
 
 
 def test_without_the_option_there_is_no_trace_of_it() -> None:
-    with Bed() as bed:
-        for rid in (bed.nic.pf_rid, bed.vf(0).rid):
-            assert not {0xF, 0x13} & {number for number, _, extended in offsets(bed.machine.pcim.bus, rid) if extended}
-            assert bed.nic.config_read(rid, ATS, 4) == bed.nic.config_read(rid, PRI, 4) == 0
-        assert bed.nic.ats is None
-        assert pass_frames(bed) != []
-        assert bed.machine.device_tlb_counts() == {}
+    with Rig() as rig:
+        for rid in (rig.nic.pf_rid, rig.vf(0).rid):
+            assert not {0xF, 0x13} & {number for number, _, extended in offsets(rig.machine.pcim.bus, rid) if extended}
+            assert rig.nic.config_read(rid, ATS, 4) == rig.nic.config_read(rid, PRI, 4) == 0
+        assert rig.nic.ats is None
+        assert pass_frames(rig) != []
+        assert rig.machine.device_tlb_counts() == {}
 
 
-def test_capabilities_of_pf_and_vf(bed: Bed) -> None:
-    nic = bed.nic
-    pf, vf = nic.pf_rid, bed.vf(0).rid
-    assert [at for number, at, extended in offsets(bed.machine.pcim.bus, pf) if extended and number in (0xF, 0x13)] == [
+def test_capabilities_of_pf_and_vf(rig: Rig) -> None:
+    nic = rig.nic
+    pf, vf = nic.pf_rid, rig.vf(0).rid
+    assert [at for number, at, extended in offsets(rig.machine.pcim.bus, pf) if extended and number in (0xF, 0x13)] == [
         ATS,
         PRI,
     ]
@@ -88,15 +88,15 @@ def test_a_device_tlb_that_cannot_be(entries: int) -> None:
         Card(Mac(2), ats=True, device_tlb_entries=entries)
 
 
-def test_a_card_with_ats_needs_an_agent(bed: Bed) -> None:
+def test_a_card_with_ats_needs_an_agent(rig: Rig) -> None:
     with pytest.raises(VirtfnError, match="ATS"):
-        Nic82576(bed.machine.host, bed.machine.host.iommu.iommu, Card(Mac(2), ats=True))
+        Nic82576(rig.machine.host, rig.machine.host.iommu.iommu, Card(Mac(2), ats=True))
 
 
-def test_the_host_enables_it_and_the_guest_does_not_see_it(bed: Bed) -> None:
-    assert control(bed, bed.vf(0).rid).ENABLE
-    assert not control(bed, bed.vf(3).rid).ENABLE, "nobody has this one"
-    config = bed.vf(0).config
+def test_the_host_enables_it_and_the_guest_does_not_see_it(rig: Rig) -> None:
+    assert control(rig, rig.vf(0).rid).ENABLE
+    assert not control(rig, rig.vf(3).rid).ENABLE, "nobody has this one"
+    config = rig.vf(0).config
     assert [config.read(at, 4) for at in (ATS, ATS + 4)] == [0, 0]
     ari = ExtendedHeader(config.read(0x150, 4))
     assert (ari.ID, ari.NEXT) == (0xE, 0)
@@ -104,30 +104,30 @@ def test_the_host_enables_it_and_the_guest_does_not_see_it(bed: Bed) -> None:
     assert config.read(0x151, 1) == ari.value >> 8 & 0xFF
     config.write(ATS + 6, 2, 0)
     config.write(ATS + 4, 4, 0)
-    assert control(bed, bed.vf(0).rid).ENABLE
+    assert control(rig, rig.vf(0).rid).ENABLE
 
 
-def test_a_guests_reset_does_not_take_it_away(bed: Bed) -> None:
-    rid = bed.vf(0).rid
-    pass_frames(bed)
-    assert held(bed, rid)
-    pcie = capability_of(bed.machine.pcim.bus, rid, Pcie)
+def test_a_guests_reset_does_not_take_it_away(rig: Rig) -> None:
+    rid = rig.vf(0).rid
+    pass_frames(rig)
+    assert held(rig, rid)
+    pcie = capability_of(rig.machine.pcim.bus, rid, Pcie)
     assert pcie is not None
-    bed.vf(0).config.write(pcie.base + Pcie.DEVCTL.offset, 2, DevCtl.FLR.mask)
-    assert held(bed, rid) == 0
-    assert control(bed, rid).ENABLE
-    assert rid in bed.machine.host.iommu.device_tlbs
-    bed.iovm.reset(bed.vf(0))
-    assert control(bed, rid).ENABLE
+    rig.vf(0).config.write(pcie.base + Pcie.DEVCTL.offset, 2, DevCtl.FLR.mask)
+    assert held(rig, rid) == 0
+    assert control(rig, rid).ENABLE
+    assert rid in rig.machine.host.iommu.device_tlbs
+    rig.iovm.reset(rig.vf(0))
+    assert control(rig, rid).ENABLE
 
 
 # Frames.
 
 
-def test_frames_go_by_the_device_tlb(bed: Bed) -> None:
-    assert len(pass_frames(bed, 20)) == 20
-    counts = bed.machine.device_tlb_counts()
-    stats = bed.machine.host.iommu.stats()
+def test_frames_go_by_the_device_tlb(rig: Rig) -> None:
+    assert len(pass_frames(rig, 20)) == 20
+    counts = rig.machine.device_tlb_counts()
+    stats = rig.machine.host.iommu.stats()
     assert counts["hits"] > counts["translation_requests"] > 0
     assert stats["translation_requests"] == counts["translation_requests"]
     assert stats["translated"] == counts["hits"] + counts["misses"]
@@ -135,43 +135,43 @@ def test_frames_go_by_the_device_tlb(bed: Bed) -> None:
 
 
 def test_work_of_every_size_with_a_tiny_device_tlb() -> None:
-    with Bed(iommu="{ats: true, device-tlb-entries: 1, iotlb-entries: 2}") as bed:
-        engine = bed.engine("pairs", 300, length=1514)
+    with Rig(iommu="{ats: true, device-tlb-entries: 1, iotlb-entries: 2}") as rig:
+        engine = rig.engine("pairs", 300, length=1514)
         assert engine.run()
         assert all(f.corrupt + f.reordered + f.repeated == 0 for f in engine.workload.findings())
-        rows = [bed.driver(i).netdev for i in (0, 1)]
+        rows = [rig.driver(i).netdev for i in (0, 1)]
         assert [int(r["rx_frames"]) for r in rows] == [300, 300]
 
 
-def test_taking_back_leaves_nothing(bed: Bed) -> None:
-    rid = bed.vf(0).rid
-    pass_frames(bed)
-    bed.iovm.take_back(bed.vf(0))
-    assert held(bed, rid) == 0
-    assert not control(bed, rid).ENABLE
-    assert rid not in bed.machine.host.iommu.device_tlbs
-    assert bed.machine.host.iommu.iommu.contexts[rid]["device_tlb"] == 0
-    bed.iovm.assign(bed.vf(0), bed.spare_guest(mib=8))
-    assert control(bed, rid).ENABLE
+def test_taking_back_leaves_nothing(rig: Rig) -> None:
+    rid = rig.vf(0).rid
+    pass_frames(rig)
+    rig.iovm.take_back(rig.vf(0))
+    assert held(rig, rid) == 0
+    assert not control(rig, rid).ENABLE
+    assert rid not in rig.machine.host.iommu.device_tlbs
+    assert rig.machine.host.iommu.iommu.contexts[rid]["device_tlb"] == 0
+    rig.iovm.assign(rig.vf(0), rig.spare_guest(mib=8))
+    assert control(rig, rid).ENABLE
 
 
-def test_vfs_that_go_take_their_entries_along(bed: Bed) -> None:
-    pass_frames(bed)
-    rids = [bed.vf(n).rid for n in (0, 1)]
-    bed.machine.stop()
-    assert [held(bed, rid) for rid in rids] == [0, 0]
-    assert bed.machine.host.iommu.device_tlbs == {}
+def test_vfs_that_go_take_their_entries_along(rig: Rig) -> None:
+    pass_frames(rig)
+    rids = [rig.vf(n).rid for n in (0, 1)]
+    rig.machine.stop()
+    assert [held(rig, rid) for rid in rids] == [0, 0]
+    assert rig.machine.host.iommu.device_tlbs == {}
 
 
-def test_forged_entries_are_stopped_by_the_context(bed: Bed) -> None:
+def test_forged_entries_are_stopped_by_the_context(rig: Rig) -> None:
     """A guest that gets at its device's TLB still needs the host's leave for translated requests."""
-    pass_frames(bed)
-    rid = bed.vf(0).rid
-    host = bed.machine.host
+    pass_frames(rig)
+    rid = rig.vf(0).rid
+    host = rig.machine.host
     row = host.remapping.pages.row(host.remapping._contexts[rid >> 8])
     row[2 * (rid & 0xFF)] &= np.uint64(~0xC & (1 << 64) - 1)
     invalidate_contexts(host.iommu.iommu.row, 0, 0, -1)
-    assert pass_frames(bed, 1) == []
+    assert pass_frames(rig, 1) == []
     faults = host.iommu.faults()
     assert {(f.rid, f.reason, f.kind) for f in faults} == {(rid, FaultReason.BLOCKED_BY_TYPE, Request.TRANSLATED)}
     assert str(faults[0]).split(": ")[1].startswith("translated ")
@@ -180,23 +180,23 @@ def test_forged_entries_are_stopped_by_the_context(bed: Bed) -> None:
 # Invalidation.
 
 
-def test_unmap_waits_for_the_device(bed: Bed) -> None:
-    pass_frames(bed)
-    rid = bed.vf(0).rid
-    buffer = int(bed.driver(0).netdev["tx_iova"]) & -PAGE
-    before = held(bed, rid)
-    assert domain(bed, 0).unmap(Iova(buffer), PAGE) == PAGE
-    assert held(bed, rid) == before - 1
-    stats = bed.machine.host.iommu.stats()
+def test_unmap_waits_for_the_device(rig: Rig) -> None:
+    pass_frames(rig)
+    rid = rig.vf(0).rid
+    buffer = int(rig.driver(0).netdev["tx_iova"]) & -PAGE
+    before = held(rig, rid)
+    assert domain(rig, 0).unmap(Iova(buffer), PAGE) == PAGE
+    assert held(rig, rid) == before - 1
+    stats = rig.machine.host.iommu.stats()
     assert (stats["device_tlb_requests"], stats["device_tlb_timeouts"], stats["device_tlb_unexpected"]) == (1, 0, 0)
-    assert bed.machine.host.remapping.queue_errors.total() == 0
+    assert rig.machine.host.remapping.queue_errors.total() == 0
 
 
-def test_a_wait_does_not_retire_before_the_nic_has_answered(bed: Bed) -> None:
+def test_a_wait_does_not_retire_before_the_nic_has_answered(rig: Rig) -> None:
     """The queue written by hand: nobody but the NIC's own service point answers."""
-    pass_frames(bed)
-    rid = bed.vf(0).rid
-    host = bed.machine.host
+    pass_frames(rig)
+    rid = rig.vf(0).rid
+    host = rig.machine.host
     status = host.memory.alloc_page()
     word = host.memory.bytes[status - host.memory.base :][:4]
     queue = host.remapping._invalidations
@@ -206,31 +206,31 @@ def test_a_wait_does_not_retire_before_the_nic_has_answered(bed: Bed) -> None:
     for i, (low, high) in enumerate((device_tlb, wait)):
         row[(tail + 16 * i) % PAGE // 8], row[(tail + 16 * i) % PAGE // 8 + 1] = low, high
     host.iommu.write(Regs.IQT.offset, 8, (tail + 32) % PAGE)
-    assert (word[0], held(bed, rid) > 0) == (0, True)
-    bed.nic.serve()
-    assert (word[0], held(bed, rid)) == (0x77, 0)
+    assert (word[0], held(rig, rid) > 0) == (0, True)
+    rig.nic.serve()
+    assert (word[0], held(rig, rid)) == (0x77, 0)
     queue._tail = (tail + 32) % PAGE
     host.memory.free_page(Hpa(status))
 
 
-def test_a_device_that_never_answers_is_a_time_out(bed: Bed) -> None:
-    pass_frames(bed)
-    bed.machine.host.iommu.device_tlbs[bed.vf(0).rid].serve = lambda: None
-    page = Iova(int(bed.driver(0).netdev["tx_iova"]) & -PAGE)
+def test_a_device_that_never_answers_is_a_time_out(rig: Rig) -> None:
+    pass_frames(rig)
+    rig.machine.host.iommu.device_tlbs[rig.vf(0).rid].serve = lambda: None
+    page = Iova(int(rig.driver(0).netdev["tx_iova"]) & -PAGE)
     with pytest.raises(VirtfnError, match="device TLB"):
-        domain(bed, 0).unmap(page, PAGE)
-    assert bed.machine.host.remapping.queue_errors["ITE"] == 2
-    assert FSTS(bed.machine.host.iommu.read(Regs.FSTS.offset, 4)).ITE == 0
+        domain(rig, 0).unmap(page, PAGE)
+    assert rig.machine.host.remapping.queue_errors["ITE"] == 2
+    assert FSTS(rig.machine.host.iommu.read(Regs.FSTS.offset, 4)).ITE == 0
 
 
-def test_disabling_answers_what_is_owed(bed: Bed) -> None:
-    pass_frames(bed)
-    rid = bed.vf(0).rid
-    bed.nic.ats.invalidate(rid, 0, 1 << 64, 0)
-    bed.vf(0).config.set_ats(False)
-    assert bed.machine.host.iommu.stats()["device_tlb_unexpected"] == 1, "the unit had not asked, but was answered"
-    assert held(bed, rid) == 0
-    assert len(pass_frames(bed)) == 3, "untranslated, through a context of type 01"
+def test_disabling_answers_what_is_owed(rig: Rig) -> None:
+    pass_frames(rig)
+    rid = rig.vf(0).rid
+    rig.nic.ats.invalidate(rid, 0, 1 << 64, 0)
+    rig.vf(0).config.set_ats(False)
+    assert rig.machine.host.iommu.stats()["device_tlb_unexpected"] == 1, "the unit had not asked, but was answered"
+    assert held(rig, rid) == 0
+    assert len(pass_frames(rig)) == 3, "untranslated, through a context of type 01"
 
 
 # Page requests.
@@ -239,15 +239,15 @@ def test_disabling_answers_what_is_owed(bed: Bed) -> None:
 class Demand:
     """The memory of guest `i`, mapped page by page as its VF asks. refuse: pages that are not given."""
 
-    def __init__(self, bed: Bed, i: int) -> None:
-        remapping = bed.machine.host.remapping
+    def __init__(self, rig: Rig, i: int) -> None:
+        remapping = rig.machine.host.remapping
         if remapping._pages is None:
-            bed.machine.host.start_page_requests()
-            bed.iovm.allow_page_requests(bed.nic.pf_rid)
+            rig.machine.host.start_page_requests()
+            rig.iovm.allow_page_requests(rig.nic.pf_rid)
         self.asked: list[tuple[int, bool]] = []
         self.refuse: set[int] = set()
-        self.bed = bed
-        self.domain = domain(bed, i)
+        self.rig = rig
+        self.domain = domain(rig, i)
         self.where = {leaf.iova: leaf for leaf in self.domain.tables.leaves()}
         self.domain.unmap(Iova(0), 1 << 40)
         self.domain.pager = self.page
@@ -261,121 +261,121 @@ class Demand:
         return True
 
 
-def never_drop(bed: Bed) -> None:
+def never_drop(rig: Rig) -> None:
     """Let receive queues hold the line up instead of dropping."""
-    bed.nic.port.registers.write(NicRegs.QDE.offset, 4, 0)
+    rig.nic.port.registers.write(NicRegs.QDE.offset, 4, 0)
     for q in range(16):
-        value = bed.nic.port.registers.peek(NicRegs.SRRCTL, q)
-        bed.nic.port.registers.poke(NicRegs.SRRCTL, q, value & ~(1 << 31))
+        value = rig.nic.port.registers.peek(NicRegs.SRRCTL, q)
+        rig.nic.port.registers.poke(NicRegs.SRRCTL, q, value & ~(1 << 31))
 
 
-def test_a_guest_whose_pages_come_on_demand(bed: Bed) -> None:
+def test_a_guest_whose_pages_come_on_demand(rig: Rig) -> None:
     """Both ways, with not one page mapped at first: every frame arrives once, unaltered and in order."""
-    demands = [Demand(bed, 0), Demand(bed, 1)]
-    never_drop(bed)
-    engine = bed.engine("pairs", 1500, length=1514)
+    demands = [Demand(rig, 0), Demand(rig, 1)]
+    never_drop(rig)
+    engine = rig.engine("pairs", 1500, length=1514)
     assert engine.run()
     for i, finding in enumerate(engine.workload.findings()):
         assert (finding.corrupt, finding.reordered, finding.repeated) == (0, 0, 0)
-        assert int(bed.driver(i).netdev["rx_frames"]) == 1500
-        assert bed.drops(i) == {}
+        assert int(rig.driver(i).netdev["rx_frames"]) == 1500
+        assert rig.drops(i) == {}
     for demand in demands:
         pages = [iova for iova, _ in demand.asked]
         assert len(pages) == len(set(pages)) > 50, "each page was asked for once"
-    stats = bed.machine.host.iommu.stats()
+    stats = rig.machine.host.iommu.stats()
     assert stats["faults"] == stats["page_requests_lost"] == 0
     assert stats["page_responses"] == sum(len(demand.asked) for demand in demands)
 
 
-def test_a_queue_that_may_drop_drops_until_the_page_is_there(bed: Bed) -> None:
-    Demand(bed, 1)
-    assert pass_frames(bed, 1) == []
-    drops = bed.drops(1)
+def test_a_queue_that_may_drop_drops_until_the_page_is_there(rig: Rig) -> None:
+    Demand(rig, 1)
+    assert pass_frames(rig, 1) == []
+    drops = rig.drops(1)
     assert drops.keys() == {"page-absent"}
     for _ in range(4):
-        pass_frames(bed, 1)
-    assert bed.drops(1)["page-absent"] <= 3, "ring, buffer"
-    assert len(pass_frames(bed, 2)) == 2
+        pass_frames(rig, 1)
+    assert rig.drops(1)["page-absent"] <= 3, "ring, buffer"
+    assert len(pass_frames(rig, 2)) == 2
 
 
-def test_a_page_that_is_refused_is_a_fault_like_any_other(bed: Bed) -> None:
-    demand = Demand(bed, 0)
-    d = bed.driver(0).netdev
+def test_a_page_that_is_refused_is_a_fault_like_any_other(rig: Rig) -> None:
+    demand = Demand(rig, 0)
+    d = rig.driver(0).netdev
     demand.refuse.add(int(d["tx_iova"]) & -PAGE)
     in_page = 2 * PAGE // int(d["buffer_bytes"]) // 2
-    assert pass_frames(bed, in_page) == []
-    assert bed.drops(0) == {"dma-fault": in_page}
-    assert bed.machine.host.iommu.stats()["faults"] == 0
-    assert len(pass_frames(bed, 1)) == 1, "the next page is given"
+    assert pass_frames(rig, in_page) == []
+    assert rig.drops(0) == {"dma-fault": in_page}
+    assert rig.machine.host.iommu.stats()["faults"] == 0
+    assert len(pass_frames(rig, 1)) == 1, "the next page is given"
 
 
-def test_a_slow_pager_stalls_its_own_queue_only(bed: Bed) -> None:
-    demand = Demand(bed, 0)
-    handler = bed.machine.host.remapping._pages
+def test_a_slow_pager_stalls_its_own_queue_only(rig: Rig) -> None:
+    demand = Demand(rig, 0)
+    handler = rig.machine.host.remapping._pages
     handler._serving = True  # software does not get to it
-    send(bed.driver(0), frame(bed.driver(1).mac, bed.driver(0).mac))
-    send(bed.driver(1), frame(Mac((1 << 48) - 1), bed.driver(1).mac))
-    bed.serve(50)
-    assert take(bed.driver(1)) == []
+    send(rig.driver(0), frame(rig.driver(1).mac, rig.driver(0).mac))
+    send(rig.driver(1), frame(Mac((1 << 48) - 1), rig.driver(1).mac))
+    rig.serve(50)
+    assert take(rig.driver(1)) == []
     assert demand.asked == []
-    assert bed.drops(0) == {"page-absent": 1}, "the broadcast, which has nowhere to go"
-    assert bed.machine.host.iommu.stats()["page_requests"] == 2, "the transmit ring and the receive ring"
+    assert rig.drops(0) == {"page-absent": 1}, "the broadcast, which has nowhere to go"
+    assert rig.machine.host.iommu.stats()["page_requests"] == 2, "the transmit ring and the receive ring"
     handler._serving = False
-    assert bed.machine.host.remapping.serve_pages() == 2
-    bed.serve(10)
-    assert len(take(bed.driver(1))) == 1
+    assert rig.machine.host.remapping.serve_pages() == 2
+    rig.serve(10)
+    assert len(take(rig.driver(1))) == 1
 
 
 @pytest.mark.parametrize("pager", [None, "fails"])
-def test_without_a_pager_that_works_everything_is_refused(bed: Bed, pager: str | None) -> None:
-    demand = Demand(bed, 0)
+def test_without_a_pager_that_works_everything_is_refused(rig: Rig, pager: str | None) -> None:
+    demand = Demand(rig, 0)
 
     def fails(iova: Iova, write: bool) -> bool:
         raise VirtfnError("no memory left")
 
     demand.domain.pager = None if pager is None else fails
-    assert pass_frames(bed, 1) == []
-    handler = bed.machine.host.remapping._pages
+    assert pass_frames(rig, 1) == []
+    handler = rig.machine.host.remapping._pages
     assert handler.counts["granted"] == handler.counts["overflows"] == 0
     assert handler.counts["refused"] > 0
 
 
-def test_response_failure_switches_page_requests_off(bed: Bed) -> None:
-    demand = Demand(bed, 0)
-    handler = bed.machine.host.remapping._pages
+def test_response_failure_switches_page_requests_off(rig: Rig) -> None:
+    demand = Demand(rig, 0)
+    handler = rig.machine.host.remapping._pages
     handler._serving = True
-    send(bed.driver(0), frame(bed.driver(1).mac, bed.driver(0).mac))
-    bed.serve(1)
-    rid, pf = bed.vf(0).rid, bed.nic.pf_rid
-    group = int(bed.nic.ats._tlb["pages"][0]["group"])
-    bed.nic.ats.page_response(rid, group ^ 64, ResponseCode.SUCCESS)
-    bed.nic.ats.page_response(Rid(rid + 2), group, ResponseCode.SUCCESS)
-    assert bed.nic.config_read(pf, PRI + 6, 2) == 2, "unexpected groups"
-    bed.nic.ats.page_response(rid, group, ResponseCode.FAILURE)
-    assert bed.nic.config_read(pf, PRI + 6, 2) == 0x103
-    bed.nic.config_write(pf, PRI + 6, 2, 3)
-    assert bed.nic.config_read(pf, PRI + 6, 2) == 0x100
-    bed.serve(2)
-    assert bed.drops(0) == {"dma-fault": 1}
+    send(rig.driver(0), frame(rig.driver(1).mac, rig.driver(0).mac))
+    rig.serve(1)
+    rid, pf = rig.vf(0).rid, rig.nic.pf_rid
+    group = int(rig.nic.ats._tlb["pages"][0]["group"])
+    rig.nic.ats.page_response(rid, group ^ 64, ResponseCode.SUCCESS)
+    rig.nic.ats.page_response(Rid(rid + 2), group, ResponseCode.SUCCESS)
+    assert rig.nic.config_read(pf, PRI + 6, 2) == 2, "unexpected groups"
+    rig.nic.ats.page_response(rid, group, ResponseCode.FAILURE)
+    assert rig.nic.config_read(pf, PRI + 6, 2) == 0x103
+    rig.nic.config_write(pf, PRI + 6, 2, 3)
+    assert rig.nic.config_read(pf, PRI + 6, 2) == 0x100
+    rig.serve(2)
+    assert rig.drops(0) == {"dma-fault": 1}
     assert demand.asked == []
 
 
-def test_reset_and_disabling_of_page_requests(bed: Bed) -> None:
-    Demand(bed, 0)
-    handler = bed.machine.host.remapping._pages
+def test_reset_and_disabling_of_page_requests(rig: Rig) -> None:
+    Demand(rig, 0)
+    handler = rig.machine.host.remapping._pages
     handler._serving = True
-    pf = bed.nic.pf_rid
-    send(bed.driver(0), frame(bed.driver(1).mac, bed.driver(0).mac))
-    bed.serve(1)
-    bed.nic.config_write(pf, PRI + PageRequests.CONTROL.offset, 2, 0)
-    assert bed.nic.config_read(pf, PRI + 6, 2) == 0, "one is under way yet"
-    bed.nic.config_write(pf, PRI + PageRequests.CONTROL.offset, 2, PageRequestControl.RESET.mask)
-    assert bed.nic.config_read(pf, PRI + 4, 4) == 0x1000000
+    pf = rig.nic.pf_rid
+    send(rig.driver(0), frame(rig.driver(1).mac, rig.driver(0).mac))
+    rig.serve(1)
+    rig.nic.config_write(pf, PRI + PageRequests.CONTROL.offset, 2, 0)
+    assert rig.nic.config_read(pf, PRI + 6, 2) == 0, "one is under way yet"
+    rig.nic.config_write(pf, PRI + PageRequests.CONTROL.offset, 2, PageRequestControl.RESET.mask)
+    assert rig.nic.config_read(pf, PRI + 4, 4) == 0x1000000
     handler._serving = False
-    bed.machine.host.remapping.serve_pages()
-    assert bed.nic.config_read(pf, PRI + 6, 2) == 0x102, "the answer was not expected any more"
+    rig.machine.host.remapping.serve_pages()
+    assert rig.nic.config_read(pf, PRI + 6, 2) == 0x102, "the answer was not expected any more"
 
 
-def test_page_requests_that_cannot_be(bed: Bed) -> None:
-    with Bed() as plain, pytest.raises(VirtfnError, match="page requests"):
+def test_page_requests_that_cannot_be(rig: Rig) -> None:
+    with Rig() as plain, pytest.raises(VirtfnError, match="page requests"):
         plain.iovm.allow_page_requests(plain.nic.pf_rid)

@@ -1,6 +1,6 @@
 import pytest
 
-from unit.board import build
+from unit.slotrig import build
 from virtfn.hw.pci import Ari, MsiX, Pcie
 from virtfn.iovm.vconfig import VirtualConfig
 from virtfn.iovm.walk import capability_of, offsets
@@ -21,17 +21,17 @@ class AsBus:
 
 
 @pytest.fixture
-def board():
+def rig():
     return build()
 
 
 @pytest.fixture
-def config(board) -> VirtualConfig:
-    return VirtualConfig(board.root, board.pcim.enable_vfs(board.pf, 2)[1])
+def config(rig) -> VirtualConfig:
+    return VirtualConfig(rig.root, rig.pcim.enable_vfs(rig.pf, 2)[1])
 
 
-def vf_function(board):
-    return board.card.pfs[0].vfs[1]
+def vf_function(rig):
+    return rig.card.pfs[0].vfs[1]
 
 
 def test_the_guest_finds_an_ordinary_function(config):
@@ -54,28 +54,28 @@ def test_bars_are_the_guests_to_size_and_place(config):
     assert config.bar_at(0x1_FEB0_4008) == (3, 8)
 
 
-def test_mem_is_virtual_and_bus_master_enable_is_real(board, config):
+def test_mem_is_virtual_and_bus_master_enable_is_real(rig, config):
     config.write(0x04, 2, 0x0407)
     assert config.read(0x04, 2) == 0x0406, "there is no I/O space to enable"
     assert config.memory_enabled
     assert config.bus_master
-    assert vf_function(board).config_read(0x04, 2) == 4
-    assert not board.card.pfs[0].vfs[0].bus_master
+    assert vf_function(rig).config_read(0x04, 2) == 4
+    assert not rig.card.pfs[0].vfs[0].bus_master
     config.write(0x04, 2, 2)
-    assert not vf_function(board).bus_master
+    assert not vf_function(rig).bus_master
 
 
-def test_capabilities_are_the_vfs_own(board, config):
+def test_capabilities_are_the_vfs_own(rig, config):
     msix = capability_of(AsBus(config), 0, MsiX)
     assert msix is not None
     msix.set(MsiX.CONTROL, 0x8000)
-    assert vf_function(board).config_read(0x72, 2) == 0x8002
+    assert vf_function(rig).config_read(0x72, 2) == 0x8002
     assert capability_of(AsBus(config), 0, Ari) is not None
 
 
-def test_a_guests_flr_resets_vf_and_header(board, config):
+def test_a_guests_flr_resets_vf_and_header(rig, config):
     heard, changed = [], []
-    vf_function(board).on_reset.append(heard.append)
+    vf_function(rig).on_reset.append(heard.append)
     config.on_change.append(lambda: changed.append(config.memory_enabled))
     config.write(0x10, 4, 0xFEB00000)
     config.write(0x04, 2, 6)
@@ -96,8 +96,8 @@ def test_placing_from_outside(config):
     assert config.bar_address(0) == 0
 
 
-def test_a_vf_that_is_gone_reads_ones(board, config):
-    board.pcim.disable_vfs(board.pf)
+def test_a_vf_that_is_gone_reads_ones(rig, config):
+    rig.pcim.disable_vfs(rig.pf)
     assert [config.read(at, 4) for at in (0, 4, 0x10, 0x70)] == [0xFFFFFFFF] * 4
     config.write(0x04, 2, 6)
     assert not config.bus_master

@@ -4,9 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from unit.bed import Bed
-from unit.board import SILICON_MAC, build
 from unit.iovm.test_vconfig import AsBus
+from unit.rig import Rig
+from unit.slotrig import SILICON_MAC, build
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.hw.pci import DevCtl, Pcie
 from virtfn.hw.types import Rid
@@ -24,13 +24,13 @@ SRIOV_AT = 0x160
 
 
 @pytest.fixture
-def board():
+def rig():
     return build()
 
 
 @pytest.fixture
-def config(board) -> WholeConfig:
-    return WholeConfig(board.root, board.pcim.functions[board.pf])
+def config(rig) -> WholeConfig:
+    return WholeConfig(rig.root, rig.pcim.functions[rig.pf])
 
 
 class Taker:
@@ -72,7 +72,7 @@ def free_pf():
     host.close()
 
 
-def test_the_guest_finds_a_card_without_sr_iov(board, config):
+def test_the_guest_finds_a_card_without_sr_iov(rig, config):
     assert config.read(0, 4) == 0x10C98086
     assert offsets(AsBus(config), 0) == [
         (1, 0x40, False),
@@ -84,12 +84,12 @@ def test_the_guest_finds_a_card_without_sr_iov(board, config):
     assert {bar: size for bar, (size, _) in size_bars(config).items()} == {0: 0x20000, 1: 0x400000, 3: 0x4000}
 
 
-def test_what_is_hidden_reads_0_and_takes_no_write(board, config):
+def test_what_is_hidden_reads_0_and_takes_no_write(rig, config):
     for at in (*range(0x50, 0x68), *range(SRIOV_AT, SRIOV_AT + 0x40)):
         assert config.read(at, 1) == 0
         config.write(at, 1, 0xFF)
-    assert board.root.config_read(board.pf, SRIOV_AT + 8, 2) == 0, "SR-IOV Control"
-    assert board.root.config_read(board.pf, SRIOV_AT + 0x10, 2) == 0, "NumVFs"
+    assert rig.root.config_read(rig.pf, SRIOV_AT + 8, 2) == 0, "SR-IOV Control"
+    assert rig.root.config_read(rig.pf, SRIOV_AT + 0x10, 2) == 0, "NumVFs"
 
 
 def test_links_are_whole_at_every_width(config):
@@ -100,11 +100,11 @@ def test_links_are_whole_at_every_width(config):
 
 
 def test_given_taken_and_given_again():
-    with Bed() as bed:
-        iovm, pf = bed.machine.iovm, bed.nic.pf_rid
-        found = bed.machine.pcim.functions[pf]
+    with Rig() as rig:
+        iovm, pf = rig.machine.iovm, rig.nic.pf_rid
+        found = rig.machine.pcim.functions[pf]
         with pytest.raises(VirtfnError, match="in use") as caught:
-            iovm.assign_whole(found, bed.nic, Taker())
+            iovm.assign_whole(found, rig.nic, Taker())
         assert caught.value.errno_name == "EBUSY"
 
 

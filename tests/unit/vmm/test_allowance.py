@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from unit.vmm.test_served import Bench
+from unit.vmm.test_served import Rig
 from virtfn.machine.clock import MS_PS, S_PS, US_PS
 from virtfn.vmm.allowance import BURST_PS, SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.pump import Pump
@@ -19,16 +19,16 @@ class Row:
     """Two functions with clients that ask for as much as `wishes` says, in steps; and time around them."""
 
     def __init__(self, folder) -> None:
-        self.bench = Bench(folder)
-        self.clock = self.bench.host.clock
+        self.rig = Rig(folder)
+        self.clock = self.rig.host.clock
         self.taken = [0, 0]
         self.longest = 0
         self.step_ps = STEP_PS
         self.asks_ps = self.rests_ps = 0  # when the second asks next, and how much later again
         self.wishes = [0, 0]
-        vm = SimpleNamespace(functions=dict(zip(self.bench.rids, self.bench.functions, strict=True)))
-        self.pump = Pump(self.bench.host, [self.bench.nic], [vm])
-        for n, served in enumerate(self.bench.functions):
+        vm = SimpleNamespace(functions=dict(zip(self.rig.rids, self.rig.functions, strict=True)))
+        self.pump = Pump(self.rig.host, [self.rig.nic], [vm])
+        for n, served in enumerate(self.rig.functions):
             served.serve = lambda budget, going, n=n: self.work(n, going)  # type: ignore[method-assign,assignment]
 
     def work(self, n: int, going) -> int:
@@ -48,8 +48,8 @@ class Row:
 
     def move(self, n: int) -> None:
         """Let a frame be received by function `n`."""
-        self.bench.nic.port.nic["pools"][n]["gprc"] += 1
-        self.bench.nic.port.nic["counters"]["forwarded"] += 1
+        self.rig.nic.port.nic["pools"][n]["gprc"] += 1
+        self.rig.nic.port.nic["counters"]["forwarded"] += 1
 
     def go(self, duration_ps: int, receiver: int | None = None) -> list[float]:
         """Take turns, with 50 us of other work between them; return the functions' shares of the time."""
@@ -66,7 +66,7 @@ class Row:
 def row(tmp_path) -> Iterator[Row]:
     made = Row(tmp_path)
     yield made
-    made.bench.close()
+    made.rig.close()
 
 
 def test_alone_a_function_has_all_the_time_there_is(row):
@@ -129,7 +129,7 @@ def test_faults_take_an_eighth_at_most(row):
         row.clock.sleep(MS_PS)
         spent += MS_PS
 
-    row.bench.host.iommu.service = service  # type: ignore[method-assign]
+    row.rig.host.iommu.service = service  # type: ignore[method-assign]
     row.go(200 * MS_PS)
     spent = 0
     row.go(S_PS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unit.bed import Bed, frame, send, take
+from unit.rig import Rig, frame, send, take
 from virtfn.hw.i82576 import VfRegs
 from virtfn.hw.i82576.fields import STATUS
 from virtfn.hw.pci import DevCtl, Pcie, Type0
@@ -19,38 +19,38 @@ VECTORS = 3
 
 
 @pytest.fixture
-def bed():
-    with Bed() as made:
+def rig():
+    with Rig() as made:
         yield made
 
 
 @pytest.fixture
-def function(bed):
-    return bed.guest(0).nics[0].function
+def function(rig):
+    return rig.guest(0).nics[0].function
 
 
-def device_entry(bed, vector, n=0):
-    return [bed.nic.bar_read(bed.vf(n).rid, TABLE, vector * 16 + at, 4) for at in (0, 4, 8, 12)]
+def device_entry(rig, vector, n=0):
+    return [rig.nic.bar_read(rig.vf(n).rid, TABLE, vector * 16 + at, 4) for at in (0, 4, 8, 12)]
 
 
 # Exits.
 
 
-def test_exits_are_counted_by_kind_and_ring_pages_have_none(bed, function):
-    guest = bed.guest(0)
+def test_exits_are_counted_by_kind_and_ring_pages_have_none(rig, function):
+    guest = rig.guest(0)
     before = guest.exits_by_kind
     function.bar(0).read(VfRegs.VTSTATUS.offset)
     function.bar(0).write(VfRegs.VTEIMC.offset, 0)
     function.config.read(0, 4)
     function.read(TABLE, 0)
-    send(bed.driver(0), frame(bed.driver(1).mac, bed.driver(0).mac))
+    send(rig.driver(0), frame(rig.driver(1).mac, rig.driver(0).mac))
     after = guest.exits_by_kind
     assert {kind: after[kind] - before[kind] for kind in after} == {"bar": 2, "config": 1, "msix": 1}
-    bed.serve()
-    assert len(take(bed.driver(1))) == 1
+    rig.serve()
+    assert len(take(rig.driver(1))) == 1
 
 
-def test_the_mapped_page_is_the_register(bed, function):
+def test_the_mapped_page_is_the_register(rig, function):
     bar = function.bar(0)
     address = bar.mapped(VfRegs.TDT.offset)
     view_bytes(address, 4)[:] = (17, 0, 0, 0)
@@ -67,11 +67,11 @@ def test_pages_with_side_effects_are_never_mapped(function):
     assert function.bar(0).mapped(-4) is None
 
 
-def test_exits_outlive_the_function(bed):
-    guest = bed.guest(0)
+def test_exits_outlive_the_function(rig):
+    guest = rig.guest(0)
     exits = guest.exits
     assert exits > 50
-    bed.iovm.take_back(bed.vf(0))
+    rig.iovm.take_back(rig.vf(0))
     assert guest.exits > exits
     assert guest.exits == sum(guest.exits_by_kind.values())
 
@@ -84,23 +84,23 @@ def test_there_is_no_negative_bar(function):
 # The virtual MSI-X table.
 
 
-def test_the_guest_sees_its_own_messages_and_the_device_the_hosts(bed, function):
+def test_the_guest_sees_its_own_messages_and_the_device_the_hosts(rig, function):
     mine = [function.read(TABLE, 16 + at) for at in (0, 4, 8, 12)]
     assert mine == [0xFEE00000, 0, 0x21, 0]
-    theirs = device_entry(bed, 1)
+    theirs = device_entry(rig, 1)
     assert theirs != mine
     assert theirs[3] == 0
     function.write(TABLE, 16 + 8, 0x1234)
     assert function.read(TABLE, 16 + 8) == 0x1234
-    assert device_entry(bed, 1) == theirs
+    assert device_entry(rig, 1) == theirs
 
 
-def test_masking_reaches_the_device_and_the_interrupt_waits(bed, function):
-    driver, guest = bed.driver(0), bed.guest(0)
+def test_masking_reaches_the_device_and_the_interrupt_waits(rig, function):
+    driver, guest = rig.driver(0), rig.guest(0)
     function.write(TABLE, 16 + CONTROL, 1)
-    assert device_entry(bed, 1)[3] == 1
-    send(bed.driver(1), frame(driver.mac, bed.driver(1).mac))
-    bed.nic.serve()
+    assert device_entry(rig, 1)[3] == 1
+    send(rig.driver(1), frame(driver.mac, rig.driver(1).mac))
+    rig.nic.serve()
     assert not guest.interrupted
     assert function.read(TABLE, 0x2000) == 2  # the pending bit, from the device
     function.write(TABLE, 16 + CONTROL, 0)
@@ -124,56 +124,56 @@ def test_a_pair_of_words_is_one_access_and_narrow_writes_are_none(function):
     assert function.read(TABLE, 0, 8) == 0x1122334455667788
 
 
-def test_beyond_the_table_there_is_nothing(bed, function):
+def test_beyond_the_table_there_is_nothing(rig, function):
     for offset in (VECTORS * 16, 0x100, 0x1FFC, 0x2100, 0x3FFC):
         function.write(TABLE, offset, 0xFFFFFFFF)
         assert function.read(TABLE, offset) == 0
     assert function.read(TABLE, -4) == 0xFFFFFFFF
-    assert bed.nic._tables[0].vectors == VECTORS
+    assert rig.nic._tables[0].vectors == VECTORS
 
 
-def test_a_message_of_another_requester_is_refused_and_counted(bed):
-    host = bed.machine.host
-    address, _, message, _ = device_entry(bed, 1, n=0)
-    interrupts = bed.guest(0).interrupts
-    host.msi(bed.vf(1).rid, address, message)
-    host.msi(bed.nic.pf_rid, address, message)
+def test_a_message_of_another_requester_is_refused_and_counted(rig):
+    host = rig.machine.host
+    address, _, message, _ = device_entry(rig, 1, n=0)
+    interrupts = rig.guest(0).interrupts
+    host.msi(rig.vf(1).rid, address, message)
+    host.msi(rig.nic.pf_rid, address, message)
     assert [f.reason for f in host.iommu.faults()] == [FaultReason.INTERRUPT_SOURCE] * 2
-    assert bed.guest(0).interrupts == interrupts
-    host.msi(bed.vf(0).rid, address, message)
-    assert bed.guest(0).interrupts == interrupts + 1
+    assert rig.guest(0).interrupts == interrupts
+    host.msi(rig.vf(0).rid, address, message)
+    assert rig.guest(0).interrupts == interrupts + 1
 
 
-def test_an_flr_by_the_guest_empties_its_table_and_it_can_start_anew(bed, function):
-    driver = bed.driver(0)
+def test_an_flr_by_the_guest_empties_its_table_and_it_can_start_anew(rig, function):
+    driver = rig.driver(0)
     config = function.config
-    pcie = capability_of(bed.machine.host.root, bed.vf(0).rid, Pcie)
+    pcie = capability_of(rig.machine.host.root, rig.vf(0).rid, Pcie)
     at = pcie.base + Pcie.DEVCTL.offset
     command, control = config.read(Type0.COMMAND.offset, 2), config.read(0x72, 2)
     config.write(at, 2, config.read(at, 2) | DevCtl.FLR.mask)
     assert [function.read(TABLE, offset) for offset in range(0, 48, 4)] == [0, 0, 0, 1] * 3
     assert config.read(Type0.COMMAND.offset, 2) == 0
     # As an operating system does after the reset of a function: restore, then recover.
-    bed.clock.sleep(100_000_000_000)
+    rig.clock.sleep(100_000_000_000)
     for vector in range(VECTORS):
         for offset, value in ((0, 0xFEE00000), (4, 0), (8, 0x20 + vector), (CONTROL, 0)):
             function.write(TABLE, vector * 16 + offset, value)
     config.write(0x72, 2, control)
     config.write(Type0.COMMAND.offset, 2, command)
     driver.recover()
-    send(bed.driver(1), frame(driver.mac, bed.driver(1).mac))
-    bed.serve()
+    send(rig.driver(1), frame(driver.mac, rig.driver(1).mac))
+    rig.serve()
     assert driver.netdev["polling"] == 1
     assert len(take(driver)) == 1
 
 
-def test_released_functions_give_their_messages_back(bed, function):
-    entries = bed.machine.host.interrupt_table.entries()
+def test_released_functions_give_their_messages_back(rig, function):
+    entries = rig.machine.host.interrupt_table.entries()
     function.release()
-    assert len(bed.machine.host.interrupt_table.entries()) == len(entries) - VECTORS
+    assert len(rig.machine.host.interrupt_table.entries()) == len(entries) - VECTORS
     assert function.read(0, 8) == 0xFFFFFFFF
     function.write(0, 8, 0)
     function.config.write(4, 2, 0)
     assert function.config.read(4, 2) == 0xFFFF
     assert function.bar(0).mapped(VfRegs.TDT.offset) is None
-    assert STATUS(bed.nic.bar_read(bed.vf(0).rid, 0, 8, 4)).LU
+    assert STATUS(rig.nic.bar_read(rig.vf(0).rid, 0, 8, 4)).LU

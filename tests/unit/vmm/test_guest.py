@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unit.bed import Bed, frame, send, take
+from unit.rig import Rig, frame, send, take
 from virtfn.hw.types import Iova, Rid
 from virtfn.machine.clock import VirtualClock
 from virtfn.machine.memory import PAGE
@@ -87,14 +87,14 @@ class NoFunction:
 
 
 def test_an_unknown_function_is_refused():
-    with Bed() as bed:
-        guest = bed.spare_guest()
-        vf = bed.vf(2)
-        entries = bed.machine.host.interrupt_table.entries()
+    with Rig() as rig:
+        guest = rig.spare_guest()
+        vf = rig.vf(2)
+        entries = rig.machine.host.interrupt_table.entries()
         with pytest.raises(VirtfnError, match="no driver for 8087:10ca"):
-            guest.plug(bed.nic, vf.rid, NoFunction(vf.config))
+            guest.plug(rig.nic, vf.rid, NoFunction(vf.config))
         assert guest.nics == []
-        assert bed.machine.host.interrupt_table.entries() == entries
+        assert rig.machine.host.interrupt_table.entries() == entries
 
 
 def test_a_function_without_msix_is_refused():
@@ -105,8 +105,8 @@ def test_a_function_without_msix_is_refused():
         def write(self, offset, size, value):
             pass
 
-    with Bed() as bed, pytest.raises(VirtfnError, match="no capability 0x11"):
-        bed.spare_guest().plug(bed.nic, bed.vf(2).rid, Bare())
+    with Rig() as rig, pytest.raises(VirtfnError, match="no capability 0x11"):
+        rig.spare_guest().plug(rig.nic, rig.vf(2).rid, Bare())
 
 
 def test_a_loop_of_capabilities_ends():
@@ -117,71 +117,71 @@ def test_a_loop_of_capabilities_ends():
         def write(self, offset, size, value):
             pass
 
-    with Bed() as bed, pytest.raises(VirtfnError, match="no capability 0x11"):
-        bed.spare_guest().plug(bed.nic, bed.vf(2).rid, Loop())
+    with Rig() as rig, pytest.raises(VirtfnError, match="no capability 0x11"):
+        rig.spare_guest().plug(rig.nic, rig.vf(2).rid, Loop())
 
 
 def test_unplugging_what_is_not_there_is_refused():
-    with Bed() as bed:
-        assert refusal(lambda: bed.guest(0).unplug(Rid(0xFFF0))) == "ENODEV"
+    with Rig() as rig:
+        assert refusal(lambda: rig.guest(0).unplug(Rid(0xFFF0))) == "ENODEV"
 
 
 def test_a_driver_that_cannot_say_goodbye_is_not_waited_for():
-    with Bed() as bed:
-        driver = bed.driver(0)
-        bed.igb.stop()
-        bed.guest(0).unplug(bed.vf(0).rid)
+    with Rig() as rig:
+        driver = rig.driver(0)
+        rig.igb.stop()
+        rig.guest(0).unplug(rig.vf(0).rid)
         assert driver.state.value == "gone"
-        assert bed.guest(0).dma._used == {}
+        assert rig.guest(0).dma._used == {}
 
 
 def test_interrupts_pending_for_a_removed_function_vanish():
-    with Bed() as bed:
-        send(bed.driver(1), frame(bed.driver(0).mac, bed.driver(1).mac))
-        bed.nic.serve()
-        assert bed.guest(0).interrupted
-        bed.guest(0).unplug(bed.vf(0).rid, surprise=True)
-        assert not bed.guest(0).interrupted
-        assert bed.guest(0).run_interrupts() == 0
+    with Rig() as rig:
+        send(rig.driver(1), frame(rig.driver(0).mac, rig.driver(1).mac))
+        rig.nic.serve()
+        assert rig.guest(0).interrupted
+        rig.guest(0).unplug(rig.vf(0).rid, surprise=True)
+        assert not rig.guest(0).interrupted
+        assert rig.guest(0).run_interrupts() == 0
 
 
 def test_two_functions_of_one_guest_have_their_own_bars_and_vectors():
-    with Bed() as bed:
-        guest = bed.guest(0)
-        bed.iovm.assign(bed.vf(2), guest)
-        second = guest.nic(bed.vf(2).rid)
+    with Rig() as rig:
+        guest = rig.guest(0)
+        rig.iovm.assign(rig.vf(2), guest)
+        second = guest.nic(rig.vf(2).rid)
         second.driver.start()
         bars = {nic.function.config.read(0x10, 4) & ~0xF for nic in guest.nics}
         assert len(bars) == 2
-        send(bed.driver(1), frame(second.driver.mac, bed.driver(1).mac))
-        bed.serve()
+        send(rig.driver(1), frame(second.driver.mac, rig.driver(1).mac))
+        rig.serve()
         assert second.driver.netdev["polling"] == 1
-        assert not bed.driver(0).netdev["polling"]
+        assert not rig.driver(0).netdev["polling"]
 
 
 # Scattered memory.
 
 
 def test_a_guest_scattered_page_by_page_works_end_to_end():
-    with Bed() as bed:
-        guests = [bed.spare_guest(name, mib=8, chunk=PAGE, mtu=9000, ring=128) for name in "xy"]
+    with Rig() as rig:
+        guests = [rig.spare_guest(name, mib=8, chunk=PAGE, mtu=9000, ring=128) for name in "xy"]
         for n, guest in enumerate(guests, 2):
-            bed.iovm.assign(bed.vf(n), guest)
+            rig.iovm.assign(rig.vf(n), guest)
             guest.nics[0].driver.start()
         x, y = (guest.nics[0].driver for guest in guests)
         bodies = [frame(y.mac, x.mac, bytes(range(256)) * 35, length=9000), frame(y.mac, x.mac, b"small")]
         for _ in range(3 * 128 // 2):
             send(x, *bodies)
-            bed.nic.serve()
+            rig.nic.serve()
             assert take(y) == bodies
-        assert bed.machine.host.iommu.stats()["faults"] == 0
+        assert rig.machine.host.iommu.stats()["faults"] == 0
 
 
 def test_memory_of_other_guests_stays_as_it_is():
-    with Bed() as bed:
-        watched = bed.spare_guest("watched", chunk=PAGE)
+    with Rig() as rig:
+        watched = rig.spare_guest("watched", chunk=PAGE)
         watched.memory.bytes[:] = 0x5A
-        assert bed.engine("pairs", 2000).run()
+        assert rig.engine("pairs", 2000).run()
         assert (watched.memory.bytes == 0x5A).all()
 
 
@@ -189,19 +189,19 @@ def test_memory_of_other_guests_stays_as_it_is():
 
 
 def test_a_host_bar_is_32_bits_wide_and_nothing_is_mapped():
-    with Bed() as bed:
-        csr = next(bar for bar in bed.pf.found.bars if bar.bar == 0)
-        bar = HostBar(bed.machine.host.root, csr.address)
+    with Rig() as rig:
+        csr = next(bar for bar in rig.pf.found.bars if bar.bar == 0)
+        bar = HostBar(rig.machine.host.root, csr.address)
         bar.write(0x5004, 0x1_0000_0600)
         assert bar.read(0x5004) == 0x600
         assert bar.mapped(0x2818) is None
-        assert HostBar(bed.machine.host.root, 0x10).read(0) == 0xFFFFFFFF
+        assert HostBar(rig.machine.host.root, 0x10).read(0) == 0xFFFFFFFF
 
 
 def test_faults_are_told_by_interrupt_and_their_records_are_freed():
-    with Bed() as bed:
-        host = bed.machine.host
+    with Rig() as rig:
+        host = rig.machine.host
         for k in range(20):
-            assert host.dma_read(bed.vf(0).rid, Iova((1 << 40) + 4096 * k), 4) is None
+            assert host.dma_read(rig.vf(0).rid, Iova((1 << 40) + 4096 * k), 4) is None
         assert host.faults_read == 20
         assert host.iommu.stats()["faults_lost"] == 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unit.vmm.test_served import CONFIG, MESSAGE_ADDRESS, Bench, enable
+from unit.vmm.test_served import CONFIG, MESSAGE_ADDRESS, Rig, enable
 from unit.vmm.vfio_user.peer import Peer, memory_file, open_fds, settle
 from virtfn.hw.i82576 import Regs, VfRegs
 from virtfn.hw.i82576.fields import CTRL
@@ -39,9 +39,9 @@ class Machine:
     said: what came by DMA_WRITE, in order. asked: reads that wait for an answer. deaf: answers none.
     """
 
-    def __init__(self, bench: Net, n: int, *, layout: int = ONE_BUFFER, size: int = SIZE) -> None:
-        self.bench, self.n, self.size = bench, n, size
-        self.function = bench.functions[n]
+    def __init__(self, rig: Net, n: int, *, layout: int = ONE_BUFFER, size: int = SIZE) -> None:
+        self.rig, self.n, self.size = rig, n, size
+        self.function = rig.functions[n]
         self.peer = Peer(self.function.server)
         self.memory = bytearray(CHUNK)
         self.said: list[tuple[int, bytes]] = []
@@ -49,7 +49,7 @@ class Machine:
         self.deaf = False
         self.refusing = 0
         enable(self.peer)
-        bench.allow()
+        rig.allow()
         _, (self.file,) = self.peer.region_info(0, 64)
         self.peer.map(0, CHUNK)
         self.sent = self.taken = 0
@@ -140,7 +140,7 @@ class Machine:
         self.asked.clear()
 
 
-class Net(Bench):
+class Net(Rig):
     """Two VFs that reach each other, without a driver of the host. faulty: whether the IOMMU must refuse something."""
 
     faulty = False

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from unit.vmm.test_served import BAR0, BAR3, CONFIG, MESSAGE_ADDRESS, Bench, enable
+from unit.vmm.test_served import BAR0, BAR3, CONFIG, MESSAGE_ADDRESS, Rig, enable
 from unit.vmm.vfio_user.peer import Lingering, Peer, memory_file, open_fds, settle
 from virtfn.hw.i82576 import Regs
 from virtfn.kernels.posix import POLLIN, monotonic_ps, poll, wake_promptly
@@ -36,11 +36,11 @@ class Line:
 
     def __init__(self, folder, *, by_python: bool = False) -> None:
         folder.mkdir()
-        self.bench = Bench(folder, clock=WallClock())
+        self.rig = Rig(folder, clock=WallClock())
         self.by_python = by_python
-        self.peers = [Peer(served.server) for served in self.bench.functions]
-        vm = SimpleNamespace(functions=dict(zip(self.bench.rids, self.bench.functions, strict=True)))
-        self.pump = Pump(self.bench.host, [self.bench.nic], [vm])
+        self.peers = [Peer(served.server) for served in self.rig.functions]
+        vm = SimpleNamespace(functions=dict(zip(self.rig.rids, self.rig.functions, strict=True)))
+        self.pump = Pump(self.rig.host, [self.rig.nic], [vm])
         for peer in self.peers:
             enable(peer)
             peer.write(BAR0, 0x1700, (0x8180).to_bytes(4, "little"))
@@ -55,7 +55,7 @@ class Line:
     def close(self) -> None:
         for peer in self.peers:
             peer.sock.close()
-        self.bench.close()
+        self.rig.close()
 
 
 @pytest.fixture
@@ -86,42 +86,42 @@ def message(vector: int = 0x4021) -> bytes:
 
 
 def test_a_write_to_eims_is_answered_and_counted_without_python(line):
-    served, peer = line.bench.functions[1], line.peers[1]
+    served, peer = line.rig.functions[1], line.peers[1]
     before, exits = served.server.counters["REGION_WRITE"], served.messages
     number = peer.send(Command.REGION_WRITE, write(EIMS, 5))
     served.server.serve = None  # type: ignore[method-assign,assignment]  # whoever calls it fails
     line.run()
     assert heard(peer) == HEADER.pack(number, Command.REGION_WRITE, 32, REPLY, 0) + write(EIMS, 5)[:16]
-    assert line.bench.nic.port.registers.read(Regs.VTEIMS.at(1), 4) == 5
-    assert line.bench.nic.port.registers.read(Regs.VTEIMS.at(0), 4) == 0
+    assert line.rig.nic.port.registers.read(Regs.VTEIMS.at(1), 4) == 5
+    assert line.rig.nic.port.registers.read(Regs.VTEIMS.at(0), 4) == 0
     assert served.server.counters["REGION_WRITE"] == before + 1
     assert served.messages == exits + 1
 
 
 def test_a_tail_is_written_without_python(line):
-    served, peer = line.bench.functions[1], line.peers[1]
+    served, peer = line.rig.functions[1], line.peers[1]
     served.server.serve = None  # type: ignore[method-assign,assignment]  # whoever calls it fails
     for offset, value in ((0x2818, 0x12345), (0x3818, 2), (0x2918, 3), (0x3918, 4)):
         peer.send(Command.REGION_WRITE, write(offset, value), flags=NO_REPLY)
         line.run()
-    registers = line.bench.nic.port.registers
+    registers = line.rig.nic.port.registers
     assert [registers.peek(decl, q) for q in (1, 9) for decl in (Regs.RDT, Regs.TDT)] == [0x2345, 2, 3, 4]
     assert not any(registers.peek(decl, q) for q in range(16) if q % 8 != 1 for decl in (Regs.RDT, Regs.TDT))
 
 
 def test_a_tail_of_a_function_that_may_not_master_the_bus_is_left_for_python(line):
     peer = line.peers[0]
-    line.bench.nic.config_write(line.bench.rids[0], 4, 2, 2)
+    line.rig.nic.config_write(line.rig.rids[0], 4, 2, 2)
     peer.send(Command.REGION_WRITE, write(0x2818, 5))
     line.run()
     assert heard(peer) == b""
     assert line.pump.turn() == 1
-    assert line.bench.nic.port.registers.peek(Regs.RDT, 0) == 5
+    assert line.rig.nic.port.registers.peek(Regs.RDT, 0) == 5
 
 
 def test_a_vector_that_fires_is_sent_without_python(line):
-    nic, (served, _) = line.bench.nic, line.bench.functions
-    before = line.bench.host.iommu.stats()
+    nic, (served, _) = line.rig.nic, line.rig.functions
+    before = line.rig.host.iommu.stats()
     nic.port.nic["port"]["eicr"] |= 7 << 22
     line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2), flags=NO_REPLY)
     nic.port.interrupts.deliver = None  # whoever calls it fails
@@ -129,38 +129,38 @@ def test_a_vector_that_fires_is_sent_without_python(line):
     assert heard(line.peers[0]) == message()
     assert heard(line.peers[1]) == b""
     assert served.interrupts == 1
-    after = line.bench.host.iommu.stats()
+    after = line.rig.host.iommu.stats()
     assert (after["interrupts"] - before["interrupts"], after["delivered"] - before["delivered"]) == (1, 1)
     assert nic.port.registers.read(Regs.IAC.offset, 4) == 1
 
 
 def test_the_iommu_judges_what_the_kernel_sends(line):
-    served, peer = line.bench.functions[0], line.peers[0]
+    served, peer = line.rig.functions[0], line.peers[0]
     made = next(iter(served.function._messages.values()))[1]
-    line.bench.host.interrupt_table.free(made[0])
-    line.bench.nic.bar_write(line.bench.rids[0], 0, EICS, 4, 0)
+    line.rig.host.interrupt_table.free(made[0])
+    line.rig.nic.bar_write(line.rig.rids[0], 0, EICS, 4, 0)
     peer.send(Command.REGION_WRITE, write(EIMS, 2), flags=NO_REPLY)
-    line.bench.nic.port.nic["port"]["eicr"] |= 7 << 22
+    line.rig.nic.port.nic["port"]["eicr"] |= 7 << 22
     line.run()
     assert heard(peer) == b""
-    assert line.bench.host.iommu.stats()["blocked"] == 1
+    assert line.rig.host.iommu.stats()["blocked"] == 1
     assert served.interrupts == 0
     served.function._messages.clear()
 
 
 def test_whoever_watches_accesses_sees_all_of_them(line):
     seen = []
-    line.bench.nic.on_access = lambda rid, regmap, offset, value, write: seen.append((rid, offset, value, write))
+    line.rig.nic.on_access = lambda rid, regmap, offset, value, write: seen.append((rid, offset, value, write))
     line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2))
     line.run()
     assert line.pump.turn() == 1
-    assert seen == [(line.bench.rids[0], EIMS, 2, True)]
+    assert seen == [(line.rig.rids[0], EIMS, 2, True)]
 
 
 def test_whoever_watches_messages_sees_all_of_them(line):
     seen = []
-    line.bench.host.iommu.interrupts.on_message = lambda *what: seen.append(what)
-    line.bench.nic.port.nic["port"]["eicr"] |= 7 << 22
+    line.rig.host.iommu.interrupts.on_message = lambda *what: seen.append(what)
+    line.rig.nic.port.nic["port"]["eicr"] |= 7 << 22
     line.peers[0].send(Command.REGION_WRITE, write(EIMS, 2))
     line.run()
     while line.pump.turn():
@@ -186,7 +186,7 @@ def test_other_messages_are_left_for_python(line, said):
     line.peers[0].raw(said)
     line.run()
     assert heard(line.peers[0]) == b""
-    assert line.bench.nic.port.registers.read(Regs.VTEIMS.at(0), 4) == 0
+    assert line.rig.nic.port.registers.read(Regs.VTEIMS.at(0), 4) == 0
     assert line.pump.turn() <= 1
 
 
@@ -212,13 +212,13 @@ def test_descriptors_that_nobody_wants_are_closed(line):
     assert heard(line.peers[0]) == b"", "it is left to whoever can close them without waiting"
     line.pump.turn()
     assert heard(line.peers[0])
-    settle(line.bench.functions[0].server)
+    settle(line.rig.functions[0].server)
     assert open_fds() == before
     os.close(fd)
 
 
 def test_a_descriptor_that_nobody_can_close_holds_nothing_up(line, hurry):
-    server, lingering = line.bench.functions[0].server, Lingering()
+    server, lingering = line.rig.functions[0].server, Lingering()
     with hurry(5):
         message = HEADER.pack(9, Command.REGION_WRITE, 36, 0, 0) + write(EIMS, 7)
         lingering.put(line.peers[0].sock, message)
@@ -232,7 +232,7 @@ def test_a_descriptor_that_nobody_can_close_holds_nothing_up(line, hurry):
 
 
 def test_a_client_that_reads_nothing_gets_it_all_later(line):
-    peer, nic = line.peers[0], line.bench.nic
+    peer, nic = line.peers[0], line.rig.nic
     peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sent = 0
     for _ in range(600):
@@ -242,7 +242,7 @@ def test_a_client_that_reads_nothing_gets_it_all_later(line):
         while line.pump.turn():
             pass
         sent += 1
-    assert line.bench.functions[0].interrupts == sent
+    assert line.rig.functions[0].interrupts == sent
     said = b""
     while more := heard(peer):
         said += more
@@ -272,7 +272,7 @@ def test_it_is_the_same_with_and_without_the_kernel(tmp_path, request, seed):
         number, tail = choice.randrange(10), choice.choice((0x2818, 0x2918, 0x3818, 0x3918, 0x2A18, 0x3819, 0x2810))
         posted = choice.choice((0, NO_REPLY))
         for line in lines:
-            peer, port = line.peers[who], line.bench.nic.port.nic["port"]
+            peer, port = line.peers[who], line.rig.nic.port.nic["port"]
             peer.number = step
             if number < 4:
                 offset = (EIMS, EIMS, EIMC, EICS)[number]
@@ -301,15 +301,15 @@ def test_it_is_the_same_with_and_without_the_kernel(tmp_path, request, seed):
         for one, other in zip(kernel.peers, python.peers, strict=True):
             assert messages(heard(one)) == messages(heard(other)), step
         for name in ("eicr", "eims", "eiac", "eiam", "pending", "fired"):
-            assert kernel.bench.nic.port.nic["port"][name] == python.bench.nic.port.nic["port"][name], name
+            assert kernel.rig.nic.port.nic["port"][name] == python.rig.nic.port.nic["port"][name], name
         for q in range(16):
-            rows = [[line.bench.nic.port.registers.peek(decl, q) for decl in TAILS] for line in lines]
+            rows = [[line.rig.nic.port.registers.peek(decl, q) for decl in TAILS] for line in lines]
             assert rows[0] == rows[1], q
-        assert kernel.bench.host.iommu.stats() == python.bench.host.iommu.stats()
-        assert [f.messages for f in kernel.bench.functions] == [f.messages for f in python.bench.functions]
-        assert [f.interrupts for f in kernel.bench.functions] == [f.interrupts for f in python.bench.functions]
-        assert kernel.bench.nic.port.nic["counters"]["iac"] == python.bench.nic.port.nic["counters"]["iac"]
-    assert sum(f.interrupts for f in lines[0].bench.functions) > 10
+        assert kernel.rig.host.iommu.stats() == python.rig.host.iommu.stats()
+        assert [f.messages for f in kernel.rig.functions] == [f.messages for f in python.rig.functions]
+        assert [f.interrupts for f in kernel.rig.functions] == [f.interrupts for f in python.rig.functions]
+        assert kernel.rig.nic.port.nic["counters"]["iac"] == python.rig.nic.port.nic["counters"]["iac"]
+    assert sum(f.interrupts for f in lines[0].rig.functions) > 10
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -317,9 +317,9 @@ def test_whatever_a_client_says_the_other_is_answered(line, seed):
     choice, (hostile, peer) = random.Random(seed), line.peers
     said = b""
     for step in range(300):
-        if line.bench.functions[0].server.client is None:  # it was dropped, for nonsense
+        if line.rig.functions[0].server.client is None:  # it was dropped, for nonsense
             hostile.sock.close()
-            hostile = line.peers[0] = Peer(line.bench.functions[0].server)
+            hostile = line.peers[0] = Peer(line.rig.functions[0].server)
         whole = HEADER.pack(step, Command.REGION_WRITE, 36, choice.choice((0, NO_REPLY)), 0) + write(EIMS, 7)
         kind = choice.randrange(6)
         if kind == 0:
@@ -390,8 +390,8 @@ def test_nothing_to_wait_for_is_rest_too():
 
 def test_a_function_that_is_being_torn_out_is_not_waited_for(line):
     line.pump()
-    line.bench.functions[0].server.close()
-    assert line.bench.functions[0].server.fileno() == -1
+    line.rig.functions[0].server.close()
+    assert line.rig.functions[0].server.fileno() == -1
     line.pump()
-    line.bench.functions[1].server.close()
+    line.rig.functions[1].server.close()
     line.pump()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unit.board import SILICON_MAC
+from unit.slotrig import SILICON_MAC
 from unit.vmm.vfio_user.peer import TRIGGER_FD, Peer, ToldError, memory_file, open_fds, settle
 from virtfn.devices.nic82576 import Card, Nic82576
 from virtfn.hw.types import Iova
@@ -29,7 +29,7 @@ RDT = 0x2818
 MESSAGE_ADDRESS = 0xFEE0_1000
 
 
-class Bench:
+class Rig:
     """A card with two VFs that nobody drives, each behind a socket."""
 
     def __init__(self, folder, *, mapped: bool = True, clock: Clock | None = None) -> None:
@@ -63,15 +63,15 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
+def rig(tmp_path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def peer(bench) -> Iterator[Peer]:
-    with Peer(bench.functions[0].server) as made:
+def peer(rig) -> Iterator[Peer]:
+    with Peer(rig.functions[0].server) as made:
         yield made
 
 
@@ -87,9 +87,9 @@ def enable(peer: Peer) -> None:
 # What it finds.
 
 
-def test_msi_x_is_hidden_until_the_first_reset_and_again_for_the_next_machine(bench):
+def test_msi_x_is_hidden_until_the_first_reset_and_again_for_the_next_machine(rig):
     for _ in range(2):
-        with Peer(bench.functions[0].server) as peer:
+        with Peer(rig.functions[0].server) as peer:
             assert peer.read(CONFIG, MSIX, 1) == b"\x09"
             whole = peer.read(CONFIG, 0, 4096)
             assert whole[MSIX] == 0x09
@@ -99,7 +99,7 @@ def test_msi_x_is_hidden_until_the_first_reset_and_again_for_the_next_machine(be
             assert peer.read(CONFIG, MSIX - 1, 3)[1:2] == b"\x11"
 
 
-def test_it_offers_no_eventfd_to_be_signalled(bench, peer):
+def test_it_offers_no_eventfd_to_be_signalled(rig, peer):
     event = os.eventfd(0)
     for index in range(5):
         with pytest.raises(ToldError) as caught:
@@ -113,7 +113,7 @@ def test_it_offers_no_eventfd_to_be_signalled(bench, peer):
     os.close(event)
 
 
-def test_only_its_own_ring_pages_can_be_mapped(bench, peer):
+def test_only_its_own_ring_pages_can_be_mapped(rig, peer):
     body, fds = peer.region_info(BAR0, 64)
     argsz, flags, index, _, size, offset = REGION_INFO.unpack_from(body)
     assert (argsz, flags, index, size, offset) == (64, 0xF, 0, 0x4000, 0)
@@ -121,8 +121,8 @@ def test_only_its_own_ring_pages_can_be_mapped(bench, peer):
     (fd,) = fds
     assert os.fstat(fd).st_size == 0x4000, "nothing of another function is in this file"
     os.pwrite(fd, (0x55).to_bytes(4, "little"), RDT)
-    assert bench.nic.bar_read(bench.rids[0], 0, RDT, 4) == 0x55
-    assert bench.nic.bar_read(bench.rids[1], 0, RDT, 4) == 0
+    assert rig.nic.bar_read(rig.rids[0], 0, RDT, 4) == 0x55
+    assert rig.nic.bar_read(rig.rids[1], 0, RDT, 4) == 0
     assert int.from_bytes(peer.read(BAR0, RDT, 4), "little") == 0x55
     with pytest.raises(PermissionError):
         os.ftruncate(fd, 0)
@@ -130,64 +130,64 @@ def test_only_its_own_ring_pages_can_be_mapped(bench, peer):
 
 
 def test_of_a_function_that_is_not_mapped_each_access_is_a_message(tmp_path):
-    bench = Bench(tmp_path, mapped=False)
-    with Peer(bench.functions[0].server) as peer:
+    rig = Rig(tmp_path, mapped=False)
+    with Peer(rig.functions[0].server) as peer:
         body, fds = peer.region_info(BAR0, 64)
         assert (REGION_INFO.unpack_from(body)[1], fds) == (3, [])
         peer.write(BAR0, RDT, (7).to_bytes(4, "little"), posted=True)
         assert int.from_bytes(peer.read(BAR0, RDT, 4), "little") == 7
-        assert bench.functions[0].messages == 2
-    bench.close()
+        assert rig.functions[0].messages == 2
+    rig.close()
 
 
 # Its memory.
 
 
-def test_memory_is_in_its_own_domain_from_map_to_unmap(bench, peer):
+def test_memory_is_in_its_own_domain_from_map_to_unmap(rig, peer):
     fd = memory_file(2 * CHUNK)
     os.pwrite(fd, b"mine", CHUNK + 8)
     peer.map(0x10_0000, CHUNK, fd, offset=CHUNK)
-    assert bench.dma(0, 0x10_0008) == b"mine"
-    assert bench.dma(1, 0x10_0008) is None, "the other function has not been told of it"
-    assert bench.host.dma_write(bench.rids[0], Iova(0x10_0000), b"theirs")
+    assert rig.dma(0, 0x10_0008) == b"mine"
+    assert rig.dma(1, 0x10_0008) is None, "the other function has not been told of it"
+    assert rig.host.dma_write(rig.rids[0], Iova(0x10_0000), b"theirs")
     assert os.pread(fd, 6, CHUNK) == b"theirs"
     peer.unmap(0x10_0000, CHUNK)
-    assert bench.dma(0, 0x10_0008) is None
-    assert [fault.reason for fault in bench.host.iommu.faults()] == [FaultReason.READ_NOT_ALLOWED] * 2
+    assert rig.dma(0, 0x10_0008) is None
+    assert [fault.reason for fault in rig.host.iommu.faults()] == [FaultReason.READ_NOT_ALLOWED] * 2
     os.close(fd)
 
 
-def test_rights_and_the_interrupt_range(bench, peer):
+def test_rights_and_the_interrupt_range(rig, peer):
     fd = memory_file(4 * CHUNK)
     peer.map(0, 4096, fd, prot=1)
-    assert bench.dma(0, 0) == bytes(4)
-    assert not bench.host.dma_write(bench.rids[0], Iova(0), b"no")
+    assert rig.dma(0, 0) == bytes(4)
+    assert not rig.host.dma_write(rig.rids[0], Iova(0), b"no")
     peer.map(0xFEE0_0000 - CHUNK, 2 * CHUNK, fd)
-    assert bench.dma(0, 0xFEDF_FFFC) == bytes(4)
-    assert bench.dma(0, 0xFEF0_0000) == bytes(4)
-    assert bench.dma(0, 0xFEE0_0000) is None
+    assert rig.dma(0, 0xFEDF_FFFC) == bytes(4)
+    assert rig.dma(0, 0xFEF0_0000) == bytes(4)
+    assert rig.dma(0, 0xFEE0_0000) is None
     peer.unmap(0xFEE0_0000 - CHUNK, 2 * CHUNK)
-    assert bench.dma(0, 0xFEF0_0000) is None
+    assert rig.dma(0, 0xFEF0_0000) is None
     os.close(fd)
 
 
-def test_a_machine_that_boots_maps_its_file_many_times_and_it_has_one_place(bench, peer):
+def test_a_machine_that_boots_maps_its_file_many_times_and_it_has_one_place(rig, peer):
     fd = memory_file(4 * CHUNK)
     for first in (0, 4096, 0x10_0000, 0):
         peer.map(first, 4 * CHUNK - first, fd, offset=first)
-        assert len(bench.files._room._adopted) == 1
+        assert len(rig.files._room._adopted) == 1
         peer.unmap(first, 4 * CHUNK - first)
-    with Peer(bench.functions[1].server) as other:
+    with Peer(rig.functions[1].server) as other:
         peer.map(0, 4 * CHUNK, fd)
         other.map(0, 4 * CHUNK, fd)
         peer.unmap(0, 4 * CHUNK)
-        assert bench.dma(0, 0) is None
-        assert bench.dma(1, 0) == bytes(4)
-        assert len(bench.files._room._adopted) == 1
+        assert rig.dma(0, 0) is None
+        assert rig.dma(1, 0) == bytes(4)
+        assert len(rig.files._room._adopted) == 1
     os.close(fd)
 
 
-def test_memory_that_does_not_fit_or_could_shrink_is_refused_and_leaves_nothing(bench, peer):
+def test_memory_that_does_not_fit_or_could_shrink_is_refused_and_leaves_nothing(rig, peer):
     before = open_fds()
     for size, seals, wanted in ((16 * CHUNK, 2, errno.ENOMEM), (CHUNK, 0, errno.EPERM)):
         fd = memory_file(size, seals)
@@ -195,37 +195,37 @@ def test_memory_that_does_not_fit_or_could_shrink_is_refused_and_leaves_nothing(
             peer.map(0, size, fd)
         assert caught.value.errno == wanted
         os.close(fd)
-    assert bench.functions[0].server.last_refusal
+    assert rig.functions[0].server.last_refusal
     assert open_fds() == before
-    assert not bench.files._room._adopted
+    assert not rig.files._room._adopted
     fd = memory_file(CHUNK)
     peer.map(0, CHUNK, fd)
-    assert bench.dma(0, 0) == bytes(4)
+    assert rig.dma(0, 0) == bytes(4)
     os.close(fd)
 
 
-def test_a_file_that_grows_does_not_grow_into_anothers_memory(bench, peer):
+def test_a_file_that_grows_does_not_grow_into_anothers_memory(rig, peer):
     mine, theirs = memory_file(CHUNK), memory_file(CHUNK)
     os.pwrite(theirs, b"them", 0)
     peer.map(0, CHUNK, mine)
-    with Peer(bench.functions[1].server) as other:
+    with Peer(rig.functions[1].server) as other:
         other.map(0, CHUNK, theirs)
         os.ftruncate(mine, 2 * CHUNK)
         with pytest.raises(ToldError) as caught:
             peer.map(CHUNK, CHUNK, mine, offset=CHUNK)
         assert caught.value.errno == errno.EINVAL
-        assert bench.dma(0, CHUNK) is None
+        assert rig.dma(0, CHUNK) is None
         os.pwrite(mine, b"more", CHUNK)
         peer.unmap(0, CHUNK)
         peer.map(CHUNK, CHUNK, mine, offset=CHUNK)
-        assert bench.dma(0, CHUNK) == b"more", "once nobody uses it, it gets the room that it needs"
-        assert len(bench.files._room._adopted) == 2
+        assert rig.dma(0, CHUNK) == b"more", "once nobody uses it, it gets the room that it needs"
+        assert len(rig.files._room._adopted) == 2
     for fd in (mine, theirs):
         os.close(fd)
 
 
-def test_a_machine_that_scatters_its_memory_leaves_the_others_room_for_tables(bench, peer):
-    fd, pages = memory_file(CHUNK), bench.host.remapping.pages
+def test_a_machine_that_scatters_its_memory_leaves_the_others_room_for_tables(rig, peer):
+    fd, pages = memory_file(CHUNK), rig.host.remapping.pages
     before = pages.count()
 
     def scatter(times: int) -> None:
@@ -236,27 +236,27 @@ def test_a_machine_that_scatters_its_memory_leaves_the_others_room_for_tables(be
         scatter(1000)
     assert caught.value.errno == errno.ENOSPC
     assert pages.count() - before <= 512
-    with Peer(bench.functions[1].server) as other:
+    with Peer(rig.functions[1].server) as other:
         other.map(0, CHUNK, fd)
-        assert bench.dma(1, 0) == bytes(4)
+        assert rig.dma(1, 0) == bytes(4)
     peer.unmap(0, 0, flags=2)
     assert pages.count() == before
     peer.map(0, CHUNK, fd)
     os.close(fd)
 
 
-def test_much_memory_that_large_pages_do_not_fit_is_refused(bench, peer):
+def test_much_memory_that_large_pages_do_not_fit_is_refused(rig, peer):
     fd = memory_file(6 * CHUNK)
     with pytest.raises(ToldError) as caught:
         peer.map(4096, 5 * CHUNK, fd)
     assert caught.value.errno == errno.EINVAL
-    assert bench.dma(0, 4096) is None
+    assert rig.dma(0, 4096) is None
     peer.map(4096, CHUNK, fd)
-    assert bench.dma(0, 4096) == bytes(4)
+    assert rig.dma(0, 4096) == bytes(4)
     os.close(fd)
 
 
-def test_one_access_is_short(bench, peer):
+def test_one_access_is_short(rig, peer):
     assert len(peer.read(BAR0, 0, 4096)) == 4096
     with pytest.raises(ToldError):
         peer.read(BAR0, 0, 4100)
@@ -265,20 +265,20 @@ def test_one_access_is_short(bench, peer):
 # Its interrupts.
 
 
-def test_a_vector_is_the_guests_own_message(bench, peer):
+def test_a_vector_is_the_guests_own_message(rig, peer):
     enable(peer)
-    assert bench.nic._tables[0].raise_vector(1)
+    assert rig.nic._tables[0].raise_vector(1)
     header, address, count, data = peer.take_dma(Command.DMA_WRITE)
     assert (header.flags, address, count, data) == (0x10, MESSAGE_ADDRESS, 4, bytes.fromhex("21400000"))
-    assert bench.functions[0].interrupts == 1
-    stats = bench.host.iommu.stats()
+    assert rig.functions[0].interrupts == 1
+    stats = rig.host.iommu.stats()
     assert (stats["interrupts"], stats["delivered"], stats["blocked"]) == (1, 1, 0)
 
 
-def test_what_waits_comes_with_the_unmask_and_with_bus_master_enable(bench, peer):
+def test_what_waits_comes_with_the_unmask_and_with_bus_master_enable(rig, peer):
     enable(peer)
     peer.write(BAR3, 16 + 12, (1).to_bytes(4, "little"))
-    assert not bench.nic._tables[0].raise_vector(1)
+    assert not rig.nic._tables[0].raise_vector(1)
     assert peer.quiet()
     peer.write(CONFIG, 4, (2).to_bytes(2, "little"))
     peer.write(BAR3, 16 + 12, (0).to_bytes(4, "little"))
@@ -291,59 +291,59 @@ def test_what_waits_comes_with_the_unmask_and_with_bus_master_enable(bench, peer
     ]
 
 
-def test_a_message_to_memory_is_no_way_around_the_iommu(bench, peer):
+def test_a_message_to_memory_is_no_way_around_the_iommu(rig, peer):
     enable(peer)
     peer.write(BAR3, 16 + 12, (1).to_bytes(4, "little"))
     peer.write(BAR3, 16, (0x1000).to_bytes(4, "little"))
     peer.write(BAR3, 16 + 12, (0).to_bytes(4, "little"))
-    bench.nic._tables[0].raise_vector(1)
+    rig.nic._tables[0].raise_vector(1)
     assert peer.quiet()
-    assert bench.functions[0].interrupts == 0
+    assert rig.functions[0].interrupts == 0
 
 
 # Its end.
 
 
-def test_a_machine_that_dies_leaves_an_empty_domain_and_a_function_as_new(bench):
+def test_a_machine_that_dies_leaves_an_empty_domain_and_a_function_as_new(rig):
     before = open_fds()
     fd = memory_file(CHUNK)
-    peer = Peer(bench.functions[0].server)
+    peer = Peer(rig.functions[0].server)
     enable(peer)
     peer.map(0, CHUNK, fd)
     peer.write(BAR0, RDT, (7).to_bytes(4, "little"))
     peer.sock.close()
-    settle(bench.functions[0].server)
+    settle(rig.functions[0].server)
     os.close(fd)
     assert open_fds() == before
-    assert not bench.functions[0].connected_now
-    assert bench.dma(0, 0) is None
-    assert bench.host.root.config_read(bench.rids[0], 4, 2) & 4 == 0
-    assert not bench.nic._tables[0].raise_vector(1)
-    bench.host.clock.sleep(10**11)
-    with Peer(bench.functions[0].server) as again:
+    assert not rig.functions[0].connected_now
+    assert rig.dma(0, 0) is None
+    assert rig.host.root.config_read(rig.rids[0], 4, 2) & 4 == 0
+    assert not rig.nic._tables[0].raise_vector(1)
+    rig.host.clock.sleep(10**11)
+    with Peer(rig.functions[0].server) as again:
         enable(again)
-        bench.nic._tables[0].raise_vector(1)
+        rig.nic._tables[0].raise_vector(1)
         assert again.take_dma(Command.DMA_WRITE)[1] == MESSAGE_ADDRESS
 
 
-def test_who_keeps_the_ring_pages_does_not_reach_those_of_the_next_owner(bench):
-    peer = Peer(bench.functions[0].server)
+def test_who_keeps_the_ring_pages_does_not_reach_those_of_the_next_owner(rig):
+    peer = Peer(rig.functions[0].server)
     _, (kept,) = peer.region_info(BAR0, 64)
     os.pwrite(kept, (0x55).to_bytes(4, "little"), RDT)
-    first = bench.functions[0]
+    first = rig.functions[0]
     first.close()
     peer.sock.close()
     os.pwrite(kept, (0x66).to_bytes(4, "little"), RDT)
-    bench.host.clock.sleep(10**11)
-    assert bench.nic.bar_read(bench.rids[0], 0, RDT, 4) == 0
-    bench.functions[0] = ServedFunction(
-        bench.host, bench.nic, bench.rids[0], first._config, first._domain, bench.files, first.server.path
+    rig.host.clock.sleep(10**11)
+    assert rig.nic.bar_read(rig.rids[0], 0, RDT, 4) == 0
+    rig.functions[0] = ServedFunction(
+        rig.host, rig.nic, rig.rids[0], first._config, first._domain, rig.files, first.server.path
     )
-    with Peer(bench.functions[0].server) as other:
+    with Peer(rig.functions[0].server) as other:
         _, (fd,) = other.region_info(BAR0, 64)
         os.pwrite(kept, (0x77).to_bytes(4, "little"), RDT)
         os.pwrite(fd, (0x44).to_bytes(4, "little"), RDT)
-        assert bench.nic.bar_read(bench.rids[0], 0, RDT, 4) == 0x44
+        assert rig.nic.bar_read(rig.rids[0], 0, RDT, 4) == 0x44
         os.close(fd)
     os.close(kept)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unit.devices.iommu.wired import RID, FakeTlb, Queued, descriptor
+from unit.devices.iommu.rig import RID, FakeTlb, Queued, descriptor
 from virtfn.hw.types import Rid
 from virtfn.hw.vtd.queue import DeviceTlbInvalidation, InvalidationWait, IotlbInvalidation, PageGroupResponse
 from virtfn.hw.vtd.regs import FSTS, GCMD, Regs

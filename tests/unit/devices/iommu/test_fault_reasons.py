@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from unit.devices.iommu.wired import RID, Queued, R, Wired
+from unit.devices.iommu.rig import RID, Queued, R, Rig
 from virtfn.hw.types import Iova
 from virtfn.hw.vtd.regs import FRCD_HIGH, FSTS, EventControl, Fault, Regs, decode_fault
 from virtfn.hw.vtd.tables import FaultReason
@@ -15,34 +15,34 @@ AT = 0x1000
 
 
 @pytest.fixture
-def w() -> Iterator[Wired]:
-    made = Wired()
+def w() -> Iterator[Rig]:
+    made = Rig()
     made.enable()
     yield made
     made.memory.close()
 
 
-def _root(word: int, high: int = 0) -> Callable[[Wired], None]:
-    def change(w: Wired) -> None:
+def _root(word: int, high: int = 0) -> Callable[[Rig], None]:
+    def change(w: Rig) -> None:
         w.put(w.root + (RID >> 8) * 16, word)
         w.put(w.root + (RID >> 8) * 16 + 8, high)
 
     return change
 
 
-def _context(low: Callable[[Wired], int], high: int = 2 | 5 << 8) -> Callable[[Wired], None]:
+def _context(low: Callable[[Rig], int], high: int = 2 | 5 << 8) -> Callable[[Rig], None]:
     return lambda w: w.set_context(RID, low(w), high)
 
 
-def _leaf(word: Callable[[Wired], int], level: int = 1) -> Callable[[Wired], None]:
+def _leaf(word: Callable[[Rig], int], level: int = 1) -> Callable[[Rig], None]:
     return lambda w: w.put(w.ss[level] + (8 if level == 1 else 0), word(w))
 
 
-def _top(w: Wired) -> int:
+def _top(w: Rig) -> int:
     return w.ss[4] | 1
 
 
-CASES: dict[str, tuple[FaultReason, Callable[[Wired], None], int, bool]] = {
+CASES: dict[str, tuple[FaultReason, Callable[[Rig], None], int, bool]] = {
     "root: P=0": (FaultReason.ROOT_NOT_PRESENT, _root(0), AT, False),
     "context: P=0": (FaultReason.CONTEXT_NOT_PRESENT, _context(lambda w: 0), AT, False),
     "context: T=3": (FaultReason.CONTEXT_INVALID, _context(lambda w: _top(w) | 3 << 2), AT, False),
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[FaultReason, Callable[[Wired], None], int, bool]] = {
 
 
 @pytest.mark.parametrize(("reason", "change", "iova", "write"), CASES.values(), ids=CASES.keys())
-def test_reason(w: Wired, reason: FaultReason, change: Callable[[Wired], None], iova: int, write: bool) -> None:
+def test_reason(w: Rig, reason: FaultReason, change: Callable[[Rig], None], iova: int, write: bool) -> None:
     change(w)
     if write:
         assert not w.device.dma_write(R, Iova(iova), b"x")
@@ -81,7 +81,7 @@ def test_reason(w: Wired, reason: FaultReason, change: Callable[[Wired], None], 
 
 
 def test_reason_root_table_nowhere() -> None:
-    w = Wired()
+    w = Rig()
     w.root = 1 << 40
     w.enable()
     assert w.device.dma_read(R, Iova(AT), 1) is None
@@ -95,7 +95,7 @@ def test_every_reason_of_dma_is_here() -> None:
     assert reached == {r for r in FaultReason if not r.of_interrupt} - {FaultReason.BLOCKED_BY_TYPE}
 
 
-def test_fpd_suppresses_what_is_qualified(w: Wired) -> None:
+def test_fpd_suppresses_what_is_qualified(w: Rig) -> None:
     w.set_context(RID, w.ss[4] | 1 | 2, 2 | 5 << 8)
     assert w.device.dma_read(R, Iova(0x9000), 1) is None
     assert w.read(Regs.FSTS) == 0
@@ -103,7 +103,7 @@ def test_fpd_suppresses_what_is_qualified(w: Wired) -> None:
     assert (stats["faults"], stats["suppressed"], stats["faults_lost"]) == (1, 1, 0)
 
 
-def test_overflow_and_its_events(w: Wired) -> None:
+def test_overflow_and_its_events(w: Rig) -> None:
     w.event(Regs.FECTL, 0x41)
     w.refuse(9)
     status = FSTS(w.read(Regs.FSTS))
@@ -117,7 +117,7 @@ def test_overflow_and_its_events(w: Wired) -> None:
     assert (FSTS(w.read(Regs.FSTS)).PPF, len(w.sent)) == (1, 2)
 
 
-def test_masked_overflow_stays_pending_until_all_is_cleared(w: Wired) -> None:
+def test_masked_overflow_stays_pending_until_all_is_cleared(w: Rig) -> None:
     w.refuse(9)
     for i in range(8):
         w.write(Regs.FRCD_HIGH, FRCD_HIGH.F.mask, i)
@@ -138,7 +138,7 @@ def test_fault_and_queue_error_share_one_event() -> None:
     q.memory.close()
 
 
-def test_a_handler_may_read_records_from_within_the_event(w: Wired) -> None:
+def test_a_handler_may_read_records_from_within_the_event(w: Rig) -> None:
     taken = []
 
     def handler(address: int, message: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unit.devices.iommu.wired import RID, FakeTlb, Wired
+from unit.devices.iommu.rig import RID, FakeTlb, Rig
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.queue import PageRequest, ResponseCode
 from virtfn.hw.vtd.regs import PRS, EventControl, Regs
@@ -14,7 +14,7 @@ from virtfn.hw.vtd.regs import PRS, EventControl, Regs
 SUCCESS, FAILURE = ResponseCode.SUCCESS, ResponseCode.FAILURE
 
 
-class Asking(Wired):
+class Asking(Rig):
     """A unit with a page request queue of one page, 128 requests, and a device that asks."""
 
     def __init__(self) -> None:

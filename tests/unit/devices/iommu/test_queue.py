@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unit.devices.iommu.wired import RID, Queued, descriptor
+from unit.devices.iommu.rig import RID, Queued, descriptor
 from virtfn.hw.vtd.queue import (
     ContextInvalidation,
     DeviceTlbInvalidation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unit.devices.iommu.wired import RID, R, Wired
+from unit.devices.iommu.rig import RID, R, Rig
 from virtfn.devices.iommu import IommuUnit
 from virtfn.hw.types import Iova
 from virtfn.hw.vtd.regs import (
@@ -32,12 +32,12 @@ from virtfn.hw.vtd.tables import FaultReason
 
 @pytest.fixture
 def w():
-    wired = Wired()
-    yield wired
-    wired.memory.close()
+    rig = Rig()
+    yield rig
+    rig.memory.close()
 
 
-def test_capabilities_are_honest(w: Wired) -> None:
+def test_capabilities_are_honest(w: Rig) -> None:
     cap, ecap = CAP(w.read(Regs.CAP)), ECAP(w.read(Regs.ECAP))
     assert w.read(Regs.VER) == 0x10
     assert Regs.FRCD_LOW.offset == cap.FRO * 16
@@ -48,7 +48,7 @@ def test_capabilities_are_honest(w: Wired) -> None:
     assert (ecap.PASID, ecap.SMTS, ecap.PDS, ecap.DIT) == (0, 0, 0, 0)
 
 
-def test_read_only_registers_and_absent_ones(w: Wired) -> None:
+def test_read_only_registers_and_absent_ones(w: Rig) -> None:
     for decl in (Regs.VER, Regs.CAP, Regs.ECAP, Regs.GSTS):
         before = w.read(decl)
         w.write(decl, (1 << decl.width) - 1)
@@ -60,12 +60,12 @@ def test_read_only_registers_and_absent_ones(w: Wired) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 1), (0, 2), (2, 4), (4, 8), (-4, 4), (WINDOW_BYTES, 4), (0, 16)])
-def test_odd_accesses(w: Wired, offset: int, size: int) -> None:
+def test_odd_accesses(w: Rig, offset: int, size: int) -> None:
     assert w.device.read(offset, size) == (1 << 8 * size) - 1
     w.device.write(offset, size, 0)
 
 
-def test_every_offset_takes_anything(w: Wired) -> None:
+def test_every_offset_takes_anything(w: Rig) -> None:
     for offset in range(0, WINDOW_BYTES, 4):
         w.device.write(offset, 4, 0xFFFF_FFFF)
         w.device.read(offset, 4)
@@ -74,7 +74,7 @@ def test_every_offset_takes_anything(w: Wired) -> None:
     assert w.device.dma_read(R, Iova(w.page), 4) == bytes(4)
 
 
-def test_remapping_begins_with_te(w: Wired) -> None:
+def test_remapping_begins_with_te(w: Rig) -> None:
     assert w.device.dma_write(R, Iova(w.page), b"host")
     w.write(Regs.RTADDR, w.root)
     assert w.read(Regs.GSTS) == 0
@@ -91,7 +91,7 @@ def test_remapping_begins_with_te(w: Wired) -> None:
     assert w.device.dma_read(R, Iova(w.page), 4) == b"host"
 
 
-def test_root_table_takes_effect_with_srtp_and_caches_stay(w: Wired) -> None:
+def test_root_table_takes_effect_with_srtp_and_caches_stay(w: Rig) -> None:
     w.enable()
     assert w.device.dma_read(R, Iova(0x1000), 4) is not None
     empty = w.memory.alloc_page()
@@ -105,7 +105,7 @@ def test_root_table_takes_effect_with_srtp_and_caches_stay(w: Wired) -> None:
     assert w.device.faults()[-1].reason == FaultReason.ROOT_NOT_PRESENT
 
 
-def test_wild_root_table(w: Wired) -> None:
+def test_wild_root_table(w: Rig) -> None:
     w.write(Regs.RTADDR, (1 << 64) - 4096)
     w.write(Regs.GCMD, GCMD.SRTP.mask)
     w.write(Regs.GCMD, GCMD.TE.mask)
@@ -128,7 +128,7 @@ def test_wild_root_table(w: Wired) -> None:
         ({"CIRG": 3, "DID": 5, "SID": RID ^ 1, "FM": 2}, False),
     ],
 )
-def test_context_command(w: Wired, command: dict[str, int], forgets: bool, halves: bool) -> None:
+def test_context_command(w: Rig, command: dict[str, int], forgets: bool, halves: bool) -> None:
     w.enable()
     assert w.device.dma_read(R, Iova(0x1000), 4) is not None
     w.set_context(RID, 0, 0)
@@ -143,7 +143,7 @@ def test_context_command(w: Wired, command: dict[str, int], forgets: bool, halve
     assert (w.device.dma_read(R, Iova(0x1000), 4) is None) is forgets
 
 
-def test_reserved_granularity_is_refused(w: Wired) -> None:
+def test_reserved_granularity_is_refused(w: Rig) -> None:
     w.write(Regs.CCMD, CCMD.of(ICC=1).value)
     assert CCMD(w.read(Regs.CCMD)).CAIG == 0
     w.write(Regs.IOTLB, IOTLB.of(IVT=1).value)
@@ -164,7 +164,7 @@ def test_reserved_granularity_is_refused(w: Wired) -> None:
         ({"IIRG": 3, "DID": 5}, 0xFFFF_FFFF_FFFF_F000, 3, False),
     ],
 )
-def test_iotlb_command(w: Wired, command: dict[str, int], where: int, granted: int, forgets: bool) -> None:
+def test_iotlb_command(w: Rig, command: dict[str, int], where: int, granted: int, forgets: bool) -> None:
     w.enable()
     assert w.device.dma_read(R, Iova(0x1000), 4) is not None
     w.put(w.ss[1] + 8, 0)
@@ -177,7 +177,7 @@ def test_iotlb_command(w: Wired, command: dict[str, int], where: int, granted: i
     assert (w.device.dma_read(R, Iova(0x1000), 4) is None) is forgets
 
 
-def test_fault_is_recorded_and_cleared(w: Wired) -> None:
+def test_fault_is_recorded_and_cleared(w: Rig) -> None:
     w.enable()
     assert not w.device.dma_write(R, Iova(0x5678), b"x")
     status = FSTS(w.read(Regs.FSTS))
@@ -194,7 +194,7 @@ def test_fault_is_recorded_and_cleared(w: Wired) -> None:
     assert decode_fault(*(half.value for half in encode_fault(fault))) == fault
 
 
-def test_records_overflow_until_software_clears(w: Wired) -> None:
+def test_records_overflow_until_software_clears(w: Rig) -> None:
     w.enable()
     w.refuse(3)
     for i in (0, 1):
@@ -217,7 +217,7 @@ def test_records_overflow_until_software_clears(w: Wired) -> None:
     assert len(w.device.faults()) == 14
 
 
-def test_ring_overflow_becomes_pfo(w: Wired) -> None:
+def test_ring_overflow_becomes_pfo(w: Rig) -> None:
     w.enable()
     for i in range(200):
         w.ask(0x10000 + 4096 * i)
@@ -226,7 +226,7 @@ def test_ring_overflow_becomes_pfo(w: Wired) -> None:
     assert w.device.stats()["faults"] == 200
 
 
-def test_fault_event(w: Wired) -> None:
+def test_fault_event(w: Rig) -> None:
     w.enable()
     w.write(Regs.FEADDR, 0xFEE0_1003)
     w.write(Regs.FEUADDR, 0x1)
@@ -245,7 +245,7 @@ def test_fault_event(w: Wired) -> None:
     assert len(w.sent) == 2
 
 
-def test_event_that_nobody_saw_is_withdrawn(w: Wired) -> None:
+def test_event_that_nobody_saw_is_withdrawn(w: Rig) -> None:
     w.enable()
     w.refuse()
     assert EventControl(w.read(Regs.FECTL)).IP == 1
@@ -255,7 +255,7 @@ def test_event_that_nobody_saw_is_withdrawn(w: Wired) -> None:
     assert w.sent == []
 
 
-def test_dma_in_python(w: Wired) -> None:
+def test_dma_in_python(w: Rig) -> None:
     w.enable()
     other = w.memory.alloc_page()
     w.put(w.ss[1] + 16, other | 1)
@@ -274,7 +274,7 @@ def test_dma_in_python(w: Wired) -> None:
         assert w.device.faults()[-1] == Fault(R, Iova(iova), FaultReason.ADDRESS_BEYOND_WIDTH, False)
 
 
-def test_stats(w: Wired) -> None:
+def test_stats(w: Rig) -> None:
     w.enable()
     for _ in range(3):
         w.device.dma_read(R, Iova(0x1000), 4)
@@ -283,13 +283,13 @@ def test_stats(w: Wired) -> None:
     assert (stats["translations"], stats["iotlb_hits"], stats["page_walks"], stats["faults"]) == (4, 2, 2, 1)
 
 
-def test_stats_before_enable_count_no_translation(w: Wired) -> None:
+def test_stats_before_enable_count_no_translation(w: Rig) -> None:
     w.device.dma_read(R, Iova(w.page), 4)
     assert w.device.stats()["translations"] == 0
     assert w.device.stats()["bypassed"] == 1
 
 
-def test_reset_forgets(w: Wired) -> None:
+def test_reset_forgets(w: Rig) -> None:
     w.enable()
     w.device.dma_read(R, Iova(0x1000), 4)
     w.refuse()
@@ -302,6 +302,6 @@ def test_reset_forgets(w: Wired) -> None:
     assert w.device.dma_read(R, Iova(0x1000), 4) is None, "caches are empty"
 
 
-def test_iotlb_size_is_checked(w: Wired) -> None:
+def test_iotlb_size_is_checked(w: Rig) -> None:
     with pytest.raises(ValueError, match="power of two"):
         IommuUnit(w.memory, 100)

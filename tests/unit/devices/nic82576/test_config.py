@@ -1,6 +1,6 @@
 import pytest
 
-from unit.board import SILICON_MAC, build
+from unit.slotrig import SILICON_MAC, build
 from virtfn.devices.nic82576.config import Card, build_endpoint, virtual_function
 from virtfn.hw.pci import SrIov
 from virtfn.machine.clock import VirtualClock

@@ -1,6 +1,6 @@
 import pytest
 
-from unit.board import build
+from unit.slotrig import build
 from virtfn.devices.pci import VF_SETTLE_PS, SrIovUnit
 from virtfn.hw.pci import Pcie, SrIov
 from virtfn.hw.types import parse_rid
@@ -9,18 +9,18 @@ CONTROL, NUM_VFS, PAGE, OFFSET, VF_BAR0 = 0x168, 0x170, 0x180, 0x174, 0x184
 
 
 @pytest.fixture
-def board():
+def rig():
     return build()
 
 
 @pytest.fixture
-def pf(board):
-    return board.card.pfs[0].function
+def pf(rig):
+    return rig.card.pfs[0].function
 
 
 @pytest.fixture
-def unit(board) -> SrIovUnit:
-    return board.card.pfs[0].sriov
+def unit(rig) -> SrIovUnit:
+    return rig.card.pfs[0].sriov
 
 
 def test_num_vfs_is_locked_while_vfs_are_enabled(pf, unit):
@@ -60,8 +60,8 @@ def test_only_the_lowest_pf_has_ari_capable_hierarchy():
 
 
 def test_an_enabled_pf_keeps_its_offset_when_another_changes_the_hierarchy():
-    board = build(ports=2)
-    first, second = (p.function for p in board.card.pfs)
+    rig = build(ports=2)
+    first, second = (p.function for p in rig.card.pfs)
     second.config_write(NUM_VFS, 2, 1)
     second.config_write(CONTROL, 2, 1)
     first.config_write(CONTROL, 2, 0x10)
@@ -101,18 +101,18 @@ def test_vf_bars_are_64_bit_and_sized_for_one_vf(pf):
     assert read == [0xFFFFC004, 0xFFFFFFFF, 0, 0xFFFFC004, 0xFFFFFFFF, 0]
 
 
-def test_vfs_answer_100_ms_after_vf_enable(board, pf, unit):
+def test_vfs_answer_100_ms_after_vf_enable(rig, pf, unit):
     where = parse_rid("02:10.0")
     pf.config_write(NUM_VFS, 2, 1)
     pf.config_write(CONTROL, 2, 9)
-    board.clock.sleep(VF_SETTLE_PS - 1)
+    rig.clock.sleep(VF_SETTLE_PS - 1)
     assert not unit.ready
-    assert board.root.config_read(where, 8, 4) == 0xFFFFFFFF
-    board.root.config_write(where, 4, 2, 4)
+    assert rig.root.config_read(where, 8, 4) == 0xFFFFFFFF
+    rig.root.config_write(where, 4, 2, 4)
     assert unit.bar_at(unit.bar_address(0, 0)) is None
-    board.clock.sleep(1)
-    assert board.root.config_read(where, 8, 4) == 0x02000001
-    assert board.root.config_read(where, 4, 2) == 0, "the early write was lost"
+    rig.clock.sleep(1)
+    assert rig.root.config_read(where, 8, 4) == 0x02000001
+    assert rig.root.config_read(where, 4, 2) == 0, "the early write was lost"
     assert unit.bar_at(unit.bar_address(0, 0)) == (0, 0, 0)
 
 
@@ -126,22 +126,22 @@ def test_the_owner_hears_each_change_of_the_number_of_vfs(pf, unit):
     assert heard == [4, 0]
 
 
-def test_a_pf_flr_takes_the_vfs_away(board, pf, unit):
+def test_a_pf_flr_takes_the_vfs_away(rig, pf, unit):
     heard = []
-    board.pcim.enable_vfs(board.pf, 2)
+    rig.pcim.enable_vfs(rig.pf, 2)
     pf.config_write(0xA0 + Pcie.DEVCTL.offset, 2, 0x8000)
     unit.on_change.append(heard.append)
     assert unit.count == 0
     assert [pf[SrIov].peek(d) for d in (SrIov.CONTROL, SrIov.NUM_VFS, SrIov.SYSTEM_PAGE_SIZE)] == [0, 0, 1]
-    assert board.card.rids() == [board.pf]
+    assert rig.card.rids() == [rig.pf]
     assert pf.config_read(VF_BAR0, 4) == 4
 
 
 def test_routing_ids_interleave_the_ports():
-    board = build(ports=2)
-    for found in board.pcim.pfs():
-        board.pcim.enable_vfs(found.rid, 8)
-    first, second = (p.sriov for p in board.card.pfs)
+    rig = build(ports=2)
+    for found in rig.pcim.pfs():
+        rig.pcim.enable_vfs(found.rid, 8)
+    first, second = (p.sriov for p in rig.card.pfs)
     assert [first.rid_of(0x100, n) for n in (0, 4, 7)] == [parse_rid(t) for t in ("02:10.0", "02:11.0", "02:11.6")]
     assert [second.rid_of(0x101, n) for n in (0, 7)] == [parse_rid(t) for t in ("02:10.1", "02:11.7")]
     assert second.index_of(0x101, parse_rid("02:11.7")) == 7

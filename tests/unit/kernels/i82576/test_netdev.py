@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unit.guestbench import BUFFER, Driver, Pair, give_back, push, retag, room, take
-from unit.nicbench import ether, mac, tagged
+from unit.guestrig import BUFFER, Driver, Pair, give_back, push, retag, room, take
+from unit.nicrig import ether, mac, tagged
 
 EMPTY = (0, -1, -2)
 

@@ -8,7 +8,7 @@ from dataclasses import astuple
 import pytest
 
 from reference.csum import toeplitz
-from unit.nicbench import HEADER, Bench, ether, mac, tagged
+from unit.nicrig import HEADER, Rig, ether, mac, tagged
 from unit.packets import UDP, ipv4, ipv6, wrap
 from virtfn.kernels.csum import toeplitz_table
 from virtfn.kernels.i82576.port import WIRE_STALL
@@ -18,8 +18,8 @@ KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da3803
 
 
 @pytest.fixture
-def b() -> Iterator[Bench]:
-    made = Bench()
+def b() -> Iterator[Rig]:
+    made = Rig()
     yield made
     made.close()
 
@@ -32,7 +32,7 @@ def to(n: int, size: int = 100, mark: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["drop_en", "qde"])
-def test_a_queue_that_may_drop_holds_nobody_up(b: Bench, how: str) -> None:
+def test_a_queue_that_may_drop_holds_nobody_up(b: Rig, how: str) -> None:
     b.set(drop_queues=0b10 if how == "qde" else 0)
     b.open_rx(1, drop=how == "drop_en", fill=1)
     b.open_rx(2)
@@ -41,7 +41,7 @@ def test_a_queue_that_may_drop_holds_nobody_up(b: Bench, how: str) -> None:
     assert (b.drops(), b.counter("rnbc"), int(b.nic["rx"][1]["drops"])) == ({(1, "no-descriptor"): 1}, 1, 1)
 
 
-def test_a_queue_that_may_not_drop_holds_the_line_up(b: Bench) -> None:
+def test_a_queue_that_may_not_drop_holds_the_line_up(b: Rig) -> None:
     b.open_rx(1, drop=False, fill=0)
     b.open_rx(2)
     b.open_tx(3)
@@ -61,7 +61,7 @@ def test_a_queue_that_may_not_drop_holds_the_line_up(b: Bench) -> None:
 
 
 @pytest.mark.parametrize("off", [{"rx_pools": 0xFD}, {"rx_enable": 0}])
-def test_a_pool_that_is_switched_off_lets_the_line_go(b: Bench, off: dict[str, int]) -> None:
+def test_a_pool_that_is_switched_off_lets_the_line_go(b: Rig, off: dict[str, int]) -> None:
     b.open_rx(1, drop=False, fill=0)
     b.wire(to(1))
     b.set(**off)
@@ -70,7 +70,7 @@ def test_a_pool_that_is_switched_off_lets_the_line_go(b: Bench, off: dict[str, i
     assert (int(b.port["stalled"]), b.frames(1)) == (0, [])
 
 
-def test_a_broadcast_that_waits_for_one_pool_reaches_the_others_once(b: Bench) -> None:
+def test_a_broadcast_that_waits_for_one_pool_reaches_the_others_once(b: Rig) -> None:
     frame = tagged(ether(ALL, mac(12), size=100), 0xA005)
     b.set(rx_pools=0b1110, strip_replicated=1)
     b.open_rx(1)
@@ -87,7 +87,7 @@ def test_a_broadcast_that_waits_for_one_pool_reaches_the_others_once(b: Bench) -
     assert (b.counter("gprc"), b.counter("bprc"), b.counter("rpthc")) == (1, 1, 3)
 
 
-def test_a_frame_that_no_ring_of_this_size_could_hold_is_dropped(b: Bench) -> None:
+def test_a_frame_that_no_ring_of_this_size_could_hold_is_dropped(b: Rig) -> None:
     b.pool(1, max_frame=16383)
     b.open_rx(1, 8, kib=1, drop=False, fill=7)
     assert b.wire(to(1, 7 * 1024))[0] == 1
@@ -98,7 +98,7 @@ def test_a_frame_that_no_ring_of_this_size_could_hold_is_dropped(b: Bench) -> No
     assert [f.data for f in b.frames(1)] == [to(1)]
 
 
-def test_a_frame_waits_until_there_is_room_for_all_of_it(b: Bench) -> None:
+def test_a_frame_waits_until_there_is_room_for_all_of_it(b: Rig) -> None:
     b.pool(1, max_frame=16383)
     b.open_rx(1, 8, kib=1, drop=False, fill=2)
     assert b.wire(to(1, 3000))[0] == 0
@@ -109,7 +109,7 @@ def test_a_frame_waits_until_there_is_room_for_all_of_it(b: Bench) -> None:
     assert (got.data, [len(d.data) for d in got.descriptors]) == (to(1, 3000), [1024, 1024, 952])
 
 
-def test_the_ring_wraps(b: Bench) -> None:
+def test_the_ring_wraps(b: Rig) -> None:
     b.open_rx(1, 8, layout=5, header=64, kib=1)
     for k in range(30):
         assert b.wire(to(1, 700, k), to(1, 70, k))[0] == 2
@@ -123,7 +123,7 @@ def test_the_ring_wraps(b: Bench) -> None:
 
 @pytest.mark.parametrize("rsse", [0, 1])
 @pytest.mark.parametrize("packet", [ipv4(6, b"x"), ipv6(UDP, b"y"), ipv4(1, b"ping")], ids=["tcp4", "udp6", "icmp"])
-def test_rss_chooses_among_the_two_queues_of_a_pool(b: Bench, rsse: int, packet: bytes) -> None:
+def test_rss_chooses_among_the_two_queues_of_a_pool(b: Rig, rsse: int, packet: bytes) -> None:
     b.nic["rss_table"][:] = toeplitz_table(KEY)
     b.set(rss=1, rss_fields=0xB3, rss_in_descriptor=1)
     b.pool(1, rsse=rsse)
@@ -145,7 +145,7 @@ def test_rss_chooses_among_the_two_queues_of_a_pool(b: Bench, rsse: int, packet:
     assert b.counter("rpthc") == 4
 
 
-def test_hash_stays_out_of_the_descriptor_without_pcsd(b: Bench) -> None:
+def test_hash_stays_out_of_the_descriptor_without_pcsd(b: Rig) -> None:
     b.nic["rss_table"][:] = toeplitz_table(KEY)
     b.set(rss=1, rss_fields=0xFF)
     b.open_rx(1)
@@ -153,7 +153,7 @@ def test_hash_stays_out_of_the_descriptor_without_pcsd(b: Bench) -> None:
     assert b.frames(1)[0].first.q0 >> 32 == 0
 
 
-def test_rss_without_pools_spreads_over_sixteen_queues(b: Bench) -> None:
+def test_rss_without_pools_spreads_over_sixteen_queues(b: Rig) -> None:
     b.nic["rss_table"][:] = toeplitz_table(KEY)
     b.set(vmdq=0, rss=1, rss_fields=0xFF, max_frame=1518, max_tagged=1522)
     b.set_macs({mac(1): 1})
@@ -171,7 +171,7 @@ def test_rss_without_pools_spreads_over_sixteen_queues(b: Bench) -> None:
 
 
 @pytest.mark.parametrize(("replicate", "dst", "stripped"), [(1, ALL, True), (0, ALL, False), (1, mac(1), False)])
-def test_rplolr_rules_replicated_frames_only(b: Bench, replicate: int, dst: int, stripped: bool) -> None:
+def test_rplolr_rules_replicated_frames_only(b: Rig, replicate: int, dst: int, stripped: bool) -> None:
     b.set(replicate=replicate, strip_replicated=1, rx_pools=0b10, bam_pools=0b10)
     b.open_rx(1)
     frame = tagged(ether(dst, mac(12), size=100), 0xE005)
@@ -181,7 +181,7 @@ def test_rplolr_rules_replicated_frames_only(b: Bench, replicate: int, dst: int,
     assert (got.first.vlan, got.status >> 3 & 1) == ((0xE005, 1) if stripped else (0, 0))
 
 
-def test_two_pools_with_one_address_are_a_replication(b: Bench) -> None:
+def test_two_pools_with_one_address_are_a_replication(b: Rig) -> None:
     b.set_macs({mac(1): 0b110})
     b.set(strip_replicated=1)
     b.open_rx(1)
@@ -190,7 +190,7 @@ def test_two_pools_with_one_address_are_a_replication(b: Bench) -> None:
     assert [len(b.frames(q)[0].data) for q in (1, 2)] == [100, 100]
 
 
-def test_an_outer_tag_of_another_kind_is_no_tag(b: Bench) -> None:
+def test_an_outer_tag_of_another_kind_is_no_tag(b: Rig) -> None:
     b.pool(1, strip=1)
     b.open_rx(1)
     b.wire(tagged(to(1), 5, vet=0x88A8))
@@ -202,7 +202,7 @@ def test_an_outer_tag_of_another_kind_is_no_tag(b: Bench) -> None:
 # Oversize, undersize.
 
 
-def test_roc_counts_a_frame_that_no_pool_takes_once(b: Bench) -> None:
+def test_roc_counts_a_frame_that_no_pool_takes_once(b: Rig) -> None:
     b.set(rx_pools=0b111)
     for q in range(3):
         b.open_rx(q)
@@ -216,7 +216,7 @@ def test_roc_counts_a_frame_that_no_pool_takes_once(b: Bench) -> None:
 
 
 @pytest.mark.parametrize(("size", "counter"), [(0, "ruc"), (13, "ruc"), (9725, "roc")])
-def test_frames_that_are_none(b: Bench, size: int, counter: str) -> None:
+def test_frames_that_are_none(b: Rig, size: int, counter: str) -> None:
     b.open_rx(1)
     b.wire(to(1, 20000)[:size], to(1))
     assert len(b.frames(1)) == 1
@@ -226,7 +226,7 @@ def test_frames_that_are_none(b: Bench, size: int, counter: str) -> None:
 # Memory that the IOMMU refuses.
 
 
-def test_refused_buffer_uses_its_descriptor_and_harms_nobody(b: Bench) -> None:
+def test_refused_buffer_uses_its_descriptor_and_harms_nobody(b: Rig) -> None:
     """A posted write has no answer: the descriptor is written back as ever, the fault is the IOMMU's to tell."""
     b.open_rx(1)
     packet, _ = b.places(1, 0)
@@ -241,7 +241,7 @@ def test_refused_buffer_uses_its_descriptor_and_harms_nobody(b: Bench) -> None:
 
 
 @pytest.mark.parametrize("layout", [5, 0])
-def test_refused_header_or_legacy_buffer(b: Bench, layout: int) -> None:
+def test_refused_header_or_legacy_buffer(b: Rig, layout: int) -> None:
     b.open_rx(1, layout=layout, header=128 if layout else 0)
     b.protect(1, HEADER if layout else b.places(1, 0)[0], 1)
     b.wire(to(1, 1000))
@@ -249,7 +249,7 @@ def test_refused_header_or_legacy_buffer(b: Bench, layout: int) -> None:
     assert (b.head(0, 1), b.stat(1, "gprc"), int(b.port["eicr"]) & 2) == (1, 0, 2)
 
 
-def test_refused_ring_stops_the_queue_only(b: Bench) -> None:
+def test_refused_ring_stops_the_queue_only(b: Rig) -> None:
     b.open_rx(1)
     b.open_rx(2)
     b.protect(1, b.ring(0, 1), 1)
@@ -262,7 +262,7 @@ def test_refused_ring_stops_the_queue_only(b: Bench) -> None:
     assert len(b.frames(1)) == 1
 
 
-def test_a_frame_is_recorded_once_at_every_interface(b: Bench) -> None:
+def test_a_frame_is_recorded_once_at_every_interface(b: Rig) -> None:
     b.set(capture=1, rx_pools=0b110)
     b.open_rx(1)
     b.open_rx(2)
@@ -273,7 +273,7 @@ def test_a_frame_is_recorded_once_at_every_interface(b: Bench) -> None:
     assert b.captured(2, outbound=False) == [frame]
 
 
-def test_what_a_descriptor_says(b: Bench) -> None:
+def test_what_a_descriptor_says(b: Rig) -> None:
     b.set(rx_ip_checksum=1, rx_l4_checksum=1)
     b.open_rx(1)
     b.wire(wrap(ipv4(UDP, b"hello", options=bytes([1] * 4))))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from unit.nicbench import (
+from unit.nicrig import (
     EOP,
     IFCS,
     IXSM,
@@ -17,7 +17,7 @@ from unit.nicbench import (
     TX_DATA,
     TXSM,
     VLE,
-    Bench,
+    Rig,
     context,
     data,
     ether,
@@ -33,8 +33,8 @@ ALL = (1 << 48) - 1
 
 
 @pytest.fixture
-def b() -> Iterator[Bench]:
-    made = Bench()
+def b() -> Iterator[Rig]:
+    made = Rig()
     made.open_tx(0)
     yield made
     made.close()
@@ -44,7 +44,7 @@ def to(n: int, size: int = 100, src: int = mac(0), mark: int = 0) -> bytes:
     return ether(mac(n), src, payload=bytes([mark]), size=size)
 
 
-def tso(b: Bench, q: int, payload: int, mss: int) -> list[bytes]:
+def tso(b: Rig, q: int, payload: int, mss: int) -> list[bytes]:
     """Post a large send to pool 1; returns the payloads of its segments."""
     frame = wrap(ipv4(6, bytes(i * 7 & 0xFF for i in range(payload))), src=mac(q % 8))
     at = b.store(q % 8, frame)
@@ -56,7 +56,7 @@ def tso(b: Bench, q: int, payload: int, mss: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("spoof_int", [0, 1])
-def test_foreign_source_address_is_dropped_and_reported(b: Bench, spoof_int: int) -> None:
+def test_foreign_source_address_is_dropped_and_reported(b: Rig, spoof_int: int) -> None:
     b.set(mac_spoof_pools=1, spoof_int=spoof_int)
     b.open_rx(1)
     b.send(0, to(1, src=mac(2)), to(1, mark=1), to(1, src=ALL))
@@ -68,7 +68,7 @@ def test_foreign_source_address_is_dropped_and_reported(b: Bench, spoof_int: int
     assert b.port["blocked"] == 0
 
 
-def test_foreign_vlan_is_dropped(b: Bench) -> None:
+def test_foreign_vlan_is_dropped(b: Rig) -> None:
     b.set(vlan_spoof_pools=1, spoof_int=1)
     b.nic["vlans"][5], b.nic["vlans"][6] = 0x1FF, 0x1FE
     b.open_rx(1)
@@ -78,7 +78,7 @@ def test_foreign_vlan_is_dropped(b: Bench) -> None:
     assert b.drops() == {(0, "vlan-spoof"): 2}
 
 
-def test_vlan_is_checked_after_the_port_has_inserted_its_own(b: Bench) -> None:
+def test_vlan_is_checked_after_the_port_has_inserted_its_own(b: Rig) -> None:
     b.set(vlan_spoof_pools=1)
     b.pool(0, vlan_mode=1, vlan_tag=0x6005)
     b.nic["vlans"][5] = 1
@@ -92,7 +92,7 @@ def test_vlan_is_checked_after_the_port_has_inserted_its_own(b: Bench) -> None:
     assert b.drops() == {(0, "vlan-spoof"): 2}
 
 
-def test_nonsense_blocks_the_queue_until_it_is_let_go(b: Bench) -> None:
+def test_nonsense_blocks_the_queue_until_it_is_let_go(b: Rig) -> None:
     b.set(mdp=1)
     b.open_rx(1)
     at = b.store(0, to(1))
@@ -109,7 +109,7 @@ def test_nonsense_blocks_the_queue_until_it_is_let_go(b: Bench) -> None:
     assert len(b.frames(1)) == 1
 
 
-def test_a_tail_outside_the_ring_is_reported_once(b: Bench) -> None:
+def test_a_tail_outside_the_ring_is_reported_once(b: Rig) -> None:
     b.regs[1, 0, 6] = 64
     assert b.serve()[1] & EV_MALICIOUS
     b.set(misbehaved=0)
@@ -122,7 +122,7 @@ def test_a_tail_outside_the_ring_is_reported_once(b: Bench) -> None:
     assert len(b.frames(1)) == 1
 
 
-def test_disabled_pool_and_port_send_nothing(b: Bench) -> None:
+def test_disabled_pool_and_port_send_nothing(b: Rig) -> None:
     b.open_rx(1)
     b.send(0, to(1))
     for off in ({"tx_pools": 0xFE}, {"tx_pools": 0xFF, "tx_enable": 0}):
@@ -137,7 +137,7 @@ def test_disabled_pool_and_port_send_nothing(b: Bench) -> None:
 # Where frames go.
 
 
-def test_group_frames_go_to_all_others_and_to_the_wire(b: Bench) -> None:
+def test_group_frames_go_to_all_others_and_to_the_wire(b: Rig) -> None:
     b.set(wire_up=1)
     for q in (0, 1, 2):
         b.open_rx(q)
@@ -154,7 +154,7 @@ def test_group_frames_go_to_all_others_and_to_the_wire(b: Bench) -> None:
     assert b.counter("roc") == 0
 
 
-def test_sender_hears_itself_only_with_lle(b: Bench) -> None:
+def test_sender_hears_itself_only_with_lle(b: Rig) -> None:
     b.open_rx(0)
     b.send(0, to(0))
     b.serve()
@@ -165,7 +165,7 @@ def test_sender_hears_itself_only_with_lle(b: Bench) -> None:
     assert [f.status for f in b.frames(0)] == [0x40003]
 
 
-def test_local_vlan_never_reaches_the_wire(b: Bench) -> None:
+def test_local_vlan_never_reaches_the_wire(b: Rig) -> None:
     b.set(wire_up=1)
     b.nic["vlans"][5] = 3 | LOCAL_VLAN
     b.open_rx(1)
@@ -180,7 +180,7 @@ def test_local_vlan_never_reaches_the_wire(b: Bench) -> None:
     assert b.counter("gptc") == 1
 
 
-def test_mirror_gives_nothing_back_to_the_sender(b: Bench) -> None:
+def test_mirror_gives_nothing_back_to_the_sender(b: Rig) -> None:
     b.nic["mirrors"][0] = 1, 1 << 0, 0, 0xFF  # whatever any pool receives goes to pool 0 as well
     b.set(mirror=1)
     for q in (0, 1, 3):
@@ -192,7 +192,7 @@ def test_mirror_gives_nothing_back_to_the_sender(b: Bench) -> None:
     assert [len(b.frames(q)) for q in (0, 1)] == [1, 2]
 
 
-def test_loopback_of_the_port_counts_what_nobody_takes(b: Bench) -> None:
+def test_loopback_of_the_port_counts_what_nobody_takes(b: Rig) -> None:
     b.set(self_loop=1, vmdq=0)
     b.open_rx(0)
     b.pool(0, max_frame=1518)
@@ -203,7 +203,7 @@ def test_loopback_of_the_port_counts_what_nobody_takes(b: Bench) -> None:
     assert b.drops() == {(0, "no-match"): 1}
 
 
-def test_no_uplink(b: Bench) -> None:
+def test_no_uplink(b: Rig) -> None:
     b.set(vmdq=0)
     b.send(0, to(1))
     b.serve()
@@ -213,7 +213,7 @@ def test_no_uplink(b: Bench) -> None:
 # Offloads that the property tests do not pin down.
 
 
-def test_two_contexts(b: Bench) -> None:
+def test_two_contexts(b: Rig) -> None:
     b.open_rx(1)
     at = b.store(0, to(1))
     b.post(0, context(vlan=0x2005, idx=0), context(vlan=0x4006, idx=1))
@@ -222,7 +222,7 @@ def test_two_contexts(b: Bench) -> None:
     assert [f.data for f in b.frames(1)] == [tagged(to(1), 0x4006), tagged(to(1), 0x2005), to(1)]
 
 
-def test_port_vlan_goes_around_a_tag_that_is_there(b: Bench) -> None:
+def test_port_vlan_goes_around_a_tag_that_is_there(b: Rig) -> None:
     b.pool(0, vlan_mode=1, vlan_tag=0x0009)
     b.open_rx(1)
     b.send(0, tagged(to(1), 5))
@@ -230,7 +230,7 @@ def test_port_vlan_goes_around_a_tag_that_is_there(b: Bench) -> None:
     assert [f.data for f in b.frames(1)] == [tagged(tagged(to(1), 5), 9)]
 
 
-def test_largest_send(b: Bench) -> None:
+def test_largest_send(b: Rig) -> None:
     """PAYLEN has 18 bits: 262143 bytes."""
     b.set(capture=1)
     head = wrap(ipv4(6, b""))
@@ -248,7 +248,7 @@ def test_largest_send(b: Bench) -> None:
     )
 
 
-def test_chain_longer_than_anything_is_malformed(b: Bench) -> None:
+def test_chain_longer_than_anything_is_malformed(b: Rig) -> None:
     at = b.store(0, bytes(65535))
     b.post(0, *(data(at, 65535, 0) for _ in range(5)), data(at, 60, EOP | RS), data(b.store(0, to(1)), 100))
     b.open_rx(1)
@@ -257,7 +257,7 @@ def test_chain_longer_than_anything_is_malformed(b: Bench) -> None:
     assert (b.head(1, 0), len(b.frames(1))) == (7, 1)
 
 
-def test_a_ring_full_of_one_open_chain_is_malformed(b: Bench) -> None:
+def test_a_ring_full_of_one_open_chain_is_malformed(b: Rig) -> None:
     at = b.store(0, to(1))
     b.post(0, *(data(at, 10, 0) for _ in range(62)))
     assert b.serve() == (0, 0)
@@ -267,7 +267,7 @@ def test_a_ring_full_of_one_open_chain_is_malformed(b: Bench) -> None:
     assert (b.head(1, 0), b.drops()) == (63, {(0, "malformed"): 1})
 
 
-def test_refused_buffer_costs_its_frame_only(b: Bench) -> None:
+def test_refused_buffer_costs_its_frame_only(b: Rig) -> None:
     b.open_rx(1)
     good, bad = b.store(0, to(1)), b.store(0, to(1))
     b.protect(0, bad)
@@ -279,7 +279,7 @@ def test_refused_buffer_costs_its_frame_only(b: Bench) -> None:
     assert b.faults >= 2
 
 
-def test_refused_ring_stops_its_queue(b: Bench) -> None:
+def test_refused_ring_stops_its_queue(b: Rig) -> None:
     b.open_tx(1)
     b.open_rx(2)
     b.send(0, to(2))
@@ -296,7 +296,7 @@ def test_refused_ring_stops_its_queue(b: Bench) -> None:
     assert len(b.frames(2)) == 1
 
 
-def test_refused_head_write_back_harms_nobody(b: Bench) -> None:
+def test_refused_head_write_back_harms_nobody(b: Rig) -> None:
     b.open_tx(0, head_wb=True)
     b.open_rx(1)
     b.protect(0, b.head_wb(0), 1)
@@ -309,7 +309,7 @@ def test_refused_head_write_back_harms_nobody(b: Bench) -> None:
 # Waiting.
 
 
-def test_rate_limit_in_virtual_time(b: Bench) -> None:
+def test_rate_limit_in_virtual_time(b: Rig) -> None:
     b.pool(0, ps_per_byte=8000)  # 1 Gb/s
     b.open_rx(1, 64, fill=63)
     now = 10_000_000_000
@@ -329,7 +329,7 @@ def test_rate_limit_in_virtual_time(b: Bench) -> None:
     assert b.stat(0, "gptc") == 20
 
 
-def test_idle_credit_is_bounded(b: Bench) -> None:
+def test_idle_credit_is_bounded(b: Rig) -> None:
     b.pool(0, ps_per_byte=8000)
     b.open_tx(0, 256)
     b.pool(1, max_frame=9728)
@@ -339,7 +339,7 @@ def test_idle_credit_is_bounded(b: Bench) -> None:
     assert b.stat(0, "gptc") * 9004 * 8000 <= 2_000_000_000 + 9004 * 8000
 
 
-def test_wire_pace_holds_back_only_the_wire(b: Bench) -> None:
+def test_wire_pace_holds_back_only_the_wire(b: Rig) -> None:
     b.set(wire_up=1, wire_ps_per_byte=8000)
     b.open_tx(1)
     b.open_rx(2)
@@ -354,7 +354,7 @@ def test_wire_pace_holds_back_only_the_wire(b: Bench) -> None:
     assert (b.counter("gptc"), b.head(1, 0), int(b.port["wire_next_ps"]) > now) == (1, 1, True)
 
 
-def test_two_large_sends_that_wait_for_the_wire_keep_their_own_progress(b: Bench) -> None:
+def test_two_large_sends_that_wait_for_the_wire_keep_their_own_progress(b: Rig) -> None:
     b.set(wire_up=1, wire_ps_per_byte=8000, capture=1)
     b.open_tx(1)
     for n in (0, 1):
@@ -378,7 +378,7 @@ def test_two_large_sends_that_wait_for_the_wire_keep_their_own_progress(b: Bench
     assert b.counter("tsctc") == 2
 
 
-def test_large_send_goes_on_where_it_stalled(b: Bench) -> None:
+def test_large_send_goes_on_where_it_stalled(b: Rig) -> None:
     b.open_rx(1, 8, drop=False, fill=3)
     wanted = tso(b, 0, 7000, 1000)
     b.send(0, to(1))
@@ -393,7 +393,7 @@ def test_large_send_goes_on_where_it_stalled(b: Bench) -> None:
     assert (b.stat(0, "gptc"), b.stat(1, "gprc"), b.counter("tsctc")) == (8, 8, 1)
 
 
-def test_a_capture_that_is_full_is_asked_for_room_before_every_segment(b: Bench) -> None:
+def test_a_capture_that_is_full_is_asked_for_room_before_every_segment(b: Rig) -> None:
     b.set(capture=1)
     b.pool(1, max_frame=9728)
     tso(b, 0, 9000, 1)  # 9000 segments, more than the capture has records
@@ -411,7 +411,7 @@ def test_a_capture_that_is_full_is_asked_for_room_before_every_segment(b: Bench)
 
 
 @pytest.fixture
-def held(b: Bench) -> Bench:
+def held(b: Rig) -> Rig:
     """Pool 0 sends to all; pool 1 has had the frame, pool 2 has no descriptor and may not drop."""
     b.set(rx_pools=0b110)
     b.open_rx(1)
@@ -425,7 +425,7 @@ def held(b: Bench) -> Bench:
     return b
 
 
-def test_the_line_waits_and_nobody_gets_a_frame_twice(held: Bench) -> None:
+def test_the_line_waits_and_nobody_gets_a_frame_twice(held: Rig) -> None:
     held.serve()
     assert held.frames(1) == []
     held.refill(2, 1)
@@ -437,7 +437,7 @@ def test_the_line_waits_and_nobody_gets_a_frame_twice(held: Bench) -> None:
 
 
 @pytest.mark.parametrize("what", ["disable", "tail", "vfte", "block", "open", "ring"])
-def test_a_sender_cannot_hold_the_line_without_its_frame(held: Bench, what: str) -> None:
+def test_a_sender_cannot_hold_the_line_without_its_frame(held: Rig, what: str) -> None:
     """Whatever the sender does to a frame that waits, everybody else goes on."""
     match what:
         case "disable":
@@ -459,7 +459,7 @@ def test_a_sender_cannot_hold_the_line_without_its_frame(held: Bench, what: str)
 
 
 @pytest.mark.parametrize("q1", [data(TX_DATA, 100, payload=99), data(TX_DATA, 10), context(), data(1 << 40, 100)])
-def test_a_frame_that_turned_bad_while_it_waited_is_dropped(held: Bench, q1: tuple[int, int]) -> None:
+def test_a_frame_that_turned_bad_while_it_waited_is_dropped(held: Rig, q1: tuple[int, int]) -> None:
     held.put(1, 0, 0, *q1)
     held.refill(2, 4)
     held.serve()
@@ -468,7 +468,7 @@ def test_a_frame_that_turned_bad_while_it_waited_is_dropped(held: Bench, q1: tup
     assert held.port["stalled"] == 0
 
 
-def test_a_frame_is_checked_again_when_it_goes_on(held: Bench) -> None:
+def test_a_frame_is_checked_again_when_it_goes_on(held: Rig) -> None:
     """The sender rewrites its buffer between two attempts: spoofed now, or for somebody else."""
     held.set(mac_spoof_pools=1)
     held.write(0, TX_DATA, ether(ALL, mac(5), size=100))
@@ -479,7 +479,7 @@ def test_a_frame_is_checked_again_when_it_goes_on(held: Bench) -> None:
     assert len(held.frames(1)) == 2
 
 
-def test_a_frame_that_changed_its_target_goes_to_no_pool_that_was_not_owed(held: Bench) -> None:
+def test_a_frame_that_changed_its_target_goes_to_no_pool_that_was_not_owed(held: Rig) -> None:
     held.write(0, TX_DATA, to(1))
     held.refill(2, 4)
     held.serve()
@@ -487,13 +487,13 @@ def test_a_frame_that_changed_its_target_goes_to_no_pool_that_was_not_owed(held:
     assert [f.data for f in held.frames(1)] == [to(1, mark=9), to(1, src=mac(3))]
 
 
-def test_a_pool_that_is_switched_off_is_not_waited_for(held: Bench) -> None:
+def test_a_pool_that_is_switched_off_is_not_waited_for(held: Rig) -> None:
     held.set(rx_pools=0b010)
     held.serve()
     assert (held.port["stalled"], len(held.frames(1))) == (0, 2)
 
 
-def test_a_sender_over_its_rate_does_not_hold_up_others(held: Bench) -> None:
+def test_a_sender_over_its_rate_does_not_hold_up_others(held: Rig) -> None:
     held.pool(0, ps_per_byte=8000, next_ps=1 << 60)
     held.refill(2, 1)
     held.serve()
@@ -501,7 +501,7 @@ def test_a_sender_over_its_rate_does_not_hold_up_others(held: Bench) -> None:
     assert [f.data for f in held.frames(1)] == [to(1, src=mac(3))]
 
 
-def test_bus_master_comes_back(b: Bench) -> None:
+def test_bus_master_comes_back(b: Rig) -> None:
     b.open_rx(1)
     rows = b.nic["tx"], b.nic["rx"]
     kept = [int(rows[0][0]["regs"]), int(rows[1][1]["regs"])]
@@ -517,7 +517,7 @@ def test_bus_master_comes_back(b: Bench) -> None:
     assert len(b.frames(1)) == 2
 
 
-def test_every_pool_reaches_its_own_memory_only(b: Bench) -> None:
+def test_every_pool_reaches_its_own_memory_only(b: Rig) -> None:
     """The same guest addresses in all pools, and each finds its own bytes."""
     for q in range(8):
         b.open_tx(q)
@@ -531,7 +531,7 @@ def test_every_pool_reaches_its_own_memory_only(b: Bench) -> None:
     assert np.count_nonzero(b.nic["drops"]) == 0
 
 
-def test_tcp_flags_and_sequence_over_the_wrap(b: Bench) -> None:
+def test_tcp_flags_and_sequence_over_the_wrap(b: Rig) -> None:
     b.open_rx(1)
     frame = bytearray(wrap(ipv4(6, bytes(300))))
     frame[38:42] = b"\xff\xff\xff\x80"

@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from unit.nicbench import EOP, IFCS, IXSM, RS, SCTP, TCP, TSE, TXSM, Bench, Words, context, data, ether, mac
+from unit.nicrig import EOP, IFCS, IXSM, RS, SCTP, TCP, TSE, TXSM, Rig, Words, context, data, ether, mac
 from virtfn.kernels._jit import CHECKED
 from virtfn.machine.clock import US_PS
 
@@ -19,16 +19,16 @@ GIGABIT = 8000  # ps a byte
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    made = Bench()
+def rig() -> Iterator[Rig]:
+    made = Rig()
     yield made
     made.close()
 
 
 @pytest.fixture
-def b(bench: Bench) -> Bench:
-    bench.reset()
-    return bench
+def b(rig: Rig) -> Rig:
+    rig.reset()
+    return rig
 
 
 def tcp(dst: int, src: int, size: int) -> bytes:
@@ -40,7 +40,7 @@ def tcp(dst: int, src: int, size: int) -> bytes:
 class Saturating:
     """A queue whose ring is full of the same chain, always."""
 
-    def __init__(self, b: Bench, q: int, chain: list[Words], size: int = 64) -> None:
+    def __init__(self, b: Rig, q: int, chain: list[Words], size: int = 64) -> None:
         self.b, self.q, self.size = b, q, size
         b.open_tx(q, size)
         for slot in range(size):
@@ -51,11 +51,11 @@ class Saturating:
         self.b.regs[1, self.q, 6] = (self.b.head(1, self.q) - 1) % self.size
 
 
-def plain(b: Bench, q: int, dst: int, size: int) -> Saturating:
+def plain(b: Rig, q: int, dst: int, size: int) -> Saturating:
     return Saturating(b, q, [data(b.store(q % 8, ether(dst, mac(q % 8), size=size)), size)])
 
 
-def large_send(b: Bench, q: int, dst: int, size: int = 20_000, mss: int = 1460) -> Saturating:
+def large_send(b: Rig, q: int, dst: int, size: int = 20_000, mss: int = 1460) -> Saturating:
     at = b.store(q, tcp(dst, mac(q), size))
     return Saturating(b, q, [context(mss=mss, l4t=TCP), data(at, size, EOP | RS | IFCS | TSE | TXSM | IXSM, size - 54)])
 
@@ -64,7 +64,7 @@ def jain(shares: list[int]) -> float:
     return sum(shares) ** 2 / (len(shares) * sum(s * s for s in shares))
 
 
-MIXES: dict[str, tuple[Callable[[Bench, int, int], Saturating], ...]] = {
+MIXES: dict[str, tuple[Callable[[Rig, int, int], Saturating], ...]] = {
     "large": tuple(lambda b, q, dst: plain(b, q, dst, 1514) for _ in range(3)),
     "sizes": tuple(lambda b, q, dst, n=n: plain(b, q, dst, n) for n in (60, 1514, 600)),
     "segments": (large_send, lambda b, q, dst: plain(b, q, dst, 60), lambda b, q, dst: plain(b, q, dst, 1514)),
@@ -72,7 +72,7 @@ MIXES: dict[str, tuple[Callable[[Bench, int, int], Saturating], ...]] = {
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_equal_pools_get_equal_shares_of_a_paced_wire(b: Bench, mix: str) -> None:
+def test_equal_pools_get_equal_shares_of_a_paced_wire(b: Rig, mix: str) -> None:
     b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
     senders = [make(b, q, ELSEWHERE) for q, make in enumerate(MIXES[mix])]
     now = 10_000_000 * US_PS
@@ -90,7 +90,7 @@ def test_equal_pools_get_equal_shares_of_a_paced_wire(b: Bench, mix: str) -> Non
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("drop", [True, False], ids=["drops", "holds-up"])
 @pytest.mark.parametrize("every", [1, 3, 4])
-def test_equal_pools_get_equal_shares_of_a_slow_receiver(b: Bench, mix: str, drop: bool, every: int) -> None:
+def test_equal_pools_get_equal_shares_of_a_slow_receiver(b: Rig, mix: str, drop: bool, every: int) -> None:
     b.open_rx(SLOW, 64, drop=drop, fill=5)
     senders = [make(b, q, mac(SLOW)) for q, make in enumerate(MIXES[mix])]
     had = dict.fromkeys((sender.q for sender in senders), 0)
@@ -107,7 +107,7 @@ def test_equal_pools_get_equal_shares_of_a_slow_receiver(b: Bench, mix: str, dro
     assert jain(list(had.values())) > 0.99, had
 
 
-def test_a_pool_with_two_queues_has_one_share(b: Bench) -> None:
+def test_a_pool_with_two_queues_has_one_share(b: Rig) -> None:
     b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
     senders = [plain(b, q, ELSEWHERE, 1514) for q in (0, 8, 1)]
     now = 10_000_000 * US_PS
@@ -120,7 +120,7 @@ def test_a_pool_with_two_queues_has_one_share(b: Bench) -> None:
 
 
 @pytest.mark.parametrize("junk", [0, 63], ids=["little", "little-among-junk"])
-def test_who_asks_for_little_holds_up_nobody(b: Bench, junk: int) -> None:
+def test_who_asks_for_little_holds_up_nobody(b: Rig, junk: int) -> None:
     """A pool that sends a small frame in every call, and is never kept waiting, has no claim on the others' share."""
     b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
     greedy = [plain(b, q, ELSEWHERE, 1514) for q in (0, 1)]
@@ -141,7 +141,7 @@ def test_who_asks_for_little_holds_up_nobody(b: Bench, junk: int) -> None:
     assert sum(shares) > 0.9 * 1_000 * 100 * 125
 
 
-def test_who_is_always_refused_holds_up_nobody(b: Bench) -> None:
+def test_who_is_always_refused_holds_up_nobody(b: Rig) -> None:
     """A ring kept empty, and a sender that is refused at it in every call: others' frames behind one to it go on."""
     b.open_rx(SLOW, 8, fill=0)
     b.open_rx(5, 64, fill=63)
@@ -160,7 +160,7 @@ def test_who_is_always_refused_holds_up_nobody(b: Bench) -> None:
     assert b.stat(5, "gprc") == 1200
 
 
-def test_a_pool_that_comes_back_starts_where_the_others_are(b: Bench) -> None:
+def test_a_pool_that_comes_back_starts_where_the_others_are(b: Rig) -> None:
     b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
     now = 10_000_000 * US_PS
 
@@ -181,7 +181,7 @@ def test_a_pool_that_comes_back_starts_where_the_others_are(b: Bench) -> None:
     assert jain(go(200, first, second)) > 0.99
 
 
-def test_a_pool_that_took_little_has_saved_nothing_up(b: Bench) -> None:
+def test_a_pool_that_took_little_has_saved_nothing_up(b: Rig) -> None:
     b.set(wire_up=1, wire_ps_per_byte=GIGABIT)
     greedy = plain(b, 0, ELSEWHERE, 1514)
     b.open_tx(1)
@@ -202,7 +202,7 @@ def test_a_pool_that_took_little_has_saved_nothing_up(b: Bench) -> None:
             assert jain([b.stat(q, "gotc") - was for q, was in zip((0, 1), before, strict=True)]) > 0.97
 
 
-def test_a_pool_that_is_alone_is_not_held_up(b: Bench) -> None:
+def test_a_pool_that_is_alone_is_not_held_up(b: Rig) -> None:
     b.open_rx(SLOW, 64, fill=63)
     sender = large_send(b, 0, mac(SLOW))
     sender.go_on()
@@ -213,14 +213,14 @@ def test_a_pool_that_is_alone_is_not_held_up(b: Bench) -> None:
 # What a driver can ask for, beside an honest pair: pool 0 sends to pool 1 and back.
 
 
-def open_chain(b: Bench, q: int) -> None:
+def open_chain(b: Rig, q: int) -> None:
     b.open_tx(q, 4096 // 16)
     for slot in range(250):
         b.put(1, q, slot, *data(0x100000, 0, 0, 0))
     b.regs[1, q, 6] = 250
 
 
-def sctp(b: Bench, q: int) -> Saturating:
+def sctp(b: Rig, q: int) -> Saturating:
     """Chains of a quarter of a megabyte, too long to be sent, with the dearest checksum there is."""
     total = 7 * 0x8FFF
     first = data(0x100000, 0x8FFF, TXSM | IFCS, total)
@@ -228,7 +228,7 @@ def sctp(b: Bench, q: int) -> Saturating:
     return Saturating(b, q, [context(l4t=SCTP), first, *[data(0x100000, 0x8FFF, 0, 0)] * 5, last])
 
 
-FLOODS: dict[str, Callable[[Bench, int], object]] = {
+FLOODS: dict[str, Callable[[Rig, int], object]] = {
     "segments": lambda b, q: large_send(b, q, mac(SLOW), 60_000, 1),
     "open-chain": open_chain,
     "checksums": sctp,
@@ -239,7 +239,7 @@ FLOODS: dict[str, Callable[[Bench, int], object]] = {
 }
 
 
-def rate(b: Bench, others: list[Saturating], calls: int = 300) -> float:
+def rate(b: Rig, others: list[Saturating], calls: int = 300) -> float:
     """Measure frames a second of pools 0 and 1, which receive as they go."""
     pair = [plain(b, 0, mac(1), 60), plain(b, 1, mac(0), 60)]
     before = b.stat(0, "gptc") + b.stat(1, "gptc")
@@ -259,7 +259,7 @@ def rate(b: Bench, others: list[Saturating], calls: int = 300) -> float:
 
 @pytest.mark.skipif(CHECKED, reason="not run: the checked build's rates mean nothing")
 @pytest.mark.parametrize("flood", FLOODS)
-def test_a_neighbour_keeps_its_share(b: Bench, flood: str) -> None:
+def test_a_neighbour_keeps_its_share(b: Rig, flood: str) -> None:
     for q in (0, 1):
         b.open_rx(q, 64, fill=63)
     quiet, beside = [], []
@@ -271,7 +271,7 @@ def test_a_neighbour_keeps_its_share(b: Bench, flood: str) -> None:
     assert median(beside) > 0.4 * median(quiet), f"{median(beside):.0f} of {median(quiet):.0f} frames a second"
 
 
-def test_what_was_walked_is_not_walked_again(b: Bench) -> None:
+def test_what_was_walked_is_not_walked_again(b: Rig) -> None:
     open_chain(b, 2)
     b.serve()
     before = int(b.nic["turn"]["work"])
@@ -286,7 +286,7 @@ def test_what_was_walked_is_not_walked_again(b: Bench) -> None:
     assert b.head(1, 2) == 251, "and it ends as any other chain"
 
 
-def test_a_withdrawn_frame_is_dropped_and_counted(b: Bench) -> None:
+def test_a_withdrawn_frame_is_dropped_and_counted(b: Rig) -> None:
     """A frame that holds up the line was counted as sent: whatever its sender does, it ends in a count as well."""
     b.open_rx(SLOW, 8, drop=False, fill=0)
     for what in ("readdressed", "taken back"):

@@ -9,15 +9,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from unit.nicbench import EOP, IFCS, RS, Bench, data, ether, mac, rid
+from unit.nicrig import EOP, IFCS, RS, Rig, data, ether, mac, rid
 from virtfn.kernels.i82576.state import POOLS
 from virtfn.kernels.vtd.ats import FREE, NEW, REFUSED, new_device_tlb
 from virtfn.kernels.vtd.iotlb import invalidate_contexts
 from virtfn.machine.memory import PAGE
 
 
-class Paged(Bench):
-    """A bench whose pools have a device TLB, and none of their pages. patience: calls until a page comes."""
+class Paged(Rig):
+    """A rig whose pools have a device TLB, and none of their pages. patience: calls until a page comes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from contextlib import closing
 import dpkt
 import pytest
 
-from unit.bed import Bed, send, take
+from unit.rig import Rig, send, take
 from unit.vmm.uplink.outside import ADDRESS, GATEWAY, PATIENCE_S, run_passt
 from virtfn.vmm.uplink import StreamUplink, Wire
 
@@ -21,12 +21,12 @@ def passt():
         yield path
 
 
-def hear(bed: Bed, wire: Wire, wanted) -> dpkt.ethernet.Ethernet:
+def hear(rig: Rig, wire: Wire, wanted) -> dpkt.ethernet.Ethernet:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         wire.serve()
-        bed.serve(1)
-        for body in take(bed.driver(0)):
+        rig.serve(1)
+        for body in take(rig.driver(0)):
             packet = dpkt.ethernet.Ethernet(body)
             if wanted(packet):
                 return packet
@@ -43,14 +43,14 @@ def discover(mac: bytes) -> bytes:
 
 
 def test_passt_gives_an_address_and_answers_arp(passt):
-    with Bed() as bed, closing(Wire(bed.nic, StreamUplink(passt, bed.clock))) as wire:
-        driver = bed.driver(0)
+    with Rig() as rig, closing(Wire(rig.nic, StreamUplink(passt, rig.clock))) as wire:
+        driver = rig.driver(0)
         mac = int(driver.mac).to_bytes(6, "little")
         send(driver, discover(mac))
-        offer = hear(bed, wire, lambda p: isinstance(p.data, dpkt.ip.IP) and isinstance(p.data.data, dpkt.udp.UDP))
+        offer = hear(rig, wire, lambda p: isinstance(p.data, dpkt.ip.IP) and isinstance(p.data.data, dpkt.udp.UDP))
         assert ipaddress.ip_address(dpkt.dhcp.DHCP(bytes(offer.data.data.data)).yiaddr) == ipaddress.ip_address(ADDRESS)
         arp = dpkt.arp.ARP(sha=mac, spa=socket.inet_aton(ADDRESS), tpa=socket.inet_aton(GATEWAY))
         send(driver, bytes(dpkt.ethernet.Ethernet(src=mac, dst=b"\xff" * 6, type=0x0806, data=bytes(arp))))
-        reply = hear(bed, wire, lambda p: isinstance(p.data, dpkt.arp.ARP) and p.data.op == dpkt.arp.ARP_OP_REPLY)
+        reply = hear(rig, wire, lambda p: isinstance(p.data, dpkt.arp.ARP) and p.data.op == dpkt.arp.ARP_OP_REPLY)
         assert reply.data.spa == socket.inet_aton(GATEWAY)
         assert wire.uplink.counts == {"connected": 1}

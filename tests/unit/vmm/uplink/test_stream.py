@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from unit.bed import BROADCAST, Bed, frame, send, take
+from unit.rig import BROADCAST, Rig, frame, send, take
 from unit.vmm.vfio_user.peer import Lingering
 from virtfn.drivers.igbvf import Igbvf
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES
@@ -51,14 +51,14 @@ class Peer:
 class Line:
     """Two guests whose NIC has a stream uplink that listens, and a peer that has come."""
 
-    def __init__(self, bed: Bed, path) -> None:
-        self.bed = bed
+    def __init__(self, rig: Rig, path) -> None:
+        self.rig = rig
         self.path = path
-        self.uplink = StreamUplink(path, bed.clock, listening=True)
-        self.wire = Wire(bed.nic, self.uplink)
+        self.uplink = StreamUplink(path, rig.clock, listening=True)
+        self.wire = Wire(rig.nic, self.uplink)
         self.peer = self.come()
         for n in range(2):
-            bed.driver(n).set_promiscuous(False, True)
+            rig.driver(n).set_promiscuous(False, True)
 
     def come(self) -> Peer:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -69,16 +69,16 @@ class Line:
     def turn(self, rounds: int = 4) -> None:
         for _ in range(rounds):
             self.wire.serve()
-            self.bed.serve(1)
+            self.rig.serve(1)
 
     def wire_drops(self) -> dict[str, int]:
-        return self.bed.nic.drops(None)
+        return self.rig.nic.drops(None)
 
 
 @pytest.fixture
 def line(tmp_path):
-    with Bed() as bed:
-        made = Line(bed, tmp_path / "wire")
+    with Rig() as rig:
+        made = Line(rig, tmp_path / "wire")
         yield made
         made.wire.close()
         made.peer.sock.close()
@@ -92,7 +92,7 @@ def from_outside(driver: Igbvf, payload: bytes = b"", **kwargs) -> bytes:
 
 
 def test_frames_go_out_and_come_in(line):
-    a, b = line.bed.driver(0), line.bed.driver(1)
+    a, b = line.rig.driver(0), line.rig.driver(1)
     out = [frame(OUTSIDE, a.mac, bytes([n]), length=60 + 7 * n) for n in range(40)]
     send(a, *out)
     line.turn()
@@ -102,11 +102,11 @@ def test_frames_go_out_and_come_in(line):
     line.turn()
     assert take(b) == into
     assert take(a) == []
-    assert line.bed.nic.port.nic["counters"]["gptc"] == line.bed.nic.port.nic["counters"]["gprc"] == 40
+    assert line.rig.nic.port.nic["counters"]["gptc"] == line.rig.nic.port.nic["counters"]["gprc"] == 40
 
 
 def test_what_stays_inside_does_not_leave_and_groups_go_both_ways(line):
-    a, b = line.bed.driver(0), line.bed.driver(1)
+    a, b = line.rig.driver(0), line.rig.driver(1)
     to_all = frame(BROADCAST, a.mac, b"all")
     send(a, frame(b.mac, a.mac, b"inside"), to_all)
     line.turn()
@@ -115,7 +115,7 @@ def test_what_stays_inside_does_not_leave_and_groups_go_both_ways(line):
 
 
 def test_short_frames_are_filled_up_both_ways(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     send(a, frame(OUTSIDE, a.mac, b"x", length=20))
     line.peer.send(from_outside(a, b"y", length=42), from_outside(a, length=14))
     line.turn()
@@ -124,7 +124,7 @@ def test_short_frames_are_filled_up_both_ways(line):
 
 
 def test_tags_pass(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     a.set_vlan(7)
     send(a, frame(OUTSIDE, a.mac, b"tagged", vid=7))
     line.peer.send(from_outside(a, b"in", vid=7, length=100), from_outside(a, b"in", vid=8, length=100))
@@ -135,7 +135,7 @@ def test_tags_pass(line):
 
 
 def test_the_longest_frame_passes_and_a_longer_one_is_dropped(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     line.peer.send(from_outside(a, length=1514))
     line.turn()
     assert [len(f) for f in take(a)] == [1514]
@@ -149,7 +149,7 @@ def test_the_longest_frame_passes_and_a_longer_one_is_dropped(line):
 
 
 def test_a_stream_in_any_pieces_is_the_same_stream(line):
-    a, rng = line.bed.driver(0), random.Random(7)
+    a, rng = line.rig.driver(0), random.Random(7)
     frames = [from_outside(a, bytes([n]) * rng.randrange(1400), length=60) for n in range(100)]
     stream = b"".join(len(f).to_bytes(4, "big") + f for f in frames)
     got = []
@@ -164,7 +164,7 @@ def test_a_stream_in_any_pieces_is_the_same_stream(line):
 
 
 def test_more_than_one_burst_arrives_in_order(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     frames = [from_outside(a, n.to_bytes(2, "big")) for n in range(700)]
     line.peer.send(*frames)
     got = []
@@ -179,7 +179,7 @@ def test_more_than_one_burst_arrives_in_order(line):
 
 @pytest.mark.parametrize("length", [MAX_STREAM_FRAME + 1, 1 << 31, 0xFFFFFFFF])
 def test_an_impossible_length_ends_the_connection(line, length):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     good = from_outside(a, b"good")
     line.peer.send(good)
     line.peer.sock.sendall(length.to_bytes(4, "big") + bytes(64))
@@ -196,7 +196,7 @@ def test_an_impossible_length_ends_the_connection(line, length):
 
 def test_a_descriptor_ends_the_connection_and_holds_nothing_up(line, hurry):
     lingering = Lingering()
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     good = from_outside(a, b"good")
     with hurry(5):
         lingering.put(line.peer.sock, len(good).to_bytes(4, "big") + good)
@@ -216,7 +216,7 @@ def test_a_descriptor_ends_the_connection_and_holds_nothing_up(line, hurry):
 
 
 def test_frames_too_short_for_a_header_are_counted_and_skipped(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     line.peer.send(b"", b"x", bytes(13), from_outside(a, b"good"))
     line.turn()
     assert line.wire_drops() == {"undersize": 3}
@@ -230,7 +230,7 @@ def test_many_empty_frames_take_their_turns(line):
 
 
 def test_half_a_frame_is_nobodys(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     line.peer.sock.sendall((100).to_bytes(4, "big") + bytes(50))
     line.turn()
     line.peer.sock.close()
@@ -244,14 +244,14 @@ def test_half_a_frame_is_nobodys(line):
 
 
 def test_a_peer_that_does_not_read_costs_a_store_and_no_more(line):
-    a, b = line.bed.driver(0), line.bed.driver(1)
+    a, b = line.rig.driver(0), line.rig.driver(1)
     body = frame(OUTSIDE, a.mac, b"out", length=1514)
     sent = 0
     while "uplink-full" not in line.wire_drops():
         send(a, *[body] * 64)
         sent += 64
         line.turn(1)
-        assert line.bed.nic.departures().size <= DEPARTURE_BYTES
+        assert line.rig.nic.departures().size <= DEPARTURE_BYTES
     assert sent * 1518 > DEPARTURE_BYTES
     send(a, frame(b.mac, a.mac, b"inside"))  # nobody else waits for it
     line.turn()
@@ -268,17 +268,17 @@ def test_a_peer_that_does_not_read_costs_a_store_and_no_more(line):
 
 
 def test_the_link_follows_the_peer(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     assert line.wire.up
     assert a.link
     line.peer.sock.close()
     line.turn()
     assert not line.wire.up
     assert not a.link
-    assert line.bed.drops(0) == {}
+    assert line.rig.drops(0) == {}
     send(a, frame(OUTSIDE, a.mac))
     line.turn()
-    assert line.bed.drops(0) == {"no-match": 1}  # nobody inside has the address, and the wire leads nowhere
+    assert line.rig.drops(0) == {"no-match": 1}  # nobody inside has the address, and the wire leads nowhere
     again = line.come()
     line.turn()
     assert a.link
@@ -290,14 +290,14 @@ def test_the_link_follows_the_peer(line):
 
 
 def test_a_new_peer_gets_whole_frames_only(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     for _ in range(40):
         send(a, *[frame(OUTSIDE, a.mac, b"old", length=1514)] * 16)
         line.turn(1)
-    assert line.bed.nic.departures().size
+    assert line.rig.nic.departures().size
     line.peer.sock.close()
     line.turn()
-    assert line.bed.nic.departures().size == 0
+    assert line.rig.nic.departures().size == 0
     assert line.wire_drops()["no-uplink"] > 0
     again = line.come()
     send(a, frame(OUTSIDE, a.mac, b"new"))
@@ -307,7 +307,7 @@ def test_a_new_peer_gets_whole_frames_only(line):
 
 
 def test_a_second_peer_waits_for_the_first_to_go(line):
-    a = line.bed.driver(0)
+    a = line.rig.driver(0)
     second = line.come()
     send(a, frame(OUTSIDE, a.mac, b"1"))
     line.turn()
@@ -394,15 +394,15 @@ def test_other_words_are_refused(tmp_path):
 
 
 def test_two_labs_are_one_network(tmp_path):
-    with Bed(policies="[{id: 0, mac-address: '02:00:00:00:aa:01'}]") as one, Bed() as two:
+    with Rig(policies="[{id: 0, mac-address: '02:00:00:00:aa:01'}]") as one, Rig() as two:
         door = Wire(one.nic, StreamUplink(tmp_path / "wire", one.clock, listening=True))
         way = Wire(two.nic, StreamUplink(tmp_path / "wire", two.clock))
 
         def turn() -> None:
             for _ in range(3):
-                for bed, wire in ((one, door), (two, way)):
+                for rig, wire in ((one, door), (two, way)):
                     wire.serve()
-                    bed.serve(1)
+                    rig.serve(1)
 
         turn()
         here, there = one.driver(0), two.driver(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import dpkt
 import pytest
 
-from unit.bed import Bed, send, take
+from unit.rig import Rig, send, take
 from unit.vmm.uplink.outside import PATIENCE_S, ip, own_network
 from virtfn.machine.clock import S_PS, VirtualClock
 from virtfn.machine.ports import VirtfnError
@@ -28,24 +28,24 @@ def namespace():
 class Line:
     """Two guests whose NIC has a tap, to which Linux has the address 10.77.0.1."""
 
-    def __init__(self, bed: Bed) -> None:
-        self.bed = bed
-        self.uplink = TapUplink("tap7", bed.clock)
-        self.wire = Wire(bed.nic, self.uplink)
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.uplink = TapUplink("tap7", rig.clock)
+        self.wire = Wire(rig.nic, self.uplink)
         ip("address", "add", f"{LINUX}/24", "dev", "tap7")
         self.mac = int.from_bytes(socket_mac("tap7"), "little")
-        bed.driver(0).set_promiscuous(False, True)
+        rig.driver(0).set_promiscuous(False, True)
 
     def turn(self) -> None:
         self.wire.serve()
-        self.bed.serve(1)
+        self.rig.serve(1)
 
     def hear(self, wanted, n: int = 0) -> dpkt.ethernet.Ethernet:
         """Wait for a frame that guest `n` wants; Linux sends others, too."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             self.turn()
-            for body in take(self.bed.driver(n)):
+            for body in take(self.rig.driver(n)):
                 packet = dpkt.ethernet.Ethernet(body)
                 if wanted(packet):
                     return packet
@@ -58,8 +58,8 @@ def socket_mac(name: str) -> bytes:
 
 @pytest.fixture
 def line():
-    with Bed() as bed:
-        made = Line(bed)
+    with Rig() as rig:
+        made = Line(rig)
         yield made
         made.wire.close()
 
@@ -71,7 +71,7 @@ def arp_request(driver) -> bytes:
 
 
 def echo_request(line: Line, payload: bytes) -> bytes:
-    mac = int(line.bed.driver(0).mac).to_bytes(6, "little")
+    mac = int(line.rig.driver(0).mac).to_bytes(6, "little")
     echo = dpkt.icmp.ICMP.Echo(id=7, seq=1, data=payload)
     icmp = dpkt.icmp.ICMP(type=dpkt.icmp.ICMP_ECHO, data=echo)
     packet = dpkt.ip.IP(src=socket.inet_aton(GUEST), dst=socket.inet_aton(LINUX), p=dpkt.ip.IP_PROTO_ICMP, data=icmp)
@@ -81,7 +81,7 @@ def echo_request(line: Line, payload: bytes) -> bytes:
 
 
 def test_linux_answers_arp_and_pings(line):
-    guest = line.bed.driver(0)
+    guest = line.rig.driver(0)
     send(guest, arp_request(guest))
     reply = line.hear(lambda p: isinstance(p.data, dpkt.arp.ARP) and p.data.op == dpkt.arp.ARP_OP_REPLY)
     assert reply.data.sha == line.mac.to_bytes(6, "little")
@@ -106,21 +106,21 @@ def test_what_linux_sends_to_all_reaches_all(line):
 
 def test_a_frame_longer_than_the_nic_takes_is_dropped(line):
     ip("link", "set", "tap7", "mtu", "20000")
-    mac = int(line.bed.driver(0).mac).to_bytes(6, "little")
+    mac = int(line.rig.driver(0).mac).to_bytes(6, "little")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind(("tap7", 0))
         sock.send(mac + line.mac.to_bytes(6, "little") + b"\x88\xb6" + bytes(18000))
         sock.send(mac + line.mac.to_bytes(6, "little") + b"\x88\xb6" + b"short enough")
     line.hear(lambda p: p.type == 0x88B6)
-    assert line.bed.nic.drops(None)["oversize"] == 1
+    assert line.rig.nic.drops(None)["oversize"] == 1
 
 
 def test_the_link_follows_the_interface(line):
-    guest = line.bed.driver(0)
+    guest = line.rig.driver(0)
     assert guest.link
     for state in ("down", "up"):
         ip("link", "set", "tap7", state)
-        line.bed.clock.sleep(S_PS)
+        line.rig.clock.sleep(S_PS)
         line.turn()
         line.turn()
         assert line.wire.up == guest.link == (state == "up")
@@ -128,28 +128,28 @@ def test_the_link_follows_the_interface(line):
 
 def test_frames_that_linux_refuses_are_counted(line):
     ip("link", "set", "tap7", "down")
-    guest = line.bed.driver(0)
+    guest = line.rig.driver(0)
     send(guest, arp_request(guest))
-    line.bed.serve()
-    assert line.uplink.send(line.bed.nic.departures()) == line.bed.nic.departures().size
+    line.rig.serve()
+    assert line.uplink.send(line.rig.nic.departures()) == line.rig.nic.departures().size
     assert line.uplink.counts == {"not taken": 1}
 
 
 def test_an_interface_that_goes_and_comes_back(line):
     ip("link", "delete", "tap7")
-    line.bed.clock.sleep(S_PS)
+    line.rig.clock.sleep(S_PS)
     line.turn()
     assert not line.wire.up
     assert line.uplink.counts["gone"] == 1
     assert line.uplink.fileno() == -1
     line.turn()
     ip("tuntap", "add", "dev", "tap7", "mode", "tap")
-    line.bed.clock.sleep(S_PS)
+    line.rig.clock.sleep(S_PS)
     line.turn()
     assert line.wire.up
     ip("address", "add", f"{LINUX}/24", "dev", "tap7")
     line.mac = int.from_bytes(socket_mac("tap7"), "little")
-    send(line.bed.driver(0), arp_request(line.bed.driver(0)))
+    send(line.rig.driver(0), arp_request(line.rig.driver(0)))
     assert line.hear(lambda p: isinstance(p.data, dpkt.arp.ARP)).data.spa == socket.inet_aton(LINUX)
 
 

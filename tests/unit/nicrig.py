@@ -1,4 +1,4 @@
-"""A bench for the data plane: a NIC's state, a remapping domain for each pool, rings and buffers in guests' memory.
+"""A rig for the data plane: a NIC's state, a remapping domain for each pool, rings and buffers in guests' memory.
 
 Nothing of devices and drivers: registers of queues are plain words, descriptors are made here bit by bit. The memory of
 a pool is 2 MiB, by guest addresses:
@@ -109,7 +109,7 @@ class Frame:
         return self.descriptors[-1].status
 
 
-class Bench:
+class Rig:
     """A NIC with pools on, every pool enabled, local switching on, and nothing filtered but by address."""
 
     def __init__(self, *, scattered: bool = True, seed: int = 1) -> None:

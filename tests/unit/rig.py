@@ -44,7 +44,7 @@ def lab_text(
 ) -> str:
     """Write a lab: the (PF, VF) of each guest a, b, c, ..."""
     names = sorted({pf for pf, _ in guests} | {"pf0"})
-    lines = ["name: bed", "pfs:"]
+    lines = ["name: rig", "pfs:"]
     for name in names:
         vfs = f", vfs: {policies}" if policies else ""
         sriov = f"sr-iov: {{total-vfs: {total_vfs}{vfs}}}"
@@ -56,14 +56,14 @@ def lab_text(
     return "\n".join([*lines, f"workload: {workload}", f"iommu: {iommu}"]) + "\n"
 
 
-class Bed:
+class Rig:
     """The machine of a lab, up, in virtual time; a `with` block."""
 
     def __init__(self, guests: Sequence[tuple[str, int]] = (("pf0", 0), ("pf0", 1)), ring: int = 512, **lab) -> None:
         self.clock = VirtualClock()
         self.machine = Machine(parse_lab(lab_text(guests, **lab)), self.clock, ring=ring)
 
-    def __enter__(self) -> Bed:
+    def __enter__(self) -> Rig:
         self.machine.__enter__()
         return self
 
@@ -166,5 +166,5 @@ def take(driver: Igbvf) -> list[bytes]:
     return frames
 
 
-def pass_time(bed: Bed, ms: float = 1) -> None:
-    bed.clock.sleep(int(ms * MS_PS))
+def pass_time(rig: Rig, ms: float = 1) -> None:
+    rig.clock.sleep(int(ms * MS_PS))

@@ -1,8 +1,8 @@
-"""A bed for tests with real Linux: one 82576, its PF driver, the IOVM, and QEMU guests with a function each.
+"""A rig for tests with real Linux: one 82576, its PF driver, the IOVM, and QEMU guests with a function each.
 
-    LinuxBed(guests=2)     VF n is plugged into guest n before it boots: stock igbvf probes it
-    LinuxBed(whole=True)   the PF, without a driver of the host, is plugged into guest 0: stock igb probes it
-    LinuxBed(unshared=[0]) guest 0 shares none of its memory
+    LinuxRig(guests=2)     VF n is plugged into guest n before it boots: stock igbvf probes it
+    LinuxRig(whole=True)   the PF, without a driver of the host, is plugged into guest 0: stock igb probes it
+    LinuxRig(unshared=[0]) guest 0 shares none of its memory
 
 Whatever waits for a guest keeps the NIC going meanwhile. In the guests the function is `eth0`.
 """
@@ -50,8 +50,8 @@ def address(n: int, net: str = "10.0.0") -> str:
     return f"{net}.{n + 1}"
 
 
-class LinuxBed:
-    """The bed, as a context manager. logs: a folder for what consoles say."""
+class LinuxRig:
+    """The rig, as a context manager. logs: a folder for what consoles say."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class LinuxBed:
             self.iovm.adopt(self.nic.pf_rid, self.nic, self.driver)
             self.vfs = self.iovm.create(self.nic.pf_rid, vfs or max(guests, 1))
 
-    def __enter__(self) -> LinuxBed:
+    def __enter__(self) -> LinuxRig:
         try:
             for n in range(self._guests):
                 shared = n not in self._unshared

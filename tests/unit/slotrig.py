@@ -1,4 +1,4 @@
-"""A board with an 82576's functions in a slot, for tests: BARs are plain memory, time is virtual."""
+"""A rig with an 82576's functions in a slot, for tests: BARs are plain memory, time is virtual."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PlainCard(Endpoint):
 
 
 @dataclass
-class Board:
+class Rig:
     root: RootComplex
     card: PlainCard
     clock: VirtualClock
@@ -47,12 +47,12 @@ class Board:
         return self.pcim.pfs()[0].rid
 
 
-def build(*, ports: int = 1, total_vfs: int = 8, ari: bool = False, scan: bool = True) -> Board:
+def build(*, ports: int = 1, total_vfs: int = 8, ari: bool = False, scan: bool = True) -> Rig:
     clock = VirtualClock()
     root = RootComplex(2)
     card = PlainCard(build_endpoint(Card(SILICON_MAC, ports=ports, total_vfs=total_vfs), clock.now).pfs)
     root.attach(card)
-    board = Board(root, card, clock, Pcim(root, clock, ari=ari))
+    rig = Rig(root, card, clock, Pcim(root, clock, ari=ari))
     if scan:
-        board.pcim.scan()
-    return board
+        rig.pcim.scan()
+    return rig

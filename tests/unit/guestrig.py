@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unit.nicbench import mac
+from unit.nicrig import mac
 from virtfn.hw.types import Mac
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels._jit import kernel

@@ -34,7 +34,7 @@ def descriptor(kind: type[Register], **fields: int) -> int:
     return kind.of(TYPE=TYPES[kind], **fields).value
 
 
-class Wired(ByHand):
+class Rig(ByHand):
     """A unit set up by register writes over tables written by hand; page `page` is mapped at 0x1000."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class FakeTlb:
         self.device.complete_device_tlb(self.rid, itag)
 
 
-class Queued(Wired):
+class Queued(Rig):
     """The same with its invalidation queue on: 2**qs pages, not yet any descriptor. status: a page for waits."""
 
     def __init__(self, qs: int = 0) -> None:
