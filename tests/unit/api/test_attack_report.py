@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unit.rig import lab_text
 from unit.reports import attack_report
+from unit.rig import lab_text
 from virtfn.api.lab import parse_lab
 from virtfn.api.report import verdict
 from virtfn.api.run import run_lab

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from unit.bed import Bed
 from unit.cli.render.text import text
+from unit.rig import Rig
 from virtfn.api.iommu import iommu_methods, show_document
 from virtfn.cli.render.iommu import render_explanation, render_show
 from virtfn.hw.types import Iova, Rid
@@ -18,13 +18,13 @@ from virtfn.iovm.iommu.state import read_unit
 
 
 @pytest.fixture
-def bed() -> Iterator[Bed]:
-    with Bed(memory_mib=8) as made:
+def rig() -> Iterator[Rig]:
+    with Rig(memory_mib=8) as made:
         yield made
 
 
-def test_faults_say_who_what_and_why(bed: Bed) -> None:
-    host, rid = bed.machine.host, bed.vf(0).rid
+def test_faults_say_who_what_and_why(rig: Rig) -> None:
+    host, rid = rig.machine.host, rig.vf(0).rid
     for _ in range(3):
         assert not host.dma_write(rid, Iova(1 << 40), b"x")
     assert host.dma_read(Rid(0x4200), Iova(0), 4) is None
@@ -34,9 +34,9 @@ def test_faults_say_who_what_and_why(bed: Bed) -> None:
         assert words in shown
 
 
-def test_an_explanation_tells_what_the_iotlb_holds(bed: Bed) -> None:
-    host, rid = bed.machine.host, bed.vf(0).rid
-    methods = iommu_methods(host, "bed")
+def test_an_explanation_tells_what_the_iotlb_holds(rig: Rig) -> None:
+    host, rid = rig.machine.host, rig.vf(0).rid
+    methods = iommu_methods(host, "rig")
 
     def ask() -> Explanation:
         return cast(Explanation, methods["iommu.explain"]({"rid": int(rid), "iova": 0x1000, "write": True}))
@@ -55,8 +55,8 @@ def test_an_explanation_tells_what_the_iotlb_holds(bed: Bed) -> None:
     host.memory.bytes[at : at + 8] = kept
 
 
-def test_text_says_what_is_wrong_and_what_is_left_out(bed: Bed) -> None:
-    document = show_document(read_unit(bed.machine.host), "here")
+def test_text_says_what_is_wrong_and_what_is_left_out(rig: Rig) -> None:
+    document = show_document(read_unit(rig.machine.host), "here")
     document["truncated"] = document["domains"][0]["truncated"] = True
     document["domains"][0]["broken"] = 3
     document["broken"] = [{"entry": "root entry of bus 07", "value": "0x9", "reason": "root reserved", "code": 0xA}]
