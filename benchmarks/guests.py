@@ -29,6 +29,7 @@ from virtfn.machine.clock import WallClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Machine as QemuMachine
 from virtfn.vmm.qemu import QemuGuest, rest
+from virtfn.vmm.world import World
 
 LAB = """
 name: guests
@@ -47,7 +48,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 def on_virtfn(mapped: str, platform: Platform) -> Iterator[tuple[Run, list[int], list[str]]]:
     """Boot two guests with a VF each."""
     with Machine(parse_lab(LAB.format(mapped=mapped)), WallClock()) as machine:
-        guests = LinuxGuests(machine, platform, lambda: False, lambda phase, since: None)
+        guests = LinuxGuests(machine, platform, World(machine.host.clock), lambda phase, since: None)
         try:
             guests.start()
             guests.boot()

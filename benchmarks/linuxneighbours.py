@@ -38,6 +38,7 @@ from virtfn.machine.clock import S_PS, WallClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import rest
+from virtfn.vmm.world import World
 
 LAB = """
 name: linux-neighbours
@@ -81,16 +82,8 @@ class LinuxStreet(House):
         super().__init__(machine, folder, guests[1].mac)
         self._guests = guests
         self._ip = guests[1].ip
-        self.pump = Pump(machine.host, [self.pf.nic], [*(guest.vm for guest in guests), self.vm])
+        self.world.rest_by(Pump(machine.host, [self.pf.nic], [*(guest.vm for guest in guests), self.vm]))
         self.run(1, "iperf3 -s -D", 10)
-
-    def step(self) -> None:
-        """Do what a lab does again and again; a guest of this process that is hostile never rests."""
-        if self.hostile is not None:
-            self.hostile()
-            self.pump.turn()
-        else:
-            self.pump()
 
     def run(self, n: int, command: str, seconds: float) -> str:
         """Run a command in guest 0 or 1: a `guests.Run`."""
@@ -139,7 +132,7 @@ def street(platform: Platform) -> Iterator[LinuxStreet]:
     warm.load()
     with tempfile.TemporaryDirectory() as folder, Machine(parse_lab(LAB), WallClock()) as machine:
         machine.lab = machine.lab.model_copy(update={"guests": machine.lab.guests[:2]})  # nobody boots the others
-        guests = LinuxGuests(machine, platform, lambda: False, lambda phase, since: None)
+        guests = LinuxGuests(machine, platform, World(machine.host.clock), lambda phase, since: None)
         try:
             guests.start()
             guests.boot()

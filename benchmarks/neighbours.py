@@ -14,11 +14,12 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 import floods
@@ -28,19 +29,20 @@ from virtfn.api.machine import Machine
 from virtfn.drivers.vtd import Domain
 from virtfn.hw.i82576 import VfRegs
 from virtfn.hw.i82576.desc import TXD_DEXT, TXD_DTYP_CONTEXT, TXD_DTYP_DATA, TXD_EOP, TXD_TXSM
-from virtfn.hw.types import Mac, Rid
+from virtfn.hw.types import Mac, Ps, Rid
 from virtfn.iomodels.attacker import Attacker, data_word
 from virtfn.iomodels.attempts.sharing import large_sends
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
-from virtfn.machine.clock import MS_PS, S_PS, WallClock
+from virtfn.machine.clock import MS_PS, NS_PS, S_PS, WallClock
 from virtfn.machine.memory import view_bytes
 from virtfn.machine.ports import ConfigSpace, Device
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.served import ServedFunction, SharedFiles
+from virtfn.vmm.world import World
 
 LAB = """name: neighbours
 pfs: [{name: pf0, sr-iov: {total-vfs: 4}}]
@@ -105,10 +107,26 @@ class Kept(NamedTuple):
         return [2 * beside / (before + after) for beside, before, after in pairs]
 
 
+class Timed(Pump):
+    """A pump that notes how long its turns took."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.turns_ps: list[int] = []
+
+    def turn(self, now: int = 0) -> int:
+        """Take a turn."""
+        began = time.perf_counter_ns()
+        done = super().turn(now)
+        self.turns_ps.append((time.perf_counter_ns() - began) * NS_PS)
+        return done
+
+
 class House:
     """What is beside an honest pair: VF 2 at a socket, and VF 3 for a guest of this process, while it is hostile.
 
-    peer: address of one of the pair. hostile: what such a guest does again and again.
+    An actor of a world, in which everything happens as in a lab. peer: address of one of the pair. hostile: what such a
+    guest does again and again.
     """
 
     def __init__(self, machine: Machine, folder: Path, peer: Mac) -> None:
@@ -118,6 +136,8 @@ class House:
         self.vm = PlayedVm(machine.host, folder)
         self.vf = machine.iovm.vf(self.pf.nic.pf_rid, 2)
         self.hostile: Callable[[], None] | None = None
+        self.world = World(self.clock)
+        self.world.add(self)
         self._assign()
 
     @property
@@ -126,9 +146,24 @@ class House:
         (served,) = self.vm.functions.values()
         return served.server.path
 
+    def turn(self, now: Ps) -> int:
+        """Let the guest of this process be hostile, which never rests."""
+        if self.hostile is None:
+            return 0
+        self.hostile()
+        return 1
+
+    def due(self) -> Ps | None:
+        """Look whenever there is time."""
+        return None
+
+    def fileno(self) -> int:
+        """Have no descriptor."""
+        return -1
+
     def step(self) -> None:
-        """Do what is done again and again."""
-        raise NotImplementedError
+        """Do what a lab does again and again."""
+        self.world.tick()
 
     def assign_anew(self) -> None:
         """Forget what is still to be answered: quiet is quiet then."""
@@ -150,24 +185,13 @@ class Street(House):
     def __init__(self, machine: Machine, folder: Path) -> None:
         drivers = [run.guest.nics[0].driver for run in machine.guests]
         super().__init__(machine, folder, drivers[0].mac)
-        self.pump = Pump(machine.host, [self.pf.nic], [self.vm])
+        self.pump = Timed(machine.host, [self.pf.nic], [self.vm])
         stations = [Station(driver.row, driver.mac) for driver in drivers]
         self._rows = [driver.netdev for driver in drivers]
         workload = Workload("pairs", stations, length=FRAME_BYTES, frames=ENDLESS, raw=True)
         self.engine = Engine(machine.host, self.pf.nic, [run.guest for run in machine.guests], workload)
-        self.turns_ps: list[int] = []
-
-    def step(self) -> None:
-        """Do what a lab with both kinds of guests does again and again."""
-        if self.hostile is not None:
-            self.hostile()
-        moved = self.engine.step()
-        began = self.clock.now()
-        if moved:
-            self.pump.turn()
-            self.turns_ps.append(self.clock.now() - began)
-        else:
-            self.pump()
+        self.world.add_lane(self.engine)
+        self.world.rest_by(self.pump)
 
     def rate(self, duration_ps: int) -> float:
         """Let everything go on for a while; return the frames in a second that the pair received."""
@@ -187,9 +211,9 @@ class Street(House):
             kept.quiet.append(self.rate(slice_ps))
             with flood():
                 self.rate(SETTLE_PS)
-                self.turns_ps.clear()
+                self.pump.turns_ps.clear()
                 kept.beside.append(self.rate(slice_ps))
-                kept.turns_ps.extend(self.turns_ps)
+                kept.turns_ps.extend(self.pump.turns_ps)
             self.assign_anew()
         self.rate(SETTLE_PS)
         kept.quiet.append(self.rate(slice_ps))

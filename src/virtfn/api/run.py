@@ -34,6 +34,8 @@ from virtfn.vmm.world import World
 __all__ = ["machine_for", "run_lab"]
 
 _PROGRESS_PS = 100 * MS_PS
+_BREATH_PS = 2 * MS_PS  # of embedded guests, before others have their turn; beside Linux guests, who wait for answers
+_BESIDE_PS = MS_PS // 4
 
 
 @contextmanager
@@ -137,7 +139,9 @@ class _Run:
                 rewrite=work.rewrite,
                 uplink=pf.strangers,
             )
-            engine = Engine(machine.host, pf.nic, [run.guest for run in runs], workload, wire=pf.wire)
+            guests = [run.guest for run in runs]
+            beside = _BESIDE_PS if self.linux is not None else _BREATH_PS
+            engine = Engine(machine.host, pf.nic, guests, workload, wire=pf.wire, breath_ps=beside)
             self.world.add_lane(engine)
             self.groups.append(Group(pf, runs, workload, engine))
 

@@ -26,6 +26,7 @@ __all__ = ["Engine"]
 
 _ROUNDS = 128
 _BUDGET = 64
+_BREATH_PS = 2 * MS_PS
 _STUCK_PS = 2 * S_PS
 _RETRY_PS = 100 * MS_PS
 _SOON_PS = 20 * US_PS  # a frame or an interrupt waits for its time
@@ -36,11 +37,18 @@ _LINGER = 256  # steps without progress of the work, before what comes from outs
 class Engine:
     """Run the guests of one NIC; a `Lane`. guests: in the order of the workload's stations, with one function each.
 
-    wire: of the NIC, if it leads anywhere.
+    wire: of the NIC, if it leads anywhere. breath_ps: how long it may work before others have their turn.
     """
 
     def __init__(
-        self, host: Host, nic: Nic82576, guests: Sequence[Guest], workload: Workload, *, wire: Wire | None = None
+        self,
+        host: Host,
+        nic: Nic82576,
+        guests: Sequence[Guest],
+        workload: Workload,
+        *,
+        wire: Wire | None = None,
+        breath_ps: int = _BREATH_PS,
     ) -> None:
         self.host = host
         self.nic = nic
@@ -50,7 +58,7 @@ class Engine:
         self._asked_at: list[tuple[int, int]] = [(0, 0) for _ in guests]
         self._wire = wire
         if isinstance(host.clock, WallClock):
-            nic.port.follow_time()
+            nic.port.follow_time(breath_ps)
         self._how = _ROUNDS, _BUDGET
         self._met = 0, 0
         self._trapping: list[Igbvf] = []

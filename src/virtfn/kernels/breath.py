@@ -7,7 +7,7 @@ side and the device's meet only in memory, as their kernels do everywhere else.
 from __future__ import annotations
 
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.clock import read_clock
+from virtfn.kernels.clock import clock_at, read_clock
 from virtfn.kernels.i82576.netdev import netdev_at
 from virtfn.kernels.i82576.port import serve
 from virtfn.kernels.i82576.state import EV_CAPTURE, EV_IDLE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_TIMER, EV_UPLINK, nic_at
@@ -20,9 +20,10 @@ PATIENCE = 32  # empty polls before a guest goes back to interrupts
 
 @kernel
 def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budget: int) -> tuple[int, int]:
-    """Run up to `rounds` rounds of all guests and the port. Returns (frames moved, events).
+    """Run rounds of all guests and the port, as many as the clock allows. Returns (frames moved, events).
 
-    nic_address, traffic_address: of the NIC and TRAFFIC rows. now: time in ps, where the NIC has no clock to read.
+    nic_address, traffic_address: of the NIC and TRAFFIC rows. rounds: at most. now: time in ps, where the NIC has no
+    clock to read.
     budget: frames a queue and round.
     """
     nic = nic_at(nic_address)
@@ -30,6 +31,8 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
     urgent = EV_INTERRUPT | EV_CAPTURE | EV_PAGE | EV_UPLINK  # what a driver can cause at will waits for the end
     moved = 0
     events = 0
+    clock = nic.port.clock
+    until = read_clock(clock) + clock_at(clock).limit if clock else now
     for _ in range(rounds):
         busy = 0
         polling = 0
@@ -40,10 +43,12 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
             polling |= d.polling
             if d.polling and d.empty_polls >= PATIENCE:
                 events |= EV_IDLE
-        frames, event = serve(nic, read_clock(nic.port.clock) if nic.port.clock else now, budget)
+        if clock:
+            now = read_clock(clock)
+        frames, event = serve(nic, now, budget)
         events |= event
         moved += frames
-        if events & urgent:
+        if events & urgent or (clock and now >= until):
             break
         events &= ~EV_MORE
         if event & (EV_MORE | EV_TIMER) == EV_MORE:

@@ -9,12 +9,12 @@ from virtfn.kernels._jit import kernel, row_at, row_of
 from virtfn.kernels.posix import monotonic_ps
 from virtfn.kernels.ranges import address_of, row_address
 
-__all__ = ["CLOCK", "read_clock", "set_up_clock"]
+__all__ = ["CLOCK", "clock_at", "read_clock", "set_up_clock"]
 
-# now: what was read last, in ps; then room for a system call
-CLOCK = row_of("now seconds nanoseconds")
+# limit: how long a call may take, in ps; now: what was read last; then room for a system call
+CLOCK = row_of("limit now seconds nanoseconds")
 clock_at = row_at(CLOCK)
-_ROOM = 8
+_ROOM = 16
 
 
 def set_up_clock(rows: npt.NDArray[np.void]) -> int:

@@ -60,7 +60,7 @@ def run_pump(
     urgent: int,
     limit_ps: int,
 ) -> None:
-    """Serve until something needs Python, or `limit_ps` is over.
+    """Serve until something needs Python, or `limit_ps` is over, and what is there now in any case.
 
     address: of the PUMP row. scratch: address of SCRATCH_BYTES. nics: (n,) addresses of NIC rows. links: (m, 2)
     addresses of LINK rows, and the number of the NIC of each. asked: (m + w,) what to wait for, as `poll` takes it: the
@@ -71,6 +71,7 @@ def run_pump(
     wake_promptly()
     now = monotonic_ps(scratch)
     until = now + limit_ps
+    again = False
     while True:
         moved, told, total = serve_all(nics, links, events, now, scratch)
         more = told & (EV_MORE | EV_TIMER) == EV_MORE  # a turn is over, and the next is due
@@ -80,8 +81,9 @@ def run_pump(
             p.bulk = total - p.frames >= _BULK
             p.window = now
             p.frames = total
-        if told & urgent or now >= until:
+        if told & urgent or (again and now >= until):
             return
+        again = True
         since = now - p.last
         wait = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
         if more:

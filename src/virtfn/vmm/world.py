@@ -43,7 +43,7 @@ class Rester(Actor, Protocol):
     """An actor that rests for all: what it does in its turn does not keep the world from it."""
 
     def rest(self, limit_ps: int) -> None:
-        """Rest for `limit_ps` at most, or until there is something to do."""
+        """Do what compiled code can, then rest for `limit_ps` at most, or until there is something else to do."""
 
 
 class World:
@@ -89,6 +89,8 @@ class World:
         for actor in list(self._actors):
             done += actor.turn(self.clock.now())
         if self._rester is not None:
+            if done:
+                self._rester.rest(0)
             self._rester.turn(self.clock.now())
         return done > 0
 

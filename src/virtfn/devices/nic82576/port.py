@@ -71,8 +71,12 @@ class Port(Handlers):
         self._started_ps = now()
         self.power_on()
 
-    def follow_time(self) -> None:
-        """Let kernels see time pass while they work: the machine's, not that of a virtual clock."""
+    def follow_time(self, limit_ps: int) -> None:
+        """Let kernels see time pass while they work: the machine's, not that of a virtual clock.
+
+        limit_ps: how long they may move frames before others have their turn.
+        """
+        self._clock["limit"] = limit_ps
         self.nic["port"]["clock"] = set_up_clock(self._clock)
 
     def _ring_pf(self) -> None:
