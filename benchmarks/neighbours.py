@@ -74,13 +74,12 @@ class PlayedVm:
         return self, rid
 
     def populate(self, domain: Domain) -> None:
-        """Take the domain of the next function."""
-        self._domain = domain
+        """Map nothing yet."""
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> None:
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, domain: Domain, *, mapped: bool = True) -> None:
         """Open a socket for a function."""
         path = self._folder / f"{rid:04x}"
-        self.functions[rid] = ServedFunction(self._host, device, rid, config, self._domain, self.files, path)
+        self.functions[rid] = ServedFunction(self._host, device, rid, config, domain, self.files, path)
 
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
         """Close a function's socket."""

@@ -11,6 +11,7 @@ Spec: 82576 datasheet, chapter "Software use of virtualization"; mailbox protoco
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
 from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pfmailbox import PfMailbox
@@ -196,6 +197,10 @@ class Igb:
         self.mailbox.forget(n)
         self.addresses.forget(n)
         self.pools.forget(n)
+
+    def policy(self, n: int) -> VfPolicy:
+        """Tell the policy of VF `n` that is in force, as a copy. Raises VirtfnError if there is no such VF."""
+        return replace(self._check(n))
 
     def set_policy(self, n: int, policy: VfPolicy) -> None:
         """Apply all of a policy.

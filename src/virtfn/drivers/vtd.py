@@ -13,6 +13,7 @@ Spec: VT-d, software usage of DMA remapping.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from itertools import islice
 
@@ -105,6 +106,10 @@ class Domain:
         for page in idle:
             self._driver.pages.free(page)
         return done
+
+    def limit_tables(self, most: int) -> None:
+        """Let the tables take so many pages at most."""
+        self.tables.most = most
 
     def ranges(self) -> list[Range]:
         """List what is mapped, in order of address, adjacent pages of equal rights in one."""
@@ -243,6 +248,10 @@ class VtdDriver:
         Raises VirtfnError if it refuses one, or it or a device does not answer.
         """
         self._invalidations.submit(descriptors)
+
+    def new_domain(self) -> Domain:
+        """Make a domain with the next free number. Raises VirtfnError as `create_domain` does."""
+        return self.create_domain(next(n for n in itertools.count(1) if n not in self.domains))
 
     def create_domain(self, domain_id: int, levels: int = 4) -> Domain:
         """Make an empty domain.

@@ -13,23 +13,21 @@ It knows VMs by the small Protocol below, and no VMM.
 from __future__ import annotations
 
 import enum
-import itertools
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from virtfn.drivers.igb import Igb
 from virtfn.drivers.policy import VfPolicy
-from virtfn.drivers.vtd import Domain, VtdDriver
 from virtfn.hw.pci import DevCtl, PageRequestControl, PageRequests, Pcie
 from virtfn.hw.types import Mac, Rid, format_rid
 from virtfn.iovm.pcim import Found, FoundVf, Pcim
+from virtfn.iovm.ports import PfDriver, Remapping
 from virtfn.iovm.vconfig import VirtualConfig
 from virtfn.iovm.walk import capability_of
 from virtfn.iovm.whole import WholeConfig
 from virtfn.machine.clock import MS_PS
-from virtfn.machine.ports import Clock, ConfigSpace, Device, VirtfnError
+from virtfn.machine.ports import Clock, ConfigSpace, Device, DmaDomain, VirtfnError
 
 __all__ = ["Iovm", "Vf", "VfState", "Vm"]
 
@@ -42,11 +40,11 @@ class Vm(Protocol):
     def address_space(self, rid: Rid) -> Hashable:
         """Name the address space that a function's DMA is in: functions of one space share a domain."""
 
-    def populate(self, domain: Domain) -> None:
+    def populate(self, domain: DmaDomain) -> None:
         """Map its memory into the domain of one of its address spaces, now or as it comes."""
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> object:
-        """Hot-add a function."""
+    def plug(self, device: Device, rid: Rid, config: ConfigSpace, domain: DmaDomain, *, mapped: bool = True) -> object:
+        """Hot-add a function, whose DMA is in `domain`."""
 
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
         """Hot-remove a function."""
@@ -62,13 +60,13 @@ class VfState(enum.Enum):
 
 @dataclass(slots=True)
 class Vf:
-    """A VF of the inventory."""
+    """A VF of the inventory. driver: of its PF."""
 
     found: FoundVf
     config: VirtualConfig
+    driver: PfDriver
     state: VfState = VfState.FREE
     vm: Vm | None = None
-    policy: VfPolicy = field(default_factory=VfPolicy)
     assignments: int = 0
 
     @property
@@ -81,29 +79,34 @@ class Vf:
         """Routing ID."""
         return self.found.rid
 
+    @property
+    def policy(self) -> VfPolicy:
+        """The policy in force: what the PF's driver says."""
+        return self.driver.policy(self.index)
+
 
 @dataclass(slots=True)
 class _Pf:
     rid: Rid
     device: Device
-    driver: Igb
+    driver: PfDriver
     vfs: list[Vf] = field(default_factory=list)
 
 
 class Iovm:
     """Manager of all VFs of a machine."""
 
-    def __init__(self, pcim: Pcim, remapping: VtdDriver, clock: Clock) -> None:
+    def __init__(self, pcim: Pcim, remapping: Remapping[Any], clock: Clock) -> None:
         self.pcim = pcim
         self._remapping = remapping
         self._clock = clock
         self._pfs: dict[Rid, _Pf] = {}
-        self._domains: dict[Hashable, Domain] = {}
+        self._domains: dict[Hashable, DmaDomain] = {}
         self._whole: dict[Rid, Vm] = {}
 
     # PFs and their VFs.
 
-    def adopt(self, pf: Rid, device: Device, driver: Igb) -> None:
+    def adopt(self, pf: Rid, device: Device, driver: PfDriver) -> None:
         """Take a PF with its driver into the inventory."""
         self._pfs[pf] = _Pf(pf, device, driver)
 
@@ -119,7 +122,7 @@ class Iovm:
         except VirtfnError:
             self.pcim.disable_vfs(pf)
             raise
-        owner.vfs = [Vf(vf, VirtualConfig(self.pcim.bus, vf)) for vf in found]
+        owner.vfs = [Vf(vf, VirtualConfig(self.pcim.bus, vf), owner.driver) for vf in found]
         return owner.vfs
 
     def destroy(self, pf: Rid, *, last: bool = False) -> None:
@@ -182,26 +185,26 @@ class Iovm:
         owner = self._pf(vf.found.physfn)
         if not any(vf is known for known in owner.vfs):
             raise VirtfnError(f"VF {format_rid(vf.rid)} was taken away", errno_name="ENODEV")
-        vf.policy = policy or VfPolicy()
+        policy = policy or VfPolicy()
         vf.state, vf.vm = VfState.ASSIGNED, vm
         try:
-            owner.driver.set_policy(vf.index, vf.policy)
-            if not vf.policy.mac:
+            owner.driver.set_policy(vf.index, policy)
+            if not policy.mac:
                 owner.driver.offer_mac(vf.index, mac)
-            self._remapping.attach(vf.rid, self._domain_of(vm, vf.rid), device_tlb=vf.config.has_ats)
+            domain = self._domain_of(vm, vf.rid)
+            self._remapping.attach(vf.rid, domain, device_tlb=vf.config.has_ats)
             vf.config.set_ats(True)
-            vm.plug(owner.device, vf.rid, vf.config, mapped=mapped)
+            vm.plug(owner.device, vf.rid, vf.config, domain, mapped=mapped)
         except VirtfnError:
             self.take_back(vf, surprise=True)
             raise
         vf.assignments += 1
 
-    def _domain_of(self, vm: Vm, rid: Rid) -> Domain:
+    def _domain_of(self, vm: Vm, rid: Rid) -> DmaDomain:
         """Find the domain of an address space, or make it. Two VMs of one name are two all the same."""
         space = vm.address_space(rid)
         if space not in self._domains:
-            number = next(n for n in itertools.count(1) if n not in self._remapping.domains)
-            self._domains[space] = self._remapping.create_domain(number)
+            self._domains[space] = self._remapping.new_domain()
             vm.populate(self._domains[space])
         return self._domains[space]
 
@@ -230,7 +233,7 @@ class Iovm:
                 driver.serve()
                 driver.release_vf(vf.index)
                 vf.config.reset()
-                vf.state, vf.vm, vf.policy = VfState.FREE, None, VfPolicy()
+                vf.state, vf.vm = VfState.FREE, None
                 self._detach(vf.rid, vm)
 
     def _detach(self, rid: Rid, vm: Vm) -> None:
@@ -252,14 +255,15 @@ class Iovm:
         """
         if pf.rid in self._pfs or pf.rid in self._whole:
             raise VirtfnError(f"{format_rid(pf.rid)} is in use", errno_name="EBUSY")
+        domain = self._domain_of(vm, pf.rid)
         try:
-            self._remapping.attach(pf.rid, self._domain_of(vm, pf.rid))
+            self._remapping.attach(pf.rid, domain)
         except VirtfnError:
             self._detach(pf.rid, vm)
             raise
         self._whole[pf.rid] = vm
         try:
-            vm.plug(device, pf.rid, WholeConfig(self.pcim.bus, pf), mapped=True)
+            vm.plug(device, pf.rid, WholeConfig(self.pcim.bus, pf), domain, mapped=True)
         except VirtfnError:
             self.take_back_whole(pf.rid, surprise=True)
             raise

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.hw.types import Hva, Iova, Ps, Rid
+from virtfn.hw.types import Hpa, Hva, Iova, Ps, Rid
 
 __all__ = [
     "Actor",
@@ -22,6 +22,7 @@ __all__ = [
     "Device",
     "DeviceHost",
     "DeviceTlb",
+    "DmaDomain",
     "DmaMemory",
     "Mapping",
     "Reset",
@@ -118,6 +119,24 @@ class Mapping:
         self.bytes = memory
         self.fd = fd
         self.fd_offset = fd_offset
+
+
+class DmaDomain(Protocol):
+    """What the devices of one address space can reach. rids: the requesters attached to it."""
+
+    rids: set[Rid]
+
+    def limit_tables(self, most: int) -> None:
+        """Let its tables take so many pages at most."""
+
+    def map(self, iova: Iova, hpa: Hpa, nbytes: int, read: bool = True, write: bool = True) -> None:
+        """Let devices reach memory by addresses from `iova` on. Raises VirtfnError for what cannot be."""
+
+    def unmap(self, iova: Iova, nbytes: int) -> int:
+        """Take away what is mapped in a range, from caches too; return how many bytes were."""
+
+    def destroy(self) -> None:
+        """Give up an empty domain. Raises VirtfnError while a requester is attached."""
 
 
 class DeviceHost(Protocol):

@@ -15,13 +15,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from virtfn.drivers.igbvf import Igbvf
-from virtfn.drivers.vtd import Domain
 from virtfn.hw.pci import Command, MsiX, MsiXControl, MsiXEntry, Type0
 from virtfn.hw.types import Gpa, Hpa, Hva, Iova, Rid, format_rid
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.irq import APIC_BASE
 from virtfn.machine.memory import PAGE, GuestMemory
-from virtfn.machine.ports import Clock, ConfigSpace, Device, VirtfnError
+from virtfn.machine.ports import Clock, ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import Host
 
@@ -122,7 +121,7 @@ class Guest:
         """Name the address space of a function's DMA: all of the guest's functions use its physical addresses."""
         return self
 
-    def populate(self, domain: Domain) -> None:
+    def populate(self, domain: DmaDomain) -> None:
         """Let devices of the guest reach its memory: map all of it into a domain."""
         for gpa, hpa, size in self.mappings():
             domain.map(Iova(gpa), hpa, size)
@@ -133,8 +132,10 @@ class Guest:
 
     # Hot-plug.
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> Nic:
-        """Plug a function in; the guest finds it, places its BARs and binds a driver.
+    def plug(
+        self, device: Device, rid: Rid, config: ConfigSpace, domain: DmaDomain | None = None, *, mapped: bool = True
+    ) -> Nic:
+        """Plug a function in; the guest finds it, places its BARs and binds a driver. domain: of its memory, as ever.
 
         Raises VirtfnError if no driver of the guest knows the function, or the driver cannot start it.
         """

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from virtfn.drivers.vtd import Domain
 from virtfn.hw.pci import CONFIG_SIZE, Command, DevCap, DevCtl, Location, MsiX, MsiXControl, Pcie, Type0
 from virtfn.hw.types import Hpa, Iova, Rid
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
@@ -32,7 +31,7 @@ from virtfn.kernels.link import LINK
 from virtfn.kernels.ranges import row_address
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
-from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
+from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.allowance import Allowance
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import MOST_TABLES, Host
@@ -131,7 +130,7 @@ class ServedFunction(VfioUserDevice):
         device: Device,
         rid: Rid,
         config: ConfigSpace,
-        domain: Domain,
+        domain: DmaDomain,
         files: SharedFiles,
         path: Path,
         *,
@@ -139,7 +138,7 @@ class ServedFunction(VfioUserDevice):
     ) -> None:
         self._host = host
         self._domain = domain
-        domain.tables.most = MOST_TABLES
+        domain.limit_tables(MOST_TABLES)
         self._files = files
         self._bars = {bar: size for bar, (size, _) in size_bars(config).items()}
         self._client: Client | None = None
@@ -300,8 +299,8 @@ class ServedFunction(VfioUserDevice):
     def map(self, fd: int, offset: int, iova: int, size: int, prot: int) -> Steps[None]:
         """Map a range of the virtual machine's memory into the domain, some tables' worth at a time.
 
-        Raises VirtfnError as `Domain.map` does, when there is no room, or when much memory comes at addresses that no
-        large page fits: everybody would wait while it is mapped piece by piece.
+        Raises VirtfnError as `map` of the domain does, when there is no room, or when much memory comes at addresses
+        that no large page fits: everybody would wait while it is mapped piece by piece.
         """
         if (iova - offset) % CHUNK and size > _MOST_IN_PIECES:
             raise VirtfnError(

@@ -398,3 +398,15 @@ def test_the_guest_places_its_bars_where_it_likes(rig):
     third = config.read(Type0.BAR.at(3), 4) & ~0xF
     assert first >= 0xE0000000
     assert third >= first + 0x4000
+
+
+def test_a_policy_is_what_the_driver_enforces_whoever_changed_it():
+    with Rig() as rig:
+        vf = rig.vf(0)
+        rig.igb.set_vlan(0, 7, 3)
+        rig.igb.set_rate(0, 50)
+        assert (vf.policy.vlan, vf.policy.qos, vf.policy.max_tx_rate) == (7, 3, 50)
+        vf.policy.vlan = 9
+        assert vf.policy.vlan == 7, "a copy: the driver alone changes it"
+        rig.iovm.take_back(vf)
+        assert vf.policy == VfPolicy()

@@ -48,7 +48,7 @@ class Taker:
     def populate(self, domain):
         self.domain = domain
 
-    def plug(self, device, rid, config, *, mapped=True):
+    def plug(self, device, rid, config, domain, *, mapped=True):
         if not self.willing:
             raise VirtfnError("no", errno_name="ENODEV")
         self.has[rid] = config

@@ -113,8 +113,9 @@ def all_vlans(stage: Stage) -> Result:
     for number, victim in enumerate(stage.victims):
         rid, driver = victim.nics[0].function.rid, victim.nics[0].driver
         (vf,) = (vf for vf in stage.iovm.inventory() if vf.rid == rid)
+        before = vf.policy
         try:
-            if not vf.policy.vlan:
+            if not before.vlan:
                 driver.set_vlan(_PORT_VLAN + number)
                 driver.set_vlan(_PORT_VLAN + number, False)
         except VirtfnError:
@@ -123,7 +124,7 @@ def all_vlans(stage: Stage) -> Result:
             stage.driver.set_vlan(vf.index, _PORT_VLAN - 1 - number)
         except VirtfnError:
             crowded_out += 1
-        stage.driver.set_vlan(vf.index, vf.policy.vlan, vf.policy.qos)
+        stage.driver.set_vlan(vf.index, before.vlan, before.qos)
     return Result(
         crowded_out,
         {"vlans_joined": joined, "crowded_out": crowded_out},

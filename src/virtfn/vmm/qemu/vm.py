@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from virtfn.drivers.vtd import Domain
 from virtfn.hw.types import Rid, format_rid
-from virtfn.machine.ports import ConfigSpace, Device, VirtfnError
+from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.qemu.launch import QemuGuest
 from virtfn.vmm.qemu.machine import Function
@@ -42,7 +41,6 @@ class QemuVm:
         self.past_messages = self.past_interrupts = 0
         self._tick = tick
         self._files = SharedFiles(host.memory, room_for(guest.machine.memory_mib << 20) if room is None else room)
-        self._domain: Domain | None = None
 
     def start(self) -> None:
         """Start QEMU, with its processors stopped.
@@ -61,14 +59,14 @@ class QemuVm:
         """Name the address space that a function's DMA is in: its own."""
         return self, rid
 
-    def populate(self, domain: Domain) -> None:
-        """Take the domain of the function that is plugged next; memory is mapped as QEMU tells of it."""
-        self._domain = domain
+    def populate(self, domain: DmaDomain) -> None:
+        """Map nothing yet: memory is mapped as QEMU tells of it."""
 
-    def plug(self, device: Device, rid: Rid, config: ConfigSpace, *, mapped: bool = True) -> ServedFunction:
+    def plug(
+        self, device: Device, rid: Rid, config: ConfigSpace, domain: DmaDomain, *, mapped: bool = True
+    ) -> ServedFunction:
         """Plug a function in. Raises VirtfnError if QEMU does not take it, or has ended."""
-        domain, self._domain = self._domain, None
-        if domain is None or rid in self.functions:
+        if rid in self.functions:
             raise VirtfnError(f"guest {self.name} has {format_rid(rid)} already", errno_name="EEXIST")
         path = self.guest.folder / f"{rid:04x}"
         served = ServedFunction(self.host, device, rid, config, domain, self._files, path, mapped=mapped)
