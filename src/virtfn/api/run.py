@@ -211,14 +211,17 @@ class _Run:
 @contextmanager
 def ended_by_signal() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end what is done inside, and nothing else."""
-    owner = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if owner else None
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, signal.default_int_handler)
     try:
         with suppress(KeyboardInterrupt):
             yield
     finally:
-        if owner:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listen(runs: list[LabGuestRun], frames: Frames) -> None:

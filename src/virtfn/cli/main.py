@@ -23,6 +23,7 @@ from virtfn import __version__
 from virtfn.cli.image import image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
+from virtfn.cli.start import Ended, ended_by_signals
 
 if TYPE_CHECKING:
     from virtfn.api.lab import Lab
@@ -220,9 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "_VIRTFN_COMPLETE" in os.environ:
         cli.main(prog_name="virtfn")
     try:
-        status = _serve(sys.argv[1:] if arguments is None else arguments)
-    except (KeyboardInterrupt, click.Abort):
-        status = _fail("interrupted", INTERRUPTED)
+        with ended_by_signals():
+            status = _serve(sys.argv[1:] if arguments is None else arguments)
+    except (KeyboardInterrupt, click.Abort) as interrupt:
+        ended = interrupt if isinstance(interrupt, Ended) else interrupt.__cause__
+        status = _fail("interrupted", ended.status if isinstance(ended, Ended) else INTERRUPTED)
     except BrokenPipeError:
         _quiet_stdout()
         status = SIGPIPE_STATUS
