@@ -129,6 +129,8 @@ class Engine:
         self._timer = bool(events & EV_TIMER)
         self._busy = moved > 0
         self._note_progress()
+        if self._busy and self._progresses:
+            self._last_ps = host.now()
         return moved
 
     def due(self) -> Ps | None:
@@ -179,13 +181,10 @@ class Engine:
 
     def over(self) -> bool:
         """Tell whether the work is over, to be asked between steps. `done` then says whether all of it was done."""
-        if self.done is None:
-            now = self.host.now()
-            if self._busy and self._progresses:
-                self._last_ps = now
-            elif self.workload.finished and (self._drained() or not (self._progresses or self._departing)):
+        if self.done is None and not (self._busy and self._progresses):
+            if self.workload.finished and (self._drained() or not (self._progresses or self._departing)):
                 self.done = True
-            elif now - self._last_ps > _STUCK_PS:
+            elif self.host.now() - self._last_ps > _STUCK_PS:
                 self.done = self.workload.finished and self._wire is not None and self._wire.uplink.live
         return self.done is not None
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 from virtfn.kernels._jit import CHECKED
@@ -100,7 +100,10 @@ class World:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lane")
             others = [self._threads.submit(lane.work) for lane in lanes[1:]]
-            lanes[0].work()
+            try:
+                lanes[0].work()
+            finally:
+                wait(others)  # whatever happens here, what they work on must not go away
             for other in others:
                 other.result()
         else:

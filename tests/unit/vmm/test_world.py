@@ -160,6 +160,27 @@ def test_what_goes_wrong_in_a_lane_is_heard():
     world.close()
 
 
+def test_nobody_goes_on_while_a_lane_is_at_work():
+    """An interrupt in one lane, Ctrl-C say: the others end their work before anything is taken down."""
+    ended = []
+
+    def linger():
+        time.sleep(0.05)
+        ended.append(True)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    world = World(WallClock())
+    world._side_by_side = True
+    world.add_lane(Worker([], work=interrupted))
+    world.add_lane(Worker([], work=linger))
+    with pytest.raises(KeyboardInterrupt):
+        world.step()
+    assert ended
+    world.close()
+
+
 def test_nobody_at_all_is_a_world_too():
     clock = VirtualClock()
     assert not World(clock).until(lambda: False, S_PS)
