@@ -6,10 +6,11 @@ The only module that may read a clock or sleep, but for kernels that wait (`kern
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from virtfn.hw.types import Ps
 
-__all__ = ["MS_PS", "NS_PS", "S_PS", "US_PS", "VirtualClock", "WallClock", "epoch_ps"]
+__all__ = ["MS_PS", "NS_PS", "S_PS", "US_PS", "VirtualClock", "WallClock", "epoch_ps", "work_clock"]
 
 NS_PS = 1_000
 US_PS = 1_000_000
@@ -33,6 +34,13 @@ class WallClock:
 def epoch_ps(clock: WallClock | VirtualClock) -> int:
     """What to add to a clock's times to make them times since 1970; 0 for virtual time."""
     return time.time_ns() * NS_PS - clock.now() if isinstance(clock, WallClock) else 0
+
+
+def work_clock(clock: object) -> Callable[[], int]:
+    """Return what tells how long this thread has worked, in ps: with a virtual clock, its time."""
+    if isinstance(clock, VirtualClock):
+        return clock.now
+    return lambda: time.thread_time_ns() * NS_PS
 
 
 class VirtualClock:

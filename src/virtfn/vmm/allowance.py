@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from virtfn.machine.clock import MS_PS, US_PS
+from virtfn.machine.clock import MS_PS, S_PS, US_PS
 
 __all__ = ["BURST_PS", "SLICE_PS", "WHOLE_PS", "Allowance", "refill"]
 
@@ -25,10 +25,14 @@ _LOOK_PS = 4 * US_PS  # to find out that there is nothing to do is free
 
 @dataclass(slots=True)
 class Allowance:
-    """What one of them has. left_ps: time that it may take. last_ps: when it had something to do last."""
+    """What one of them has. left_ps: time that it may take.
+
+    last_ps: when it had something to do last; long_ps: when a step of it could not be cut short.
+    """
 
     left_ps: int = BURST_PS
     last_ps: int = -BURST_PS
+    long_ps: int = -S_PS
 
     @property
     def in_debt(self) -> bool:

@@ -22,7 +22,7 @@ from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
-from virtfn.machine.clock import MS_PS
+from virtfn.machine.clock import MS_PS, work_clock
 from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
@@ -36,7 +36,9 @@ _LIMIT_PS = 5 * MS_PS  # whoever waits looks again after this
 _MIRROR_PS = MS_PS // 2  # Python alone sees what a mirrored machine hands over
 _DEBT_PS = MS_PS // 2  # as long as somebody has to wait for others, who may have finished
 _REFILL_PS = MS_PS // 5
-_WANTED_PS = 50 * MS_PS  # who has had something to do so lately may have more: between pings, too
+_WANTED_PS = 2 * MS_PS  # who has had something to do so lately may have more
+_PINGS_PS = 50 * MS_PS  # so long, where one step of another would hold it up: between pings, too
+_LONG_PS = MS_PS  # of a step, beyond the slice
 
 
 class Served(Protocol):
@@ -62,10 +64,11 @@ class Pump:
         self._chores = Allowance()
         self._first = 0
         self._now = host.clock.now
+        self._worked = work_clock(host.clock)
         self._refilled_ps = self._now()
         self._slice: tuple[ServedFunction | None, int, int] = None, 0, 0
         self._total = 0
-        self._moved_ps = self._others_ps = -_WANTED_PS
+        self._moved_ps = self._others_ps = -_PINGS_PS
         self._counts: dict[int, npt.NDArray[np.int64]] = {}
 
     def _functions(self) -> list[ServedFunction]:
@@ -95,6 +98,7 @@ class Pump:
             if allowance.left_ps <= 0 and self._must_wait(served, functions, now):
                 continue
             self._slice = served, now, 0
+            worked = self._worked()
             answered = served.serve(_MESSAGES, self._going)
             if answered:
                 done += answered
@@ -103,6 +107,8 @@ class Pump:
             allowance.take(now - began)
             if answered:
                 allowance.last_ps = now
+                if self._worked() - worked > max(self._slice[2] - began, SLICE_PS) + _LONG_PS:
+                    allowance.long_ps = now
         return done
 
     def _going(self) -> bool:
@@ -117,12 +123,12 @@ class Pump:
         device = served.function.device
         return next(n for n, nic in enumerate(self._nics) if nic is device)
 
-    def _frames_move(self, now: int) -> bool:
+    def _frames_move(self, now: int, lately: int = _WANTED_PS) -> bool:
         """Tell whether frames have moved lately."""
         total = sum([nic.port.frames for nic in self._nics])
         if total != self._total:
             self._total, self._moved_ps = total, now
-        return now - self._moved_ps < _WANTED_PS
+        return now - self._moved_ps < lately
 
     def _alone(self, served: ServedFunction | None, now: int) -> bool:
         """Tell whether nobody else has had anything to do lately."""
@@ -131,15 +137,17 @@ class Pump:
 
     def _must_wait(self, served: ServedFunction, functions: Sequence[ServedFunction], now: int) -> bool:
         """Tell whether one that is in debt has to let others go first, who are not; else it starts anew."""
+        # A step of a millisecond or more would hold a neighbour up who wants something now and then.
+        lately = _PINGS_PS if now - served.allowance.long_ps < 2 * _PINGS_PS else _WANTED_PS
         others = (other.allowance for other in functions if other is not served and not other.allowance.in_debt)
-        if any(now - other.last_ps < _WANTED_PS for other in others) or self._others_move(functions, now):
+        if any(now - other.last_ps < lately for other in others) or self._others_move(functions, now, lately):
             return True
         served.allowance.left_ps = 0
         return False
 
-    def _others_move(self, functions: Sequence[ServedFunction], now: int) -> bool:
+    def _others_move(self, functions: Sequence[ServedFunction], now: int, lately: int) -> bool:
         """Tell whether frames have moved lately for anyone who is not in debt."""
-        if not self._frames_move(now):
+        if not self._frames_move(now, lately):
             return False
         for n, nic in enumerate(self._nics):
             pools = nic.port.nic["pools"]
@@ -152,7 +160,7 @@ class Pump:
                     moved[table if table < POOLS else slice(None)] = False
             if moved.any():
                 self._others_ps = now
-        return now - self._others_ps < _WANTED_PS
+        return now - self._others_ps < lately
 
     def __call__(self) -> None:
         """Take a turn, then move frames and rest for some milliseconds, or until there is more: a tick."""

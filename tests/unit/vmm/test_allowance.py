@@ -84,8 +84,9 @@ def test_beside_frames_of_another_it_has_a_quarter_in_short_slices(row):
     assert row.go(S_PS)[0] > 0.9, "and all of it again when they stop"
 
 
-def test_beside_frames_with_pauses_it_has_a_quarter_too(row):
+def test_beside_frames_with_pauses_long_steps_have_a_quarter_too(row):
     row.wishes = [1000, 0]
+    row.step_ps = 2 * MS_PS
     row.go(100 * MS_PS, receiver=1)
     shares = [row.go(span, receiver=who)[0] for _ in range(50) for span, who in ((MS_PS, 1), (9 * MS_PS, None))]
     assert (sum(shares[::2]) + 9 * sum(shares[1::2])) / 500 < 0.3
