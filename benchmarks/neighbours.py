@@ -37,7 +37,7 @@ from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
 from virtfn.machine.clock import MS_PS, NS_PS, S_PS, WallClock
 from virtfn.machine.memory import view_bytes
-from virtfn.machine.ports import ConfigSpace, Device
+from virtfn.machine.ports import Actor, ConfigSpace, Device
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 from virtfn.vmm.pump import Pump
@@ -121,7 +121,7 @@ class Timed(Pump):
         return done
 
 
-class House:
+class House(Actor):
     """What is beside an honest pair: VF 2 at a socket, and VF 3 for a guest of this process, while it is hostile.
 
     An actor of a world, in which everything happens as in a lab. peer: address of one of the pair. hostile: what such a
@@ -151,14 +151,6 @@ class House:
             return 0
         self.hostile()
         return 1
-
-    def due(self) -> Ps | None:
-        """Look whenever there is time."""
-        return None
-
-    def fileno(self) -> int:
-        """Have no descriptor."""
-        return -1
 
     def step(self) -> None:
         """Do what a lab does again and again."""

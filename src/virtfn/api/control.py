@@ -23,7 +23,7 @@ from pathlib import Path
 
 from virtfn import private
 from virtfn.hw.types import Ps
-from virtfn.machine.ports import VirtfnError
+from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.closing import refuse_rights
 
 __all__ = ["Control", "Handler", "Params", "ask", "running_labs"]
@@ -59,7 +59,7 @@ class _Client:
     waiting: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
-class Control:
+class Control(Actor):
     """The socket of a lab that runs. `serve` it often, `close` it at the end.
 
     methods: what clients may ask for. Raises VirtfnError if a lab of that name runs already, or the socket cannot be
@@ -125,10 +125,6 @@ class Control:
         """Answer what has been asked."""
         self.serve()
         return 0
-
-    def due(self) -> Ps | None:
-        """Want a turn only when somebody asks."""
-        return None
 
     def fileno(self) -> int:
         """Return the descriptor that can be read when somebody asks."""

@@ -22,7 +22,7 @@ from virtfn.api.machine import LabPf, Machine, card_mac
 from virtfn.hw.types import Mac, Ps, Rid, format_mac
 from virtfn.iovm.iovm import Vf
 from virtfn.machine.clock import S_PS
-from virtfn.machine.ports import VirtfnError
+from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Outcome, QemuGuest
 from virtfn.vmm.qemu import Machine as QemuMachine
@@ -76,7 +76,7 @@ class LinuxGuest:
         return self.vm.guest.agent.start(command)
 
 
-class LinuxGuests:
+class LinuxGuests(Actor):
     """All Linux guests of a lab.
 
     An actor of `world`, which goes on whatever is waited for. tell: takes what goes on, and since when.
@@ -101,14 +101,6 @@ class LinuxGuests:
             if not vm.guest.running:
                 raise VirtfnError(_how_it_ended(vm.guest))
         return 0
-
-    def due(self) -> Ps | None:
-        """Look whenever there is time."""
-        return None
-
-    def fileno(self) -> int:
-        """Have no descriptor: the pump has them all."""
-        return -1
 
     # Starting.
 
@@ -226,6 +218,7 @@ class LinuxGuests:
                 # A processor that waits for an answer about a register holds QEMU up; at rest it waits for nothing.
                 with suppress(VirtfnError):
                     vm.guest.pause(tick=self._pump)
+        self._world.remove(self._pump)
         self._vms.clear()
         self.guests.clear()
 

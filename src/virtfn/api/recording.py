@@ -8,11 +8,12 @@ from virtfn.api.machine import LabPf, Machine, function_name
 from virtfn.hw.types import Ps, format_rid
 from virtfn.machine.captures import Direction, Recorder
 from virtfn.machine.clock import WallClock, epoch_ps
+from virtfn.machine.ports import Actor
 
 __all__ = ["Recording"]
 
 
-class Recording:
+class Recording(Actor):
     """A recording that goes on until `close`. An actor: cards that have frames for it wait for its turn."""
 
     def __init__(self, path: Path, machine: Machine, clock: WallClock) -> None:
@@ -29,20 +30,12 @@ class Recording:
         self._recorder = Recorder(path, names, epoch_ps=epoch_ps(clock))
 
     def turn(self, now: Ps) -> int:
+        """Write what cards have for it; who moved the frames says whether there is more to do."""
+        self.drain()
+        return 0
+
+    def drain(self) -> None:
         """Write what cards have for it."""
-        return self.drain()
-
-    def due(self) -> Ps | None:
-        """Want turns with the cards, and no others."""
-        return None
-
-    def fileno(self) -> int:
-        """Have no descriptor."""
-        return -1
-
-    def drain(self) -> int:
-        """Write what cards have for it; return the frames."""
-        frames = 0
         for number, pf in enumerate(self._pfs):
             batch = []
             for interface, outbound, time_ps, frame in pf.nic.take_capture():
@@ -51,8 +44,6 @@ class Recording:
                     direction = Direction.OUTBOUND if outbound else Direction.INBOUND
                     batch.append((index, time_ps, frame.data, direction))
             self._recorder.write(batch)
-            frames += len(batch)
-        return frames
 
     def close(self) -> None:
         """Complete the file."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +18,10 @@ from virtfn.api.machine import LabGuestRun, Machine
 from virtfn.api.progress import Progress
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
+from virtfn.api.signals import ended_by_signals
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576.desc import MAX_MTU
-from virtfn.iomodels.engine import Engine
+from virtfn.iomodels.engine import BREATH_PS, Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
 from virtfn.machine.captures import Frames, read_capture
@@ -34,8 +33,7 @@ from virtfn.vmm.world import World
 __all__ = ["machine_for", "run_lab"]
 
 _PROGRESS_PS = 100 * MS_PS
-_BREATH_PS = 2 * MS_PS  # of embedded guests, before others have their turn; beside Linux guests, who wait for answers
-_BESIDE_PS = MS_PS // 4
+_BESIDE_PS = MS_PS // 4  # a breath of embedded guests beside Linux guests, who wait for answers
 
 
 @contextmanager
@@ -140,8 +138,8 @@ class _Run:
                 uplink=pf.strangers,
             )
             guests = [run.guest for run in runs]
-            beside = _BESIDE_PS if self.linux is not None else _BREATH_PS
-            engine = Engine(machine.host, pf.nic, guests, workload, wire=pf.wire, breath_ps=beside)
+            breath = BREATH_PS if self.linux is None else _BESIDE_PS
+            engine = Engine(machine.host, pf.nic, guests, workload, wire=pf.wire, breath_ps=breath)
             self.world.add_lane(engine)
             self.groups.append(Group(pf, runs, workload, engine))
 
@@ -189,7 +187,7 @@ class _Run:
             self.tell(f"kept up: {asks} looks at it, Ctrl-C ends it")
             return False
 
-        with ended_by_signal():
+        with suppress(KeyboardInterrupt), ended_by_signals():
             self.world.until(kept)
 
     def unfinished(self) -> str:
@@ -206,22 +204,6 @@ class _Run:
         if self.recording is not None:
             self.recording.close()
         self.world.close()
-
-
-@contextmanager
-def ended_by_signal() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end what is done inside, and nothing else."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, signal.default_int_handler)
-    try:
-        with suppress(KeyboardInterrupt):
-            yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _listen(runs: list[LabGuestRun], frames: Frames) -> None:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from virtfn import __version__
+from virtfn.api.signals import Ended, ended_by_signals
 from virtfn.cli.image import image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
-from virtfn.cli.start import Ended, ended_by_signals
 
 if TYPE_CHECKING:
     from virtfn.api.lab import Lab

@@ -22,11 +22,11 @@ from virtfn.vmm.host import Host
 from virtfn.vmm.uplink import Wire
 from virtfn.vmm.world import World
 
-__all__ = ["Engine"]
+__all__ = ["BREATH_PS", "Engine"]
 
 _ROUNDS = 128
 _BUDGET = 64
-_BREATH_PS = 2 * MS_PS
+BREATH_PS = 2 * MS_PS
 _STUCK_PS = 2 * S_PS
 _RETRY_PS = 100 * MS_PS
 _SOON_PS = 20 * US_PS  # a frame or an interrupt waits for its time
@@ -48,7 +48,7 @@ class Engine:
         workload: Workload,
         *,
         wire: Wire | None = None,
-        breath_ps: int = _BREATH_PS,
+        breath_ps: int = BREATH_PS,
     ) -> None:
         self.host = host
         self.nic = nic
@@ -135,13 +135,18 @@ class Engine:
 
     def due(self) -> Ps | None:
         """Say when the next breath is wanted: soon while anything waits; what comes from outside is waited for."""
-        if self.done is not None and not self._timer:
+        if self.done is not None and not self._timer and not self._waits:
             return None
         return Ps(self.host.now() + (_SOON_PS if self._timer else _LATER_PS))
 
     def fileno(self) -> int:
         """Return the descriptor of what comes from outside, unless frames wait for their time anyway."""
-        return -1 if self._wire is None or self._timer else self._wire.fileno()
+        return -1 if self._wire is None or self._timer or self._waits else self._wire.fileno()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether frames from outside wait for the card: more of them are no news."""
+        return self._wire is not None and self._wire.arriving
 
     def _recover(self) -> int:
         """Let drivers recover that must; one whose PF is not back is left alone for a while. Returns how many did."""
@@ -204,7 +209,7 @@ class Engine:
 
     def _drained(self) -> bool:
         """Whether no driver waits for anything: all sent frames taken by the device, no one polls."""
-        if self._wire is not None and (self._wire.arriving or self._departing):
+        if self._waits or self._departing:
             return False
         if self._timer or int(self.nic.port.nic["port"]["stalled"]):
             return False

@@ -64,10 +64,12 @@ class Actor(Protocol):
         """Do what there is to do, for a bounded time; return how much it was."""
 
     def due(self) -> Ps | None:
-        """Say when the next turn is wanted, though nothing wakes; None if it need not be."""
+        """Say when the next turn is wanted, though nothing wakes; None, as by default, if it need not be."""
+        return None
 
     def fileno(self) -> int:
-        """Return the descriptor that can be read when there is something to do; -1 if there is none."""
+        """Return the descriptor that can be read when there is something to do; -1, as by default, if there is none."""
+        return -1
 
 
 class Device(Protocol):

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.devices.nic82576 import Nic82576
-from virtfn.hw.types import Ps, Rid
+from virtfn.hw.types import Rid
 from virtfn.kernels.i82576.state import CHORES, POOLS, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.machine.clock import MS_PS, work_clock
+from virtfn.machine.ports import Actor
 from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
@@ -49,7 +50,7 @@ class Served(Protocol):
         """The functions, by routing ID."""
 
 
-class Pump:
+class Pump(Actor):
     """Turns for the NICs `nics`, the virtual machines `vms` and the NICs' `wires`; all may grow."""
 
     def __init__(self, host: Host, nics: Sequence[Nic82576], vms: Sequence[Served], wires: Sequence[Wire] = ()) -> None:
@@ -166,14 +167,6 @@ class Pump:
         """Take a turn, then move frames and rest for some milliseconds, or until there is more: a tick."""
         self.turn()
         self.rest(_LIMIT_PS)
-
-    def due(self) -> Ps | None:
-        """Want no turn at a time: it rests for all."""
-        return None
-
-    def fileno(self) -> int:
-        """Have none: it rests for all."""
-        return -1
 
     def rest(self, limit_ps: int) -> None:
         """Let kernels do what they can, and rest, until Python is needed or `limit_ps` is over."""

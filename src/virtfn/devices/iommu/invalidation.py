@@ -36,34 +36,29 @@ class Invalidator:
 
     def contexts(self, granularity: int, domain: int, rid: int, function_mask: int) -> int:
         """Forget contexts: all, of a domain, or of a domain's requesters `rid` but for `function_mask`'s low bits."""
-        match granularity:
-            case Granularity.GLOBAL:
-                rid = mask = 0
-                domain = -1
-            case Granularity.DOMAIN:
-                rid = mask = 0
-            case _:
-                mask = _FUNCTION_MASKS[function_mask]
-        if granularity:
-            for iommu in self._caches:
-                invalidate_contexts(iommu.row, rid, mask, domain)
+        for iommu in self._caches:
+            match granularity:
+                case Granularity.GLOBAL:
+                    invalidate_contexts(iommu.row, 0, 0, -1)
+                case Granularity.DOMAIN:
+                    invalidate_contexts(iommu.row, 0, 0, domain)
+                case Granularity.SELECTIVE:
+                    invalidate_contexts(iommu.row, rid, _FUNCTION_MASKS[function_mask], domain)
         return granularity
 
     def translations(self, granularity: int, domain: int, address: int, mask: int) -> int:
         """Forget translations: all, of a domain, or of its 2**mask pages at `address`."""
-        match granularity:
-            case Granularity.GLOBAL:
-                for iommu in self._caches:
+        if granularity == Granularity.SELECTIVE and mask > self._max_mask:
+            return 0
+        for iommu in self._caches:
+            match granularity:
+                case Granularity.GLOBAL:
                     invalidate_iotlb(iommu.row, -1)
-            case Granularity.DOMAIN:
-                for iommu in self._caches:
+                case Granularity.DOMAIN:
                     invalidate_iotlb(iommu.row, domain)
-            case Granularity.SELECTIVE if mask > self._max_mask:
-                return 0
-            case Granularity.SELECTIVE:
-                size = 4096 << mask
                 # Beyond any width there is nothing to forget; and compiled code sees addresses signed.
-                for iommu in self._caches if address < 1 << 62 else ():
+                case Granularity.SELECTIVE if address < 1 << 62:
+                    size = 4096 << mask
                     invalidate_iotlb_pages(iommu.row, domain, address & -size, size)
         return granularity
 
