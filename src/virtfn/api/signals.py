@@ -1,6 +1,9 @@
 """Signals that end what is done: alike, whichever it is, and the first of them alone.
 
 One that whoever started us ignores stays ignored.
+
+Python raises where it happens to be, and that may be where exceptions get lost: a destructor, a callback of the
+import system. So an exception that is gone before it has arrived is raised again a moment later.
 """
 
 from __future__ import annotations
@@ -9,24 +12,38 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 __all__ = ["ENDING", "Ended", "ended_by_signals"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.01
+_waiting: list[object] = []
+"""Who waits for signals now."""
 
 
 class Ended(KeyboardInterrupt):
-    """A signal that ends the command. status: to exit with."""
+    """A signal that ends the command. status: to exit with. arrived: whether it got to where it is waited for."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.status = 128 + number
+        self.arrived = False
+
+    def __del__(self) -> None:
+        if not self.arrived and _waiting:  # nobody unwinds for it any more
+            signal.signal(signal.SIGALRM, partial(_again, self.status - 128))
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     for other in ENDING:
         signal.signal(other, _ignore)
+    raise Ended(number)
+
+
+def _again(number: int, _: int, frame: FrameType | None) -> None:
     raise Ended(number)
 
 
@@ -36,16 +53,31 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let signals end what is done inside by Ended, the first of them."""
+    """Let signals end what is done inside by Ended, the first of them, whatever has been made of it on its way."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in ENDING}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _end)
+    _waiting.append(before)
     try:
         yield
+    except BaseException as error:
+        ended = _ended(error)
+        if ended is None:
+            raise
+        ended.arrived = True
+        raise ended from None
     finally:
+        _waiting.pop()
         for number, handler in before.items():
             if handler is not None:  # None: not Python's
                 signal.signal(number, handler)
+
+
+def _ended(error: BaseException | None) -> Ended | None:
+    """Find the signal that an exception comes from."""
+    while error is not None and not isinstance(error, Ended):
+        error = error.__cause__ or error.__context__
+    return error

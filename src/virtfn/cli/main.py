@@ -224,8 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ended_by_signals():
             status = _serve(sys.argv[1:] if arguments is None else arguments)
     except (KeyboardInterrupt, click.Abort) as interrupt:
-        ended = interrupt if isinstance(interrupt, Ended) else interrupt.__cause__
-        status = _fail("interrupted", ended.status if isinstance(ended, Ended) else INTERRUPTED)
+        status = _fail("interrupted", interrupt.status if isinstance(interrupt, Ended) else INTERRUPTED)
     except BrokenPipeError:
         _quiet_stdout()
         status = SIGPIPE_STATUS

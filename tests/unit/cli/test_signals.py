@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from virtfn.api.signals import Ended, ended_by_signals
 
 COMMAND = [sys.executable, "-c", "from virtfn.cli.start import main; main()"]
 LAB = """
@@ -95,3 +100,40 @@ def test_a_second_signal_does_not_disturb(tmp_path: Path) -> None:
     assert child.returncode in (130, 143), err
     assert "Traceback" not in err
     assert not list(tmp_path.glob("virtfn/*"))
+
+
+class Loses:
+    """Loses what is raised while it is let go, as every destructor does."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+
+def lost() -> None:
+    Loses()
+    time.sleep(60)
+
+
+def made_another() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except BaseException as error:
+        raise RuntimeError("setting a name failed") from error
+
+
+@pytest.mark.parametrize("happens", [lost, made_another])
+def test_a_signal_arrives_whatever_is_made_of_it(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's would keep it
+    with pytest.raises(Ended) as caught, ended_by_signals():
+        happens()
+    assert caught.value.status == 143
+
+
+def test_a_signal_is_over_when_it_has_arrived() -> None:
+    with suppress(Ended), ended_by_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    gc.collect()
+    time.sleep(0.05)  # nothing comes again
