@@ -156,11 +156,11 @@ def draw_worlds(d: Drawing) -> None:
         d.text(x + 12, 672, who, "head ink", right - x - 24)
     x, room = LEFT[0] + 12, 216
     y = d.names(x, 124, "kernels/traffic.py", ["poll_guest", "send_generated"], room)
-    y = d.names(x, y, "kernels/i82576/netdev.py", ["tx_push", "tx_kick"], room)
+    y = d.names(x, y, "kernels/i82576/netdev.py", ["tx_room", "tx_send"], room)
     d.text(x, y + 4, "kernels/traffic.py, i82576/netdev.py", "small dim", room)
     x = RIGHT[0] + 12
     y = d.names(x, 124, "kernels/traffic.py", ["take_frames", "check_generated"], room)
-    y = d.names(x, y, "kernels/i82576/netdev.py", ["rx_release", "rx_done"], room)
+    y = d.names(x, y, "kernels/i82576/netdev.py", ["rx_take", "rx_return"], room)
     d.text(x, y + 4, "kernels/traffic.py, i82576/netdev.py", "small dim", room)
 
     sends = (
@@ -226,7 +226,7 @@ def draw_card(d: Drawing) -> None:
     half = (left + end) // 2
     d.box(x, 272, right, 590, "card", 10)
     d.text(left, 292, "the card:", "head ink", 80)
-    d.names(left + 72, 292, "kernels/i82576/port.py", ["serve"], 80)
+    d.names(left + 72, 292, "kernels/i82576/port.py", ["serve_port"], 100)
     d.box(left, 300, end, 352, "box")
     d.step(left + 16, 316, 4)
     d.names(left + 32, 320, "kernels/i82576/port.py", ["begin"], 60)

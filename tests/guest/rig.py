@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from virtfn.devices.nic82576 import Card, Nic82576
+from virtfn.drivers.igb import Igb
 from virtfn.hw.types import Mac, parse_mac
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Pcim
-from virtfn.iovm.pfdriver import start_igb
+from virtfn.iovm.pfdriver import start_pf
 from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS, WallClock
@@ -94,7 +95,7 @@ class LinuxRig:
         self.vfs: list[Vf] = []
         self._guests = guests
         if not whole:
-            self.driver = start_igb(self.host, self.pcim, self.pcim.functions[self.nic.pf_rid])
+            self.driver = start_pf(self.host, self.pcim, self.pcim.functions[self.nic.pf_rid], Igb)
             self.iovm.adopt(self.nic.pf_rid, self.nic, self.driver)
             self.vfs = self.iovm.create(self.nic.pf_rid, vfs or max(guests, 1))
 

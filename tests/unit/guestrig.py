@@ -8,9 +8,10 @@ from unit.nicrig import mac
 from virtfn.hw.types import Mac
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.i82576.netdev import NETDEV, netdev_at, rx_done, rx_frame, rx_release, rx_retag, tx_push, tx_room
-from virtfn.kernels.ranges import address_of, row_address
-from virtfn.kernels.traffic import check_generated, check_value, filler_sum, poll_guest, traffic_at
+from virtfn.kernels.i82576.netdev import new_rings
+from virtfn.kernels.netdev import BATCH, call_netdev, netdev_at
+from virtfn.kernels.ranges import address_of
+from virtfn.kernels.traffic import check_generated, check_value, filler_sum, poll_guest, put_tag_back, traffic_at
 
 BUFFER = 2048
 
@@ -32,38 +33,38 @@ def frame_check_value(frame: int, length: int) -> int:
 
 @kernel
 def room(netdev: int) -> int:
-    return tx_room(netdev_at(netdev))
+    return call_netdev(netdev_at(netdev).tx_room, netdev, 0)
 
 
 @kernel
-def push(netdev: int, length: int, report: bool) -> None:
-    tx_push(netdev_at(netdev), length, report)
+def push(netdev: int, count: int) -> None:
+    call_netdev(netdev_at(netdev).tx_send, netdev, count)
 
 
 @kernel
-def take(netdev: int) -> int:
-    return rx_frame(netdev_at(netdev))
+def take(netdev: int, most: int) -> int:
+    return call_netdev(netdev_at(netdev).rx_take, netdev, most)
 
 
 @kernel
-def give_back(netdev: int) -> None:
-    d = netdev_at(netdev)
-    rx_release(d)
-    rx_done(d)
+def give_back(netdev: int, count: int) -> None:
+    call_netdev(netdev_at(netdev).rx_return, netdev, count)
 
 
 @kernel
-def retag(netdev: int, length: int) -> int:
-    return rx_retag(netdev_at(netdev), length)
+def retag(netdev: int, frame: int, length: int, tag: int) -> int:
+    return put_tag_back(netdev_at(netdev), frame, length, tag)
 
 
 class Driver:
     """A driver's row, rings and buffers in plain memory; here the device is played by `sent` and `deliver`."""
 
     def __init__(self, ring: int) -> None:
-        self.block = np.zeros(1, NETDEV)
+        self.block = new_rings()
         self.row = self.block[0]
-        self.address = row_address(self.block)
+        self.address = int(self.block.ctypes.data)
+        self.lengths = np.zeros(ring, np.int64)
+        self.taken = np.zeros((BATCH, 3), np.int64)
         self.tx = np.zeros((ring, 2), np.uint64)
         self.rx = np.zeros((ring, 2), np.uint64)
         self.tx_buffers = np.zeros((ring, BUFFER), np.uint8)
@@ -76,7 +77,7 @@ class Driver:
             "tx_ring": address_of(self.tx), "rx_ring": address_of(self.rx), "tx_size": ring, "rx_size": ring,
             "tx_iova": 0x10000, "rx_iova": 0x800000, "buffer_bytes": BUFFER, "bounce": address_of(self.bounce),
             "tx_buffers": address_of(self.tx_buffers), "rx_buffers": address_of(self.rx_buffers),
-            "up": 1, "polling": 1,
+            "tx_lengths": address_of(self.lengths), "taken": address_of(self.taken), "up": 1, "polling": 1,
         }.items():  # fmt: skip
             self.row[name] = value
         self.rx_head = 0

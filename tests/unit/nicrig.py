@@ -196,6 +196,7 @@ class Rig:
     def reset(self) -> None:
         """Put everything back but the domains."""
         nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured")}
+        nic["card"] = 0
         for name in ("port", "turn", "counters", "pools", "rx", "tx"):
             nic[name] = np.zeros((), nic[name].dtype)
         for name in (
@@ -261,7 +262,7 @@ class Rig:
             macs[slot] = address, pools
 
     def counter(self, name: str) -> int:
-        return int(self.nic["counters"][name])
+        return int(self.nic["card" if name == "forwarded" else "counters"][name])
 
     def stat(self, pool: int, name: str) -> int:
         return int(self.nic["pools"][pool][name])

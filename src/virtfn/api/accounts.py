@@ -63,15 +63,15 @@ def account(
 
 
 def _pf_report(pf: LabPf) -> PfReport:
-    counters = pf.nic.port.nic["counters"]
+    counters = pf.nic.counters()
     report: PfReport = {
         "name": pf.name,
-        "model": 82576,
+        "model": pf.model.report,
         "address": format_rid(pf.nic.pf_rid),
         "vfs": pf.nic.vfs,
         "switch": {
-            "forwarded": int(counters["forwarded"]),
-            "flooded": int(counters["flooded"]),
+            "forwarded": counters["forwarded"],
+            "flooded": counters["flooded"],
             "dropped": pf.nic.all_drops(),
         },
     }

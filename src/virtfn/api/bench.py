@@ -79,12 +79,17 @@ def _measure(size: int, vfs: int, seconds: float, clock: WallClock) -> tuple[Ben
             task["kind"] = 0  # VF 0 sends, the others are there
         engine = Engine(machine.host, machine.pfs[0].nic, [run.guest for run in runs], workload)
         source, target = drivers[0], drivers[1]
-        addresses = int(source.row.ctypes.data), int(target.row.ctypes.data)
+        buffers = (
+            int(source.netdev["tx_buffers"]),
+            int(target.netdev["rx_buffers"]),
+            int(source.netdev["buffer_bytes"]),
+            int(source.netdev["tx_size"]),
+        )
         copied = 0
 
         def copy() -> None:
             nonlocal copied
-            copied += copy_buffers(*addresses, length, _COPY_BATCH)
+            copied += copy_buffers(*buffers, length, _COPY_BATCH)
 
         copy()
         engine.step()

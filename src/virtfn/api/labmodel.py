@@ -12,7 +12,7 @@ Lab
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,14 +22,15 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.config import JsonDict
 
 from virtfn.api.labfile import KeyPath, Tree, format_key, quote
+from virtfn.cards import MODELS
 from virtfn.hw.eth import FCS_BYTES
-from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.hw.types import parse_mac
 from virtfn.machine.ports import VirtfnError
 
@@ -43,6 +44,13 @@ def _whole(value: object) -> object:
     # To Python, and so to a Literal, false is 0 and 100.0 is 100.
     if isinstance(value, bool | float):
         raise ValueError(f"must be a whole number, not {quote(value)}")
+    return value
+
+
+def _known(value: object) -> object:
+    value = _whole(value)
+    if not isinstance(value, int | str) or str(value) not in MODELS:
+        raise ValueError(f"must be one of {', '.join(sorted(MODELS))}, not {quote(value)}")
     return value
 
 
@@ -110,7 +118,9 @@ class Pf(_Section):
     """A physical function."""
 
     name: Name
-    model: Annotated[Literal[82576], BeforeValidator(_whole)] = 82576
+    model: Annotated[
+        int | str, BeforeValidator(_known), WithJsonSchema({"const": 82576, "title": "Model", "type": "integer"})
+    ] = 82576
     link_mbps: Annotated[Literal[0, 10, 100, 1000], BeforeValidator(_whole)] = Field(
         0, description="link speed; 0: as fast as this machine goes"
     )
@@ -120,6 +130,13 @@ class Pf(_Section):
         description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET or stream:listen:SOCKET",
     )
     sr_iov: SrIov | None = None
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> Self:
+        most = MODELS[str(self.model)].limits.vfs
+        if self.total_vfs > most:
+            raise ValueError(f"has {self.total_vfs} VFs; a {self.model} has {most} at most")
+        return self
 
     @property
     def total_vfs(self) -> int:
@@ -173,7 +190,7 @@ class Workload(_Section):
     frame_bytes: int = Field(
         1518,
         ge=64,
-        le=MAX_FRAME + FCS_BYTES,
+        le=max(model.limits.frame for model in MODELS.values()) + FCS_BYTES,
         description="with the frame check sequence, as RFC 2544 counts; for vmm qemu the size of pings, and 18 more "
         "than the MTU, which is 576 to 9216",
     )

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.lab import Lab, Pf, VfPolicy
-from virtfn.devices.nic82576 import Card, Nic82576
-from virtfn.drivers.igb import Igb
+from virtfn.cards import MODELS, Model, Options
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
+from virtfn.drivers.ports import BoundDriver
 from virtfn.hw.types import Mac, format_rid, parse_mac
 from virtfn.iovm import lspci
 from virtfn.iovm.iovm import Iovm, Vf, Vm
 from virtfn.iovm.pcim import Found, Pcim
-from virtfn.iovm.pfdriver import open_igb, start_igb
+from virtfn.iovm.pfdriver import open_pf, start_pf
 from virtfn.machine.captures import Frames
+from virtfn.machine.netports import Card
 from virtfn.machine.ports import Clock
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
@@ -40,12 +41,13 @@ _GUEST_MAC = (
 
 @dataclass(slots=True)
 class LabPf:
-    """A PF of the lab, up. wire: to its uplink. driven: by our own driver, not by a guest that has it whole."""
+    """A PF of the lab, up: a card, its driver. wire: to its uplink. driven: by us, not by a guest that has it whole."""
 
     name: str
-    nic: Nic82576
+    model: Model
+    nic: Card
     found: Found
-    driver: Igb
+    driver: BoundDriver
     vfs: list[Vf] = field(default_factory=list)
     wire: Wire | None = None
     driven: bool = True
@@ -115,7 +117,7 @@ class Machine:
         self.pfs: list[LabPf] = []
         self.guests: list[LabGuestRun] = []
         self.host.tracer = tracer
-        self._cards: list[Nic82576] = []
+        self._cards: list[Card] = []
         self._wires: list[Wire] = []
 
     def __enter__(self) -> Machine:
@@ -135,7 +137,7 @@ class Machine:
         """Bring everything up: NICs and their VFs, then the guests."""
         nics = []
         for i, pf in enumerate(self.lab.pfs):
-            card = Card(
+            options = Options(
                 card_mac(i),
                 total_vfs=pf.total_vfs,
                 ats=self.lab.iommu.ats,
@@ -143,9 +145,9 @@ class Machine:
             )
             # Cards work at the same time: each but the first has caches of its own.
             iommu = self.host.iommu.row_for_a_card() if self._cards else self.host.iommu.iommu
-            nic = Nic82576(self.host, iommu, card, self.host.iommu)
+            nic = MODELS[str(pf.model)].make(self.host, iommu, self.host.iommu, options)
             self._cards.append(nic)
-            nic.port.set_wire(False, pf.link_mbps)
+            nic.set_wire(False, pf.link_mbps)
             self.host.root.attach(nic, i)
             nics.append((nic, self._open_wire(nic, pf)))
         self.pcim.scan()
@@ -154,9 +156,9 @@ class Machine:
         for pf, (nic, wire) in zip(self.lab.pfs, nics, strict=True):
             self._watch(nic)
             if pf.name in whole:
-                self.pfs.append(self._leave_pf(pf.name, nic, found[nic.pf_rid], wire))
+                self.pfs.append(self._leave_pf(pf, nic, found[nic.pf_rid], wire))
             else:
-                self.pfs.append(self._start_pf(pf.name, nic, found[nic.pf_rid], pf.total_vfs, wire))
+                self.pfs.append(self._start_pf(pf, nic, found[nic.pf_rid], wire))
         for lab_guest in self.lab.guests:
             if lab_guest.vmm != "embedded":
                 continue
@@ -164,31 +166,34 @@ class Machine:
                 progress()
             self._start_guest(lab_guest)
 
-    def _open_wire(self, nic: Nic82576, pf: Pf) -> Wire | None:
+    def _open_wire(self, nic: Card, pf: Pf) -> Wire | None:
         uplink = open_uplink(pf.uplink, self.lab.folder, self.host.clock)
         if uplink is None:
             return None
         self._wires.append(Wire(nic, uplink, pf.link_mbps))
         return self._wires[-1]
 
-    def _start_pf(self, name: str, nic: Nic82576, found: Found, vfs: int, wire: Wire | None) -> LabPf:
-        driver = start_igb(self.host, self.pcim, found)
+    def _start_pf(self, pf: Pf, nic: Card, found: Found, wire: Wire | None) -> LabPf:
+        model = MODELS[str(pf.model)]
+        driver = start_pf(self.host, self.pcim, found, model.pf_driver)
         self.iovm.adopt(nic.pf_rid, nic, driver)
-        created = self.iovm.create(nic.pf_rid, vfs) if vfs else []
-        return LabPf(name, nic, found, driver, created, wire)
+        created = self.iovm.create(nic.pf_rid, pf.total_vfs) if pf.total_vfs else []
+        return LabPf(pf.name, model, nic, found, driver, created, wire)
 
-    def _leave_pf(self, name: str, nic: Nic82576, found: Found, wire: Wire | None) -> LabPf:
+    def _leave_pf(self, pf: Pf, nic: Card, found: Found, wire: Wire | None) -> LabPf:
         """Leave a PF to the guest that gets it whole: placed, and not driven."""
-        return LabPf(name, nic, found, open_igb(self.host, self.pcim, found), wire=wire, driven=False)
+        model = MODELS[str(pf.model)]
+        driver = open_pf(self.host, self.pcim, found, model.pf_driver)
+        return LabPf(pf.name, model, nic, found, driver, wire=wire, driven=False)
 
-    def _watch(self, nic: Nic82576) -> None:
+    def _watch(self, nic: Card) -> None:
         tracer = self.host.tracer
         if tracer is None:
             return
         self.host.iommu.on_fault = lambda f: tracer.fault(f.rid, f.iova, f.reason.text, f.write)
         nic.on_access = tracer.register
         nic.on_reset = tracer.reset
-        nic.port.mailboxes.on_message = lambda vf, to_pf, words: tracer.mailbox(nic.vf_rid(vf), to_pf, words)
+        nic.on_message = tracer.mailbox
         self.host.iommu.interrupts.on_message = lambda rid, address, message: tracer.interrupt(rid, message & 0xFF)
 
     def _start_guest(self, lab_guest: LabGuest) -> None:
@@ -252,12 +257,12 @@ class Machine:
         """Add up what the device TLBs of all cards did; empty without ATS."""
         total: Counter[str] = Counter()
         for nic in self._cards:
-            total.update(nic.ats.counts() if nic.ats is not None else {})
+            total.update(nic.device_tlb())
         return dict(total)
 
     def mailbox_messages(self, pf: LabPf, vf: Vf) -> int:
         """Count messages between a VF and its PF, both ways."""
-        return pf.nic.port.mailboxes.messages[vf.index]
+        return pf.nic.mailbox_messages(vf.index)
 
     # Stopping.
 

@@ -45,7 +45,7 @@ class PfReport(TypedDict):
     """One PF. uplink: of one that leads to others."""
 
     name: str
-    model: int
+    model: int | str
     address: str
     vfs: int
     switch: SwitchReport

@@ -19,8 +19,8 @@ from virtfn.api.progress import Progress
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
 from virtfn.api.signals import ended_by_signals
+from virtfn.cards import MODELS
 from virtfn.hw.eth import FCS_BYTES
-from virtfn.hw.i82576.desc import MAX_MTU
 from virtfn.iomodels.engine import BREATH_PS, Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels import warm
@@ -251,7 +251,7 @@ def run_lab(
     frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
     run.compile()
     longest = int(frames.lengths.max()) + 4 if frames is not None and len(frames) else lab.workload.frame_bytes
-    mtu = min(max(1500, longest - 18), MAX_MTU)
+    mtu = min(max(1500, longest - 18), *(MODELS[str(pf.model)].limits.mtu for pf in lab.pfs))
     if controlled or keep:
         run.control = Control(lab.name, {})
         run.world.add(run.control)

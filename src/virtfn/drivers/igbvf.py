@@ -92,7 +92,7 @@ class Igbvf:
 
     @property
     def row(self) -> npt.NDArray[np.void]:
-        """The row that kernels move frames by, as (1,) NETDEV."""
+        """The row that kernels move frames by, as (1,) NETDEV with more behind it."""
         return self.rings.row
 
     @property
@@ -109,6 +109,20 @@ class Igbvf:
     def tx_pending(self) -> bool:
         """Whether the device still has frames to send."""
         return self.rings.tx_pending
+
+    @property
+    def broken(self) -> bool:
+        """Whether the device has to be reset: the PF was, or does not answer."""
+        return self.state is State.RESET_NEEDED
+
+    @property
+    def traps(self) -> bool:
+        """Whether tails reach the device only by `show_tails`."""
+        return self.rings.traps
+
+    def show_tails(self) -> None:
+        """Write the tails that have moved into the registers that nothing maps."""
+        self.rings.show_tails()
 
     @property
     def given_up(self) -> int:

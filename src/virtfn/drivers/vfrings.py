@@ -13,13 +13,15 @@ import numpy.typing as npt
 
 from virtfn.drivers.window import Window
 from virtfn.hw.bits import Decl
+from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import VfRegs
-from virtfn.hw.i82576.desc import DESC_BYTES, RXD_DD, RXD_EOP
+from virtfn.hw.i82576.desc import DESC_BYTES, MAX_FRAME, RXD_DD, RXD_EOP
 from virtfn.hw.i82576.fields import DescType
 from virtfn.hw.i82576.rxtx import RXDCTL, SRRCTL, TDWBAL, TXDCTL
 from virtfn.hw.types import Hva, Iova
-from virtfn.kernels.i82576.netdev import NETDEV
-from virtfn.kernels.ranges import row_address
+from virtfn.kernels.i82576.netdev import new_rings
+from virtfn.kernels.netdev import BATCH
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes
 from virtfn.machine.ports import DmaMemory, VirtfnError
@@ -39,7 +41,7 @@ class _TrappedTail:
 
 
 class VfRings:
-    """Rings of `size` descriptors each. mtu: bytes of payload. `row`: (1,) NETDEV, for kernels.
+    """Rings of `size` descriptors each. mtu: bytes of payload. `row`: (1,) RINGS, for kernels.
 
     `given_up` counts frames that were in the rings when these were stopped: not sent yet, or not looked at.
     """
@@ -47,11 +49,14 @@ class VfRings:
     def __init__(self, regs: Window, dma: DmaMemory, size: int, mtu: int) -> None:
         self.size = size
         self.given_up = 0
-        self.row = np.zeros(1, NETDEV)
-        row_address(self.row, "a driver's rings")
+        self.row = new_rings()
         self.netdev: np.void = self.row[0]
+        self._lengths, self._taken = np.zeros(size, np.int64), np.zeros((BATCH, 3), np.int64)
+        self.netdev["tx_lengths"] = address_of(self._lengths, "lengths of frames to send")
+        self.netdev["taken"] = address_of(self._taken, "received frames")
         # Whole KiB, enough for a frame with a VLAN tag.
         self.buffer_bytes = -(-max(mtu + 18, 2048) // 1024) * 1024
+        self.netdev["longest"] = min(self.buffer_bytes - FCS_BYTES, MAX_FRAME)
         self._regs = regs
         self._dma = dma
         self._allocated: list[Iova] = []

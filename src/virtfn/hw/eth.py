@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "ARP",
     "ARP_LOADED",
+    "BROADCAST",
     "FCS_BYTES",
     "HEADER_BYTES",
     "IPV4",
@@ -27,6 +28,7 @@ __all__ = [
 HEADER_BYTES = 14
 VLAN_BYTES = 4
 FCS_BYTES = 4
+BROADCAST = (1 << 48) - 1  # an address
 MIN_FRAME = 60  # without the frame check sequence
 
 IPV4 = 0x0800

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from virtfn.devices.nic82576 import Nic82576
 from virtfn.drivers.igb import Igb
+from virtfn.drivers.ports import BoundDriver
 from virtfn.drivers.vtdirq import InterruptTable
 from virtfn.hw.types import Hpa, Iova, Mac, Rid
 from virtfn.hw.vtd.regs import RTADDR, Fault
@@ -35,6 +36,8 @@ from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes
+from virtfn.machine.netports import Card
+from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 from virtfn.vmm.hostaddresses import HostAddresses, host_address
@@ -128,8 +131,8 @@ class Stage:
     def __init__(
         self,
         host: Host,
-        nic: Nic82576,
-        driver: Igb,
+        nic: Card,
+        driver: BoundDriver,
         iovm: Iovm,
         vf: Vf,
         engine: Engine,
@@ -137,6 +140,8 @@ class Stage:
         interrupts: InterruptTable,
         secrets_seed: int = 1,
     ) -> None:
+        if not isinstance(nic, Nic82576) or not isinstance(driver, Igb):
+            raise VirtfnError("the attacks are those on an 82576 and its driver", errno_name="EOPNOTSUPP")
         self.host, self.nic, self.driver, self.iovm, self.vf, self.engine = host, nic, driver, iovm, vf, engine
         self.victims = guests[1:]
         self.interrupts = interrupts

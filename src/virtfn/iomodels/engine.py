@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virtfn.devices.nic82576 import Nic82576
-from virtfn.drivers.igbvf import Igbvf, State
 from virtfn.hw.types import Ps
 from virtfn.iomodels.workload import Workload
 from virtfn.kernels.breath import PATIENCE, breathe
-from virtfn.kernels.i82576.state import EV_FAULT, EV_IDLE, EV_TIMER
+from virtfn.kernels.card import EV_FAULT, EV_IDLE, EV_TIMER
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
+from virtfn.machine.netports import Card, NetDriver
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
@@ -43,7 +42,7 @@ class Engine:
     def __init__(
         self,
         host: Host,
-        nic: Nic82576,
+        nic: Card,
         guests: Sequence[Guest],
         workload: Workload,
         *,
@@ -58,10 +57,10 @@ class Engine:
         self._asked_at: list[tuple[int, int]] = [(0, 0) for _ in guests]
         self._wire = wire
         if isinstance(host.clock, WallClock):
-            nic.port.follow_time(breath_ps)
+            nic.follow_time(breath_ps)
         self._how = _ROUNDS, _BUDGET
         self._met = 0, 0
-        self._trapping: list[Igbvf] = []
+        self._trapping: list[NetDriver] = []
         self._progress = (0, 0)
         self._idle_steps = 0
         self._retry_ps = 0
@@ -71,7 +70,7 @@ class Engine:
         self._last_ps = host.now()
         self.done: bool | None = None
 
-    def _drivers(self) -> list[Igbvf]:
+    def _drivers(self) -> list[NetDriver]:
         return [nic.driver for guest in self.guests for nic in guest.nics]
 
     def step(self, rounds: int = _ROUNDS, budget: int = _BUDGET) -> bool:
@@ -93,9 +92,8 @@ class Engine:
 
     def begin(self) -> bool:
         """Do what comes before a breath."""
-        self.nic.port.settle()
-        self.nic.port.tick()
-        self._trapping = [driver for driver in self._drivers() if driver.rings.traps]
+        self.nic.settle()
+        self._trapping = [driver for driver in self._drivers() if driver.traps]
         return True
 
     def work(self) -> None:
@@ -104,14 +102,14 @@ class Engine:
         if self.workload.kind == "ping" or self._trapping:
             rounds = 1
         now = self.host.now()
-        self._met = breathe(self.nic.port.address, self.workload.block.ctypes.data, now, rounds, budget)
+        self._met = breathe(self.nic.address, self.workload.block.ctypes.data, now, rounds, budget)
 
     def end(self) -> int:
         """Do what the breath called for; return how much was done."""
         nic, host = self.nic, self.host
         moved, events = self._met
         for driver in self._trapping:
-            driver.rings.show_tails()
+            driver.show_tails()
         if self._wire is not None:
             carried, told = self._wire.serve(self._how[1])
             moved += carried
@@ -154,7 +152,7 @@ class Engine:
         if self.host.now() < self._retry_ps:
             return done
         for driver in self._drivers():
-            if driver.state is State.RESET_NEEDED:
+            if driver.broken:
                 try:
                     driver.recover()
                     done += 1
@@ -211,7 +209,7 @@ class Engine:
         """Whether no driver waits for anything: all sent frames taken by the device, no one polls."""
         if self._waits or self._departing:
             return False
-        if self._timer or int(self.nic.port.nic["port"]["stalled"]):
+        if self._timer or self.nic.waits:
             return False
         for driver in self._drivers():
             d = driver.netdev

@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.hw.eth import MIN_FRAME
-from virtfn.hw.i82576.desc import MAX_FRAME
+from virtfn.hw.eth import BROADCAST, MIN_FRAME
 from virtfn.hw.types import Mac
-from virtfn.kernels.i82576.switch import BROADCAST
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.traffic import GENERATE, GUESTS, IDLE, PING, REPLAY, TRAFFIC, digest, fill_buffers
 from virtfn.machine.captures import Frames
@@ -172,8 +170,8 @@ class Workload:
         if rewrite:
             for k in range(min(total, count)):
                 self._rewrite(store, int(offsets[k]), int(lengths[k]), k % n)
-        largest = [int(s.row[0]["buffer_bytes"]) - 4 for s in self.stations]
-        fits = lengths[numbers] <= np.minimum(MAX_FRAME, np.array(largest)[senders])
+        largest = [int(s.row[0]["longest"]) for s in self.stations]
+        fits = lengths[numbers] <= np.array(largest)[senders]
         sendable = fits & (lengths[numbers] >= 14)
         for g in range(n):
             refused = int((~sendable & (senders == g) & fits).sum())

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from virtfn.drivers.policy import VfPolicy
+from virtfn.drivers.ports import PfDriver
 from virtfn.hw.pci import DevCtl, PageRequestControl, PageRequests, Pcie
 from virtfn.hw.types import Mac, Rid, format_rid
 from virtfn.iovm.pcim import Found, FoundVf, Pcim
-from virtfn.iovm.ports import PfDriver, Remapping
+from virtfn.iovm.ports import Remapping
 from virtfn.iovm.vconfig import VirtualConfig
 from virtfn.iovm.walk import capability_of
 from virtfn.iovm.whole import WholeConfig

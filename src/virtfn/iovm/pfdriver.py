@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from virtfn.drivers import igb
+from collections.abc import Callable
+from typing import TypeVar
+
+from virtfn.drivers.ports import BoundDriver
 from virtfn.hw.pci import Location, MsiX, MsiXControl, MsiXEntry
 from virtfn.hw.types import format_rid
 from virtfn.iovm.pcim import Found, Pcim
 from virtfn.iovm.walk import capability_of
-from virtfn.machine.ports import VirtfnError
+from virtfn.machine.ports import Bar, Clock, VirtfnError
 from virtfn.vmm.host import Host, HostBar
 
-__all__ = ["open_igb", "start_igb"]
+__all__ = ["open_pf", "start_pf"]
+
+_Driver = TypeVar("_Driver", bound=BoundDriver)
 
 
-def open_igb(host: Host, pcim: Pcim, pf: Found) -> igb.Igb:
+def open_pf(host: Host, pcim: Pcim, pf: Found, make: Callable[[Bar, Clock], _Driver]) -> _Driver:
     """Let a PF answer at its BARs, and give its registers to a driver, which does nothing yet."""
     pcim.enable_function(pf.rid)
     csr = next(bar for bar in pf.bars if bar.bar == 0)
-    return igb.Igb(HostBar(host.root, csr.address), host.clock)
+    return make(HostBar(host.root, csr.address), host.clock)
 
 
-def start_igb(host: Host, pcim: Pcim, pf: Found) -> igb.Igb:
+def start_pf(host: Host, pcim: Pcim, pf: Found, make: Callable[[Bar, Clock], _Driver]) -> _Driver:
     """Bind a driver to a PF and probe it; its vector for everything but queues calls the driver.
 
     Raises VirtfnError if the PF has no MSI-X, or the driver does not like what it finds.
     """
-    driver = open_igb(host, pcim, pf)
+    driver = open_pf(host, pcim, pf, make)
     driver.probe()
-    address, message = host.allocate_message(pf.rid, lambda: driver.interrupt(igb.OTHER_VECTOR))
+    address, message = host.allocate_message(pf.rid, lambda: driver.interrupt(0))
     msix = capability_of(pcim.bus, pf.rid, MsiX)
     if msix is None:
         raise VirtfnError(f"{format_rid(pf.rid)} has no MSI-X", errno_name="ENODEV")

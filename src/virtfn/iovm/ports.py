@@ -1,6 +1,5 @@
-"""What the IOVM stands on: a PF's driver, and whoever remaps DMA. The host's own, or Linux's.
+"""What the IOVM stands on besides a PF's driver (`drivers/ports.py`): whoever remaps DMA. The host's own, or Linux's.
 
-PfDriver    VFs begin and end, each has a policy, is stopped, started, and given up as new
 Remapping   domains are made, and requesters attached to them
 """
 
@@ -8,43 +7,10 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-from virtfn.drivers.policy import VfPolicy
-from virtfn.hw.types import Mac, Rid
+from virtfn.hw.types import Rid
 from virtfn.machine.ports import DmaDomain
 
-__all__ = ["PfDriver", "Remapping"]
-
-
-class PfDriver(Protocol):
-    """The driver of a PF. n: a VF's number. It owns the policies of its VFs, whoever changes them."""
-
-    def start(self, vfs: int) -> None:
-        """Take so many VFs up, each closed until it is assigned."""
-
-    def end_vfs(self) -> None:
-        """Take note that the VFs are gone."""
-
-    def serve(self) -> None:
-        """Do what guests have asked for."""
-
-    def policy(self, n: int) -> VfPolicy:
-        """Tell the policy in force, as a copy."""
-
-    def set_policy(self, n: int, policy: VfPolicy) -> None:
-        """Apply all of a policy. Raises VirtfnError for what cannot be."""
-
-    def offer_mac(self, n: int, mac: Mac | None = None) -> None:
-        """Offer an address; without `mac`, any. Raises VirtfnError for one that cannot be."""
-
-    def start_vf(self, n: int) -> None:
-        """Let a VF run."""
-
-    def stop_vf(self, n: int) -> None:
-        """Let nothing in or out of a VF."""
-
-    def release_vf(self, n: int) -> None:
-        """Make a VF as new for the next owner."""
-
+__all__ = ["Remapping"]
 
 _Domain = TypeVar("_Domain", bound=DmaDomain)
 

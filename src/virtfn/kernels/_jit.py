@@ -12,10 +12,15 @@ changed constant or callee elsewhere would silently keep running old machine cod
     libc(name, 32, 64)              a function of the C library, for kernels that call the system
     touch(address, size, write)     says what a function of the C library, or another gate, will touch
     grant(address, size, write, rid)  lets this call touch what a gate has let through
+    entry(kernel, 3)                the address at which a kernel of 3 numbers can be called
+    by_address(3, results=2)        makes the call of such a kernel: at an address, with 3 numbers
 
 With VIRTFN_CHECKED set, every one of them compares what it touches with what it may (`ranges.py`), array indices are
 checked too, and the first access that leaves its range ends the kernel with StrayAccessError. That build has a cache of
 its own.
+
+A kernel is compiled into each kernel that calls it, and again above. What is called by address is compiled once, and
+what calls it need not know it: so cards and drivers plug in.
 
 State reaches kernels as the address of one row that holds everything: tables of arrays would be passed member by
 member, with a reference count each, at every call between kernels.
@@ -101,6 +106,49 @@ def inlined(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def part(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a part of a kernel into it, with no code of its own: each level above much code compiles that again."""
     return cast("Callable[_P, _R]", njit(nogil=True, error_model="numpy", inline="always")(function))
+
+
+_entries: dict[object, int] = {}
+
+
+def entry(function: Callable[..., object], arguments: int) -> int:
+    """Return the address at which kernels call a kernel of so many 64-bit numbers, compiled now if need be."""
+    if function not in _entries:
+        signature = (types.int64,) * arguments
+        dispatcher = cast(Any, function)
+        dispatcher.compile(signature)
+        compiled = dispatcher.overloads[signature]
+        _entries[function] = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return _entries[function]
+
+
+def by_address(arguments: int, results: int = 1) -> Callable[..., Any]:
+    """Make the call of kernels that are known by the address that `entry` returns.
+
+    arguments: 64-bit numbers that they take, 2 to 5. results: how many they return, as a tuple if several.
+    """
+    result = types.int64 if results == 1 else types.UniTuple(types.int64, results)
+    signature = result(*[types.int64] * (arguments + 1))
+
+    def codegen(context, builder, _, args):  # type: ignore[no-untyped-def]
+        taken = signature.args[1:]
+        pointer = context.call_conv.get_function_type(result, taken).as_pointer()
+        function = builder.inttoptr(args[0], pointer)
+        status, returned = context.call_conv.call_function(builder, function, result, taken, args[1:])
+        with cgutils.if_unlikely(builder, status.is_error):
+            context.call_conv.return_status_propagate(builder, status)
+        return returned
+
+    def two(typingctx, address, a, b):  # type: ignore[no-untyped-def]
+        return signature, codegen
+
+    def three(typingctx, address, a, b, c):  # type: ignore[no-untyped-def]
+        return signature, codegen
+
+    def five(typingctx, address, a, b, c, d, e):  # type: ignore[no-untyped-def]
+        return signature, codegen
+
+    return cast("Callable[..., Any]", intrinsic({2: two, 3: three, 5: five}[arguments]))
 
 
 def uncached(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -1,16 +1,25 @@
-"""A breath: guests run, the port is served, guests run again, until time is up or something needs Python.
+"""A breath: guests run, the card is served, guests run again, until time is up or something needs Python.
 
-This is where a run of the embedded world spends its time. It stands for vCPUs and NIC working side by side; the guests'
-side and the device's meet only in memory, as their kernels do everywhere else.
+This is where a run of the embedded world spends its time. It stands for vCPUs and card working side by side; the
+guests' side and the device's meet only in memory, as their kernels do everywhere else.
 """
 
 from __future__ import annotations
 
 from virtfn.kernels._jit import kernel
+from virtfn.kernels.card import (
+    EV_CAPTURE,
+    EV_IDLE,
+    EV_INTERRUPT,
+    EV_MORE,
+    EV_PAGE,
+    EV_TIMER,
+    EV_UPLINK,
+    call_serve,
+    card_at,
+)
 from virtfn.kernels.clock import clock_at, read_clock
-from virtfn.kernels.i82576.netdev import netdev_at
-from virtfn.kernels.i82576.port import serve
-from virtfn.kernels.i82576.state import EV_CAPTURE, EV_IDLE, EV_INTERRUPT, EV_MORE, EV_PAGE, EV_TIMER, EV_UPLINK, nic_at
+from virtfn.kernels.netdev import netdev_at
 from virtfn.kernels.traffic import poll_guest, traffic_at
 
 __all__ = ["PATIENCE", "breathe"]
@@ -19,19 +28,18 @@ PATIENCE = 32  # empty polls before a guest goes back to interrupts
 
 
 @kernel
-def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budget: int) -> tuple[int, int]:
-    """Run rounds of all guests and the port, as many as the clock allows. Returns (frames moved, events).
+def breathe(card_address: int, traffic_address: int, now: int, rounds: int, budget: int) -> tuple[int, int]:
+    """Run rounds of all guests and the card, as many as the clock allows. Returns (frames moved, events).
 
-    nic_address, traffic_address: of the NIC and TRAFFIC rows. rounds: at most. now: time in ps, where the NIC has no
-    clock to read.
-    budget: frames a queue and round.
+    card_address, traffic_address: of the CARD and TRAFFIC rows. rounds: at most. now: time in ps, where the card has no
+    clock to read. budget: frames a queue and round.
     """
-    nic = nic_at(nic_address)
+    card = card_at(card_address)
     traffic = traffic_at(traffic_address)
     urgent = EV_INTERRUPT | EV_CAPTURE | EV_PAGE | EV_UPLINK  # what a driver can cause at will waits for the end
     moved = 0
     events = 0
-    clock = nic.port.clock
+    clock = card.clock
     until = read_clock(clock) + clock_at(clock).limit if clock else now
     for _ in range(rounds):
         busy = 0
@@ -45,7 +53,7 @@ def breathe(nic_address: int, traffic_address: int, now: int, rounds: int, budge
                 events |= EV_IDLE
         if clock:
             now = read_clock(clock)
-        frames, event = serve(nic, now, budget)
+        frames, event = call_serve(card.serve, card_address, now, budget)
         events |= event
         moved += frames
         if events & urgent or (clock and now >= until):

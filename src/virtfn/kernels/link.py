@@ -1,8 +1,7 @@
 """The link of a function to a virtual machine of another process: the messages that come with frames all the time.
 
-    guest writes EIMS     REGION_WRITE --> answered, and the vectors are enabled
-    guest writes a tail   REGION_WRITE --> answered, and in its register; comes where ring pages are not mapped
-    vector fires          MSI-X table --> interrupt remapping --> DMA_WRITE of the guest's message
+    guest writes a doorbell   REGION_WRITE --> answered, and done: an interrupt mask, a tail where no page is mapped
+    vector fires              MSI-X table --> interrupt remapping --> DMA_WRITE of the guest's message
 
 They are what Python does too (`vmm/served.py`), without Python: a message costs a microsecond instead of a hundred. All
 other messages are left where they are, unread. Spec: vfio-user protocol 0.9.2, REGION_WRITE, DMA_WRITE.
@@ -12,10 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store32_release, store64
-from virtfn.kernels.i82576.doorbells import EIMS, tail_at
-from virtfn.kernels.i82576.port import enable_vectors
-from virtfn.kernels.i82576.state import VECTORS
+from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store64
+from virtfn.kernels.card import MSIX_BYTES, VECTORS, call_doorbell, call_ring, card_at
 from virtfn.kernels.posix import MSGHDR_BYTES, peek_bytes, receive_bytes, send_bytes
 from virtfn.kernels.vtd.iommu import iommu_at
 from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
@@ -28,10 +25,11 @@ SCRATCH_BYTES = _MESSAGE_BYTES + MSGHDR_BYTES
 _ROUTE = row_of("address message guest_address guest_message")
 LINK = np.dtype(
     [
-        # fd: of the socket, below 0 while it is not for kernels; rid: of the function; table: its row of `msix`; first:
-        # its first vector; vectors: all of them, as bits; writes, interrupts: counted; owed: bits of the routes whose
-        # message is still to be sent; cut: the socket took a part of a message, so there is no going on
-        ("link", row_of("fd rid table first vectors writes interrupts owed cut")),
+        # fd: of the socket, below 0 while it is not for kernels; rid: of the function; function: its number as the card
+        # counts them; msix: address of its MSIX rows; first: its first vector; vectors: all of them, as bits; writes,
+        # interrupts: counted; owed: bits of the routes whose message is still to be sent; cut: the socket took a part
+        # of a message, so there is no going on
+        ("link", row_of("fd rid function msix first vectors writes interrupts owed cut")),
         # by the host's message, which the device sends: the guest's; a guest_address of 0 is none
         ("routes", _ROUTE, (ROUTES,)),
     ]
@@ -46,10 +44,10 @@ _BAR0 = 0
 
 
 @kernel
-def take_write(nic: Row, link: Row, scratch: int) -> bool:
-    """Answer and do a write to EIMS or to a tail at the head of a link's stream. False if there is none.
+def take_write(card: int, link: Row, scratch: int) -> bool:
+    """Answer and do a write to a doorbell at the head of a link's stream. False if there is none.
 
-    scratch: address of SCRATCH_BYTES.
+    card: address of the CARD row. scratch: address of SCRATCH_BYTES.
     """
     own = link.link
     if peek_bytes(own.fd, scratch, _WRITE_BYTES, scratch + _MESSAGE_BYTES) != _WRITE_BYTES:
@@ -64,12 +62,10 @@ def take_write(nic: Row, link: Row, scratch: int) -> bool:
         or load32(scratch + 28) != 4
     ):
         return False
-    offset = load64(scratch + 16)
-    tail = 0
-    if offset != EIMS:
-        tail = tail_at(nic, own.table, offset)
-        if tail == 0:
-            return False
+    c = card_at(card)
+    token = call_doorbell(c.doorbell, card, own.function, load64(scratch + 16))
+    if token == 0:
+        return False
     written = load32(scratch + 32)
     if flags == _COMMAND:
         store32(scratch + 4, _ANSWER_BYTES)
@@ -81,37 +77,35 @@ def take_write(nic: Row, link: Row, scratch: int) -> bool:
             return False
     receive_bytes(own.fd, scratch, _WRITE_BYTES)
     own.writes += 1
-    if tail:
-        store32_release(tail, written & 0xFFFF)
-    else:
-        enable_vectors(nic, written << own.first & own.vectors)
+    call_ring(c.ring, card, token, written, own.first, own.vectors)
     return True
 
 
 @kernel
-def send_vectors(nic: Row, link: Row, wanted: int, scratch: int) -> None:
+def send_vectors(card: Row, link: Row, wanted: int, scratch: int) -> None:
     """Send the messages of a link's vectors that fired, as far as they are routed; the others stay for Python.
 
     wanted: vectors, as bits.
     """
-    p = nic.port
     own = link.link
-    due = p.fired & own.vectors & wanted
+    due = card.fired & own.vectors & wanted
     if due == 0:
         return
     for v in range(VECTORS):
         if not due >> v & 1:
             continue
-        entry = nic.msix[own.table, v - own.first]
-        if not entry.open:
+        entry = own.msix + (v - own.first) * MSIX_BYTES
+        if not load64(entry):
             continue
+        address = load64(entry + 8)
+        message = load64(entry + 16)
         for i in range(ROUTES):
             route = link.routes[i]
-            if route.guest_address == 0 or route.address != entry.address or route.message != entry.message:
+            if route.guest_address == 0 or route.address != address or route.message != message:
                 continue
-            p.fired &= ~(1 << v)
-            nic.counters.iac += 1
-            outcome, _, _ = remap_interrupt(iommu_at(p.iommu), own.rid, entry.address, entry.message)
+            card.fired &= ~(1 << v)
+            card.messages += 1
+            outcome, _, _ = remap_interrupt(iommu_at(card.iommu), own.rid, address, message)
             if outcome == DELIVERED:
                 own.owed |= 1 << i
             break

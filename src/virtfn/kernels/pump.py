@@ -1,6 +1,6 @@
-"""The pump's loop: NICs are served, links to virtual machines answered, until something needs Python or time is up.
+"""The pump's loop: cards are served, links to virtual machines answered, until something needs Python or time is up.
 
-    serve NICs -> send vectors -> wait for descriptors -> take writes -+
+    serve cards -> send vectors -> wait for descriptors -> take writes -+
         ^--------------------------------------------------------------+
 
 How long it waits is what latency and processor time are made of. Tail writes to mapped pages come without a message, so
@@ -18,15 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, kernel, part, row_at, row_of
-from virtfn.kernels.i82576.port import raise_vectors, serve
-from virtfn.kernels.i82576.state import (
-    EV_INTERRUPT,
-    EV_MORE,
-    EV_TIMER,
-    EV_UPLINK,
-    QUEUES,
-    nic_at,
-)
+from virtfn.kernels.card import EV_INTERRUPT, EV_MORE, EV_TIMER, EV_UPLINK, call_fire, call_serve, card_at
 from virtfn.kernels.link import link_at, send_vectors, take_write
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
 
@@ -53,7 +45,7 @@ pump_at = row_at(PUMP)
 def run_pump(
     address: int,
     scratch: int,
-    nics: npt.NDArray[np.int64],
+    cards: npt.NDArray[np.int64],
     links: npt.NDArray[np.int64],
     asked: npt.NDArray[np.int64],
     events: npt.NDArray[np.int64],
@@ -62,10 +54,10 @@ def run_pump(
 ) -> None:
     """Serve until something needs Python, or `limit_ps` is over, and what is there now in any case.
 
-    address: of the PUMP row. scratch: address of SCRATCH_BYTES. nics: (n,) addresses of NIC rows. links: (m, 2)
-    addresses of LINK rows, and the number of the NIC of each. asked: (m + w,) what to wait for, as `poll` takes it: the
-    servers of the links, then wires. events: (n,) filled with what each NIC asks Python for. urgent: those of them that
-    Python is needed for at once.
+    address: of the PUMP row. scratch: address of SCRATCH_BYTES. cards: (n,) addresses of CARD rows. links: (m, 2)
+    addresses of LINK rows, and the number of the card of each. asked: (m + w,) what to wait for, as `poll` takes it:
+    the servers of the links, then wires. events: (n,) filled with what each card asks Python for. urgent: those of them
+    that Python is needed for at once.
     """
     p = pump_at(address)
     wake_promptly()
@@ -73,7 +65,7 @@ def run_pump(
     until = now + limit_ps
     again = False
     while True:
-        moved, told, total = serve_all(nics, links, events, now, scratch)
+        moved, told, total = serve_all(cards, links, events, now, scratch)
         more = told & (EV_MORE | EV_TIMER) == EV_MORE  # a turn is over, and the next is due
         if moved or more:
             p.last = now
@@ -96,7 +88,7 @@ def run_pump(
             if ready < 0:
                 return
             if ready:
-                answered, others = take_all(nics, links, asked, now, scratch)
+                answered, others = take_all(cards, links, asked, now, scratch)
                 p.last = now
                 if others:
                     return
@@ -110,30 +102,30 @@ def run_pump(
 
 @part
 def serve_all(
-    nics: npt.NDArray[np.int64], links: npt.NDArray[np.int64], events: npt.NDArray[np.int64], now: int, scratch: int
+    cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], events: npt.NDArray[np.int64], now: int, scratch: int
 ) -> tuple[int, int, int]:
-    """Serve each NIC once. Returns (frames, events for Python, frames forwarded since the start)."""
+    """Serve each card once. Returns (frames, events for Python, frames forwarded since the start)."""
     told = 0
     moved = 0
     total = 0
-    for n in range(len(nics)):
-        nic = nic_at(nics[n])
-        departed = nic.port.departed_tail
-        frames, event = serve(nic, now, _BUDGET)
-        send_all(nic, n, links, scratch)
-        event = event | EV_INTERRUPT if nic.port.fired else event & ~EV_INTERRUPT
-        if nic.port.departed_tail != departed:
+    for n in range(len(cards)):
+        card = card_at(cards[n])
+        departed = card.departed
+        frames, event = call_serve(card.serve, cards[n], now, _BUDGET)
+        send_all(card, n, links, scratch)
+        event = event | EV_INTERRUPT if card.fired else event & ~EV_INTERRUPT
+        if card.departed != departed:
             event |= EV_UPLINK
         events[n] |= event & ~EV_MORE
         told |= event
         moved += frames
-        total += nic.counters.forwarded  # segments count, not what they were cut from
+        total += card.forwarded  # segments count, not what they were cut from
     return moved, told, total
 
 
 @kernel
 def take_all(
-    nics: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], now: int, scratch: int
+    cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], now: int, scratch: int
 ) -> tuple[int, int]:
     """Take the writes of links that can be read, and send what they enable.
 
@@ -147,12 +139,12 @@ def take_all(
         link = link_at(links[i, 0])
         taken = 0
         if link.link.fd >= 0 and link.link.vectors:
-            nic = nic_at(nics[links[i, 1]])
-            while taken < _WRITES and not nic.port.fired and take_write(nic, link, scratch):
+            address = cards[links[i, 1]]
+            card = card_at(address)
+            while taken < _WRITES and not card.fired and take_write(address, link, scratch):
                 taken += 1
-                nic.port.now = now
-                raise_vectors(nic)
-                send_all(nic, links[i, 1], links, scratch)
+                call_fire(card.fire, address, now)
+                send_all(card, links[i, 1], links, scratch)
         if taken == 0:
             others += 1
         answered += taken
@@ -160,14 +152,11 @@ def take_all(
 
 
 @kernel
-def send_all(nic: Row, n: int, links: npt.NDArray[np.int64], scratch: int) -> None:
-    """Send the vectors of NIC `n` that fired, by its links: first those of guests that have something to receive."""
-    received = 0
-    for q in range(QUEUES):
-        received |= nic.rx[q].cause
-    for wanted in (received, -1):
+def send_all(card: Row, n: int, links: npt.NDArray[np.int64], scratch: int) -> None:
+    """Send the vectors of card `n` that fired, by its links: first those of guests that have something to receive."""
+    for wanted in (card.received, -1):
         for i in range(len(links)):
-            if nic.port.fired & wanted and links[i, 1] == n:
+            if card.fired & wanted and links[i, 1] == n:
                 link = link_at(links[i, 0])
                 if link.link.fd >= 0:
-                    send_vectors(nic, link, wanted, scratch)
+                    send_vectors(card, link, wanted, scratch)

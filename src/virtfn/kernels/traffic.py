@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.hw.eth import ARP_LOADED, LOCAL_EXPERIMENT_LOADED
+from virtfn.hw.eth import ARP_LOADED, LOCAL_EXPERIMENT_LOADED, VLAN_LOADED
 from virtfn.kernels._jit import (
     Row,
     copy_bytes,
+    inlined,
     kernel,
     load8,
     load16,
@@ -30,30 +31,18 @@ from virtfn.kernels._jit import (
     store32,
     store64,
 )
-from virtfn.kernels.csum import fold, sum_bytes
-from virtfn.kernels.i82576.netdev import (
-    netdev_at,
-    rx_buffer,
-    rx_done,
-    rx_frame,
-    rx_release,
-    rx_retag,
-    tx_buffer,
-    tx_kick,
-    tx_push,
-    tx_room,
-)
+from virtfn.kernels.csum import fold, sum_bytes, swap16
+from virtfn.kernels.netdev import BATCH, ENTRY_BYTES, call_netdev, netdev_at
 
 __all__ = ["GUESTS", "TASK", "TRAFFIC", "digest", "fill_buffers", "poll_guest", "traffic_at"]
 
-HEADER = 14
 IDLE, GENERATE, REPLAY, PING, ANSWER = range(5)
 
 TASK = np.dtype(
     [
         (name, np.int64)
         for name in (
-            # address of the NETDEV row, who, what
+            # address of the driver's NETDEV row, who, what
             "netdev index kind mac ip peer_mac peer_ip length "
             # sending: first and next sequence number (generated) or frame (replayed), and where to stop
             "next stop targets "
@@ -135,7 +124,7 @@ def digest(address: int, length: int) -> int:
 
 @kernel
 def fill_buffers(address: int, g: int, seed: int) -> None:
-    """Write addresses and random filler into every transmit buffer of guest `g`, and remember the sums.
+    """Write addresses and random filler into every transmit buffer of guest `g`, and remember sums and lengths.
 
     address: of the TRAFFIC row.
     """
@@ -154,45 +143,69 @@ def fill_buffers(address: int, g: int, seed: int) -> None:
         store16(frame + 12, LOCAL_EXPERIMENT_LOADED)
         store16(frame + 14, g)
         store64(t.sums + (g * t.ring + i) * 8, filler_sum(frame + 32, task.length - 32))
+        store64(d.tx_lengths + i * 8, task.length)
+
+
+@inlined
+def tx_buffer(d: Row) -> int:
+    """Address of the buffer that the next frame goes into."""
+    return d.tx_buffers + d.tx_tail * d.buffer_bytes
+
+
+@kernel
+def send_one(d: Row, task: Row, length: int) -> None:
+    """Send the frame that is in the next buffer."""
+    store64(d.tx_lengths + d.tx_tail * 8, length)
+    call_netdev(d.tx_send, task.netdev, 1)
 
 
 @kernel
 def send_generated(t: Row, g: int, d: Row, budget: int) -> int:
     """Send up to `budget` frames of guest `g`'s own making."""
     task = t.tasks[g]
-    count = min(min(tx_room(d), budget), task.stop - task.next)
+    count = min(min(call_netdev(d.tx_room, task.netdev, 0), budget), task.stop - task.next)
     if count <= 0:
         return 0
-    for i in range(count):
-        frame = tx_buffer(d)
-        if not task.raw:
-            k = task.next % task.targets
-            store32(frame, t.targets[g, k])
-            store16(frame + 4, t.targets[g, k] >> 32)
-            number = t.sequence[g, k]
-            t.sequence[g, k] = number + 1
-            store64(frame + 16, number)
-            store64(frame + 24, check_value(frame, task.length, load64(t.sums + (g * t.ring + d.tx_tail) * 8)))
-        tx_push(d, task.length, i == count - 1)
-        task.next += 1
-    tx_kick(d)
+    if not task.raw:
+        number_frames(t, g, d, count)
+    task.next += count
+    call_netdev(d.tx_send, task.netdev, count)
     return count
+
+
+@kernel
+def number_frames(t: Row, g: int, d: Row, count: int) -> None:
+    """Address the next `count` buffers of guest `g`, number them, and let their check values say so."""
+    task = t.tasks[g]
+    tail = d.tx_tail
+    for i in range(count):
+        frame = d.tx_buffers + tail * d.buffer_bytes
+        k = (task.next + i) % task.targets
+        store32(frame, t.targets[g, k])
+        store16(frame + 4, t.targets[g, k] >> 32)
+        number = t.sequence[g, k]
+        t.sequence[g, k] = number + 1
+        store64(frame + 16, number)
+        store64(frame + 24, check_value(frame, task.length, load64(t.sums + (g * t.ring + tail) * 8)))
+        tail = tail + 1 if tail + 1 < d.tx_size else 0
 
 
 @kernel
 def send_replayed(t: Row, g: int, d: Row, budget: int) -> int:
     """Send up to `budget` frames of the capture that are guest `g`'s."""
     task = t.tasks[g]
-    count = min(min(tx_room(d), budget), task.stop - task.next)
+    count = min(min(call_netdev(d.tx_room, task.netdev, 0), budget), task.stop - task.next)
     if count <= 0:
         return 0
-    for i in range(count):
+    tail = d.tx_tail
+    for _ in range(count):
         k = load64(t.order + task.next * 8)
         length = load64(t.lengths + k * 8)
-        copy_bytes(tx_buffer(d), t.store + load64(t.offsets + k * 8), length)
-        tx_push(d, length, i == count - 1)
+        copy_bytes(d.tx_buffers + tail * d.buffer_bytes, t.store + load64(t.offsets + k * 8), length)
+        store64(d.tx_lengths + tail * 8, length)
+        tail = tail + 1 if tail + 1 < d.tx_size else 0
         task.next += 1
-    tx_kick(d)
+    call_netdev(d.tx_send, task.netdev, count)
     return count
 
 
@@ -247,8 +260,7 @@ def send_arp(d: Row, task: Row, operation: int, target: int, target_ip: int) -> 
     store32(frame + 32, target)
     store16(frame + 36, target >> 32)
     store32(frame + 38, target_ip)
-    tx_push(d, 60, True)
-    tx_kick(d)
+    send_one(d, task, 60)
 
 
 @kernel
@@ -271,8 +283,7 @@ def send_echo(d: Row, task: Row) -> None:
     for i in range(42, task.length):
         store8(frame + i, i - 42 + number)
     store16(frame + 36, fold(sum_bytes(frame + 34, task.length - 34)) ^ 0xFFFF)
-    tx_push(d, task.length, True)
-    tx_kick(d)
+    send_one(d, task, task.length)
     task.asked += 1
 
 
@@ -288,8 +299,7 @@ def answer_echo(d: Row, task: Row, frame: int, length: int) -> None:
     store16(out + 36, 0)
     end = 14 + ((load8(frame + 16) << 8) | load8(frame + 17))
     store16(out + 36, fold(sum_bytes(out + 34, min(end, length) - 34)) ^ 0xFFFF)
-    tx_push(d, length, True)
-    tx_kick(d)
+    send_one(d, task, length)
 
 
 @kernel
@@ -300,7 +310,7 @@ def handle_ping(t: Row, g: int, d: Row, frame: int, length: int) -> None:
     if kind == ARP_LOADED and length >= 42 and load32(frame + 38) == task.ip:
         asker = load64(frame + 22) & 0xFFFFFFFFFFFF
         if load16(frame + 20) == 0x0100:
-            if tx_room(d) > 0:
+            if call_netdev(d.tx_room, task.netdev, 0) > 0:
                 send_arp(d, task, 2, asker, load32(frame + 28))
         elif task.step == 0:
             task.peer_mac = asker
@@ -310,7 +320,7 @@ def handle_ping(t: Row, g: int, d: Row, frame: int, length: int) -> None:
         if end > length or end < 42 or fold(sum_bytes(frame + 34, end - 34)) != 0xFFFF:
             task.corrupt += 1
         elif load8(frame + 34) == 8:
-            if tx_room(d) > 0:
+            if call_netdev(d.tx_room, task.netdev, 0) > 0:
                 answer_echo(d, task, frame, length)
         elif load8(frame + 34) == 0:
             expected = (task.asked - 1) & 0xFFFF
@@ -324,42 +334,52 @@ def handle_ping(t: Row, g: int, d: Row, frame: int, length: int) -> None:
 
 
 @kernel
-def take_frames(t: Row, g: int, d: Row, budget: int) -> int:
-    """Take up to `budget` received frames: check, log or answer each, and give its descriptor back."""
+def put_tag_back(d: Row, frame: int, length: int, tag: int) -> int:
+    """Put a VLAN tag that the device took out into a copy of a frame, 4 bytes longer; return its address."""
+    copy_bytes(d.bounce, frame, 12)
+    store16(d.bounce + 12, VLAN_LOADED)
+    store16(d.bounce + 14, swap16(tag))
+    copy_bytes(d.bounce + 16, frame + 12, length - 12)
+    return d.bounce
+
+
+@kernel
+def log_frame(t: Row, g: int, d: Row, frame: int, length: int, tag: int) -> None:
+    """Log the digest of a frame as it was on the wire."""
+    task = t.tasks[g]
+    if task.logged < t.room:
+        if tag >= 0:
+            frame = put_tag_back(d, frame, length, tag)
+            length += 4
+        store64(t.log + (g * t.room + task.logged) * 8, digest(frame, length))
+    task.logged += 1
+
+
+@kernel
+def take_frames(t: Row, g: int, d: Row) -> int:
+    """Take the received frames, up to a ring of them: check, log or answer each."""
     task = t.tasks[g]
     taken = 0
-    while taken < budget:
-        length = rx_frame(d)
-        if length == 0:
-            break
-        if length == -1 or d.in_pieces:
-            d.rx_errors += 1 - d.in_pieces
-            d.in_pieces = 1 if length == -1 else 0
-        elif length < HEADER or length > d.buffer_bytes:
-            d.rx_errors += 1
-        else:
-            frame = rx_buffer(d)
-            d.rx_frames += 1
-            d.rx_bytes += length
-            if task.kind == REPLAY:
-                tagged = rx_retag(d, length)
-                if tagged:
-                    frame = tagged
-                    length += 4
+    while taken < d.rx_size:
+        count = call_netdev(d.rx_take, task.netdev, BATCH)
+        for i in range(count):
+            listed = d.taken + i * ENTRY_BYTES
+            frame = load64(listed)
+            length = load64(listed + 8)
+            if length == 0:
+                continue
             if task.raw:
                 task.corrupt += load16(frame + 12) != LOCAL_EXPERIMENT_LOADED
             elif task.kind == REPLAY:
-                if task.logged < t.room:
-                    store64(t.log + (g * t.room + task.logged) * 8, digest(frame, length))
-                task.logged += 1
+                log_frame(t, g, d, frame, length, load64(listed + 16) if d.bounce else -1)
             elif task.kind >= PING:
                 handle_ping(t, g, d, frame, length)
             else:
                 check_generated(t, g, frame, length)
-        rx_release(d)
-        taken += 1
-    if taken:
-        rx_done(d)
+        if count == 0:
+            break
+        call_netdev(d.rx_return, task.netdev, count)
+        taken += count
     return taken
 
 
@@ -375,13 +395,13 @@ def poll_guest(t: Row, g: int, d: Row, budget: int) -> tuple[int, int]:
     if d.up == 0:
         return 0, 0
     if d.polling:
-        received = take_frames(t, g, d, d.rx_size)
+        received = take_frames(t, g, d)
         d.empty_polls = 0 if received else d.empty_polls + 1
     if task.kind == GENERATE:
         sent = send_generated(t, g, d, budget)
     elif task.kind == REPLAY:
         sent = send_replayed(t, g, d, budget)
-    elif task.kind == PING and task.asked < task.stop and tx_room(d) > 0:
+    elif task.kind == PING and task.asked < task.stop and call_netdev(d.tx_room, task.netdev, 0) > 0:
         if task.step == 0 and task.next == 0:
             send_arp(d, task, 1, 0, task.peer_ip)
             task.next = 1

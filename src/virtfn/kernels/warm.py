@@ -23,6 +23,8 @@ def load() -> bool:
     import numpy as np
 
     from virtfn.kernels.breath import breathe
+    from virtfn.kernels.i82576.doorbells import plug_in
+    from virtfn.kernels.i82576.netdev import new_rings
     from virtfn.kernels.i82576.port import fire_vectors, serve_port, wire_in
     from virtfn.kernels.i82576.state import new_nic
     from virtfn.kernels.pump import PUMP, run_pump
@@ -31,8 +33,10 @@ def load() -> bool:
     from virtfn.kernels.traffic import TRAFFIC
     from virtfn.kernels.vtd.iommu import new_iommu
 
-    iommu = new_iommu(0, 0)
+    iommu = new_iommu(0, 0)  # has to live as long as what knows its address
     nic = new_nic(iommu)
+    plug_in(nic)
+    new_rings()
     traffic = np.zeros(1, TRAFFIC)
     address = int(nic.ctypes.data)
     breathe(address, row_address(traffic), 0, 0, 0)

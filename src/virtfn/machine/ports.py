@@ -1,7 +1,8 @@
 """What crosses between the machine's parts: Protocols only, nothing else crosses.
 
 A `Device` answers the bus; its `DeviceHost` gives it memory, interrupts and time. A driver holds `Bar`s and a
-`DmaMemory`, and gets interrupts through a callback. DMA and messages always name their requester.
+`DmaMemory`, and gets interrupts through a callback. DMA and messages always name their requester. What is peculiar to
+the network is in `netports.py`.
 """
 
 from __future__ import annotations

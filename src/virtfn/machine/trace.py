@@ -21,7 +21,6 @@ from typing import Self
 
 from virtfn import private
 from virtfn.hw.bits import RegMap
-from virtfn.hw.i82576 import describe_message
 from virtfn.hw.types import Iova, Rid, format_rid
 from virtfn.machine.clock import US_PS
 from virtfn.machine.ports import Clock, VirtfnError
@@ -71,12 +70,11 @@ class Tracer:
         else:
             self._event(rid, access, what)
 
-    def mailbox(self, rid: Rid, to_pf: bool, words: Sequence[int]) -> None:
-        """Record a message that was signalled; `rid` is the VF's. Words after the last one set are left out."""
-        used = max((i + 1 for i, word in enumerate(words) if word), default=0)
-        raw = " ".join(f"{word:08x}" for word in words[:used])
+    def mailbox(self, rid: Rid, to_pf: bool, words: Sequence[int], text: str) -> None:
+        """Record a message that was signalled; `rid` is the VF's. text: the same in words."""
+        raw = " ".join(f"{word:08x}" for word in words)
         direction = "VF to PF" if to_pf else "PF to VF"
-        self._event(rid, "mailbox", f"{direction}: {describe_message(words[:used])} [{raw}]")
+        self._event(rid, "mailbox", f"{direction}: {text} [{raw}]")
 
     def interrupt(self, rid: Rid, vector: int) -> None:
         """Record a message-signalled interrupt, by the function's own vector."""

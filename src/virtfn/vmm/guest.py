@@ -14,19 +14,19 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from virtfn.drivers.igbvf import Igbvf
+from virtfn.cards import vf_driver
 from virtfn.hw.pci import Command, MsiX, MsiXControl, MsiXEntry, Type0
 from virtfn.hw.types import Gpa, Hpa, Hva, Iova, Rid, format_rid
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.irq import APIC_BASE
 from virtfn.machine.memory import PAGE, GuestMemory
+from virtfn.machine.netports import NetDriver
 from virtfn.machine.ports import Clock, ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
 from virtfn.vmm.host import Host
 
 __all__ = ["Guest", "GuestDma", "Nic"]
 
-VENDOR_INTEL, DEVICE_82576_VF = 0x8086, 0x10CA
 _MMIO_BASE = 0xE000_0000
 _FIRST_VECTOR = 0x20  # below are exceptions
 _HOLE = range(APIC_BASE, 0xFF00_0000)  # a device that writes here sends an interrupt: no memory for DMA
@@ -85,7 +85,7 @@ class Nic:
     """A function plugged into a guest, and the driver bound to it."""
 
     function: AssignedFunction
-    driver: Igbvf
+    driver: NetDriver
 
 
 class Guest:
@@ -141,13 +141,14 @@ class Guest:
         """
         function = self._enumerate(device, rid, config, mapped)
         ids = function.config.read(0, 4)
-        if ids != DEVICE_82576_VF << 16 | VENDOR_INTEL:
+        make = vf_driver(ids & 0xFFFF, ids >> 16)
+        if make is None:
             self._give_up(function)
             raise VirtfnError(
                 f"guest {self.name} has no driver for {ids & 0xFFFF:04x}:{ids >> 16:04x}", errno_name="ENODEV"
             )
         try:
-            driver = Igbvf(function.bar(0), self.dma, self.clock, ring=self._ring, mtu=self._mtu)
+            driver = make(function.bar(0), self.dma, self.clock, ring=self._ring, mtu=self._mtu)
         except VirtfnError:
             self._give_up(function)
             raise

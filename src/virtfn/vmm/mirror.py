@@ -10,38 +10,23 @@ queue runs by a copy of its registers: a tail gets there when all that it hands 
 sees a head when all that it stands for is on its way. One fetch of a queue is under way at a time; if its answer never
 comes, that queue stands still. A queue that is reset or set up anew, and all queues when memory goes, start over.
 
-Spec: vfio-user protocol, DMA_READ and DMA_WRITE; 82576 datasheet, receive and transmit descriptors.
+Spec: vfio-user protocol, DMA_READ and DMA_WRITE.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from mmap import PROT_READ, PROT_WRITE
 
-from virtfn.devices.nic82576 import Nic82576
-from virtfn.devices.nic82576.registers import QueueCopy
-from virtfn.hw.i82576.desc import (
-    DESC_BYTES,
-    RXD_HDRLEN_SHIFT,
-    RXD_LEN_SHIFT,
-    RXD_SPH,
-    SRRCTL_LEGACY,
-    TXD_DEXT,
-    TXD_DTYP_DATA,
-    TXD_DTYP_MASK,
-    TXD_LEN_MASK,
-    TXD_RS,
-)
-from virtfn.hw.i82576.rxtx import RDLEN, RXDCTL, SRRCTL, TDWBAL
 from virtfn.hw.types import Rid
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
 from virtfn.machine.memory import CHUNK
+from virtfn.machine.netports import CopiesQueues, QueueCopy
 from virtfn.machine.ports import Device, VirtfnError
 from virtfn.vmm.vfio_user import Client, DmaMapper, MmapMapper, finish, shared_memory
 
@@ -53,7 +38,7 @@ _CHAIN = 1024  # descriptors that a transmit queue has at most: a frame that nee
 _BATCH_BYTES = 128 << 10  # of buffers in a fetch, unless one alone has more
 _MOST_RANGES = 64  # each takes a descriptor of this process
 _MOST_READS = 512  # without an answer; beyond it no fetch starts
-_WORDS = struct.Struct("<QQ")
+_DESC_BYTES = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -69,17 +54,12 @@ class _Queue:
     known: tuple[int, ...] = ()
     given: deque[tuple[int, int, bytes]] = field(default_factory=deque)
     fetch: list[int] | None = None
-    seen: tuple[object, ...] = ()
+    seen: object = ()
 
     def news(self) -> bool:
         """Tell whether there is anything to look at, cheaply: most of the time there is not."""
-        before, self.seen = self.seen, (self.copy.restarts, self.copy.shown.tobytes(), self.copy.run.tobytes())
+        before, self.seen = self.seen, self.copy.look()
         return self.seen != before
-
-    def ring(self) -> tuple[int, ...]:
-        """Tell the driver's ring from others: restarts, base, length in bytes, head, enabled."""
-        base, length, _, head, _, control, _ = self.copy.shown.item()
-        return self.copy.restarts, base & ~0x7F, length & RDLEN.LEN.mask & ~0x7F, head, control & RXDCTL.ENABLE.mask
 
     def restart(self) -> None:
         """Forget what was fetched and what is under way; the device has nothing of this queue."""
@@ -87,19 +67,12 @@ class _Queue:
         self.given.clear()
         self.fetch = None
         self.seen = ()
-        self.known = self.ring()
+        self.known = self.copy.ring()
 
     def follow(self) -> None:
         """Carry over what the driver has set, and that the device has stopped the queue."""
-        shown, run = self.copy.shown, self.copy.run
-        if self.ring() != self.known:
+        if self.copy.ring() != self.known or not self.copy.follow():
             self.restart()
-        elif self.known[-1] and not run["control"] & RXDCTL.ENABLE.mask:
-            shown["control"] = run["control"]
-            self.restart()
-        else:
-            for name in ("srrctl", "control", "write_back"):
-                run[name] = shown[name]
 
 
 class Mirror:
@@ -111,7 +84,7 @@ class Mirror:
 
     def __init__(self, device: Device, rid: Rid, mapper: DmaMapper) -> None:
         self.counters: Counter[str] = Counter()
-        self._nic = device if isinstance(device, Nic82576) else None
+        self._nic = device if isinstance(device, CopiesQueues) else None
         self._rid = rid
         self._mapper = mapper
         self._client: Client | None = None
@@ -230,9 +203,8 @@ class Mirror:
 
     def _fetch(self, queue: _Queue) -> int:
         """Start to fetch what the tail has handed over since; return how many descriptors."""
-        run = queue.copy.run
         _, base, length, _, enabled = queue.known
-        size, tail, given = length // DESC_BYTES, int(queue.copy.shown["tail"]) & 0xFFFF, len(queue.given)
+        size, tail, given = length // _DESC_BYTES, queue.copy.tail, len(queue.given)
         if queue.fetch is not None or not enabled:
             return 0
         if self._unanswered > _MOST_READS:
@@ -241,9 +213,9 @@ class Mirror:
         whole = queue.copy.receive and tail == size > 0  # one past the end
         if tail >= size and not whole:
             queue.given.clear()
-            run["tail"] = tail  # the device judges it
+            queue.copy.hand_over(tail)  # the device judges it
             return 0
-        head = int(run["head"]) if run["head"] < size else 0
+        head = queue.copy.head if queue.copy.head < size else 0
         owned = min(size - head, size - 1) if whole else (tail - head) % size
         if owned < given:
             queue.restart()
@@ -253,9 +225,9 @@ class Mirror:
             return 0
         count = min(owned - given, room, _BATCH)
         indices = [(head + given + n) % size for n in range(count)]
-        places = [(index, base + index * DESC_BYTES) for index in indices]
+        places = [(index, base + index * _DESC_BYTES) for index in indices]
         until_end = min(count, size - indices[0])
-        spans = [(places[0][1], until_end * DESC_BYTES), (base, (count - until_end) * DESC_BYTES)]
+        spans = [(places[0][1], until_end * _DESC_BYTES), (base, (count - until_end) * _DESC_BYTES)]
         self._read(queue, spans, lambda: self._fetched(queue, size, places))
         return count
 
@@ -265,15 +237,14 @@ class Mirror:
         buffers: list[tuple[int, int]] = []
         total = 0
         for index, at in places:
-            words = b"".join(self._look(at, DESC_BYTES, PROT_READ))
+            words = b"".join(self._look(at, _DESC_BYTES, PROT_READ))
             if words and not queue.copy.receive:
-                address, control = _WORDS.unpack(words)
-                length = control & TXD_LEN_MASK
-                if not control & TXD_DEXT or control & TXD_DTYP_MASK == TXD_DTYP_DATA:
-                    if total and total + length > _BATCH_BYTES:
+                named = queue.copy.to_send(words)
+                if named is not None:
+                    if total and total + named[1] > _BATCH_BYTES:
                         break
-                    total += length
-                    buffers.append((address, length))
+                    total += named[1]
+                    buffers.append(named)
             fetched.append((index, at, words))
         self._read(queue, buffers, lambda: self._hand_over(queue, size, fetched))
 
@@ -281,7 +252,7 @@ class Mirror:
         """Let the device have descriptors: all that it needs is in the mirror."""
         queue.fetch = None
         queue.given.extend(fetched)
-        queue.copy.run["tail"] = (fetched[-1][0] + 1) % size
+        queue.copy.hand_over((fetched[-1][0] + 1) % size)
 
     def _read(self, queue: _Queue, spans: list[tuple[int, int]], then: Callable[[], None]) -> None:
         """Ask for bytes of the guest's; when all are in the mirror, go on. What the IOMMU would refuse is left out."""
@@ -310,7 +281,7 @@ class Mirror:
             # As where the IOMMU refuses a ring: the queue reads as stopped, and runs when its driver enables it anew.
             self.counters["refused"] += 1
             queue.fetch = None
-            queue.copy.run["control"] = int(queue.copy.run["control"]) & ~RXDCTL.ENABLE.mask
+            queue.copy.stop()
         else:
             for piece in self._look(iova, len(data), PROT_READ):
                 piece[:], data = data[: len(piece)], data[len(piece) :]
@@ -322,28 +293,27 @@ class Mirror:
 
     def _post(self, queue: _Queue) -> int:
         """Send what the device has done for a queue, then show its head; nothing once the ring is another one."""
-        shown, run = queue.copy.shown, queue.copy.run
-        head, given = int(run["head"]), queue.given
-        if queue.ring() != queue.known or head == shown["head"]:
+        copy, head, given = queue.copy, queue.copy.head, queue.given
+        if copy.ring() != queue.known or head == queue.known[3]:
             return 0
-        done, reported = 0, 0
+        done, reported = 0, False
         while given and given[0][0] != head:
             _, at, fetched = given.popleft()
             done += 1
-            written = b"".join(self._look(at, DESC_BYTES, PROT_WRITE))
+            written = b"".join(self._look(at, _DESC_BYTES, PROT_WRITE))
             if not fetched or not written:
                 continue
-            if queue.copy.receive:
-                for iova, count in _received(fetched, written, int(run["srrctl"])):
+            if copy.receive:
+                for iova, count in copy.received(fetched, written):
                     self._write(iova, count)
             else:
-                reported |= _WORDS.unpack(fetched)[1] & TXD_RS
+                reported = reported or copy.reports(fetched)
             if written != fetched:
-                self._write(at, DESC_BYTES)
-        if reported and run["write_back"] & TDWBAL.HEAD_WB_EN.mask:
-            self._write(int(run["write_back"]) & ~3, 4)
-        shown["head"] = head
-        queue.known = queue.ring()
+                self._write(at, _DESC_BYTES)
+        if reported and copy.head_word:
+            self._write(copy.head_word, 4)
+        copy.show_head(head)
+        queue.known = copy.ring()
         return done
 
     def _write(self, iova: int, count: int) -> None:
@@ -353,13 +323,3 @@ class Mirror:
             self.counters["writes"] += 1
             self.counters["written-bytes"] += count
             self._client.dma_write(iova, b"".join(pieces))
-
-
-def _received(fetched: bytes, written: bytes, srrctl: int) -> list[tuple[int, int]]:
-    """Tell where a receive descriptor's bytes are: (address, count) for packet and header buffer."""
-    packet, header = _WORDS.unpack(fetched)
-    low, high = _WORDS.unpack(written)
-    if SRRCTL(srrctl).DESCTYPE == SRRCTL_LEGACY:
-        return [(packet, high & 0xFFFF)]
-    split = low >> RXD_HDRLEN_SHIFT & 0x3FF if low & RXD_SPH else 0
-    return [(packet, high >> RXD_LEN_SHIFT & 0xFFFF), (header, split)]

@@ -15,14 +15,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.devices.nic82576 import Nic82576
 from virtfn.hw.types import Rid
-from virtfn.kernels.i82576.state import CHORES, POOLS, URGENT
+from virtfn.kernels.card import CHORES, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.machine.clock import MS_PS, work_clock
+from virtfn.machine.netports import Card
 from virtfn.machine.ports import Actor
 from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.host import Host
@@ -53,7 +53,7 @@ class Served(Protocol):
 class Pump(Actor):
     """Turns for the NICs `nics`, the virtual machines `vms` and the NICs' `wires`; all may grow."""
 
-    def __init__(self, host: Host, nics: Sequence[Nic82576], vms: Sequence[Served], wires: Sequence[Wire] = ()) -> None:
+    def __init__(self, host: Host, nics: Sequence[Card], vms: Sequence[Served], wires: Sequence[Wire] = ()) -> None:
         self._host = host
         self._nics = nics
         self._vms = vms
@@ -103,7 +103,7 @@ class Pump(Actor):
             answered = served.serve(_MESSAGES, self._going)
             if answered:
                 done += answered
-                self._nics[self._nic_of(served)].port.settle()  # filters that it had changed are its work, too
+                self._nics[self._nic_of(served)].settle()  # filters that it had changed are its work, too
             began, now = now, self._now()
             allowance.take(now - began)
             if answered:
@@ -126,7 +126,7 @@ class Pump(Actor):
 
     def _frames_move(self, now: int, lately: int = _WANTED_PS) -> bool:
         """Tell whether frames have moved lately."""
-        total = sum([nic.port.frames for nic in self._nics])
+        total = sum([nic.frames for nic in self._nics])
         if total != self._total:
             self._total, self._moved_ps = total, now
         return now - self._moved_ps < lately
@@ -151,14 +151,13 @@ class Pump(Actor):
         if not self._frames_move(now, lately):
             return False
         for n, nic in enumerate(self._nics):
-            pools = nic.port.nic["pools"]
-            counts = pools["gprc"] + pools["gptc"]
+            counts = nic.traffic()
             moved = counts != self._counts.get(n, counts)
             self._counts[n] = counts
             for served in functions:
                 if served.allowance.in_debt and served.function.device is nic:
-                    table = nic.vectors(served.function.rid)[0]
-                    moved[table if table < POOLS else slice(None)] = False
+                    function = nic.vectors(served.function.rid).function
+                    moved[function if function < len(moved) else slice(None)] = False
             if moved.any():
                 self._others_ps = now
         return now - self._others_ps < lately
@@ -178,8 +177,8 @@ class Pump(Actor):
         now = self._now()
         for i, served in enumerate(functions):
             n = self._nic_of(served)
-            table, first, vectors = self._nics[n].vectors(served.function.rid)
-            links[i] = served.lend(table, first, 0 if watched else vectors), n
+            vectors = self._nics[n].vectors(served.function.rid)
+            links[i] = served.lend(vectors._replace(bits=0) if watched else vectors), n
             if served.mirror.running:
                 limit_ps = min(limit_ps, _MIRROR_PS)
             waits = served.allowance.in_debt and self._must_wait(served, functions, now)
@@ -193,7 +192,7 @@ class Pump(Actor):
         asked += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
         waited = np.array([fd | POLLIN for fd in asked], np.int64)
         address_of(waited, "what is waited for")
-        nics = np.array([nic.port.address for nic in self._nics], np.int64)
+        nics = np.array([nic.address for nic in self._nics], np.int64)
         events = np.zeros(len(nics), np.int64)
         run_pump(self._state.ctypes.data, self._scratch.ctypes.data, nics, links, waited, events, urgent, limit_ps)
         for served in functions:

@@ -31,6 +31,7 @@ from virtfn.kernels.link import LINK
 from virtfn.kernels.ranges import row_address
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
+from virtfn.machine.netports import Vectors
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.allowance import Allowance
 from virtfn.vmm.assign import AssignedFunction
@@ -57,9 +58,9 @@ _MOST_FILES = 256  # a mirror of memory that is not shared has one for each rang
 _PIECE = 16 * PAGE  # mapped at a time, where pages are small
 _GIB = 1 << 30
 # A LINK row is looked at all the time; by number is faster than by name.
-_FD, _RID, _TABLE, _FIRST, _VECTORS, _DONE, _SENT, _OWED, _CUT = (
+_FD, _RID, _FUNCTION, _MSIX, _FIRST, _VECTORS, _DONE, _SENT, _OWED, _CUT = (
     (LINK["link"].names or ()).index(name)
-    for name in ("fd", "rid", "table", "first", "vectors", "writes", "interrupts", "owed", "cut")
+    for name in ("fd", "rid", "function", "msix", "first", "vectors", "writes", "interrupts", "owed", "cut")
 )
 _LIMITS = Limits(max_data_xfer_size=4096)
 
@@ -171,16 +172,15 @@ class ServedFunction(VfioUserDevice):
         """Messages about registers: the exits of this function."""
         return sum(self.function.exits.values())
 
-    def lend(self, table: int, first: int, vectors: int) -> int:
+    def lend(self, vectors: Vectors) -> int:
         """Let kernels answer and interrupt the machine until `take_back`; return the address of their LINK row.
 
-        Not where its memory is mirrored: what an interrupt is about has to be sent before it. table, first, vectors: as
-        the NIC tells of the function's vectors.
+        Not where its memory is mirrored: what an interrupt is about has to be sent before it. vectors: the function's.
         """
-        usable = self._client is not None and self._masters and vectors and not self.mirror.running
+        usable = self._client is not None and self._masters and vectors.bits and not self.mirror.running
         link = self._link
         link[_FD] = self._client.borrow() if self._client is not None and usable else -1
-        link[_TABLE], link[_FIRST], link[_VECTORS] = table, first, vectors
+        link[_FUNCTION], link[_MSIX], link[_FIRST], link[_VECTORS] = vectors
         return self._link_address
 
     def take_back(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from virtfn.hw.i82576 import Regs, VfRegs
+from virtfn.hw.i82576 import Regs, VfRegs, describe_message
 from virtfn.hw.types import Iova, parse_rid
 from virtfn.machine.clock import NS_PS, US_PS, VirtualClock
 from virtfn.machine.ports import VirtfnError
@@ -29,8 +29,8 @@ def test_every_kind_of_event_has_its_line(tmp_path: Path, clock: VirtualClock) -
         clock.sleep(12 * US_PS + 504 * NS_PS)
         tracer.register(PF, Regs, 0x0C80, 0x00010001, write=False)
         tracer.register(PF, Regs, 0x3FFC, 0xAB, write=False)
-        tracer.mailbox(VF, True, [0x00010004, 10, *[0] * 14])
-        tracer.mailbox(VF, False, [0x40000000, *[0] * 15])
+        tracer.mailbox(VF, True, [0x00010004, 10], describe_message([0x00010004, 10]))
+        tracer.mailbox(VF, False, [0x40000000], describe_message([0x40000000]))
         tracer.interrupt(PF, 2)
         tracer.fault(VF, Iova(0xDEAD000), "no second-level entry", write=True)
         tracer.reset(VF, "VTCTRL.RST")

@@ -49,7 +49,7 @@ class Row:
     def move(self, n: int) -> None:
         """Let a frame be received by function `n`."""
         self.rig.nic.port.nic["pools"][n]["gprc"] += 1
-        self.rig.nic.port.nic["counters"]["forwarded"] += 1
+        self.rig.nic.port.nic["card"]["forwarded"] += 1
 
     def go(self, duration_ps: int, receiver: int | None = None) -> list[float]:
         """Take turns, with 50 us of other work between them; return the functions' shares of the time."""

@@ -322,9 +322,9 @@ def test_a_tail_one_past_the_end_hands_over_the_whole_ring_once(net):
 
 
 def test_kernels_send_no_interrupt_past_what_it_is_about(net, pair):
-    table = net.nic.vectors(net.rids[0])
+    vectors = net.nic.vectors(net.rids[0])
     for running in (False, True):
-        pair[0].function.lend(*table)
+        pair[0].function.lend(vectors)
         assert (pair[0].function._link[0] < 0) == running == pair[0].function.mirror.running
         net.turn()
 

@@ -300,15 +300,16 @@ def test_it_is_the_same_with_and_without_the_kernel(tmp_path, request, seed):
         kernel, python = lines
         for one, other in zip(kernel.peers, python.peers, strict=True):
             assert messages(heard(one)) == messages(heard(other)), step
-        for name in ("eicr", "eims", "eiac", "eiam", "pending", "fired"):
+        for name in ("eicr", "eims", "eiac", "eiam", "pending"):
             assert kernel.rig.nic.port.nic["port"][name] == python.rig.nic.port.nic["port"][name], name
+        for name in ("fired", "messages"):
+            assert kernel.rig.nic.port.nic["card"][name] == python.rig.nic.port.nic["card"][name], name
         for q in range(16):
             rows = [[line.rig.nic.port.registers.peek(decl, q) for decl in TAILS] for line in lines]
             assert rows[0] == rows[1], q
         assert kernel.rig.host.iommu.stats() == python.rig.host.iommu.stats()
         assert [f.messages for f in kernel.rig.functions] == [f.messages for f in python.rig.functions]
         assert [f.interrupts for f in kernel.rig.functions] == [f.interrupts for f in python.rig.functions]
-        assert kernel.rig.nic.port.nic["counters"]["iac"] == python.rig.nic.port.nic["counters"]["iac"]
     assert sum(f.interrupts for f in lines[0].rig.functions) > 10
 
 

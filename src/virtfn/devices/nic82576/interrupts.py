@@ -40,6 +40,7 @@ class Interrupts(Handlers):
         self._registers = registers
         self._nic = nic
         self._port = nic["port"]
+        self._card = nic["card"]
         self._send = send
         self.vfs = 0
         registers.bind(self)
@@ -54,7 +55,7 @@ class Interrupts(Handlers):
         return GPIE(self._registers.peek(Regs.GPIE))
 
     def vectors(self, n: int | None) -> tuple[int, int, int]:
-        """Tell where kernels find the vectors of VF `n`, or of the PF: (row of `msix`, the first, all as bits).
+        """Tell where kernels find the vectors of VF `n`, or of the PF: (number, the first vector, all of them as bits).
 
         There are no bits where one message stands for all.
         """
@@ -67,13 +68,13 @@ class Interrupts(Handlers):
     def _raise(self, bits: int) -> None:
         self._port["eicr"] |= bits
         self._port["pending"] |= bits & ALL_VECTORS
-        self._port["fired"] |= bits & _SINGLE & int(self._port["eims"])
+        self._card["fired"] |= bits & _SINGLE & int(self._port["eims"])
 
     def _unmask(self, bits: int) -> None:
         self._port["eims"] |= bits
         kept = int(self._port["eicr"]) & bits
         self._port["pending"] |= kept & ALL_VECTORS
-        self._port["fired"] |= kept & _SINGLE
+        self._card["fired"] |= kept & _SINGLE
 
     def _clear(self, bits: int) -> None:
         self._port["eicr"] &= ~bits
@@ -212,6 +213,7 @@ class Interrupts(Handlers):
                 valid = entry & 0x80 and (entry & limit) < (3 if limit == 3 else VECTORS)
                 cause = 1 << first + (entry & limit) if valid else 0
                 rows[q]["cause"] = cause | (legacy if single and n >= self.vfs else 0)
+        self._card["received"] = np.bitwise_or.reduce(self._nic["rx"]["cause"])
 
     # Other causes.
 
@@ -223,7 +225,7 @@ class Interrupts(Handlers):
             misc = self._misc
             if not self._mode.MULTIPLE_MSIX:
                 self._port["eicr"] |= EICR.OTHER.mask
-                self._port["fired"] |= EICR.OTHER.mask
+                self._card["fired"] |= EICR.OTHER.mask
             elif misc.OTHER_VALID and misc.OTHER < VECTORS:
                 self._raise(1 << misc.OTHER)
         self._registers.poke(Regs.ICR, 0, value)
@@ -290,7 +292,7 @@ class Interrupts(Handlers):
         own = fired & self._owned()
         single = own and not self._mode.MULTIPLE_MSIX
         messages = (fired & ~own).bit_count() + (1 if single else own.bit_count())
-        self._nic["counters"]["iac"] += messages
+        self._card["messages"] += messages
         for n in range(self.vfs):
             for v in range(3):
                 if fired >> vf_vector(n, v) & 1:
@@ -303,15 +305,16 @@ class Interrupts(Handlers):
                 self._send(None, v)
 
     def _take_fired(self) -> int:
-        fired = int(self._port["fired"])
-        self._port["fired"] = 0
+        fired = int(self._card["fired"])
+        self._card["fired"] = 0
         return fired
 
     def reset_vf(self, n: int) -> None:
         """Clear the interrupt registers of VF `n`, its throttles and vectors included."""
         bits = ~(7 << vf_vector(n))
-        for name in ("eicr", "pending", "fired", "eims", "eiac", "eiam"):
+        for name in ("eicr", "pending", "eims", "eiac", "eiam"):
             self._port[name] &= bits
+        self._card["fired"] &= bits
         for v in range(3):
             self._nic["eitr"][vf_vector(n, v)] = 0
             self._registers.poke(Regs.EITR, vf_vector(n, v), 0)
@@ -321,8 +324,9 @@ class Interrupts(Handlers):
 
     def reset(self, *, throttles: bool) -> None:
         """Forget every cause, mask and vector; the throttles too if asked."""
-        for name in ("eicr", "pending", "fired", "eims", "eiac", "eiam"):
+        for name in ("eicr", "pending", "eims", "eiac", "eiam"):
             self._port[name] = 0
+        self._card["fired"] = 0
         self._port["automask"] = 0
         if throttles:
             self._nic["eitr"][:] = 0

@@ -10,34 +10,26 @@ runs until it needs Python, and this class does what it asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Sequence
 
 from virtfn.devices.nic82576.ats import AddressTranslation
 from virtfn.devices.nic82576.config import BAR_CSR, BAR_IO, BAR_MSIX, Card, build_endpoint
+from virtfn.devices.nic82576.observed import Observed
 from virtfn.devices.nic82576.port import Port
-from virtfn.devices.nic82576.registers import RING_PAGES, RING_START, QueueCopy
+from virtfn.devices.nic82576.queuecopy import QueueCopy
+from virtfn.devices.nic82576.registers import RING_PAGES, RING_START
+from virtfn.devices.nic82576.wire import WireEnd
 from virtfn.devices.pci import MsiXTable, Place
 from virtfn.hw.bits import Access, RegMap
-from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs, VfRegs, default_image, vf_view
+from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs, VfRegs, default_image, describe_message, vf_view
 from virtfn.hw.pci import Msi, MsiControl
-from virtfn.hw.types import Rid
-from virtfn.kernels.i82576.port import fire_vectors, serve_port, wire_in
-from virtfn.kernels.i82576.state import (
-    DEPARTURE_BYTES,
-    DROP_NAMES,
-    DROP_NO_UPLINK,
-    EV_INTERRUPT,
-    EV_MALICIOUS,
-    POOLS,
-    WIRE,
-)
-from virtfn.kernels.ranges import address_of
-from virtfn.kernels.streams import whole_frames
+from virtfn.hw.types import Ps, Rid
+from virtfn.kernels.card import EV_INTERRUPT, EV_MALICIOUS, MSIX_BYTES
+from virtfn.kernels.i82576.port import fire_vectors, serve_port
+from virtfn.kernels.i82576.state import POOLS, VECTORS
 from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.function import all_ones
+from virtfn.machine.netports import Vectors
 from virtfn.machine.ports import DeviceHost, Mapping, Reset, TranslationAgent, VirtfnError
 
 __all__ = ["Nic82576"]
@@ -50,7 +42,7 @@ def _carried(offset: int, size: int) -> bool:
     return size in (1, 2, 4, 8) and offset >= 0 and offset % size == 0
 
 
-class Nic82576:
+class Nic82576(WireEnd, Observed):
     """An 82576 with one port. card: what its NVM says. iommu: what its DMA goes through.
 
     agent: what translates for its device TLB. Raises VirtfnError for a card with ATS and no agent.
@@ -63,6 +55,7 @@ class Nic82576:
         self._pf = self.endpoint.pfs[0]
         image = default_image(card.mac, subsystem_id=card.subsystem_id, subsystem_vendor_id=card.subsystem_vendor_id)
         self.port = Port(iommu, image, self._send_vector, host.now)
+        self.address = self.port.address
         self.ats: AddressTranslation | None = None
         if card.ats:
             if agent is None:
@@ -71,6 +64,8 @@ class Nic82576:
             self.port.nic["port"]["device_tlb"] = self.ats.address
         self.on_access: Callable[[Rid, type[RegMap], int, int, bool], None] | None = None
         self.on_reset: Callable[[Rid, str], None] | None = None
+        self.on_message: Callable[[Rid, bool, Sequence[int], str], None] | None = None
+        self.port.mailboxes.on_message = self._mailbox_message
         self._views = [vf_view(n) for n in range(len(self._pf.vfs))]
         self._tables: dict[int | None, MsiXTable] = {
             None: MsiXTable(
@@ -170,7 +165,7 @@ class Nic82576:
 
     def _fire(self) -> None:
         port = self.port.nic["port"]
-        if int(port["pending"]) & int(port["eims"]) or port["fired"]:
+        if int(port["pending"]) & int(port["eims"]) or self.port.nic["card"]["fired"]:
             self.handle(fire_vectors(self.port.address, self._host.now()))
 
     def _bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
@@ -237,12 +232,11 @@ class Nic82576:
         self._give_queues()
         return made
 
-    def end_copies(self, copies: list[QueueCopy]) -> None:
+    def end_copies(self, copies: Sequence[object]) -> None:
         """Let queues run by the registers that their driver sees again."""
         kept = self.port.registers.copies
-        for copy in copies:
-            if copy in kept.get(copy.q, ()):
-                del kept[copy.q]
+        for q in [q for q, pair in kept.items() if any(copy in copies for copy in pair)]:
+            del kept[q]
         self._give_queues()
 
     # Functions: enabled, disabled and reset.
@@ -277,6 +271,10 @@ class Nic82576:
 
     # Interrupts and frames.
 
+    def now(self) -> Ps:
+        """Return the time now."""
+        return self._host.now()
+
     def _forget_pending(self, index: int, written: int, old: int) -> None:
         """Clear pending bits of the PF's MSI-X table."""
         self._tables[None].pending &= ~written
@@ -307,23 +305,36 @@ class Nic82576:
             address = msi.peek(Msi.ADDRESS) | msi.peek(Msi.ADDRESS_HIGH) << 32
             self._host.msi(self.pf_rid, address, msi.peek(Msi.MESSAGE))
 
-    def vectors(self, rid: Rid) -> tuple[int, int, int]:
+    def vectors(self, rid: Rid) -> Vectors:
         """Tell kernels where to find the interrupts of a function.
 
-        Returns (its row of `msix`, its first vector, all of its vectors as bits). No bits: Python alone has to look
-        after them, since somebody watches, or one message stands for all causes.
+        No bits: Python alone has to look after them, since somebody watches, or one message stands for all causes.
         """
         place = self.endpoint.find(rid)
-        table, first, bits = self.port.interrupts.vectors(None if place is None else place.vf)
-        return table, first, bits if place is not None and self.on_access is None else 0
+        function, first, bits = self.port.interrupts.vectors(None if place is None else place.vf)
+        seen = place is None or self.on_access is not None
+        return Vectors(function, self.port.msix + function * VECTORS * MSIX_BYTES, first, 0 if seen else bits)
+
+    def settle(self) -> None:
+        """Bring what kernels look up in line with the registers, and let timers fire: before they are called."""
+        self.port.settle()
+        self.port.tick()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame holds up the line."""
+        return bool(self.port.nic["port"]["stalled"])
+
+    def follow_time(self, limit_ps: int) -> None:
+        """Let kernels see the machine's time pass, and work for `limit_ps` at most."""
+        self.port.follow_time(limit_ps)
 
     def serve(self, budget: int = 64) -> tuple[int, int]:
         """Move up to `budget` frames of each transmit queue, and do what the data plane asks for.
 
         Returns (frames, events).
         """
-        self.port.settle()
-        self.port.tick()
+        self.settle()
         frames, events = serve_port(self.port.address, self._host.now(), budget)
         self.handle(events)
         return frames, events
@@ -338,92 +349,14 @@ class Nic82576:
         if events & EV_MALICIOUS:
             self.port.report_misbehaviour()
             self._fire()
-        if events & EV_INTERRUPT or self.port.nic["port"]["fired"]:
+        if events & EV_INTERRUPT or self.port.nic["card"]["fired"]:
             self.port.interrupts.deliver()
 
-    # The wire.
-
-    def open_wire(self, *, bare: bool = False) -> None:
-        """Keep frames that leave by the wire, from now on, until `release_departures`.
-
-        bare: leave off what fills short IPv4 frames up.
-        """
-        self.port.nic["port"]["departed_bare"] = bare
-        self.port.nic["port"]["departures"] = self.port.nic["departed"].ctypes.data
-
-    def departures(self) -> npt.NDArray[np.uint8]:
-        """Look at the frames that left and wait: each after its length, 4 bytes, big-endian."""
-        port = self.port.nic["port"]
-        waiting: npt.NDArray[np.uint8] = self.port.nic["departed"][port["departed_head"] : port["departed_tail"]]
-        return waiting
-
-    def release_departures(self, nbytes: int) -> None:
-        """Forget the first `nbytes` of what waits: frames that the uplink has taken."""
-        nic, port = self.port.nic, self.port.nic["port"]
-        head, tail = int(port["departed_head"]) + nbytes, int(port["departed_tail"])
-        if head > DEPARTURE_BYTES // 2 or head == tail:  # at least as much has been taken as moves now
-            nic["departed"][: tail - head] = nic["departed"][head:tail]
-            head, tail = 0, tail - head
-        port["departed_head"], port["departed_tail"] = head, tail
-
-    def discard_departures(self) -> None:
-        """Drop, and count, all that waits: the uplink is gone."""
-        waiting = self.departures()
-        if waiting.size:
-            self.port.nic["drops"][WIRE, DROP_NO_UPLINK] += whole_frames(int(waiting.ctypes.data), waiting.size)[0]
-            self.release_departures(waiting.size)
-
-    def arrive(
-        self,
-        store: npt.NDArray[np.uint8],
-        offsets: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        first: int,
-        count: int,
-    ) -> tuple[int, int]:
-        """Receive frames first..first+count-1 of a store from the wire, and do what the data plane asks for.
-
-        offsets, lengths: in bytes, without frame check sequence. Returns (frames taken, events).
-        """
-        self.port.settle()
-        block, now = self.port.address, self._host.now()
-        taken, events = wire_in(block, now, address_of(store, "frames from the wire"), offsets, lengths, first, count)
-        self.handle(events)
-        return int(taken), events
-
-    # What observers see.
-
-    def drops(self, pool: int | None) -> dict[str, int]:
-        """Count dropped frames of a pool (None: of the wire) by reason; reasons without any are left out."""
-        return _by_reason(self.port.nic["drops"][WIRE if pool is None else pool])
-
-    def all_drops(self) -> dict[str, int]:
-        """Count dropped frames of all pools and of the wire by reason."""
-        return _by_reason(self.port.nic["drops"].sum(axis=0))
-
-    def start_capture(self) -> None:
-        """Record what each function sends and receives from now on; `take_capture` must keep up."""
-        self.port.nic["port"]["capture"] = 1
-
-    def stop_capture(self) -> None:
-        """Record no more; what was recorded can still be taken."""
-        self.port.nic["port"]["capture"] = 0
-
-    def take_capture(self) -> list[tuple[int | None, bool, int, npt.NDArray[np.uint8]]]:
-        """Take the frames recorded since the last call: (pool or None for the wire, outbound, time in ps, bytes)."""
-        nic = self.port.nic
-        stored = nic["captured"]
-        taken = [
-            (None if interface == WIRE else interface, bool(outbound), time_ps, stored[offset : offset + length].copy())
-            for interface, outbound, length, offset, time_ps in nic["capture"][: nic["port"]["capture_head"]].tolist()
-        ]
-        nic["port"]["capture_head"] = nic["port"]["capture_bytes"] = 0
-        return taken
+    def _mailbox_message(self, n: int, to_pf: bool, words: list[int]) -> None:
+        if self.on_message is not None:
+            used = words[: max((i + 1 for i, word in enumerate(words) if word), default=0)]
+            self.on_message(self.vf_rid(n), to_pf, used, describe_message(used))
 
     def close(self) -> None:
         """Release memory."""
         self.port.close()
-
-
-def _by_reason(row: npt.NDArray[np.int64]) -> dict[str, int]:
-    return {name: int(count) for name, count in zip(DROP_NAMES, row, strict=True) if count}

@@ -27,9 +27,12 @@ from virtfn.hw.i82576 import QUEUES, VFS, Regs
 from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, SWSM, TCPTIMER, VTCTRL
 from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
+from virtfn.kernels.card import CARD
 from virtfn.kernels.clock import CLOCK, set_up_clock
+from virtfn.kernels.i82576.doorbells import plug_in
 from virtfn.kernels.i82576.port import WIRE_STALL
 from virtfn.kernels.i82576.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
+from virtfn.kernels.ranges import address_of
 from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.clock import MS_PS, US_PS
 from virtfn.machine.regfile import Handlers, on_read, on_write
@@ -38,7 +41,8 @@ __all__ = ["Port"]
 
 _KEPT_BY_RST = (Regs.RXPBS, Regs.TXPBS, Regs.SWPBS, Regs.EITR, Regs.EECD)
 _TIMER_TICK_PS = MS_PS
-_FORWARDED, _SENT, _RECEIVED = (COUNTER_NAMES.index(name) for name in ("forwarded", "gptc", "gprc"))
+_SENT, _RECEIVED = (COUNTER_NAMES.index(name) for name in ("gptc", "gprc"))
+_FORWARDED = (CARD.names or ()).index("forwarded")
 
 
 class Port(Handlers):
@@ -60,6 +64,9 @@ class Port(Handlers):
         self.nic: np.void = self.block[0]
         self._clock = np.zeros(1, CLOCK)
         self._counters = np.frombuffer(self.nic["counters"], np.int64).data
+        self._card = np.frombuffer(self.nic["card"], np.int64).data
+        self.msix = address_of(self.nic["msix"], "messages of a card")
+        plug_in(self.block)
         self.registers = PortRegisters()
         self.interrupts = Interrupts(self.registers, self.nic, send)
         self.mailboxes = Mailboxes(self.registers, self._ring_pf, self.interrupts.ring_vf)
@@ -77,7 +84,7 @@ class Port(Handlers):
         limit_ps: how long they may move frames before others have their turn.
         """
         self._clock["limit"] = limit_ps
-        self.nic["port"]["clock"] = set_up_clock(self._clock)
+        self.nic["card"]["clock"] = set_up_clock(self._clock)
 
     def _ring_pf(self) -> None:
         self.interrupts.raise_other(ICR.VMMB.mask)
@@ -86,7 +93,7 @@ class Port(Handlers):
     def frames(self) -> int:
         """Count the frames that have moved, from and to anyone; cheap enough to be asked all the time."""
         counters = self._counters
-        return counters[_FORWARDED] + counters[_SENT] + counters[_RECEIVED]
+        return self._card[_FORWARDED] + counters[_SENT] + counters[_RECEIVED]
 
     # Queues: whose each is.
 

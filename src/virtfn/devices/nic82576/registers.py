@@ -16,26 +16,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.devices.nic82576.queuecopy import RING_BLOCK, QueueCopy
 from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import BAR0_BYTES, QUEUES, VFS, Regs
-from virtfn.kernels.i82576 import ring
-from virtfn.kernels.ranges import address_of
 from virtfn.machine.memory import SharedRegion
 from virtfn.machine.regfile import RegFile
 
-__all__ = ["RING_PAGES", "RING_START", "PortRegisters", "QueueCopy"]
+__all__ = ["RING_PAGES", "RING_START", "PortRegisters"]
 
 RING_PAGES, RING_START = 0x2000, 0x2000
 _RX_WINDOW, _TX_WINDOW = 0x800, 0x1800
-_RX_MAP, _TX_MAP, _BLOCK = 0xC000, 0xE000, 0x40
-_QUEUE_BLOCK = np.dtype(
-    {
-        "names": ["base", "length", "srrctl", "head", "tail", "control", "write_back"],
-        "formats": ["<u8", "<u4", "<u4", "<u4", "<u4", "<u4", "<u8"],
-        "offsets": [ring.BASE, ring.LENGTH, ring.SRRCTL, ring.HEAD, ring.TAIL, ring.CONTROL, ring.WRITE_BACK],
-        "itemsize": _BLOCK,
-    }
-)
+_RX_MAP, _TX_MAP = 0xC000, 0xE000
+_BLOCK = RING_BLOCK.itemsize
 
 
 def _block(q: int, window: int) -> int:
@@ -54,30 +46,6 @@ def _places() -> npt.NDArray[np.int64]:
 
 
 _PLACES = _places()
-
-
-class QueueCopy:
-    """The registers of queue `q` twice: `shown` to its driver, and those by which it runs.
-
-    Members of both: base, length, srrctl, head, tail, control, write_back. Who has made it carries them over.
-    restarts: how many times the queue has started anew, with nothing handed over.
-    """
-
-    def __init__(self, q: int, receive: bool, shown: np.void) -> None:
-        self.q = q
-        self.receive = receive
-        self.shown = shown
-        self._block = np.zeros(1, _QUEUE_BLOCK)
-        self.run: np.void = self._block[0]
-        self.address = address_of(self._block, "a queue's registers")
-        self.restarts = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Run by what is shown, but without a descriptor: as after a reset."""
-        self._block[0] = self.shown
-        self.run["tail"] = self.run["head"]
-        self.restarts += 1
 
 
 class PortRegisters(RegFile):
@@ -107,7 +75,7 @@ class PortRegisters(RegFile):
     def copy(self, q: int) -> tuple[QueueCopy, QueueCopy]:
         """Make copies of the receive and the transmit block of queue `q`, by which it runs once it is wired again."""
         rx, tx = (
-            self.region.bytes[at : at + _BLOCK].view(_QUEUE_BLOCK)[0]
+            self.region.bytes[at : at + _BLOCK].view(RING_BLOCK)[0]
             for at in (_block(q, _RX_WINDOW), _block(q, _TX_WINDOW))
         )
         self.copies[q] = QueueCopy(q, True, rx), QueueCopy(q, False, tx)

@@ -18,6 +18,7 @@ from virtfn.machine.regfile import Handlers, on_read
 __all__ = ["Statistics"]
 
 _M32 = 0xFFFFFFFF
+_MESSAGES = "messages"
 _SINGLE = {
     Regs.GPRC: "gprc", Regs.GPTC: "gptc", Regs.BPRC: "bprc", Regs.BPTC: "bptc", Regs.MPRC: "mprc", Regs.MPTC: "mptc",
     Regs.TPR: "tpr", Regs.TPT: "tpt", Regs.RUC: "ruc", Regs.ROC: "roc", Regs.RFC: "rfc", Regs.RNBC: "rnbc",
@@ -25,7 +26,7 @@ _SINGLE = {
     Regs.PRC1023: "prc1023", Regs.PRC1522: "prc1522", Regs.PTC64: "ptc64", Regs.PTC127: "ptc127",
     Regs.PTC255: "ptc255", Regs.PTC511: "ptc511", Regs.PTC1023: "ptc1023", Regs.PTC1522: "ptc1522",
     Regs.RPTHC: "rpthc", Regs.HGPTC: "hgptc", Regs.TSCTC: "tsctc", Regs.SSVPC: "ssvpc",
-    Regs.IAC: "iac",
+    Regs.IAC: _MESSAGES,
 }  # fmt: skip
 _LOW = {
     Regs.GORCL: "gorc", Regs.GOTCL: "gotc", Regs.TORL: "tor", Regs.TOTL: "tot", Regs.HGORCL: "hgorc",
@@ -46,7 +47,7 @@ class Statistics(Handlers):
 
     def __init__(self, registers: PortRegisters, nic: np.void) -> None:
         self._nic = nic
-        self._base = dict.fromkeys(COUNTER_NAMES, 0)
+        self._base = dict.fromkeys((*COUNTER_NAMES, _MESSAGES), 0)
         self._vf_base = [dict.fromkeys(_PER_VF.values(), 0) for _ in range(VFS)]
         self._queue_base = [0] * Regs.RQDPC.count
         for decl, name in _SINGLE.items():
@@ -61,7 +62,10 @@ class Statistics(Handlers):
 
     def count(self, name: str) -> int:
         """Read a counter of the port since it was last cleared, without clearing it."""
-        return int(self._nic["counters"][name]) - self._base[name]
+        return self._total(name) - self._base[name]
+
+    def _total(self, name: str) -> int:
+        return int(self._nic["card" if name == _MESSAGES else "counters"][name])
 
     def _reader(self, name: str, *, clear: bool) -> Callable[[int], int]:
         def read(index: int) -> int:
@@ -101,12 +105,12 @@ class Statistics(Handlers):
     def reset(self) -> None:
         """Start every counter at zero."""
         for name in self._base:
-            self._base[name] = int(self._nic["counters"][name])
+            self._base[name] = self._total(name)
         for n in range(VFS):
             self.reset_vf(n)
         self._queue_base = [int(row["drops"]) for row in self._nic["rx"]]
 
 
-_unknown = {name for name in (*_SINGLE.values(), *_LOW.values()) if name not in COUNTER_NAMES}
+_unknown = {name for name in (*_SINGLE.values(), *_LOW.values()) if name not in (*COUNTER_NAMES, _MESSAGES)}
 if _unknown:
     raise TypeError(f"registers show counters that nobody counts: {sorted(_unknown)}")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.pci import Location, MsiX, MsiXControl, MsiXEntry
-from virtfn.kernels.i82576.state import MSIX
+from virtfn.kernels.card import MSIX
 from virtfn.machine.function import Function, all_ones
 from virtfn.machine.ports import Reset
 from virtfn.machine.regfile import RegFile

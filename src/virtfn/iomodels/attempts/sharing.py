@@ -30,7 +30,8 @@ from virtfn.hw.types import Hva, Mac
 from virtfn.iomodels.attack import OUTSIDE, Attempt, Region, Result, Stage, attempt
 from virtfn.iomodels.attacker import RING, Attacker, data_word
 from virtfn.iovm.iovm import VfState
-from virtfn.kernels.i82576.state import EV_MORE, WIRE
+from virtfn.kernels.card import EV_MORE
+from virtfn.kernels.i82576.state import WIRE
 from virtfn.machine.clock import US_PS
 from virtfn.machine.memory import PAGE
 from virtfn.vmm.hostaddresses import host_address

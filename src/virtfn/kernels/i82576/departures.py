@@ -35,6 +35,7 @@ def depart(nic: Row, head: int, body: int, length: int) -> None:
     store32(at, swap32(length))
     copy_frame(at + LENGTH_BYTES, head, body, length)
     p.departed_tail += LENGTH_BYTES + length
+    nic.card.departed += 1
 
 
 @kernel

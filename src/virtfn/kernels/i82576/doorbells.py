@@ -5,26 +5,59 @@ Spec: 82576 datasheet, chapter "Programming Interface", VF register summary.
 
 from __future__ import annotations
 
-from virtfn.hw.i82576.vfregs import VF_QUEUES, VfRegs
-from virtfn.kernels._jit import Row, kernel
-from virtfn.kernels.i82576.ring import TAIL
-from virtfn.kernels.i82576.state import POOLS
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["EIMS", "tail_at"]
+from virtfn.hw.i82576.vfregs import VF_QUEUES, VfRegs
+from virtfn.kernels._jit import entry, kernel, store32_release
+from virtfn.kernels.i82576.port import enable_vectors, fire_vectors, serve_port
+from virtfn.kernels.i82576.ring import TAIL
+from virtfn.kernels.i82576.state import POOLS, nic_at
+
+__all__ = ["plug_in"]
 
 EIMS = VfRegs.VTEIMS.offset
 _RDT, _TDT = VfRegs.RDT.offset, VfRegs.TDT.offset
+_EIMS_TOKEN = 1
 PF_WINDOWS = 4
 
 
 @kernel
-def tail_at(nic: Row, table: int, offset: int) -> int:
-    """Find the tail register at an offset of BAR0; 0 if there is none, or its queue stands still."""
+def doorbell(address: int, function: int, offset: int) -> int:
+    """Find a register that drivers write all the time: a token for `ring`, or 0 if there is none at `offset`.
+
+    function: a pool, or POOLS for the PF. A queue that stands still has no tail.
+    """
+    if offset == EIMS:
+        return _EIMS_TOKEN
+    nic = nic_at(address)
     sends = offset >= _TDT
     distance = offset - _TDT if sends else offset - _RDT
     i = distance >> 8
-    if distance & 0xFF or not 0 <= i < (VF_QUEUES if table < POOLS else PF_WINDOWS):
+    if distance & 0xFF or not 0 <= i < (VF_QUEUES if function < POOLS else PF_WINDOWS):
         return 0
-    q = table + i * POOLS if table < POOLS else i
+    q = function + i * POOLS if function < POOLS else i
     regs = nic.tx[q].regs if sends else nic.rx[q].regs
     return regs + TAIL if regs else 0
+
+
+@kernel
+def ring(address: int, token: int, written: int, first: int, vectors: int) -> int:
+    """Do a write that `doorbell` has found. first, vectors: of the function, the latter as bits."""
+    if token == _EIMS_TOKEN:
+        enable_vectors(nic_at(address), written << first & vectors)
+    else:
+        store32_release(token, written & 0xFFFF)
+    return 0
+
+
+def plug_in(block: npt.NDArray[np.void]) -> None:
+    """Let kernels that know only cards call this one. block: (1,) NIC."""
+    card = block[0]["card"]
+    for name, function, arguments in (
+        ("serve", serve_port, 3),
+        ("fire", fire_vectors, 2),
+        ("doorbell", doorbell, 3),
+        ("ring", ring, 5),
+    ):
+        card[name] = entry(function, arguments)

@@ -6,7 +6,7 @@ sender check -> switching -> wire: pace, statistics, uplink
 
 from __future__ import annotations
 
-from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED
+from virtfn.hw.eth import BROADCAST, IPV4_LOADED, IPV6_LOADED
 from virtfn.hw.i82576.desc import RXD_LB
 from virtfn.kernels._jit import Row, kernel, load8, load16, load64
 from virtfn.kernels.csum import swap16
@@ -14,15 +14,8 @@ from virtfn.kernels.i82576.classify import classify
 from virtfn.kernels.i82576.departures import depart
 from virtfn.kernels.i82576.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, receive
 from virtfn.kernels.i82576.shares import has_turn, is_scarce
-from virtfn.kernels.i82576.state import (
-    DROP_MAC_SPOOF,
-    DROP_NO_UPLINK,
-    DROP_VLAN_SPOOF,
-    DROP_WITHDRAWN,
-    LOWEST,
-    WIRE,
-)
-from virtfn.kernels.i82576.switch import BROADCAST, MAC, find_pools, switch_receive, switch_transmit
+from virtfn.kernels.i82576.state import DROP_MAC_SPOOF, DROP_NO_UPLINK, DROP_VLAN_SPOOF, DROP_WITHDRAWN, LOWEST, WIRE
+from virtfn.kernels.i82576.switch import MAC, find_pools, switch_receive, switch_transmit
 from virtfn.kernels.i82576.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
 
 __all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread"]
@@ -202,7 +195,7 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
             if pools & (pools - 1):
                 nic.counters.flooded += 1
             else:
-                nic.counters.forwarded += 1
+                nic.card.forwarded += 1
             owner.gptlbc += 1
             owner.gotlbc += length + 4
     if pools == 0:

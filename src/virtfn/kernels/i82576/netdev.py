@@ -10,9 +10,10 @@ into a mapped page, without any exit. It knows nothing of how the device works.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from virtfn.hw.eth import VLAN_LOADED
 from virtfn.hw.i82576.desc import (
+    DESC_BYTES,
     RXD_DD,
     RXD_EOP,
     RXD_VP,
@@ -25,132 +26,149 @@ from virtfn.hw.i82576.desc import (
 )
 from virtfn.kernels._jit import (
     Row,
-    copy_bytes,
+    entry,
     inlined,
     kernel,
     load16,
     load32_acquire,
+    load64,
     row_at,
-    store16,
+    row_of,
     store32_release,
     store64,
     store64_release,
 )
+from virtfn.kernels.netdev import ENTRY_BYTES, NETDEV_NAMES
+from virtfn.kernels.ranges import row_address
 
-__all__ = ["NETDEV", "netdev_at", "rx_done", "rx_frame", "rx_release", "rx_retag", "tx_kick", "tx_push", "tx_room"]
+__all__ = ["RINGS", "new_rings"]
 
-NETDEV = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            # addresses of the tail registers
-            "tx_tail_register rx_tail_register "
-            # rings, in the guest's view, and their lengths in descriptors
-            "tx_ring rx_ring tx_size rx_size "
-            # buffers: address for the device, address here, bytes of one
-            "tx_iova tx_buffers rx_iova rx_buffers buffer_bytes "
-            # where the device writes the transmit head
-            "tx_done_head "
-            # room for one frame whose stripped VLAN tag is put back
-            "bounce "
-            # cursors
-            "tx_tail tx_reaped rx_next "
-            # 1 while descriptors belong to a frame that came in pieces, which this driver does not take
-            "in_pieces "
-            # 1 while the receive interrupt is masked and the guest polls; empty polls in a row
-            "up polling empty_polls "
-            # statistics
-            "tx_frames tx_bytes rx_frames rx_bytes rx_errors"
-        ).split()
-    ]
+RINGS = row_of(
+    NETDEV_NAMES +
+    # addresses of the tail registers
+    "tx_tail_register rx_tail_register "
+    # rings, in the guest's view
+    "tx_ring rx_ring "
+    # buffers: address of the first for the device, and of received frames here
+    "tx_iova rx_iova rx_buffers "
+    # where the device writes the transmit head
+    "tx_done_head "
+    # cursors: the head that was seen last, and the next descriptor to look at
+    "tx_reaped rx_next "
+    # 1 while descriptors belong to a frame that came in pieces, which this driver does not take
+    "in_pieces"
 )
-
-netdev_at = row_at(NETDEV)
+rings_at = row_at(RINGS)
 
 _SEND = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT | TXD_IFCS
+_HEADER = 14
+
+
+def new_rings() -> npt.NDArray[np.void]:
+    """Make the row of a driver, as (1,) RINGS, everything off."""
+    row = np.zeros(1, RINGS)
+    row_address(row, "a driver's rings")
+    for name, function in (("tx_room", tx_room), ("tx_send", tx_send), ("rx_take", rx_take), ("rx_return", rx_return)):
+        row[name] = entry(function, 2)
+    return row
 
 
 @kernel
-def tx_room(d: Row) -> int:
-    """Descriptors free for sending, after reaping what the device has finished."""
+def tx_room(address: int, _: int) -> int:
+    """Descriptors free for sending, after reaping what the device has finished; one always stays empty."""
+    d = rings_at(address)
     d.tx_reaped = load32_acquire(d.tx_done_head)
     free = d.tx_reaped - d.tx_tail - 1
     return free if free >= 0 else free + d.tx_size
 
 
-@inlined
-def tx_buffer(d: Row) -> int:
-    """Address of the buffer that the next frame goes into."""
-    return d.tx_buffers + d.tx_tail * d.buffer_bytes
-
-
-@inlined
-def tx_push(d: Row, length: int, report: bool) -> None:
-    """Hand the next buffer, filled with `length` bytes, to the ring. report: ask the device to tell when it is done."""
-    at = d.tx_ring + d.tx_tail * 16
-    store64(at, d.tx_iova + d.tx_tail * d.buffer_bytes)
-    store64(at + 8, _SEND | (TXD_RS if report else 0) | length | length << TXD_PAYLEN_SHIFT)
-    d.tx_tail = d.tx_tail + 1 if d.tx_tail + 1 < d.tx_size else 0
-    d.tx_frames += 1
-    d.tx_bytes += length
-
-
 @kernel
-def tx_kick(d: Row) -> None:
-    """Show the device the new tail."""
-    store32_release(d.tx_tail_register, d.tx_tail)
+def tx_send(address: int, count: int) -> int:
+    """Hand the next buffers to the ring and show the device the tail. It tells when the last of them is done."""
+    d = rings_at(address)
+    tail = d.tx_tail
+    size = d.tx_size
+    ring = d.tx_ring
+    lengths = d.tx_lengths
+    iova = d.tx_iova
+    step = d.buffer_bytes
+    total = 0
+    for i in range(count):
+        length = load64(lengths + tail * 8)
+        at = ring + tail * DESC_BYTES
+        store64(at, iova + tail * step)
+        store64(at + 8, _SEND | (TXD_RS if i == count - 1 else 0) | length | length << TXD_PAYLEN_SHIFT)
+        tail = tail + 1 if tail + 1 < size else 0
+        total += length
+    d.tx_tail = tail
+    d.tx_frames += count
+    d.tx_bytes += total
+    store32_release(d.tx_tail_register, tail)
+    return 0
 
 
 @inlined
-def rx_frame(d: Row) -> int:
-    """Length of the next received frame; 0 if there is none, -1 if more of it follows, -2 if it is empty.
+def frame_length(d: Row, status: int, at: int) -> int:
+    """Tell how long the frame of a finished descriptor is; 0 if there is none, as in a frame that comes in pieces.
 
     A wrong checksum inside the frame is no reason to drop it: that is for the stack above to decide.
     """
-    at = d.rx_ring + d.rx_next * 16
-    status = load32_acquire(at + 8)
-    if not status & RXD_DD:
-        return 0
-    if not status & RXD_EOP:
-        return -1
     length = load16(at + 12)
-    return length if length > 0 else -2
-
-
-@inlined
-def rx_buffer(d: Row) -> int:
-    """Address of the next received frame."""
-    return d.rx_buffers + d.rx_next * d.buffer_bytes
-
-
-@kernel
-def rx_retag(d: Row, length: int) -> int:
-    """Put the VLAN tag that the device stripped back into a copy of the next received frame; 0 if it stripped none.
-
-    Returns the address of the copy, 4 bytes longer than `length`.
-    """
-    at = d.rx_ring + d.rx_next * 16
-    if not load32_acquire(at + 8) & RXD_VP or d.bounce == 0:
-        return 0
-    frame = rx_buffer(d)
-    tci = load16(at + 14)
-    copy_bytes(d.bounce, frame, 12)
-    store16(d.bounce + 12, VLAN_LOADED)
-    store16(d.bounce + 14, (tci & 0xFF) << 8 | tci >> 8)
-    copy_bytes(d.bounce + 16, frame + 12, length - 12)
-    return d.bounce
-
-
-@inlined
-def rx_release(d: Row) -> None:
-    """Give the descriptor of the frame just taken back to the ring."""
-    at = d.rx_ring + d.rx_next * 16
-    store64(at + 8, 0)
-    store64_release(at, d.rx_iova + d.rx_next * d.buffer_bytes)
-    d.rx_next = d.rx_next + 1 if d.rx_next + 1 < d.rx_size else 0
+    if status & RXD_EOP and d.in_pieces == 0 and _HEADER <= length <= d.buffer_bytes:
+        return length
+    d.rx_errors += 1 - d.in_pieces
+    d.in_pieces = 0 if status & RXD_EOP else 1
+    return 0
 
 
 @kernel
-def rx_done(d: Row) -> None:
-    """Show the device the descriptors given back; one always stays empty."""
-    store32_release(d.rx_tail_register, d.rx_next - 1 if d.rx_next > 0 else d.rx_size - 1)
+def rx_take(address: int, most: int) -> int:
+    """List received frames, in order."""
+    d = rings_at(address)
+    listed = d.taken
+    next_one = d.rx_next
+    size = d.rx_size
+    ring = d.rx_ring
+    buffers = d.rx_buffers
+    step = d.buffer_bytes
+    tags = d.bounce != 0
+    count = 0
+    frames = 0
+    total = 0
+    while count < most:
+        at = ring + next_one * DESC_BYTES
+        status = load32_acquire(at + 8)
+        if not status & RXD_DD:
+            break
+        length = frame_length(d, status, at)
+        frames += length > 0
+        total += length
+        store64(listed, buffers + next_one * step)
+        store64(listed + 8, length)
+        if tags:
+            store64(listed + 16, load16(at + 14) if status & RXD_VP else -1)
+        listed += ENTRY_BYTES
+        next_one = next_one + 1 if next_one + 1 < size else 0
+        count += 1
+    d.rx_frames += frames
+    d.rx_bytes += total
+    return count
+
+
+@kernel
+def rx_return(address: int, count: int) -> int:
+    """Give descriptors back to the ring and show the device the tail; one always stays empty."""
+    d = rings_at(address)
+    next_one = d.rx_next
+    size = d.rx_size
+    ring = d.rx_ring
+    iova = d.rx_iova
+    step = d.buffer_bytes
+    for _ in range(count):
+        at = ring + next_one * DESC_BYTES
+        store64(at + 8, 0)
+        store64_release(at, iova + next_one * step)
+        next_one = next_one + 1 if next_one + 1 < size else 0
+    d.rx_next = next_one
+    store32_release(d.rx_tail_register, next_one - 1 if next_one > 0 else size - 1)
+    return 0

@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.hw.eth import BROADCAST
 from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load64
+from virtfn.kernels.card import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_TIMER, EV_UPLINK
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.classify import HEAD_BYTES
 from virtfn.kernels.i82576.forward import count_size, spread
@@ -21,13 +23,6 @@ from virtfn.kernels.i82576.state import (
     DEPARTURE_ALARM,
     DROP_OVERSIZE,
     DROP_UNDERSIZE,
-    EV_CAPTURE,
-    EV_FAULT,
-    EV_INTERRUPT,
-    EV_MALICIOUS,
-    EV_PAGE,
-    EV_TIMER,
-    EV_UPLINK,
     HEAD_AREA,
     QUEUES,
     RX_CAUSE,
@@ -36,13 +31,13 @@ from virtfn.kernels.i82576.state import (
     WIRE,
     nic_at,
 )
-from virtfn.kernels.i82576.switch import BROADCAST, switch_receive
+from virtfn.kernels.i82576.switch import switch_receive
 from virtfn.kernels.i82576.turns import serve_stalled, serve_turns
 from virtfn.kernels.ranges import start_call
 from virtfn.kernels.vtd.ats import device_tlb_at
 from virtfn.kernels.vtd.iommu import iommu_at
 
-__all__ = ["begin", "enable_vectors", "finish", "fire_vectors", "raise_vectors", "serve", "serve_port", "wire_in"]
+__all__ = ["begin", "enable_vectors", "finish", "fire_vectors", "raise_vectors", "serve_port", "wire_in"]
 
 ALL_VECTORS = (1 << VECTORS) - 1
 WIRE_STALL = 100  # `stalled` when the frame at the head of the line came from the wire
@@ -64,7 +59,7 @@ def raise_vectors(nic: Row) -> int:
     events = 0
     if p.pending >> 32:
         # Whether they are enabled is up to ICR and IMS, which Python looks after.
-        p.fired |= p.pending & (RX_CAUSE | TX_CAUSE)
+        nic.card.fired |= p.pending & (RX_CAUSE | TX_CAUSE)
         p.pending &= ~(RX_CAUSE | TX_CAUSE)
         events = EV_INTERRUPT
     due = p.pending & p.eims
@@ -80,7 +75,7 @@ def raise_vectors(nic: Row) -> int:
         if nic.eitr[v, 0] > 0:
             nic.eitr[v, 1] = p.now + nic.eitr[v, 0]
         p.pending &= ~bit
-        p.fired |= bit
+        nic.card.fired |= bit
         p.eicr &= ~(bit & p.eiac)
         if p.automask:
             p.eims &= ~(bit & p.eiam)
@@ -126,13 +121,11 @@ def fire_vectors(address: int, now: int) -> int:
 
 @kernel
 def serve_port(address: int, now: int, budget: int) -> tuple[int, int]:
-    """Call `serve` for the NIC whose row is at `address`: the way in from Python."""
-    return serve(nic_at(address), now, budget)
+    """Move what is ready, at most `budget` frames of each queue. Returns (frames sent, events).
 
-
-@kernel
-def serve(nic: Row, now: int, budget: int) -> tuple[int, int]:
-    """Move what is ready, at most `budget` frames of each queue. Returns (frames sent, events)."""
+    address: of the NIC's row.
+    """
+    nic = nic_at(address)
     p = nic.port
     begin(nic, now)
     frames = 0

@@ -15,7 +15,7 @@ import numpy as np
 
 from virtfn.hw.i82576 import rxtx
 from virtfn.kernels._jit import Row, inlined, kernel, load32, load32_acquire, load64, part, store32, store32_release
-from virtfn.kernels.i82576.state import EV_MALICIOUS
+from virtfn.kernels.card import EV_MALICIOUS
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import translate
 from virtfn.kernels.vtd.iommu import iommu_at

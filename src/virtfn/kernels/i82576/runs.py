@@ -107,7 +107,7 @@ def settle_run(
     sender.gotlbc += size
     c.hgptc += frames
     c.hgotc += size
-    c.forwarded += frames
+    nic.card.forwarded += frames
     frames -= refused
     size -= refused_size
     receiver.gprc += frames

@@ -1,6 +1,7 @@
 """The tables that the data plane runs on: one row a port, a pool, a queue; and why a frame was dropped.
 
     NIC             everything of one NIC; the rest are its members
+    CARD            what kernels know of every card
     PORT            switch and interrupt state of the port
     POOL     (8,)   filtering target n: one VF, or the PF
     QUEUE    (16,)  receive queues, and again transmit queues; queue q belongs to pool q & 7 when pools are on
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import row_at, row_of
+from virtfn.kernels.card import CARD, MSIX
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.vtd.iommu import Iommu
 
@@ -26,7 +28,6 @@ __all__ = [
     "CHAIN",
     "COUNTER_NAMES",
     "DROP_NAMES",
-    "MSIX",
     "NIC",
     "POOLS",
     "QUEUES",
@@ -65,7 +66,7 @@ PORT = row_of(
     # receive checksum offload (RXCSUM)
     "rx_ip_checksum rx_l4_checksum rss_in_descriptor "
     # interrupts
-    "eicr eims eiac eiam automask pending fired "
+    "eicr eims eiac eiam automask pending "
     # the wire
     "wire_up wire_ps_per_byte wire_next_ps wire_rx_next_ps "
     # a frame that waits at the head of the line: who sent it, pools still owed, the call that last found it waiting
@@ -74,8 +75,8 @@ PORT = row_of(
     "misbehaved blocked "
     # this call
     "epoch now capture capture_head capture_bytes "
-    # addresses: the IOMMU's state, the scratch area, the captured bytes, a clock to read, 0 if there is none
-    "iommu scratch captured clock "
+    # addresses: the IOMMU's state, the scratch area, the captured bytes
+    "iommu scratch captured "
     # address of the device TLB, 0 if the NIC has none
     "device_tlb "
     # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet; without padding
@@ -120,7 +121,7 @@ QUEUE = row_of(
 COUNTER_NAMES = (
     "gprc gptc gorc gotc bprc bptc mprc mptc tpr tpt tor tot ruc roc rfc rnbc mpc "
     "prc64 prc127 prc255 prc511 prc1023 prc1522 ptc64 ptc127 ptc255 ptc511 ptc1023 ptc1522 "
-    "rpthc hgptc hgorc hgotc tsctc ssvpc iac forwarded flooded"
+    "rpthc hgptc hgorc hgotc tsctc ssvpc flooded"
 ).split()
 COUNTERS = row_of(" ".join(COUNTER_NAMES))
 
@@ -166,32 +167,16 @@ DROP_NAMES = (
     DROP_WITHDRAWN,
 ) = range(18)
 
-# Events that a service call returns, for Python to act on.
-EV_INTERRUPT = 1  # vectors wait in port.fired
-EV_CAPTURE = 2  # the capture buffer is full: drain it
-EV_MALICIOUS = 4  # port.misbehaved has new bits
-EV_FAULT = 8  # the IOMMU recorded a fault
-EV_TIMER = 16  # work waits for time to pass: throttled interrupt, rate limit
-EV_PAGE = 32  # the device TLB has page requests to send
-EV_UPLINK = 64  # many frames wait for the uplink
-EV_MORE = 128  # a queue has frames, and its pool has had its turn
-EV_IDLE = 1024  # a guest that polls has had nothing for a while: it may go back to interrupts
-# What Python is wanted for at once. What guests can cause as often as they like, and the rest.
-CHORES = EV_INTERRUPT | EV_MALICIOUS | EV_FAULT | EV_PAGE
-URGENT = CHORES | EV_CAPTURE | EV_UPLINK
-
 # Causes above the vectors, for a port without vectors: a queue received, a queue sent (RXDW and TXDW of ICR).
 TX_CAUSE = 1 << 32
 RX_CAUSE = 1 << 33
-
-# A vector's entry of an MSI-X table. open: its message may leave now
-MSIX = row_of("open address message")
 
 CAPTURE_RECORD = row_of("interface outbound length offset time_ps")
 
 
 NIC = np.dtype(
     [
+        ("card", CARD),  # what every card has (`kernels/card.py`)
         ("port", PORT),
         ("turn", TURN),  # whose turn it is (`turns.py`)
         ("counters", COUNTERS),
@@ -231,7 +216,7 @@ def new_nic(iommu: Iommu) -> npt.NDArray[np.void]:
     nic["macs"][:] = -1
     port = nic["port"]
     port["default_pool"] = -1
-    port["iommu"] = iommu.address
+    nic["card"]["iommu"] = port["iommu"] = iommu.address
     scratch: npt.NDArray[np.uint8] = nic["scratch"]
     edges = (HEAD_AREA, SEGMENT_AREA, SPLIT_AREA, *range(GATHER_AREA, SCRATCH_BYTES + 1, GATHER_BYTES))
     for first, end in pairwise(edges):

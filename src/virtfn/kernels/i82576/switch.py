@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.hw.eth import BROADCAST
 from virtfn.kernels._jit import Row, kernel
 from virtfn.kernels.i82576.state import (
     DROP_ECHO,
@@ -28,7 +29,6 @@ from virtfn.kernels.i82576.state import (
 )
 
 __all__ = [
-    "BROADCAST",
     "MAC",
     "find_pools",
     "mac_slot",
@@ -38,7 +38,7 @@ __all__ = [
     "switch_transmit",
 ]
 
-MAC = BROADCAST = (1 << 48) - 1
+MAC = BROADCAST
 IN_VFTA = 1 << 8
 LOCAL_VLAN = 1 << 10
 

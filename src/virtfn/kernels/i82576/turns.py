@@ -11,9 +11,10 @@ A call begins with another queue each time.
 from __future__ import annotations
 
 from virtfn.kernels._jit import Row, kernel, load32, part
+from virtfn.kernels.card import EV_MORE
 from virtfn.kernels.i82576.ring import CONTROL, ENABLE, forget_chain, latch, misbehave, publish
 from virtfn.kernels.i82576.shares import lately
-from virtfn.kernels.i82576.state import DROP_WITHDRAWN, EV_MORE, QUEUES
+from virtfn.kernels.i82576.state import DROP_WITHDRAWN, QUEUES
 from virtfn.kernels.i82576.tx import serve_queue
 from virtfn.kernels.i82576.work import WALK_WORK
 from virtfn.kernels.vtd.iommu import iommu_at

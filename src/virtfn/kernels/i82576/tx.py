@@ -20,6 +20,7 @@ from virtfn.hw.i82576.desc import (
     TXD_RS,
 )  # fmt: skip
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release
+from virtfn.kernels.card import EV_CAPTURE, EV_MORE, EV_TIMER
 from virtfn.kernels.i82576.classify import HEAD_BYTES
 from virtfn.kernels.i82576.forward import BURST_PS, FORWARDED, WAITING, YIELDED, forward
 from virtfn.kernels.i82576.offload import (
@@ -40,9 +41,6 @@ from virtfn.kernels.i82576.state import (
     DROP_MALFORMED,
     DROP_OVERSIZE,
     DROP_UNDERSIZE,
-    EV_CAPTURE,
-    EV_MORE,
-    EV_TIMER,
     HEAD_AREA,
     SEGMENT_AREA,
 )

@@ -66,6 +66,7 @@ IOMMU = np.dtype(
         ("unit", UNIT, (1,)),
         ("contexts", CONTEXT, (1 << 16,)),
         ("cached", np.int64, (1 << 16,)),
+        ("walks", np.int64, (1 << 16,)),  # page walks, by requester ID
         ("faults", FAULT, (FAULT_SLOTS,)),
         ("messages", MESSAGE, (MESSAGE_SLOTS,)),
         ("message_pages", np.int64, (MESSAGE_SLOTS + 1, 512)),

@@ -112,6 +112,7 @@ def find_page(iommu: Row, rid: int, iova: int, write: int, wanted: int) -> tuple
             return 0, entry.hpa + offset, (1 << shift) - offset, entry.rights
     unit.iotlb_misses += 1
     unit.page_walks += 1
+    iommu.walks[rid] += 1
     reason, hpa, shift, rights = walk_iova(
         context.table, context.level, iova, wanted, unit.mem_base, unit.mem_end, unit.large, 0
     )

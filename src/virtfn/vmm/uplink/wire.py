@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from virtfn.devices.nic82576 import Nic82576
+from virtfn.machine.netports import Card
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.vmm.uplink.stream import StreamUplink
 from virtfn.vmm.uplink.tap import TapUplink
@@ -36,14 +36,14 @@ def open_uplink(where: str, folder: Path, clock: Clock) -> Uplink | None:
 class Wire:
     """A wire between `nic` and `uplink`, which it closes at its end. mbps: its pace; 0: none."""
 
-    def __init__(self, nic: Nic82576, uplink: Uplink, mbps: int = 0) -> None:
+    def __init__(self, nic: Card, uplink: Uplink, mbps: int = 0) -> None:
         self.uplink = uplink
         self._nic = nic
         self._burst: Burst = NOTHING
         self._next = 0
         self._up = uplink.attend()
-        nic.port.set_wire(True, mbps)
-        nic.port.set_carrier(self._up)
+        nic.set_wire(True, mbps)
+        nic.set_carrier(self._up)
         nic.open_wire(bare=uplink.bare)
 
     @property
@@ -69,7 +69,7 @@ class Wire:
         up = self.uplink.attend()
         if up != self._up:
             self._up = up
-            self._nic.port.set_carrier(up)
+            self._nic.set_carrier(up)
         moved = self._send()
         if not self.arriving:
             self._burst, self._next = self.uplink.receive(), 0
@@ -100,4 +100,4 @@ class Wire:
     def close(self) -> None:
         """Pull the cable."""
         self.uplink.close()
-        self._nic.port.set_carrier(False)
+        self._nic.set_carrier(False)

@@ -6,19 +6,20 @@ import pytest
 
 from unit.guestrig import BUFFER, Driver, Pair, give_back, push, retag, room, take
 from unit.nicrig import ether, mac, tagged
-
-EMPTY = (0, -1, -2)
+from virtfn.kernels.netdev import BATCH
 
 
 def test_one_descriptor_always_stays_empty() -> None:
     d = Driver(8)
     assert room(d.address) == 7
-    for k in range(7):
-        assert room(d.address) == 7 - k
-        push(d.address, 60 + k, k == 6)
+    d.lengths[:7] = range(60, 67)
+    push(d.address, 3)
+    assert room(d.address) == 4
+    assert int(d.words[0]) == 3
+    push(d.address, 4)
     assert room(d.address) == 0
-    assert int(d.words[0]) == 0  # nothing is shown before the kick
-    assert [int(q1) >> 27 & 1 for _, q1 in d.tx[:7]] == [0] * 6 + [1]
+    assert [int(q1) >> 27 & 1 for _, q1 in d.tx[:7]] == [0, 0, 1, 0, 0, 0, 1]  # the last of each burst is reported
+    assert [len(frame) for frame in d.sent()] == [*range(60, 67)]
     assert (int(d.row["tx_frames"]), int(d.row["tx_bytes"])) == (7, sum(range(60, 67)))
 
 
@@ -32,35 +33,36 @@ def test_room_follows_the_head_that_the_device_writes(head: int) -> None:
 
 def test_received_frames_are_taken_in_order_and_given_back() -> None:
     d = Driver(4)
-    assert take(d.address) == 0
+    assert take(d.address, BATCH) == 0
     for k in range(10):
         d.deliver(bytes(60 + k))
-        assert take(d.address) == 60 + k
-        give_back(d.address)
+        assert take(d.address, BATCH) == 1
+        assert d.taken[0, :2].tolist() == [d.rx_buffers.ctypes.data + k % 4 * BUFFER, 60 + k]
+        give_back(d.address, 1)
         assert int(d.rx[k % 4, 0]) == 0x800000 + k % 4 * BUFFER
         assert int(d.rx[k % 4, 1]) == 0
         assert int(d.words[1]) == k % 4  # one behind the next
-        assert take(d.address) == 0
+        assert take(d.address, BATCH) == 0
 
 
-def test_lengths_that_no_frame_has() -> None:
-    d = Driver(4)
-    d.deliver(b"", status=3)
-    assert take(d.address) == -2
-    d = Driver(4)
-    d.deliver(bytes(100), status=1)
-    assert take(d.address) == -1
+def test_no_more_are_taken_than_asked_for_and_some_may_be_kept() -> None:
+    d = Driver(8)
+    for k in range(5):
+        d.deliver(bytes(60 + k))
+    assert (take(d.address, 3), d.taken[:3, 1].tolist()) == (3, [60, 61, 62])
+    give_back(d.address, 2)
+    assert (take(d.address, BATCH), d.taken[:3, 1].tolist()) == (3, [62, 63, 64])
 
 
-def test_a_stripped_tag_is_put_back() -> None:
+def test_a_stripped_tag_is_told_and_put_back() -> None:
     d = Driver(4)
     frame = ether(mac(0), mac(1), size=70)
     d.deliver(frame, status=3 | 1 << 3, vlan=0xE005)
-    assert retag(d.address, 70) == d.bounce.ctypes.data
-    assert d.bounce[:74].tobytes() == tagged(frame, 0xE005)
-    give_back(d.address)
     d.deliver(frame, status=3)
-    assert retag(d.address, 70) == 0
+    assert (take(d.address, BATCH), d.taken[:2, 2].tolist()) == (2, [0xE005, -1])
+    at = retag(d.address, int(d.taken[0, 0]), 70, 0xE005)
+    assert at == d.bounce.ctypes.data
+    assert d.bounce[:74].tobytes() == tagged(frame, 0xE005)
 
 
 @pytest.mark.parametrize(

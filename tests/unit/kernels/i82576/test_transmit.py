@@ -26,7 +26,7 @@ from unit.nicrig import (
     tagged,
 )
 from unit.packets import ipv4, wrap
-from virtfn.kernels.i82576.state import EV_CAPTURE, EV_MALICIOUS, EV_TIMER
+from virtfn.kernels.card import EV_CAPTURE, EV_MALICIOUS, EV_TIMER
 from virtfn.kernels.i82576.switch import LOCAL_VLAN
 
 ALL = (1 << 48) - 1

@@ -1,0 +1,100 @@
+"""What a model of network card means: its device, its drivers and its limits. Nobody else knows a model by name.
+
+    MODELS["82576"].make(host, iommu, agent, Options(mac))   the device
+    MODELS["82576"].pf_driver(bar, clock)                    the host's driver
+    vf_driver(0x8086, 0x10CA)(bar, dma, clock, ...)          what a guest binds to a VF, by its IDs
+
+To add a model, put a `Model` into MODELS. Devices and drivers are imported when they are needed: a lab can be read
+without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from virtfn.hw.i82576.desc import MAX_FRAME, MAX_MTU
+from virtfn.hw.types import Mac
+
+if TYPE_CHECKING:
+    from virtfn.drivers.ports import BoundDriver
+    from virtfn.kernels.vtd.iommu import Iommu
+    from virtfn.machine.netports import Card, NetDriver
+    from virtfn.machine.ports import Bar, Clock, DeviceHost, DmaMemory, TranslationAgent
+
+__all__ = ["MODELS", "Limits", "Model", "Options", "VfDriver", "vf_driver"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a card can do. vfs: of a PF. mtu: bytes of payload. frame: bytes, without frame check sequence."""
+
+    vfs: int
+    mtu: int
+    frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a lab decides of a card. ats: address translation services, with so many entries of a device TLB."""
+
+    mac: Mac
+    total_vfs: int = 0
+    ats: bool = False
+    device_tlb_entries: int = 64
+
+
+class VfDriver(Protocol):
+    """Makes the driver of a VF."""
+
+    def __call__(self, bar: Bar, dma: DmaMemory, clock: Clock, *, ring: int, mtu: int) -> NetDriver:
+        """Bind to a VF's BAR0. ring: descriptors of each ring. Raises VirtfnError for what cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of card. report: how reports name it. vf_drivers: by vendor and device ID."""
+
+    report: int | str
+    limits: Limits
+    make: Callable[[DeviceHost, Iommu, TranslationAgent, Options], Card]
+    pf_driver: Callable[[Bar, Clock], BoundDriver]
+    vf_drivers: Mapping[tuple[int, int], VfDriver]
+
+
+def _make_82576(host: DeviceHost, iommu: Iommu, agent: TranslationAgent, options: Options) -> Card:
+    from virtfn.devices.nic82576 import Card as Nvm
+    from virtfn.devices.nic82576 import Nic82576
+
+    nvm = Nvm(options.mac, total_vfs=options.total_vfs, ats=options.ats, device_tlb_entries=options.device_tlb_entries)
+    return Nic82576(host, iommu, nvm, agent)
+
+
+def _igb(bar: Bar, clock: Clock) -> BoundDriver:
+    from virtfn.drivers.igb import Igb
+
+    return Igb(bar, clock)
+
+
+def _igbvf(bar: Bar, dma: DmaMemory, clock: Clock, *, ring: int, mtu: int) -> NetDriver:
+    from virtfn.drivers.igbvf import Igbvf
+
+    return Igbvf(bar, dma, clock, ring=ring, mtu=mtu)
+
+
+MODELS: dict[str, Model] = {
+    "82576": Model(
+        report=82576,
+        limits=Limits(vfs=8, mtu=MAX_MTU, frame=MAX_FRAME),
+        make=_make_82576,
+        pf_driver=_igb,
+        vf_drivers={(0x8086, 0x10CA): _igbvf},
+    )
+}
+
+
+def vf_driver(vendor: int, device: int) -> VfDriver | None:
+    """Find the driver of a VF by its IDs; None if there is none."""
+    found = (model.vf_drivers.get((vendor, device)) for model in MODELS.values())
+    return next((driver for driver in found if driver is not None), None)

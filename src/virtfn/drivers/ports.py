@@ -1,0 +1,58 @@
+"""What a PF's driver is to those who do not know its card. The host's own, or Linux's.
+
+PfDriver      VFs begin and end, each has a policy, is stopped, started, and given up as new
+BoundDriver   the same, driven by this process: bound to registers, and interrupted
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from virtfn.drivers.policy import VfPolicy
+from virtfn.hw.types import Mac
+
+__all__ = ["BoundDriver", "PfDriver"]
+
+
+class PfDriver(Protocol):
+    """The driver of a PF. n: a VF's number. It owns the policies of its VFs, whoever changes them."""
+
+    def start(self, vfs: int) -> None:
+        """Take so many VFs up, each closed until it is assigned."""
+
+    def end_vfs(self) -> None:
+        """Take note that the VFs are gone."""
+
+    def serve(self) -> None:
+        """Do what guests have asked for."""
+
+    def policy(self, n: int) -> VfPolicy:
+        """Tell the policy in force, as a copy."""
+
+    def set_policy(self, n: int, policy: VfPolicy) -> None:
+        """Apply all of a policy. Raises VirtfnError for what cannot be."""
+
+    def offer_mac(self, n: int, mac: Mac | None = None) -> None:
+        """Offer an address; without `mac`, any. Raises VirtfnError for one that cannot be."""
+
+    def start_vf(self, n: int) -> None:
+        """Let a VF run."""
+
+    def stop_vf(self, n: int) -> None:
+        """Let nothing in or out of a VF."""
+
+    def release_vf(self, n: int) -> None:
+        """Make a VF as new for the next owner."""
+
+
+class BoundDriver(PfDriver, Protocol):
+    """The driver of a PF that this process drives itself, bound to its registers."""
+
+    def probe(self) -> None:
+        """Find the device and reset it. Raises VirtfnError if it is not as it should be."""
+
+    def stop(self) -> None:
+        """Go away, and leave the device quiet."""
+
+    def interrupt(self, vector: int) -> None:
+        """Handle an interrupt: vector 0 is of everything but queues."""

@@ -1,0 +1,295 @@
+"""What crosses between network cards, their drivers, and all who know neither's model: Protocols only.
+
+Card           a device that moves frames, by kernels
+NetDriver      a driver of a network function in a guest, whose frames move by kernels, too
+CopiesQueues   a device whose queues can run by copies of their registers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.hw.bits import RegMap
+from virtfn.hw.types import Mac, Rid
+from virtfn.machine.ports import Device, VirtfnError
+
+__all__ = ["Captured", "Card", "CopiesQueues", "NetDriver", "QueueCopy", "Vectors"]
+
+
+class Vectors(NamedTuple):
+    """Where kernels find the interrupts of a function.
+
+    function: its number as the card counts them. msix: address of its MSIX rows. first: its first vector. bits: all of
+    its vectors, as bits; 0: Python alone looks after them.
+    """
+
+    function: int
+    msix: int
+    first: int
+    bits: int
+
+
+class Captured(NamedTuple):
+    """A frame that a card has recorded. n: the VF, None for the wire. time_ps: of its passing."""
+
+    n: int | None
+    outbound: bool
+    time_ps: int
+    frame: npt.NDArray[np.uint8]
+
+
+class Card(Device, Protocol):
+    """A network card: a device whose frames move in batches, by kernels.
+
+    By default it leads nowhere, records nothing, and has neither mailbox nor device TLB.
+    address: of its state, which begins with a CARD row (`kernels/card.py`). n: a VF's number; None: the wire. Only one
+    thread may be in its data half at a time. Whoever watches is told: on_access (routing ID, registers, offset, value,
+    write or read), on_reset (routing ID, kind), on_message (routing ID of the VF, to the PF or from it, words, in
+    words).
+    """
+
+    address: int
+    on_access: Callable[[Rid, type[RegMap], int, int, bool], None] | None
+    on_reset: Callable[[Rid, str], None] | None
+    on_message: Callable[[Rid, bool, Sequence[int], str], None] | None
+
+    @property
+    def pf_rid(self) -> Rid:
+        """Routing ID of the PF."""
+
+    def vf_rid(self, n: int) -> Rid:
+        """Routing ID of a VF."""
+
+    @property
+    def vfs(self) -> int:
+        """Enabled VFs."""
+
+    # Frames.
+
+    def settle(self) -> None:
+        """Bring what kernels look up in line with the registers, and let timers fire: before they are called."""
+
+    def serve(self, budget: int = 64) -> tuple[int, int]:
+        """Move up to `budget` frames of each queue, and do what comes of it; return (frames, events)."""
+
+    def handle(self, events: int) -> None:
+        """Do what a call of kernels asked for; it is over now."""
+
+    def vectors(self, rid: Rid) -> Vectors:
+        """Tell kernels where to find the interrupts of a function."""
+
+    def follow_time(self, limit_ps: int) -> None:
+        """Let kernels see the machine's time pass, and work for `limit_ps` at most."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame holds up the line."""
+        return False
+
+    # The wire.
+
+    def set_wire(self, connected: bool, mbps: int) -> None:
+        """Connect the port to an uplink, or not. mbps: its pace; 0: none."""
+
+    def set_carrier(self, up: bool) -> None:
+        """Let whatever is at the other end of the wire come, or go."""
+
+    def open_wire(self, *, bare: bool = False) -> None:
+        """Keep frames that leave by the wire. bare: without what fills short IPv4 frames up.
+
+        Raises VirtfnError for a card without a wire.
+        """
+        raise VirtfnError("this card has no wire", errno_name="EOPNOTSUPP")
+
+    def departures(self) -> npt.NDArray[np.uint8]:
+        """Look at the frames that left and wait: each after its length, 4 bytes, big-endian."""
+        return np.zeros(0, np.uint8)
+
+    def release_departures(self, nbytes: int) -> None:
+        """Forget the first `nbytes` of what waits."""
+
+    def discard_departures(self) -> None:
+        """Drop, and count, all that waits."""
+
+    def arrive(
+        self,
+        store: npt.NDArray[np.uint8],
+        offsets: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        first: int,
+        count: int,
+    ) -> tuple[int, int]:
+        """Receive frames first..first+count-1 of a store from the wire; return (frames taken, events)."""
+        return 0, 0
+
+    # What observers see.
+
+    @property
+    def frames(self) -> int:
+        """Count the frames that have moved, from and to anyone; cheap enough to be asked all the time."""
+
+    def traffic(self) -> npt.NDArray[np.int64]:
+        """Count frames from and to each function, as (functions,), in the order of their numbers (`Vectors`)."""
+
+    def moved_bytes(self, n: int) -> int:
+        """Count the bytes of frames that a VF's DMA has moved, since the start."""
+
+    def counters(self) -> dict[str, int]:
+        """Count what became of frames; `forwarded` to one function and `flooded` to several are always there."""
+
+    def drops(self, n: int | None) -> dict[str, int]:
+        """Count dropped frames of a VF, or of the wire, by reason; reasons without any are left out."""
+
+    def all_drops(self) -> dict[str, int]:
+        """Count all dropped frames by reason."""
+
+    def mailbox_messages(self, n: int) -> int:
+        """Count messages between a VF and the PF, both ways."""
+        return 0
+
+    def device_tlb(self) -> dict[str, int]:
+        """Count what the card's device TLB did; nothing where there is none."""
+        return {}
+
+    def start_capture(self) -> None:
+        """Record what each function sends and receives from now on; `take_capture` must keep up."""
+
+    def stop_capture(self) -> None:
+        """Record no more; what was recorded can still be taken."""
+
+    def take_capture(self) -> Sequence[Captured]:
+        """Take the frames recorded since the last call."""
+        return ()
+
+    def close(self) -> None:
+        """Release memory."""
+
+
+class QueueCopy(Protocol):
+    """A queue that runs by a copy of its registers: what is shown to its driver has to be carried over.
+
+    receive: or it transmits. Descriptors have 16 bytes.
+    """
+
+    receive: bool
+
+    def ring(self) -> tuple[int, int, int, int, int]:
+        """Tell the driver's ring from others: how often it started anew, base, length in bytes, head, enabled or 0."""
+
+    def look(self) -> object:
+        """Return what changes whenever either copy does."""
+
+    def restart(self) -> None:
+        """Run by what is shown, but without a descriptor: as after a reset."""
+
+    def follow(self) -> bool:
+        """Carry over what the driver has set; False if the card has stopped the queue, which is shown then."""
+
+    @property
+    def tail(self) -> int:
+        """The tail that the driver has shown."""
+
+    @property
+    def head(self) -> int:
+        """Where the card is."""
+
+    def hand_over(self, tail: int) -> None:
+        """Let the card have descriptors up to `tail`."""
+
+    def show_head(self, head: int) -> None:
+        """Show the driver where the card is."""
+
+    def stop(self) -> None:
+        """Stop the queue as where its ring cannot be read."""
+
+    def to_send(self, descriptor: bytes) -> tuple[int, int] | None:
+        """Tell what a transmit descriptor names: address and bytes; None if nothing."""
+
+    def received(self, given: bytes, written: bytes) -> list[tuple[int, int]]:
+        """Tell where the bytes of a receive descriptor are, by what was given and what the card wrote."""
+
+    def reports(self, given: bytes) -> bool:
+        """Tell whether the driver wants to hear that a transmit descriptor is done."""
+
+    @property
+    def head_word(self) -> int:
+        """Where the card writes its head for a driver that wants to hear; 0: nowhere."""
+
+
+@runtime_checkable
+class CopiesQueues(Protocol):
+    """A device whose queues can run by copies of their registers."""
+
+    def copy_queues(self, rid: Rid) -> list[QueueCopy]:
+        """Let the queues of a function run by copies of their registers, from now on until `end_copies`."""
+
+    def end_copies(self, copies: Sequence[QueueCopy]) -> None:
+        """Let queues run by the registers that their driver sees again."""
+
+
+class NetDriver(Protocol):
+    """A driver of a network function, in a guest.
+
+    mac: its address. row: (1,), begins with a NETDEV row (`kernels/netdev.py`), by which kernels move frames.
+    """
+
+    mac: Mac
+
+    @property
+    def row(self) -> npt.NDArray[np.void]:
+        """The row that kernels move frames by."""
+
+    @property
+    def netdev(self) -> np.void:
+        """The row itself."""
+
+    def probe(self) -> None:
+        """Find the device and reset it. Raises VirtfnError if it is not as it should be."""
+
+    def start(self) -> None:
+        """Bring the interface up. Raises VirtfnError if it cannot be."""
+
+    def stop(self) -> None:
+        """Bring the interface down. Raises VirtfnError if the device does not answer."""
+
+    def remove(self) -> None:
+        """Forget a device that is no longer there."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether the device has to be reset."""
+        return False
+
+    def recover(self) -> None:
+        """Reset the device, and bring the interface up again if it was. Raises VirtfnError if that is for later."""
+
+    def interrupt(self, vector: int) -> None:
+        """Handle an interrupt."""
+
+    def idle(self) -> None:
+        """Stop polling: wait for the next interrupt."""
+
+    @property
+    def traps(self) -> bool:
+        """Whether what kernels show the device reaches it only by `show_tails`."""
+
+    def show_tails(self) -> None:
+        """Show the device what kernels have done."""
+
+    @property
+    def tx_pending(self) -> bool:
+        """Whether the device still has frames to send."""
+
+    @property
+    def given_up(self) -> int:
+        """Frames that resets and removals took."""
+
+    def set_promiscuous(self, unicast: bool, multicast: bool) -> None:
+        """Ask for frames to any address. Raises VirtfnError if that is refused."""
+
+    def set_vlan(self, vid: int, member: bool = True) -> None:
+        """Join or leave a VLAN. Raises VirtfnError if that is refused."""
