@@ -66,7 +66,8 @@ def count_cached(*caches: Iommu) -> Cached:
     """Count what the caches hold, those of all cards together."""
     uses: Counter[int] = Counter()
     for iommu in caches:
-        uses.update(iommu.iotlb[iommu.iotlb["rights"] != 0]["key"].tolist())
+        keys, counts = np.unique(iommu.iotlb["key"][iommu.iotlb["rights"] != 0], return_counts=True)
+        uses.update(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
     return {
         "entries": sum(len(iommu.iotlb) for iommu in caches),
         "in_use": [

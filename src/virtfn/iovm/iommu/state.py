@@ -133,6 +133,11 @@ class UnitState:
         return None if low is None or high is None else low | high << 64
 
     @property
+    def registers(self) -> tuple[int, ...]:
+        """What says where the tables are, and whether they count."""
+        return self.root, self.enabled, self.irta.value, self.remapping, self.compatible
+
+    @property
     def interrupt_table(self) -> int:
         """Address of the interrupt remapping table."""
         return self.irta.value & IRTA.IRTA.mask

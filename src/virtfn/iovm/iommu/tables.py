@@ -3,6 +3,9 @@
 Tables are the words of whoever wrote them. Levels are bounded, so a walk ends; its size is not, since tables may name
 each other many times. So it is merged as it goes, and stops, and says so, when a bound is reached.
 
+Reading is cut into pieces of a fraction of a millisecond. Where tables may change between them, read `Recorded` memory:
+each page then counts as it was first seen, and `changed` says whether all of them were so at one moment.
+
 Spec: VT-d, memory-resident structures.
 """
 
@@ -27,6 +30,7 @@ from virtfn.iovm.iommu.messages import descriptor_of, destination_of, is_reserve
 from virtfn.iovm.iommu.state import TableMemory, UnitState, Words
 from virtfn.iovm.iommu.walk import check_context, check_root, leaf_fault, limit_of
 from virtfn.machine.memory import PAGE
+from virtfn.machine.pieces import InPieces, finish
 
 __all__ = ["MAX_TABLES", "Broken", "DomainView", "InterruptView", "Mapping", "Recorded", "TableReader", "Target"]
 
@@ -34,6 +38,9 @@ MAX_TABLES = 1 << 14
 MAX_MAPPINGS = 1 << 12
 MAX_ALL_MAPPINGS = 1 << 16
 MAX_LISTED = 1 << 12
+_AT_ONCE = 32  # entries that are read between two places where reading may be interrupted
+_RUNS_AT_ONCE = 128
+_COMPARED_AT_ONCE = 64  # pages
 _READ, _WRITE = SecondStageEntry.R.mask, SecondStageEntry.W.mask
 _ADDR = SecondStageEntry.ADDR.mask
 _RESERVED_4K = SecondStageEntry.HIGH.mask | SecondStageEntry.SNP.mask | SecondStageEntry.TM.mask
@@ -116,6 +123,19 @@ class Recorded:
         """Tell whether this is memory."""
         return self._memory.contains(address, size)
 
+    def changed(self) -> InPieces[bool]:
+        """Tell whether a page is not any more what was read.
+
+        If none is, all were so at the moment when this began: after the last was read, before the first is compared.
+        """
+        for n, (address, words) in enumerate(self.pages.items()):
+            if n % _COMPARED_AT_ONCE == _COMPARED_AT_ONCE - 1:
+                yield
+            now = self._memory.page(address)
+            if now is None or not np.array_equal(now, words):
+                return True
+        return False
+
 
 class TableReader:
     """Reads the tables of one unit. tables: how many pages of second-stage tables it may read in all.
@@ -132,22 +152,40 @@ class TableReader:
 
     def domains(self) -> list[DomainView]:
         """List the domains by ID; entries of one ID that disagree about its tables make several."""
+        return finish(self.read_domains())
+
+    def interrupts(self) -> list[InterruptView]:
+        """List the entries of the interrupt remapping table that are present."""
+        return finish(self.read_interrupts())
+
+    def read_domains(self) -> InPieces[list[DomainView]]:
+        """List the domains, in pieces."""
         users: dict[tuple[int, int, int, int], list[str]] = {}
-        for rid, context in self._contexts():
+        for n, found in enumerate(self._contexts()):
+            if n % _AT_ONCE == _AT_ONCE - 1:
+                yield
+            if found is None:
+                continue
+            rid, context = found
             key = (context.DID, context.T, context.AW, context.SSPTPTR << 12)
             if key in users or len(users) < MAX_LISTED:
                 users.setdefault(key, []).append(format_rid(rid))
             else:
                 self.truncated = True
-        return [self._domain(*key, rids) for key, rids in sorted(users.items())]
+        views = []
+        for key, rids in sorted(users.items()):
+            views.append((yield from self._domain(*key, rids)))
+            yield
+        return views
 
-    def interrupts(self) -> list[InterruptView]:
-        """List the entries of the interrupt remapping table that are present."""
+    def read_interrupts(self) -> InPieces[list[InterruptView]]:
+        """List the entries of the interrupt remapping table, in pieces."""
         views: list[InterruptView] = []
         table, entries = self.state.interrupt_table, self.state.interrupt_entries
         if not table:
             return views
         for first in range(0, entries, PAGE // IRTE_BYTES):
+            yield
             page = self.state.memory.page(table + first * IRTE_BYTES)
             if page is None:
                 continue
@@ -157,6 +195,8 @@ class TableReader:
                 if len(views) == MAX_LISTED:
                     self.truncated = True
                     return views
+                if len(views) % _AT_ONCE == _AT_ONCE - 1:
+                    yield
                 views.append(self._interrupt(first + i, int(page[2 * i]) | int(page[2 * i + 1]) << 64))
         return views
 
@@ -172,13 +212,14 @@ class TableReader:
             "broken": is_reserved(bits),
         }
 
-    def _contexts(self) -> Iterator[tuple[Rid, ContextEntry]]:
-        """Yield the requesters with a context entry that can be used, and note those that are broken."""
+    def _contexts(self) -> Iterator[tuple[Rid, ContextEntry] | None]:
+        """Yield the requesters with a context entry that can be used; None for one that cannot, which is noted."""
         for bus, bits in _pairs(self.state.memory.page(self.state.root & -PAGE)):
             try:
                 check_root(bits)
             except Refused as refused:
                 self._note(f"root entry of bus {bus:02x}", bits, refused)
+                yield None
                 continue
             for function, context in _pairs(self.state.memory.page(RootEntry(bits).CTP << 12)):
                 rid = Rid(bus << 8 | function)
@@ -186,6 +227,7 @@ class TableReader:
                     check_context(self.state, context)
                 except Refused as refused:
                     self._note(f"context entry of {format_rid(rid)}", context, refused)
+                    yield None
                     continue
                 yield rid, ContextEntry(context)
 
@@ -198,11 +240,11 @@ class TableReader:
         reason = refused.reason
         self.broken.append({"entry": entry, "value": f"{bits:#034x}", "reason": reason.text, "code": int(reason)})
 
-    def _domain(self, did: int, kind: int, aw: int, table: int, rids: list[str]) -> DomainView:
+    def _domain(self, did: int, kind: int, aw: int, table: int, rids: list[str]) -> InPieces[DomainView]:
         passing = kind == Translation.PASS_THROUGH
         found = _Mappings(self.state, self.budget, min(self.room, MAX_MAPPINGS))
         if not passing:
-            found.read(table, aw + 2, 0, _READ | _WRITE, limit_of(ContextEntry.of(AW=aw)))
+            yield from found.read(table, aw + 2, 0, _READ | _WRITE, limit_of(ContextEntry.of(AW=aw)))
         self.budget -= found.tables
         self.room -= len(found.mappings)
         self.truncated |= found.truncated
@@ -244,7 +286,7 @@ class _Mappings:
         self.mappings: list[Mapping] = []
         self.targets: list[Target] = []
 
-    def read(self, table: int, level: int, base: int, rights: int, limit: int) -> None:
+    def read(self, table: int, level: int, base: int, rights: int, limit: int) -> InPieces[None]:
         """Read the table at `table`, whose first entry is for address `base`; rights: of the levels above."""
         if self.tables >= self._budget:
             self.truncated = True
@@ -255,10 +297,12 @@ class _Mappings:
             return
         self.tables += 1
         if level == 1:
-            self._read_pages(page.copy(), base, rights)
+            yield from self._read_pages(page.copy(), base, rights)
             return
         shift = level_shift(level)
-        for i in np.flatnonzero(page & np.uint64(rights)).tolist():
+        for n, i in enumerate(np.flatnonzero(page & np.uint64(rights)).tolist()):
+            if n % _AT_ONCE == _AT_ONCE - 1:
+                yield
             entry = SecondStageEntry(int(page[i]))
             at, allowed = base + (i << shift), rights & entry.value
             if self.truncated or at >> limit:
@@ -268,9 +312,9 @@ class _Mappings:
             elif entry.PS:
                 self._add(at, entry.ADDR << 12, 1 << shift, allowed)
             else:
-                self.read(entry.ADDR << 12, level - 1, at, allowed, limit)
+                yield from self.read(entry.ADDR << 12, level - 1, at, allowed, limit)
 
-    def _read_pages(self, page: Words, base: int, rights: int) -> None:
+    def _read_pages(self, page: Words, base: int, rights: int) -> InPieces[None]:
         """Read a table of level 1 in runs: of the same rights, and in one piece in memory."""
         allowed = page & np.uint64(rights)
         reserved = (page & np.uint64(_RESERVED_4K)) != 0
@@ -282,7 +326,10 @@ class _Mappings:
         new = (np.diff(used) != 1) | (np.diff(allowed.astype(np.int64)) != 0) | (np.diff(hpa) != PAGE)
         starts = np.concatenate([[0], np.flatnonzero(new) + 1])
         lengths = np.diff(np.concatenate([starts, [used.size]]))
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        yield
+        for n, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+            if n % _RUNS_AT_ONCE == _RUNS_AT_ONCE - 1:
+                yield
             iova = base + int(used[start]) * PAGE
             self._add(iova, int(hpa[start]), length * PAGE, int(allowed[start]))
 
