@@ -3,8 +3,8 @@
     -> {"method": "iommu.show", "params": {...}}
     <- {"result": ...}  or  {"error": {"message": ..., "errno": ...}}
 
-It is an actor of the world, and answers between two breaths of the data plane, with neither a thread nor a wait.
-Clients are of the same user, but may be anything: what they send is bounded, and who asks badly is told so.
+A door, and an actor without thread or wait: whoever carries requests out may answer later, and long answers become JSON
+in pieces. Clients are of the same user, but may be anything: what they send is bounded, who asks badly is told so.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import os
 import re
 import selectors
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtfn import private
+from virtfn.api.encoding import encode
 from virtfn.hw.types import Ps
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.closing import refuse_rights
@@ -30,13 +33,14 @@ __all__ = ["Control", "Handler", "Params", "ask", "running_labs"]
 
 Params = Mapping[str, object]
 Handler = Callable[[Params], object]
-"""Takes the params of a request, returns what JSON can hold. Raises VirtfnError to refuse."""
+"""Takes the params of a request, returns what JSON can hold, or a Future of it. Raises VirtfnError to refuse."""
 
 MAX_REQUEST = 1 << 16
 MAX_ANSWER = 1 << 26
 MAX_CLIENTS = 16
 _IN_LINE = 128  # connections not yet accepted; more are refused at once
 _CHUNK = 1 << 16
+_PIECES = 2  # of answers that are made each turn
 _TIMEOUT_S = 30.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _SUFFIX = ".sock"
@@ -57,6 +61,15 @@ class _Client:
     socket: socket.socket
     received: bytearray = field(default_factory=bytearray)
     waiting: memoryview = field(default_factory=lambda: memoryview(b""))
+
+
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """A document that becomes JSON: what is still to be encoded, and what is."""
+
+    client: _Client
+    pieces: Iterator[str]
+    text: bytearray = field(default_factory=bytearray)
 
 
 class Control(Actor):
@@ -83,6 +96,8 @@ class Control(Actor):
             self._abandon()
             raise
         self._clients: list[_Client] = []
+        self._later: list[tuple[_Client, Future[object]]] = []
+        self._answers: deque[_Answer] = deque()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
 
@@ -106,7 +121,7 @@ class Control(Actor):
 
     def serve(self, wait_s: float = 0.0) -> None:
         """Do what can be done now; with `wait_s`, first wait so long for something to do."""
-        for key, events in self._selector.select(wait_s):
+        for key, events in self._selector.select(0.0 if self._answers else wait_s):
             client = key.data
             try:
                 if client is None:
@@ -120,11 +135,15 @@ class Control(Actor):
             except OSError:
                 if client is not None:
                     self._drop(client)
+        self._collect()
+        for _ in range(_PIECES):
+            if self._answers:
+                self._encode()
 
     def turn(self, now: Ps) -> int:
-        """Answer what has been asked."""
+        """Answer what has been asked; return how many answers still become JSON."""
         self.serve()
-        return 0
+        return len(self._answers)
 
     def fileno(self) -> int:
         """Return the descriptor that can be read when somebody asks."""
@@ -134,6 +153,7 @@ class Control(Actor):
         """End all connections, and take the name away."""
         for client in list(self._clients):
             self._drop(client)
+        self._collect()  # nobody waits any more
         self._selector.close()
         with contextlib.suppress(OSError), _locked(self._folder):
             path = _short(self._folder, self._file)
@@ -154,7 +174,8 @@ class Control(Actor):
     def _drop(self, client: _Client) -> None:
         if client in self._clients:
             self._clients.remove(client)
-            self._selector.unregister(client.socket)
+            with contextlib.suppress(KeyError):  # who waits for an answer is not listened to
+                self._selector.unregister(client.socket)
             client.socket.close()
 
     def _receive(self, client: _Client) -> None:
@@ -164,21 +185,51 @@ class Control(Actor):
             return
         client.received += got
         line, newline, _ = client.received.partition(b"\n")
+        if not newline and len(line) <= MAX_REQUEST:
+            return
+        self._selector.unregister(client.socket)
         if len(line) > MAX_REQUEST:
             self._reply(client, _refusal(f"a request has up to {MAX_REQUEST} bytes", "EMSGSIZE"))
-        elif newline:
-            self._reply(client, self._answer(bytes(line)))
+        else:
+            self._take(client, bytes(line))
+
+    def _collect(self) -> None:
+        """Begin to answer those whose answer has come; forget those who have gone."""
+        waiting, self._later = self._later, []
+        for client, future in waiting:
+            if client not in self._clients:
+                future.cancel()
+            elif future.done():
+                self._reply(client, _outcome(future.result))
+            else:
+                self._later.append((client, future))
 
     def _reply(self, client: _Client, document: object) -> None:
+        self._answers.append(_Answer(client, encode(document)))
+
+    def _encode(self) -> None:
+        """Encode a piece of the answer whose turn it is, and send it when it is whole."""
+        answer = self._answers.popleft()
+        if answer.client not in self._clients:
+            return None
         try:
-            text = json.dumps(document, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            text = json.dumps(_refusal(f"this is a bug in virtfn: the answer is not JSON: {error}", "EIO"))
-        if len(text) > MAX_ANSWER:
-            text = json.dumps(_refusal(f"the answer has more than {MAX_ANSWER} bytes", "EMSGSIZE"))
-        client.waiting = memoryview(text.encode() + b"\n")
-        self._selector.modify(client.socket, selectors.EVENT_WRITE, client)
-        self._send(client)
+            piece = next(answer.pieces, None)
+        except (TypeError, ValueError, RecursionError) as error:
+            return self._reply(answer.client, _refusal(f"this is a bug in virtfn: not JSON: {error}", "EIO"))
+        if piece is not None:
+            answer.text += piece.encode()
+            if len(answer.text) > MAX_ANSWER:
+                return self._reply(answer.client, _refusal(f"the answer has more than {MAX_ANSWER} bytes", "EMSGSIZE"))
+            return self._answers.append(answer)
+        answer.client.waiting = memoryview(bytes(answer.text) + b"\n")
+        self._selector.register(answer.client.socket, selectors.EVENT_WRITE, answer.client)
+        try:
+            self._send(answer.client)
+        except (BlockingIOError, InterruptedError):  # when there is room
+            return None
+        except OSError:
+            self._drop(answer.client)
+        return None
 
     def _send(self, client: _Client) -> None:
         sent = client.socket.send(client.waiting[:_CHUNK])
@@ -186,26 +237,38 @@ class Control(Actor):
         if not client.waiting:
             self._drop(client)
 
-    def _answer(self, line: bytes) -> object:
+    def _take(self, client: _Client, line: bytes) -> None:
+        """Give a request to whoever carries it out."""
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return _refusal("a request is one line of JSON", "EINVAL")
+            return self._reply(client, _refusal("a request is one line of JSON", "EINVAL"))
         if not isinstance(request, dict) or not isinstance(request.get("params", {}), dict):
-            return _refusal("a request is an object with method and params", "EINVAL")
+            return self._reply(client, _refusal("a request is an object with method and params", "EINVAL"))
         name = request.get("method")
         handler = self.methods.get(name) if isinstance(name, str) else None
         if handler is None:
-            return _refusal(f"no such method; there are {', '.join(sorted(self.methods))}", "EOPNOTSUPP")
-        try:
-            return {"result": handler(request.get("params", {}))}
-        except VirtfnError as error:
-            return _refusal(str(error), error.errno_name)
-        except Exception as error:  # the lab goes on, whatever a question does
-            return _refusal(f"this is a bug in virtfn: {type(error).__name__}: {str(error)[:200]}", "EIO")
+            words = f"no such method; there are {', '.join(sorted(self.methods))}"
+            return self._reply(client, _refusal(words, "EOPNOTSUPP"))
+        answer = _outcome(lambda: handler(request.get("params", {})))
+        later = answer.get("result")
+        if isinstance(later, Future):
+            self._later.append((client, later))
+            return None
+        return self._reply(client, answer)
 
 
-def _refusal(message: str, errno_name: str) -> object:
+def _outcome(answer: Callable[[], object]) -> dict[str, object]:
+    """Get an answer, or what is said instead of one."""
+    try:
+        return {"result": answer()}
+    except VirtfnError as error:
+        return _refusal(str(error), error.errno_name)
+    except Exception as error:  # the lab goes on, whatever a question does
+        return _refusal(f"this is a bug in virtfn: {type(error).__name__}: {str(error)[:200]}", "EIO")
+
+
+def _refusal(message: str, errno_name: str) -> dict[str, object]:
     return {"error": {"message": message, "errno": errno_name}}
 
 

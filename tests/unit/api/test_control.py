@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from virtfn.api import control
 from virtfn.api.control import MAX_CLIENTS, MAX_REQUEST, Control, Params, ask, running_labs
+from virtfn.hw.types import Ps
 from virtfn.machine.ports import VirtfnError
 
 
@@ -256,3 +258,51 @@ def test_nobody_sends_descriptors(runtime: Path) -> None:
         client.connect(str(runtime / "virtfn" / "lab.sock"))
         with pytest.raises(PermissionError):
             client.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [client.fileno()]))])
+
+
+def test_an_answer_may_come_later_and_others_are_served_meanwhile(runtime: Path) -> None:
+    later: list[Future[object]] = [Future(), Future(), Future()]
+    waiting = iter(later)
+    with lab() as made, connect(runtime) as client, connect(runtime) as other:
+        made.methods["later"] = lambda params: next(waiting)
+        for each in (client, other):
+            each.sendall(b'{"method": "later"}\n and more that nobody reads')
+            assert ask("echo", {"n": 1}) == {"n": 1}
+        client.shutdown(socket.SHUT_WR)
+        later[0].set_result({"at": "last"})
+        assert json.loads(client.recv(100)) == {"result": {"at": "last"}}
+        later[1].set_exception(VirtfnError("not that", errno_name="EPERM"))
+        assert json.loads(other.recv(100)) == {"error": {"message": "not that", "errno": "EPERM"}}
+        with connect(runtime) as third:
+            third.sendall(b'{"method": "later"}\n')
+            assert ask("echo", {}) == {}
+            idle = [connect(runtime) for _ in range(MAX_CLIENTS)]
+            assert ask("echo", {}) == {}
+        for each in idle:
+            each.close()
+    assert later[2].cancelled(), "who was sent away waits for nothing"
+
+
+def test_a_long_answer_becomes_json_a_piece_each_turn(runtime: Path) -> None:
+    rows = [{"n": n, "text": "x" * 40} for n in range(10_000)]
+    made = Control("lab", {**METHODS, "rows": lambda params: rows})
+    try:
+        with connect(runtime) as client, connect(runtime) as quick:
+            client.sendall(b'{"method": "rows"}\n')
+            made.serve()
+            assert made.turn(Ps(0)) == 1, "it goes on, though nobody sends anything"
+            quick.sendall(b'{"method": "echo"}\n')
+            for _ in range(3):
+                made.serve()
+            assert json.loads(quick.recv(100)) == {"result": {}}
+            turns = 0
+            while made.turn(Ps(0)):
+                turns += 1
+            assert 20 < turns < 200
+            got = b""
+            while not got.endswith(b"\n"):
+                made.serve()
+                got += client.recv(1 << 16)
+            assert json.loads(got) == {"result": rows}
+    finally:
+        made.close()
