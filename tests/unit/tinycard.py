@@ -39,14 +39,14 @@ from virtfn.kernels.vtd.iommu import iommu_at
 from virtfn.machine.bars import BarShape
 from virtfn.machine.function import Capability, Function, all_ones
 from virtfn.machine.memory import view_bytes
-from virtfn.machine.netports import Card, NetDriver, Vectors
+from virtfn.machine.netports import Card, Moved, NetDriver, Vectors
 from virtfn.machine.ports import Bar, Clock, DmaMemory
 
 VENDOR, PF_DEVICE, VF_DEVICE = 0x1DE5, 0x0001, 0x0002
 VFS, SIZE, BUFFER, DONE = 2, 64, 2048, 1 << 32
 TX, RX, COUNT, TX_TAIL, RX_TAIL, ON, MAC, ARM = 0x00, 0x08, 0x10, 0x14, 0x18, 0x1C, 0x20, 0x28
 
-VF = row_of("rid on tx rx count tx_head tx_tail rx_head rx_tail armed received sent bytes dropped")
+VF = row_of("rid on tx rx count tx_head tx_tail rx_head rx_tail armed received received_bytes sent sent_bytes dropped")
 TINY = np.dtype([("card", CARD), ("vf", VF, (VFS,))])
 tiny_at = row_at(TINY)
 RINGS = row_of(NETDEV_NAMES + "tx_ring rx_ring tx_iova rx_iova rx_buffers reaped rx_next rx_tail had")
@@ -83,11 +83,11 @@ def serve_tiny(address: int, now: int, budget: int) -> tuple[int, int]:
                     copy_bytes(place, source, length)
                     store64_release(slot + 8, length | DONE)
                     b.received += 1
-                    b.bytes += length
+                    b.received_bytes += length
                     t.card.forwarded += 1
             store64_release(at + 8, DONE)
             a.sent += 1
-            a.bytes += length
+            a.sent_bytes += length
             moved += 1
         if b.armed and b.received != b.armed - 1:
             b.armed = 0
@@ -245,8 +245,9 @@ class TinyCard(Card):
     def traffic(self) -> npt.NDArray[np.int64]:
         return self.row["vf"]["sent"] + self.row["vf"]["received"]
 
-    def moved_bytes(self, n: int) -> int:
-        return int(self.row["vf"][n]["bytes"])
+    def moved(self, n: int | None) -> Moved:
+        rows = self.row["vf"] if n is None else self.row["vf"][n : n + 1]
+        return Moved(*(int(rows[name].sum()) for name in ("sent", "sent_bytes", "received", "received_bytes")))
 
     def counters(self) -> dict[str, int]:
         return {"forwarded": self.frames, "flooded": 0}

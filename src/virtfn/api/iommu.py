@@ -1,8 +1,8 @@
 """`virtfn iommu`: what a remapping unit knows, as documents, from a lab that runs or from a saved state.
 
-    lab that runs --- control socket ---+
-                                        +--> ShowDocument, Explanation
-    saved state ------------------------+
+    lab that runs --- its session, in pieces ---+
+                                                +--> ShowDocument, Explanation
+    saved state --------------------------------+
 
 The TypedDicts are the JSON documents, key for key; keys never change meaning.
 """
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict, cast
 
-from virtfn.api.control import Handler, Params, ask
+from virtfn.api.control import ask
 from virtfn.hw.types import Iova, Rid, format_rid
 from virtfn.iovm.iommu.caches import InUse
 from virtfn.iovm.iommu.explanation import Explanation
@@ -29,6 +28,7 @@ from virtfn.iovm.iommu.tables import (
     TableReader,
 )
 from virtfn.iovm.iommu.walk import explain
+from virtfn.machine.pieces import InPieces, finish
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.host import Host
 
@@ -40,13 +40,14 @@ __all__ = [
     "UnitView",
     "ask_explanation",
     "ask_show",
-    "iommu_methods",
     "save_iommu",
     "show_document",
+    "show_live",
 ]
 
 LIVE_TABLES = 1 << 12
-"""Pages of tables that are read for one question to a lab that runs: its data plane waits meanwhile."""
+"""Pages of tables that are read for one question to a lab that runs."""
+_ATTEMPTS = 3
 
 
 class UnitView(TypedDict):
@@ -93,7 +94,10 @@ class FaultView(TypedDict):
 
 
 class ShowDocument(TypedDict):
-    """The document of `virtfn iommu show --json`. truncated: a bound was reached, and not everything is listed."""
+    """The document of `virtfn iommu show --json`. truncated: a bound was reached, and not everything is listed.
+
+    changing: tables changed while they were read, each time it was tried, so that parts are of different moments.
+    """
 
     source: str
     unit: UnitView
@@ -106,12 +110,37 @@ class ShowDocument(TypedDict):
     counters: dict[str, int]
     faults: list[FaultView]
     truncated: bool
+    changing: bool
 
 
-def show_document(state: UnitState, source: str, tables: int = MAX_TABLES) -> ShowDocument:
-    """Describe a unit. source: where the state is from; tables: pages of tables that may be read."""
+def show_document(state: UnitState, source: str) -> ShowDocument:
+    """Describe a unit whose tables stay as they are. source: where the state is from."""
+    return finish(_show(state, source, MAX_TABLES))
+
+
+def show_live(host: Host, source: str) -> InPieces[ShowDocument]:
+    """Describe the unit of a machine that runs, in pieces, between which it goes on.
+
+    Counters, caches and faults are of the moment when it begins, the tables all of one later moment: what was read is
+    compared at the end, and if anything has changed meanwhile, it begins anew; `changing` is set if that was in vain.
+    """
+    for _ in range(_ATTEMPTS):
+        state = read_unit(host)
+        memory = Recorded(state.memory)
+        yield
+        document = yield from _show(dataclasses.replace(state, memory=memory), source, LIVE_TABLES)
+        changed = yield from memory.changed()
+        document["changing"] = changed or read_unit(host).registers != state.registers
+        if not document["changing"]:
+            break
+    return document
+
+
+def _show(state: UnitState, source: str, tables: int) -> InPieces[ShowDocument]:
+    """Describe a unit. tables: pages of second-stage tables that may be read."""
     reader = TableReader(state, tables)
-    domains, interrupts = reader.domains(), reader.interrupts()
+    domains = yield from reader.read_domains()
+    interrupts = yield from reader.read_interrupts()
     counters, cached = dict(state.counters), state.cached
     hits, misses = counters.get("iotlb_hits"), counters.get("iotlb_misses")
     asked = (hits or 0) + (misses or 0)
@@ -143,6 +172,7 @@ def show_document(state: UnitState, source: str, tables: int = MAX_TABLES) -> Sh
         "counters": counters,
         "faults": _faults(state),
         "truncated": reader.truncated,
+        "changing": False,
     }
 
 
@@ -176,15 +206,7 @@ def save_iommu(host: Host, path: Path) -> None:
     save_state(path, state, memory.pages)
 
 
-# Questions to a lab that runs, and their answers.
-
-
-def iommu_methods(host: Host, lab: str) -> dict[str, Handler]:
-    """Return what a lab that runs can be asked about its unit."""
-    return {
-        "iommu.show": lambda params: show_document(read_unit(host), f"lab {lab}", LIVE_TABLES),
-        "iommu.explain": lambda params: _explain(read_unit(host), params),
-    }
+# Questions, and who answers them.
 
 
 def ask_show(lab: str | None, saved: Path | None) -> ShowDocument:
@@ -204,22 +226,7 @@ def ask_explanation(
 
     Raises VirtfnError if there is neither.
     """
-    params: Mapping[str, object] = {"rid": int(rid), "iova": int(iova), "write": write, "message": message}
     if saved is not None:
-        return _explain(load_state(saved), params)
+        return explain(load_state(saved), rid, iova, write, message)
+    params = {"rid": int(rid), "iova": int(iova), "write": write, "message": message}
     return cast(Explanation, ask("iommu.explain", params, lab))
-
-
-def _explain(state: UnitState, params: Params) -> Explanation:
-    rid, iova, message = (_number(params, name, bits) for name, bits in (("rid", 16), ("iova", 64), ("message", 32)))
-    write = params.get("write", False)
-    if not isinstance(write, bool):
-        raise VirtfnError("write is true or false", errno_name="EINVAL")
-    return explain(state, Rid(rid), Iova(iova), write, message)
-
-
-def _number(params: Params, name: str, bits: int) -> int:
-    value = params.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
-        raise VirtfnError(f"{name} is a number of {bits} bits", errno_name="EINVAL")
-    return value

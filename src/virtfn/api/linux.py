@@ -139,8 +139,8 @@ class LinuxGuests(Actor):
         mac = machine.assign(pf, vf, vm, mapped=lab_guest.nic.map_rings)
         self.guests.append(LinuxGuest(lab_guest, vm, pf, vf, mac, ip))
 
-    def boot(self) -> None:
-        """Let all run until each takes commands.
+    def boot(self, booted: Callable[[LinuxGuest], None]) -> None:
+        """Let all run until each takes commands; tell `booted` of each.
 
         Raises VirtfnError if one ends, or does not answer.
         """
@@ -155,6 +155,7 @@ class LinuxGuests(Actor):
             for guest in [guest for guest in waiting if guest.vm.guest.agent.ready]:
                 guest.boot_s = since
                 waiting.remove(guest)
+                booted(guest)
             if waiting and since > BOOT_S:
                 name, said = waiting[0].lab.name, waiting[0].vm.guest.console.text(2)
                 raise VirtfnError(

@@ -17,7 +17,7 @@ from virtfn.hw.bits import RegMap
 from virtfn.hw.types import Mac, Rid
 from virtfn.machine.ports import Device, VirtfnError
 
-__all__ = ["Captured", "Card", "CopiesQueues", "NetDriver", "QueueCopy", "Vectors"]
+__all__ = ["Captured", "Card", "CopiesQueues", "Moved", "NetDriver", "QueueCopy", "Vectors"]
 
 
 class Vectors(NamedTuple):
@@ -31,6 +31,15 @@ class Vectors(NamedTuple):
     msix: int
     first: int
     bits: int
+
+
+class Moved(NamedTuple):
+    """Frames that a function sent and received, and their bytes without frame check sequences."""
+
+    tx_frames: int
+    tx_bytes: int
+    rx_frames: int
+    rx_bytes: int
 
 
 class Captured(NamedTuple):
@@ -135,8 +144,8 @@ class Card(Device, Protocol):
     def traffic(self) -> npt.NDArray[np.int64]:
         """Count frames from and to each function, as (functions,), in the order of their numbers (`Vectors`)."""
 
-    def moved_bytes(self, n: int) -> int:
-        """Count the bytes of frames that a VF's DMA has moved, since the start."""
+    def moved(self, n: int | None) -> Moved:
+        """Count the frames of a VF, or of the whole port, and their bytes, since the start."""
 
     def counters(self) -> dict[str, int]:
         """Count what became of frames; `forwarded` to one function and `flooded` to several are always there."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -13,10 +12,10 @@ from unit.rig import Rig
 from virtfn.api.iommu import (
     ask_explanation,
     ask_show,
-    iommu_methods,
     save_iommu,
     show_document,
 )
+from virtfn.api.session import ExplainIommu
 from virtfn.hw.types import Iova, Rid, format_rid
 from virtfn.hw.vtd.regs import Granularity
 from virtfn.hw.vtd.tables import FaultReason
@@ -59,10 +58,9 @@ def test_faults_are_counted_and_decoded(rig: Rig) -> None:
 
 def test_a_changed_table_is_stale_until_it_is_invalidated(rig: Rig) -> None:
     host, rid = rig.machine.host, rig.vf(0).rid
-    methods = iommu_methods(host, "rig")
 
     def ask() -> Explanation:
-        return cast(Explanation, methods["iommu.explain"]({"rid": int(rid), "iova": 0x1000, "write": True}))
+        return ExplainIommu(rid, Iova(0x1000), write=True).explain(read_unit(host))
 
     def cached() -> PageView | None:
         caches = ask()["caches"]
@@ -97,20 +95,22 @@ def test_a_changed_table_is_stale_until_it_is_invalidated(rig: Rig) -> None:
         ({"iova": 1.5}, "iova is a number of 64 bits"),
         ({"message": 1 << 32}, "message is a number of 32 bits"),
         ({"write": 1}, "write is true or false"),
+        ({"address": 1}, "no such parameter: address; there are rid, iova, write, message"),
     ],
 )
-def test_questions_that_make_no_sense_are_refused(rig: Rig, params: dict[str, object], words: str) -> None:
+def test_questions_that_make_no_sense_are_refused(params: dict[str, object], words: str) -> None:
     with pytest.raises(VirtfnError, match=words):
-        iommu_methods(rig.machine.host, "rig")["iommu.explain"](params)
+        ExplainIommu.from_params(params)
 
 
 def test_a_saved_state_explains_what_the_machine_did(rig: Rig, tmp_path: Path) -> None:
     host, rid = rig.machine.host, rig.vf(1).rid
     save_iommu(host, tmp_path / "state.npz")
     for iova, write in ((0x1234, True), (8 << 20, False), (1 << 50, True)):
-        live = iommu_methods(host, "rig")["iommu.explain"]({"rid": int(rid), "iova": iova, "write": write})
+        request = ExplainIommu.from_params({"rid": int(rid), "iova": iova, "write": write})
+        live = request.explain(read_unit(host))
         saved = ask_explanation(rid, Iova(iova), write, 0, None, tmp_path / "state.npz")
-        assert saved == {**live, "caches": None}  # type: ignore[dict-item]
+        assert saved == {**live, "caches": None}
     assert ask_show(None, tmp_path / "state.npz")["domains"] == show_document(read_unit(host), "")["domains"]
     assert len(load_state(tmp_path / "state.npz").counters) > 10
     with pytest.raises(VirtfnError, match="cannot be written"):

@@ -36,6 +36,8 @@ def render_show(document: ShowDocument) -> RenderableType:
     parts += [_caches(document), Text(""), *_faults(document["faults"])]
     if document["truncated"]:
         parts.append(Text("Not everything is listed: there is more than one answer holds.", style="yellow"))
+    if document["changing"]:
+        parts.append(Text("The tables changed while they were read: parts are of different moments.", style="yellow"))
     return Group(*parts)
 
 

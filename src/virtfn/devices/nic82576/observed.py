@@ -9,7 +9,7 @@ from virtfn.devices.nic82576.ats import AddressTranslation
 from virtfn.devices.nic82576.port import Port
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.kernels.i82576.state import COUNTER_NAMES, DROP_NAMES, WIRE
-from virtfn.machine.netports import Captured
+from virtfn.machine.netports import Captured, Moved
 
 __all__ = ["Observed"]
 
@@ -31,10 +31,11 @@ class Observed:
         total: npt.NDArray[np.int64] = pools["gprc"] + pools["gptc"]
         return total
 
-    def moved_bytes(self, n: int) -> int:
-        """Count the bytes of frames that DMA has moved for a pool; its counters have the frame check sequences, too."""
-        pool = self.port.nic["pools"][n]
-        return int(pool["gorc"] + pool["gotc"]) - FCS_BYTES * int(pool["gprc"] + pool["gptc"])
+    def moved(self, n: int | None) -> Moved:
+        """Count the frames of a pool, or of the whole port, and their bytes."""
+        counts = self.port.nic["counters"] if n is None else self.port.nic["pools"][n]
+        sent, received = int(counts["gptc"]), int(counts["gprc"])
+        return Moved(sent, int(counts["gotc"]) - FCS_BYTES * sent, received, int(counts["gorc"]) - FCS_BYTES * received)
 
     def counters(self) -> dict[str, int]:
         """Count what became of frames, by the names of the data plane's counters."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
 
 from unit.cli.render.text import text
 from unit.rig import Rig
-from virtfn.api.iommu import iommu_methods, show_document
+from virtfn.api.iommu import show_document
+from virtfn.api.session import ExplainIommu
 from virtfn.cli.render.iommu import render_explanation, render_show
 from virtfn.hw.types import Iova, Rid
 from virtfn.hw.vtd.regs import Granularity
@@ -36,10 +36,9 @@ def test_faults_say_who_what_and_why(rig: Rig) -> None:
 
 def test_an_explanation_tells_what_the_iotlb_holds(rig: Rig) -> None:
     host, rid = rig.machine.host, rig.vf(0).rid
-    methods = iommu_methods(host, "rig")
 
     def ask() -> Explanation:
-        return cast(Explanation, methods["iommu.explain"]({"rid": int(rid), "iova": 0x1000, "write": True}))
+        return ExplainIommu(rid, Iova(0x1000), write=True).explain(read_unit(host))
 
     assert host.dma_write(rid, Iova(0x1000), b"x")
     explanation = ask()
@@ -57,7 +56,7 @@ def test_an_explanation_tells_what_the_iotlb_holds(rig: Rig) -> None:
 
 def test_text_says_what_is_wrong_and_what_is_left_out(rig: Rig) -> None:
     document = show_document(read_unit(rig.machine.host), "here")
-    document["truncated"] = document["domains"][0]["truncated"] = True
+    document["changing"] = document["truncated"] = document["domains"][0]["truncated"] = True
     document["domains"][0]["broken"] = 3
     document["broken"] = [{"entry": "root entry of bus 07", "value": "0x9", "reason": "root reserved", "code": 0xA}]
     document["unit"]["interrupts"] = False

@@ -1,0 +1,32 @@
+"""A lab that lives: its states, requests that the world carries out, snapshots, and a stream of events.
+
+session    the states, and what may be done in each
+live       what stands while the lab is up
+requests   what can be asked, a class each
+desk       where requests wait for the world
+snapshot   what everybody has counted
+events     what happened
+"""
+
+from virtfn.api.session.events import Event, Events, FaultsRecorded, GuestBooted, Reading, StateChanged, WorkDone
+from virtfn.api.session.requests import ExplainIommu, ReadEvents, ReadSnapshot, Request, ShowIommu
+from virtfn.api.session.session import Session, State
+from virtfn.api.session.snapshot import Snapshot
+
+__all__ = [
+    "Event",
+    "Events",
+    "ExplainIommu",
+    "FaultsRecorded",
+    "GuestBooted",
+    "ReadEvents",
+    "ReadSnapshot",
+    "Reading",
+    "Request",
+    "Session",
+    "ShowIommu",
+    "Snapshot",
+    "State",
+    "StateChanged",
+    "WorkDone",
+]

@@ -1,0 +1,118 @@
+"""Where requests of other threads, and of the control socket, wait for the world to carry them out.
+
+    submit (any thread) -> wakes the world -> turn: pieces, for half a millisecond at most -> the answer, in a Future
+
+Quick requests come first. Long ones are carried out one after the other: each holds what it has read so far.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from virtfn.api.session.requests import Answering, Request
+from virtfn.hw.types import Ps
+from virtfn.machine.clock import MS_PS
+from virtfn.machine.ports import Actor, Clock, VirtfnError
+
+__all__ = ["Desk"]
+
+MAX_WAITING = 32
+_TURN_PS = MS_PS // 2
+_PIECES = 64  # of a turn, where time does not go on
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """A request under way: its pieces, and where its answer goes."""
+
+    def __init__(self, request: Request[T], session: Answering) -> None:
+        self.pieces = request.pieces(session)
+        self.future: Future[T] = Future()
+
+    def go_on(self) -> bool:
+        """Do a piece; False if that was the last, or nobody waits for the answer any more."""
+        if self.future.cancelled():
+            self.pieces.close()
+            return False
+        try:
+            next(self.pieces)
+        except StopIteration as end:
+            with suppress(InvalidStateError):  # it was cancelled a moment ago
+                self.future.set_result(end.value)
+            return False
+        except Exception as error:  # whoever asked is told, and the lab goes on
+            with suppress(InvalidStateError):
+                self.future.set_exception(error)
+            return False
+        return True
+
+
+class Desk(Actor):
+    """The requests that wait, and their turn in the world. session: which carries them out."""
+
+    def __init__(self, session: Answering, clock: Clock) -> None:
+        self._session = session
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._quick: deque[_Job[object]] = deque()
+        self._long: deque[_Job[object]] = deque()
+        self._wakes = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._open = True
+
+    def submit(self, request: Request[T]) -> Future[T]:
+        """Take a request, from any thread; its answer comes when the world has carried it out.
+
+        Raises VirtfnError if the session has ended (ESHUTDOWN), or too many wait (EBUSY).
+        """
+        with self._lock:
+            if not self._open:
+                raise VirtfnError("the lab has ended", errno_name="ESHUTDOWN")
+            if len(self._quick) + len(self._long) >= MAX_WAITING:
+                raise VirtfnError(f"{MAX_WAITING} requests wait already; ask again later", errno_name="EBUSY")
+            job = _Job(request, self._session)
+            queue = self._long if request.long else self._quick
+            queue.append(job)  # type: ignore[arg-type]  # its answer is an object
+            os.eventfd_write(self._wakes, 1)
+        return job.future
+
+    def turn(self, now: Ps) -> int:
+        """Carry out what fits into half a millisecond; return how many pieces that was."""
+        if not (self._quick or self._long):
+            return 0
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wakes)
+        done = 0
+        while done < _PIECES and (queue := self._quick or self._long) and self._clock.now() - now < _TURN_PS:
+            if not queue[0].go_on():
+                queue.popleft()
+            done += 1
+        return done
+
+    def fileno(self) -> int:
+        """Return the descriptor that can be read when a request has come."""
+        return self._wakes
+
+    def due(self) -> Ps | None:
+        """Say that there is more to do at once, if there is."""
+        return self._clock.now() if self._quick or self._long else None
+
+    def close(self) -> None:
+        """Take no more requests, and refuse those that wait."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            os.close(self._wakes)
+            jobs = [*self._quick, *self._long]
+            self._quick.clear()
+            self._long.clear()
+        for job in jobs:
+            job.pieces.close()
+            with suppress(InvalidStateError):
+                job.future.set_exception(VirtfnError("the lab has ended meanwhile", errno_name="ESHUTDOWN"))

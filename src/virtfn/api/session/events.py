@@ -1,0 +1,165 @@
+"""What happened in a lab, in order: a bounded stream, read by sequence number.
+
+GUEST_BOOTED     a guest works: an embedded one at once, Linux when it takes commands
+WORK_DONE        the work of the lab is over
+FAULTS_RECORDED  the remapping unit refused something; up to ten such events a second, however many faults there are
+STATE_CHANGED    the session's
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import ClassVar, NamedTuple, TypedDict
+
+from virtfn.hw.types import Ps, format_rid
+from virtfn.hw.vtd.regs import Fault
+from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock, epoch_ps
+from virtfn.machine.ports import Actor
+
+__all__ = [
+    "Event",
+    "EventDocument",
+    "Events",
+    "FaultWatch",
+    "FaultsRecorded",
+    "GuestBooted",
+    "Reading",
+    "StateChanged",
+    "Told",
+    "WorkDone",
+]
+
+KEPT = 1024
+_FAULTS_PS = 100 * MS_PS
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The session has come from one state into another; both by name."""
+
+    name: ClassVar[str] = "STATE_CHANGED"
+    before: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestBooted:
+    """A guest works. boot_s: what it took, 0 for an embedded one."""
+
+    name: ClassVar[str] = "GUEST_BOOTED"
+    guest: str
+    vmm: str
+    boot_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """The work is over. finished: whether all of it was done."""
+
+    name: ClassVar[str] = "WORK_DONE"
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FaultsRecorded:
+    """The remapping unit has told of faults. count: since the last such event; the rest is of the latest."""
+
+    name: ClassVar[str] = "FAULTS_RECORDED"
+    count: int
+    rid: str
+    iova: int
+    reason: str
+    write: bool
+
+
+Event = StateChanged | GuestBooted | WorkDone | FaultsRecorded
+
+
+class EventDocument(TypedDict):
+    """An event as JSON, in the manner of QMP, with its place in the stream."""
+
+    sequence: int
+    event: str
+    timestamp: dict[str, int]
+    data: dict[str, object]
+
+
+class Told(NamedTuple):
+    """An event in the stream. at: in ps since 1970."""
+
+    sequence: int
+    at: int
+    event: Event
+
+    def document(self) -> EventDocument:
+        """Return it as JSON can hold it."""
+        return {
+            "sequence": self.sequence,
+            "event": self.event.name,
+            "timestamp": {"seconds": self.at // S_PS, "microseconds": self.at % S_PS // US_PS},
+            "data": asdict(self.event),
+        }
+
+
+class Reading(NamedTuple):
+    """Events that were read. lost: how many before them are gone. next: where to read on."""
+
+    events: list[Told]
+    lost: int
+    next: int
+
+
+class Events:
+    """The stream: the latest `kept` events, for readers in any thread. Who reads too late learns how many are gone."""
+
+    def __init__(self, clock: WallClock, kept: int = KEPT) -> None:
+        self._clock = clock
+        self._epoch = epoch_ps(clock)
+        self._lock = threading.Lock()
+        self._kept: deque[Told] = deque(maxlen=kept)
+        self._next = 0
+
+    def tell(self, event: Event) -> None:
+        """Add an event."""
+        with self._lock:
+            self._kept.append(Told(self._next, self._clock.now() + self._epoch, event))
+            self._next += 1
+
+    def since(self, sequence: int, most: int = KEPT) -> Reading:
+        """Read the oldest `most` events of those from `sequence` on."""
+        with self._lock:
+            first = self._next - len(self._kept)
+            begin = min(max(sequence, first), self._next)
+            events = [self._kept[i] for i in range(begin - first, min(begin - first + most, len(self._kept)))]
+        return Reading(events, max(first - max(sequence, 0), 0), begin + len(events))
+
+
+class FaultWatch(Actor):
+    """Turns faults into events, and many at a time into one. An actor of the world."""
+
+    def __init__(self, tell: Callable[[Event], None]) -> None:
+        self._tell = tell
+        self._untold: list[Fault] = []  # the latest alone
+        self._count = 0
+        self._quiet_until = Ps(0)
+
+    def note(self, fault: Fault) -> None:
+        """Take a fault that the unit tells of."""
+        self._count += 1
+        self._untold[:] = [fault]
+
+    def turn(self, now: Ps) -> int:
+        """Tell of what was noted, if it is time to."""
+        if not self._untold or now < self._quiet_until:
+            return 0
+        fault = self._untold.pop()
+        self._tell(FaultsRecorded(self._count, format_rid(fault.rid), fault.iova, fault.reason.text, fault.write))
+        self._count, self._quiet_until = 0, Ps(now + _FAULTS_PS)
+        return 1
+
+    def due(self) -> Ps | None:
+        """Say when what was noted may be told."""
+        return self._quiet_until if self._untold else None

@@ -1,0 +1,205 @@
+"""What stands while a lab is up: its machine, its guests at work, its recording. It exists as long as they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from virtfn.api.accounts import Group, account
+from virtfn.api.attack import attack, attack_unprotected, compare
+from virtfn.api.image import Platform
+from virtfn.api.lab import Lab
+from virtfn.api.linux import LinuxGuest, LinuxGuests
+from virtfn.api.linuxwork import LinuxWork
+from virtfn.api.machine import LabGuestRun, Machine
+from virtfn.api.recording import Recording
+from virtfn.api.report import AttackReport, Report
+from virtfn.api.session.events import Event, FaultWatch, GuestBooted
+from virtfn.api.session.telling import Teller
+from virtfn.hw.eth import FCS_BYTES
+from virtfn.hw.vtd.regs import Fault
+from virtfn.iomodels.engine import BREATH_PS, Engine
+from virtfn.iomodels.workload import Station, Workload
+from virtfn.machine.captures import Frames
+from virtfn.machine.clock import MS_PS, WallClock
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.world import World
+
+__all__ = ["Live"]
+
+_BESIDE_PS = MS_PS // 4  # a breath of embedded guests beside Linux guests, who wait for answers
+
+
+class Live:
+    """A lab that is up. What is opened is closed with `closes`, the last first.
+
+    groups: the embedded guests at work, by PF. guests: those under QEMU. attacks: what a hostile guest has tried.
+    compile_ps: how long kernels were compiled.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        world: World,
+        clock: WallClock,
+        teller: Teller,
+        tell_event: Callable[[Event], None],
+        closes: ExitStack,
+        compile_ps: int,
+    ) -> None:
+        self.machine = machine
+        self.lab: Lab = machine.lab
+        self.groups = teller.groups
+        self.attacks: list[AttackReport] = []
+        self._compile_ps = compile_ps
+        self._moving_ps = 0
+        self._world = world
+        self._clock = clock
+        self._teller = teller
+        self._tell_event = tell_event
+        self._closes = closes
+        self._recordings: list[Recording] = []
+        self._linux: list[LinuxGuests] = []
+        self._linux_work: list[LinuxWork] = []
+
+    @property
+    def guests(self) -> Sequence[LinuxGuest]:
+        """The guests under QEMU."""
+        return [guest for linux in self._linux for guest in linux.guests]
+
+    # Starting.
+
+    def start(self, capture: Path | None, platform: Platform | None, frames: Frames | None) -> None:
+        """Bring machine and guests up, and prepare their work.
+
+        capture: where to record from now on, if anywhere; platform: of guests under QEMU; frames: to be replayed.
+        """
+        machine, tell = self.machine, self._teller.tell
+        tell("starting", force=True)
+        machine.start(lambda: tell("starting"))
+        self._watch_faults()
+        for run in machine.guests:
+            self._tell_event(GuestBooted(run.lab.name, run.lab.vmm, 0.0))
+        if capture is not None:
+            recording = self._closes.enter_context(closing(Recording(capture, machine, self._clock)))
+            self._recordings.append(recording)
+            self._world.add(recording)
+        if platform is not None:
+            self._boot_linux(platform)
+        self._prepare(frames, _BESIDE_PS if platform is not None else BREATH_PS)
+
+    def _watch_faults(self) -> None:
+        """Tell of faults, beside whoever is told already."""
+        watch, unit = FaultWatch(self._tell_event), self.machine.host.iommu
+        others = [unit.on_fault] if unit.on_fault is not None else []
+
+        def note(fault: Fault) -> None:
+            watch.note(fault)
+            for tell in others:
+                tell(fault)
+
+        unit.on_fault = note
+        self._world.add(watch)
+
+    def _boot_linux(self, platform: Platform) -> None:
+        linux = self._closes.enter_context(closing(LinuxGuests(self.machine, platform, self._world, self._teller.tell)))
+        self._linux.append(linux)
+        linux.start()
+        linux.boot(lambda guest: self._tell_event(GuestBooted(guest.lab.name, guest.lab.vmm, round(guest.boot_s, 2))))
+        linux.set_up(self.lab.workload.frame_bytes)
+        self._linux_work.append(LinuxWork(self.machine, linux))
+
+    def _prepare(self, frames: Frames | None, breath_ps: int) -> None:
+        """Set the work of each PF's embedded guests up."""
+        machine, work = self.machine, self.lab.workload
+        for pf in machine.pfs:
+            runs = machine.guests_of(pf)
+            if not runs:
+                continue
+            stations = [Station(run.guest.nics[0].driver.row, run.guest.nics[0].driver.mac) for run in runs]
+            if frames is not None:
+                _listen(runs, frames)
+            workload = Workload(
+                work.kind,
+                stations,
+                length=work.frame_bytes - FCS_BYTES,
+                frames=work.frames_each,
+                capture=frames,
+                rewrite=work.rewrite,
+                uplink=pf.strangers,
+            )
+            guests = [run.guest for run in runs]
+            engine = Engine(machine.host, pf.nic, guests, workload, wire=pf.wire, breath_ps=breath_ps)
+            self.groups.append(Group(pf, runs, workload, engine))
+
+    # Working.
+
+    def work(self) -> bool:
+        """Let the hostile guest of an attack lab try, then all guests work to their ends; False if one got stuck."""
+        if self.lab.workload.kind == "attack":
+            self._attack()
+        before = self._clock.now()
+        for group in self.groups:
+            group.engine.start()
+            self._world.add_lane(group.engine)
+        for work in self._linux_work:
+            work.run()
+        self._world.until(self._over)
+        for recording in self._recordings:
+            recording.drain()
+        self._moving_ps += self._clock.now() - before
+        return all(group.engine.done for group in self.groups)
+
+    def _attack(self) -> None:
+        """Let the hostile guest try, here and without remapping, while the others begin their work."""
+        (group,) = (group for group in self.groups if group.pf is self.machine.guests[0].pf)
+        before = self._clock.now()
+        self._teller.tell("attacking", force=True)
+        findings = attack(self.machine, group.engine)
+        self._moving_ps += self._clock.now() - before
+        self._teller.tell("attacking a machine without remapping", force=True)
+        self.attacks += compare(findings, attack_unprotected(self.lab, self._clock))
+
+    def _over(self) -> bool:
+        self._teller.tell("running")
+        over = [group.engine.over() for group in self.groups]  # each takes note of its progress
+        return all(over)
+
+    def unfinished(self) -> str:
+        """Say whose work is not done."""
+        names = [group.runs[g].lab.name for group in self.groups for g in group.workload.unfinished()]
+        return f"{', '.join(names)} cannot go on" if names else "frames wait in the NIC and nobody takes them"
+
+    def report(self) -> Report:
+        """Account for every frame."""
+        others = [report for work in self._linux_work for report in work.reports()]
+        report = account(self.machine, self.groups, others, moving_ps=self._moving_ps, compile_ps=self._compile_ps)
+        if self.attacks:
+            report["attacks"] = self.attacks
+        return report
+
+    # Stopping.
+
+    def stop(self) -> None:
+        """Take guests and functions down in good order; nothing is closed yet."""
+        for linux in self._linux:
+            linux.stop()
+        self.machine.stop()
+
+
+def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
+    """Let the guests of a replay hear every group and VLAN that the capture has, as far as the NIC has room."""
+    vids = set()
+    for k in range(len(frames)):
+        frame = frames.frame(k)
+        if len(frame) >= 18 and frame[12] == 0x81 and frame[13] == 0:
+            vids.add((int(frame[14]) << 8 | int(frame[15])) & 0xFFF)
+    for run in runs:
+        driver = run.guest.nics[0].driver
+        driver.set_promiscuous(False, True)
+        for vid in sorted(vids)[:31]:
+            try:
+                driver.set_vlan(vid)
+            except VirtfnError:
+                break  # the host chose this guest's VLAN, or the table is full: the NIC counts what it then drops

@@ -1,0 +1,182 @@
+"""What a session can be asked: a class for each request, by the names that the control socket has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
+
+from virtfn.api.iommu import ShowDocument, show_live
+from virtfn.api.lab import Lab
+from virtfn.api.machine import Machine
+from virtfn.api.session.events import EventDocument, Events
+from virtfn.api.session.snapshot import Snapshot
+from virtfn.hw.types import Iova, Rid
+from virtfn.iovm.iommu.explanation import Explanation
+from virtfn.iovm.iommu.state import UnitState, read_unit
+from virtfn.iovm.iommu.walk import explain
+from virtfn.machine.pieces import InPieces
+from virtfn.machine.ports import VirtfnError
+
+__all__ = [
+    "REQUESTS",
+    "Answering",
+    "EventsDocument",
+    "ExplainIommu",
+    "Params",
+    "ReadEvents",
+    "ReadSnapshot",
+    "Request",
+    "ShowIommu",
+]
+
+T = TypeVar("T")
+Params = Mapping[str, object]
+_EVENTS_AT_ONCE = 256
+
+
+class Answering(Protocol):
+    """What a request may use of the session that carries it out."""
+
+    lab: Lab
+    events: Events
+
+    @property
+    def machine(self) -> Machine:
+        """The machine. Raises VirtfnError if none is up."""
+
+    def snapshot(self) -> Snapshot:
+        """Return what everybody has counted. Raises VirtfnError if nothing ever was up."""
+
+
+class Request(Generic[T]):
+    """A request: how it is made from JSON, and how a session carries it out.
+
+    method: its name at the control socket. long: whether it takes more than a moment; such requests are carried out one
+    after the other, in pieces, and others pass them.
+    """
+
+    method: ClassVar[str]
+    long: ClassVar[bool] = False
+
+    @classmethod
+    def from_params(cls, params: Params) -> Request[T]:
+        """Make it from JSON.
+
+        Raises VirtfnError (EINVAL) for what is no such request.
+        """
+        known(params)
+        return cls()
+
+    def answer(self, session: Answering) -> T:
+        """Carry it out at once. Raises VirtfnError to refuse."""
+        raise NotImplementedError
+
+    def pieces(self, session: Answering) -> InPieces[T]:
+        """Carry it out in pieces, each a fraction of a millisecond. Raises VirtfnError to refuse."""
+        return self.answer(session)
+        yield  # makes it a generator: of one piece
+
+
+@dataclass(frozen=True, slots=True)
+class ShowIommu(Request[ShowDocument]):
+    """Describe the remapping unit with all of its tables."""
+
+    method: ClassVar[str] = "iommu.show"
+    long: ClassVar[bool] = True
+
+    def pieces(self, session: Answering) -> InPieces[ShowDocument]:
+        """Read the tables."""
+        return show_live(session.machine.host, f"lab {session.lab.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainIommu(Request[Explanation]):
+    """Walk the tables for one request of a device. message: the data, if it is an interrupt message."""
+
+    method: ClassVar[str] = "iommu.explain"
+    rid: Rid
+    iova: Iova
+    write: bool = False
+    message: int = 0
+
+    @classmethod
+    def from_params(cls, params: Params) -> ExplainIommu:
+        """Make it from JSON."""
+        known(params, "rid", "iova", "write", "message")
+        write = params.get("write", False)
+        if not isinstance(write, bool):
+            raise VirtfnError("write is true or false", errno_name="EINVAL")
+        return cls(
+            Rid(number(params, "rid", 16)), Iova(number(params, "iova", 64)), write, number(params, "message", 32)
+        )
+
+    def answer(self, session: Answering) -> Explanation:
+        """Walk."""
+        return self.explain(read_unit(session.machine.host))
+
+    def explain(self, state: UnitState) -> Explanation:
+        """Walk the tables of a unit."""
+        return explain(state, self.rid, self.iova, self.write, self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSnapshot(Request[Snapshot]):
+    """Read what guests, functions and cards have counted."""
+
+    method: ClassVar[str] = "session.snapshot"
+
+    def answer(self, session: Answering) -> Snapshot:
+        """Read."""
+        return session.snapshot()
+
+
+class EventsDocument(TypedDict):
+    """What `events.read` answers. lost: events before these that are gone; next: what to ask with, to read on."""
+
+    events: list[EventDocument]
+    lost: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEvents(Request[EventsDocument]):
+    """Read events from a sequence number on; 256 at a time."""
+
+    method: ClassVar[str] = "events.read"
+    since: int = 0
+
+    @classmethod
+    def from_params(cls, params: Params) -> ReadEvents:
+        """Make it from JSON."""
+        known(params, "since")
+        return cls(number(params, "since", 63))
+
+    def answer(self, session: Answering) -> EventsDocument:
+        """Read."""
+        reading = session.events.since(self.since, _EVENTS_AT_ONCE)
+        return {"events": [told.document() for told in reading.events], "lost": reading.lost, "next": reading.next}
+
+
+REQUESTS: tuple[type[Request[object]], ...] = (
+    ShowIommu,  # type: ignore[assignment]  # a request for a document is one for an object
+    ExplainIommu,
+    ReadSnapshot,
+    ReadEvents,
+)
+
+
+def known(params: Params, *names: str) -> None:
+    """Refuse params that a request has not: VirtfnError (EINVAL)."""
+    for name in params:
+        if name not in names:
+            there = f"there are {', '.join(names)}" if names else "there are none"
+            raise VirtfnError(f"no such parameter: {name[:64]}; {there}", errno_name="EINVAL")
+
+
+def number(params: Params, name: str, bits: int) -> int:
+    """Read a number of so many bits, 0 if it is not there; VirtfnError (EINVAL) for anything else."""
+    value = params.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
+        raise VirtfnError(f"{name} is a number of {bits} bits", errno_name="EINVAL")
+    return value

@@ -1,0 +1,158 @@
+"""What guests, functions and cards have counted, read from memory while frames move.
+
+Each number is true when it is read; all of them together are of no one moment. Whoever reads takes no turn of anybody's
+and may be in any thread; what must not go away meanwhile is the caller's care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from virtfn.api.linux import LinuxGuest
+from virtfn.api.machine import LabGuestRun, LabPf, Machine
+from virtfn.api.report import SwitchReport
+from virtfn.devices.iommu.unit import COUNTERS
+from virtfn.hw.types import Rid, format_rid
+from virtfn.iovm.iovm import Vf
+from virtfn.machine.ports import VirtfnError
+
+__all__ = ["GuestCounts", "PfCounts", "Snapshot", "VfCounts", "take_snapshot"]
+
+_ATTEMPTS = 16
+
+
+class GuestCounts(TypedDict):
+    """One guest. Frames and bytes are those of its driver or, of a guest under QEMU, of its function."""
+
+    name: str
+    io: str
+    vmm: str
+    address: str
+    tx_frames: int
+    tx_bytes: int
+    rx_frames: int
+    rx_bytes: int
+    dropped: dict[str, int]
+    exits: int
+    interrupts: int
+
+
+class VfCounts(TypedDict):
+    """One VF, as the card counts. guest: who has it; null: nobody."""
+
+    vf: int
+    address: str
+    guest: str | None
+    tx_frames: int
+    rx_frames: int
+    dropped: dict[str, int]
+
+
+class PfCounts(TypedDict):
+    """One PF, its switch and its VFs."""
+
+    name: str
+    address: str
+    switch: SwitchReport
+    vfs: list[VfCounts]
+
+
+class Snapshot(TypedDict):
+    """The document of `session.snapshot`. elapsed_s: since the session was made; iommu: counters of the unit."""
+
+    lab: str
+    state: str
+    elapsed_s: float
+    guests: list[GuestCounts]
+    pfs: list[PfCounts]
+    iommu: dict[str, int]
+
+
+def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, elapsed_s: float) -> Snapshot:
+    """Read all counters of a machine that is up, with its guests under QEMU.
+
+    Raises VirtfnError (EAGAIN) if functions come and go all the time.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            guests = [_embedded(run) for run in list(machine.guests) if run.guest.nics]
+            guests += [_linux(guest) for guest in list(linux)]
+            owners = {run.vf.rid: run.lab.name for run in list(machine.guests)}
+            owners |= {guest.rid: guest.lab.name for guest in list(linux)}
+            pfs = [_pf(pf, owners) for pf in list(machine.pfs)]
+        except (RuntimeError, LookupError):  # a list or a dictionary changed while it was read in another thread
+            continue
+        order = [guest.name for guest in machine.lab.guests]
+        guests.sort(key=lambda guest: order.index(guest["name"]))
+        rows = list(machine.host.iommu.rows)
+        return {
+            "lab": machine.lab.name,
+            "state": state,
+            "elapsed_s": elapsed_s,
+            "guests": guests,
+            "pfs": pfs,
+            "iommu": {name: sum(int(row.unit[0][name]) for row in rows) for name in COUNTERS},
+        }
+    raise VirtfnError("functions come and go too fast to be counted; ask again", errno_name="EAGAIN")
+
+
+def _embedded(run: LabGuestRun) -> GuestCounts:
+    counts = run.guest.nics[0].driver.netdev
+    return {
+        "name": run.lab.name,
+        "io": run.lab.nic.io,
+        "vmm": run.lab.vmm,
+        "address": format_rid(run.vf.rid),
+        "tx_frames": int(counts["tx_frames"]),
+        "tx_bytes": int(counts["tx_bytes"]),
+        "rx_frames": int(counts["rx_frames"]),
+        "rx_bytes": int(counts["rx_bytes"]),
+        "dropped": run.pf.nic.drops(run.vf.index),
+        "exits": run.guest.exits,
+        "interrupts": run.guest.interrupts,
+    }
+
+
+def _linux(guest: LinuxGuest) -> GuestCounts:
+    nic = guest.pf.nic
+    counts = nic.moved(None if guest.vf is None else guest.vf.index)
+    return {
+        "name": guest.lab.name,
+        "io": guest.lab.nic.io,
+        "vmm": guest.lab.vmm,
+        "address": format_rid(guest.rid),
+        "tx_frames": counts.tx_frames,
+        "tx_bytes": counts.tx_bytes,
+        "rx_frames": counts.rx_frames,
+        "rx_bytes": counts.rx_bytes,
+        "dropped": nic.all_drops() if guest.vf is None else nic.drops(guest.vf.index),
+        "exits": guest.vm.messages,
+        "interrupts": guest.vm.interrupts,
+    }
+
+
+def _pf(pf: LabPf, owners: Mapping[Rid, str]) -> PfCounts:
+    counters = pf.nic.counters()
+    return {
+        "name": pf.name,
+        "address": format_rid(pf.nic.pf_rid),
+        "switch": {
+            "forwarded": counters["forwarded"],
+            "flooded": counters["flooded"],
+            "dropped": pf.nic.all_drops(),
+        },
+        "vfs": [_vf(pf, vf, owners) for vf in list(pf.vfs)],
+    }
+
+
+def _vf(pf: LabPf, vf: Vf, owners: Mapping[Rid, str]) -> VfCounts:
+    counts = pf.nic.moved(vf.index)
+    return {
+        "vf": vf.index,
+        "address": format_rid(vf.rid),
+        "guest": owners.get(vf.rid),
+        "tx_frames": counts.tx_frames,
+        "rx_frames": counts.rx_frames,
+        "dropped": pf.nic.drops(vf.index),
+    }
