@@ -245,8 +245,9 @@ class TinyCard(Card):
     def traffic(self) -> npt.NDArray[np.int64]:
         return self.row["vf"]["sent"] + self.row["vf"]["received"]
 
-    def moved(self, n: int | None) -> Moved:
-        rows = self.row["vf"] if n is None else self.row["vf"][n : n + 1]
+    def moved(self, rid: Rid) -> Moved:
+        place = self.endpoint.find(rid)
+        rows = self.row["vf"] if place is None or place.vf is None else self.row["vf"][place.vf : place.vf + 1]
         return Moved(*(int(rows[name].sum()) for name in ("sent", "sent_bytes", "received", "received_bytes")))
 
     def counters(self) -> dict[str, int]:

@@ -107,7 +107,7 @@ def _guest_reports(group: Group, machine: Machine) -> list[GuestReport]:
     reports: list[GuestReport] = []
     for g, run in enumerate(group.runs):
         nic = run.guest.nics[0]
-        d = nic.driver.netdev
+        d, meter = nic.driver.netdev, run.guest.meter
         for reason, count in group.workload.refused[g].items():
             drops[g][reason] = drops[g].get(reason, 0) + count
         report: GuestReport = {
@@ -124,9 +124,9 @@ def _guest_reports(group: Group, machine: Machine) -> list[GuestReport]:
             "corrupt": findings[g].corrupt,
             "reordered": findings[g].reordered + findings[g].repeated,
             "dropped": drops[g],
-            "exits": run.guest.exits,
-            "interrupts": run.guest.interrupts,
-            "copies": 0,
+            "exits": meter.exits,
+            "interrupts": meter["interrupts"],
+            "copies": meter["copies"],
             "mailbox_messages": machine.mailbox_messages(run.pf, run.vf),
         }
         times = group.engine.ping_ps[g]

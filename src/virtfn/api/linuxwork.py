@@ -210,7 +210,7 @@ class LinuxWork:
         return [self._report(guest, found) for guest, found in zip(self._guests, self._found, strict=True)]
 
     def _report(self, guest: LinuxGuest, found: _Findings) -> GuestReport:
-        tx, rx = found.link["tx"], found.link["rx"]
+        tx, rx, meter = found.link["tx"], found.link["rx"], guest.vm.meter
         report: GuestReport = {
             "name": guest.lab.name,
             "io": guest.lab.nic.io,
@@ -225,9 +225,9 @@ class LinuxWork:
             "corrupt": rx["errors"],
             "reordered": found.ping.repeated if found.ping else 0,
             "dropped": self._drops(guest),
-            "exits": guest.vm.messages,
-            "interrupts": guest.vm.interrupts,
-            "copies": 0,
+            "exits": meter.exits,
+            "interrupts": meter["interrupts"],
+            "copies": meter["copies"],
             "mailbox_messages": self._mailbox_messages(guest.pf, guest),
             "boot_s": round(guest.boot_s, 2),
             "exits_per_frame": round(found.per_frame, 4),

@@ -25,27 +25,29 @@ from virtfn.devices.nic82576 import Nic82576
 from virtfn.drivers.igb import Igb
 from virtfn.drivers.ports import BoundDriver
 from virtfn.drivers.vtdirq import InterruptTable
-from virtfn.hw.types import Hpa, Iova, Mac, Rid
+from virtfn.hw.types import Hpa, Iova, Mac, Ps, Rid
 from virtfn.hw.vtd.regs import RTADDR, Fault
 from virtfn.hw.vtd.regs import Regs as UnitRegs
 from virtfn.hw.vtd.tables import RootEntry
 from virtfn.iomodels.attacker import ETHERTYPE, Attacker
-from virtfn.iomodels.engine import Engine
+from virtfn.iomodels.engine import PACE, Engine
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes
 from virtfn.machine.netports import Card
-from virtfn.machine.ports import VirtfnError
+from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
 from virtfn.vmm.hostaddresses import HostAddresses, host_address
+from virtfn.vmm.world import World
 
 __all__ = ["OUTSIDE", "Attempt", "Finding", "Outcome", "Region", "Result", "Stage", "attempt", "carry_out"]
 
 Outcome = Literal["stopped", "succeeded", "harmless"]
 
+_SLOWLY = 1, 2  # rounds and frames of a step: an attempt is to meet frames under way
 OUTSIDE = Mac(0x99_00_00_00_00_02)
 """The accomplice on the wire."""
 _TASTE = 16  # bytes of a secret in a row that nobody has by chance
@@ -121,7 +123,7 @@ def attempt(name: str, description: str, same_without: str = "") -> Callable[[Ca
     return make
 
 
-class Stage:
+class Stage(Actor):
     """One machine under attack. driver: of the PF. vf: what the attacker has; victims work for `engine` meanwhile.
 
     interrupts: the interrupt remapping table in the machine's memory, whether the unit uses it or not. secrets_seed: of
@@ -154,6 +156,9 @@ class Stage:
         host.iommu.on_fault = self._note_fault
         nic.port.set_wire(True, nic.port.l2switch.link_mbps if nic.port.nic["port"]["wire_ps_per_byte"] else 0)
         nic.start_capture()
+        engine.pace = _SLOWLY
+        self._world = World.of(host.clock, engine)
+        self._world.add(self)
         self.attacker = Attacker(guests[0])
         self.attacker.seize()
         self.host_page = self.secret_at(host.memory.alloc_page())
@@ -162,6 +167,7 @@ class Stage:
 
     def leave(self, link_mbps: int) -> None:
         """Send the accomplice away; the machine is as it was, but for the attacker, whose driver stays stopped."""
+        self.engine.pace = PACE
         self.nic.stop_capture()
         self.nic.take_capture()
         self.nic.port.set_wire(False, link_mbps)
@@ -205,9 +211,13 @@ class Stage:
     def pump(self, steps: int = 6) -> None:
         """Let everyone work: victims, NIC, and the attacker's interrupt handlers."""
         for _ in range(steps):
-            self.engine.step(rounds=1, budget=2)
-            self.listen()
-            self.host.iommu.service()
+            self._world.step()
+
+    def turn(self, now: Ps) -> int:
+        """Hear what left by the wire, and let the unit tell what it met."""
+        self.listen()
+        self.host.iommu.service()
+        return 0
 
     def serve(self, budget: int = 64) -> int:
         """Let only the NIC work; return the frames that it moved."""

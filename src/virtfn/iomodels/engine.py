@@ -21,10 +21,9 @@ from virtfn.vmm.host import Host
 from virtfn.vmm.uplink import Wire
 from virtfn.vmm.world import World
 
-__all__ = ["BREATH_PS", "Engine"]
+__all__ = ["BREATH_PS", "PACE", "Engine"]
 
-_ROUNDS = 128
-_BUDGET = 64
+PACE = 128, 64
 BREATH_PS = 2 * MS_PS
 _STUCK_PS = 2 * S_PS
 _RETRY_PS = 100 * MS_PS
@@ -36,7 +35,8 @@ _LINGER = 256  # steps without progress of the work, before what comes from outs
 class Engine:
     """Run the guests of one NIC; a `Lane`. guests: in the order of the workload's stations, with one function each.
 
-    wire: of the NIC, if it leads anywhere. breath_ps: how long it may work before others have their turn.
+    wire: of the NIC, if it leads anywhere. breath_ps: how long it may work before others have their turn. pace: rounds
+    of guests and NIC in a breath, and frames of each queue in a round, at most.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Engine:
         self._wire = wire
         if isinstance(host.clock, WallClock):
             nic.follow_time(breath_ps)
-        self._how = _ROUNDS, _BUDGET
+        self.pace = PACE
         self._met = 0, 0
         self._trapping: list[NetDriver] = []
         self._progress = (0, 0)
@@ -73,16 +73,16 @@ class Engine:
     def _drivers(self) -> list[NetDriver]:
         return [nic.driver for guest in self.guests for nic in guest.nics]
 
-    def step(self, rounds: int = _ROUNDS, budget: int = _BUDGET) -> bool:
+    def step(self, rounds: int = PACE[0], budget: int = PACE[1]) -> bool:
         """Take one turn alone; return whether anything moved.
 
         rounds: of guests and NIC, at most. budget: frames of each queue in a round.
         """
-        self._how = rounds, budget
+        before, self.pace = self.pace, (rounds, budget)
         try:
             return self.turn(self.host.now()) > 0
         finally:
-            self._how = _ROUNDS, _BUDGET
+            self.pace = before
 
     def turn(self, now: Ps) -> int:
         """Take one turn alone; return how much was done."""
@@ -98,7 +98,7 @@ class Engine:
 
     def work(self) -> None:
         """Breathe."""
-        rounds, budget = self._how
+        rounds, budget = self.pace
         if self.workload.kind == "ping" or self._trapping:
             rounds = 1
         now = self.host.now()
@@ -111,7 +111,7 @@ class Engine:
         for driver in self._trapping:
             driver.show_tails()
         if self._wire is not None:
-            carried, told = self._wire.serve(self._how[1])
+            carried, told = self._wire.serve(self.pace[1])
             moved += carried
             events |= told
         nic.handle(events)

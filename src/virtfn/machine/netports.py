@@ -17,7 +17,7 @@ from virtfn.hw.bits import RegMap
 from virtfn.hw.types import Mac, Rid
 from virtfn.machine.ports import Device, VirtfnError
 
-__all__ = ["Captured", "Card", "CopiesQueues", "Moved", "NetDriver", "QueueCopy", "Vectors"]
+__all__ = ["Captured", "Card", "CopiesQueues", "CountsFrames", "Moved", "NetDriver", "QueueCopy", "Vectors"]
 
 
 class Vectors(NamedTuple):
@@ -51,7 +51,15 @@ class Captured(NamedTuple):
     frame: npt.NDArray[np.uint8]
 
 
-class Card(Device, Protocol):
+@runtime_checkable
+class CountsFrames(Protocol):
+    """A device that counts what it moves."""
+
+    def moved(self, rid: Rid) -> Moved:
+        """Count the frames of a function, and their bytes, since the start; of a PF: of the whole port."""
+
+
+class Card(Device, CountsFrames, Protocol):
     """A network card: a device whose frames move in batches, by kernels.
 
     By default it leads nowhere, records nothing, and has neither mailbox nor device TLB.
@@ -143,9 +151,6 @@ class Card(Device, Protocol):
 
     def traffic(self) -> npt.NDArray[np.int64]:
         """Count frames from and to each function, as (functions,), in the order of their numbers (`Vectors`)."""
-
-    def moved(self, n: int | None) -> Moved:
-        """Count the frames of a VF, or of the whole port, and their bytes, since the start."""
 
     def counters(self) -> dict[str, int]:
         """Count what became of frames; `forwarded` to one function and `flooded` to several are always there."""

@@ -29,6 +29,7 @@ __all__ = [
     "Reset",
     "TranslationAgent",
     "VirtfnError",
+    "WalksTables",
 ]
 
 
@@ -187,6 +188,13 @@ class TranslationAgent(Protocol):
 
     def page_request(self, rid: Rid, address: Iova, read: bool, write: bool, last: bool, prgi: int) -> None:
         """Take a request of `rid` for the page at `address`: one of group `prgi`, and the `last` of it or not."""
+
+
+class WalksTables(Protocol):
+    """Whoever walks translation tables for requesters."""
+
+    def walks(self, rid: Rid) -> int:
+        """Count the page walks for a requester, since the start."""
 
 
 class ConfigSpace(Protocol):

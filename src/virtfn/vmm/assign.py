@@ -6,7 +6,7 @@
     MSI-X table           traps; virtual: the guest's messages are its own, the device gets messages of the host that
                           lead to them
 
-Every trap is an exit, and counted by kind.
+Every trap is an exit, and counted by kind in the guest's meter.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from virtfn.hw.bits import Decl
 from virtfn.hw.pci import MsiXEntry
 from virtfn.hw.types import Hva, Rid
 from virtfn.machine.function import all_ones
+from virtfn.machine.meter import Meter
 from virtfn.machine.ports import ConfigSpace, Device, Mapping, VirtfnError
 
 __all__ = ["AssignedFunction", "GuestBar", "GuestConfig", "Interrupts"]
@@ -40,8 +41,8 @@ class AssignedFunction:
     """One function assigned to one guest.
 
     config: the virtual configuration space. interrupts: how they reach the guest. msix_bar, vectors: where its MSI-X
-    table is, and how long. mapped: map what can be mapped. A configuration write that resets the function empties its
-    virtual MSI-X table too.
+    table is, and how long. mapped: map what can be mapped. meter: of the guest, where exits are counted. A
+    configuration write that resets the function empties its virtual MSI-X table too.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class AssignedFunction:
         msix_bar: int,
         vectors: int,
         mapped: bool = True,
+        meter: Meter | None = None,
     ) -> None:
         self.device = device
         self.rid = rid
         self.config = GuestConfig(self, config)
-        self.exits: dict[str, int] = {"config": 0, "bar": 0, "msix": 0}
+        self.meter = Meter() if meter is None else meter
         self.attached = True
         self._interrupts = interrupts
         self._msix_bar = msix_bar
@@ -87,13 +89,13 @@ class AssignedFunction:
         if not self.attached:
             return all_ones(size)
         if bar == self._msix_bar and 0 <= offset < len(self._table) * _ENTRY:
-            self.exits["msix"] += 1
+            self.meter.add("exit_msix")
             words = self._table[offset // _ENTRY]
             at = offset % _ENTRY
             # Only whole words and pairs of them are defined; a narrow read gets its part of the word.
             value = words[at // 4] >> at % 4 * 8 | (words[at // 4 + 1] << 32 if size == 8 and at < 12 else 0)
             return value & all_ones(size)
-        self.exits["bar"] += 1
+        self.meter.add("exit_bar")
         return self.device.bar_read(self.rid, bar, offset, size)
 
     def write(self, bar: int, offset: int, value: int, size: int = 4) -> None:
@@ -101,12 +103,12 @@ class AssignedFunction:
         if not self.attached:
             return
         if bar == self._msix_bar and 0 <= offset < len(self._table) * _ENTRY:
-            self.exits["msix"] += 1
+            self.meter.add("exit_msix")
             if size in (4, 8) and offset % size == 0:
                 for shift in range(0, size, 4):
                     self._write_table((offset + shift) // _ENTRY, (offset + shift) % _ENTRY // 4, value >> 8 * shift)
         else:
-            self.exits["bar"] += 1
+            self.meter.add("exit_bar")
             self.device.bar_write(self.rid, bar, offset, size, value)
 
     def _write_table(self, vector: int, word: int, value: int) -> None:
@@ -157,12 +159,12 @@ class GuestConfig:
 
     def read(self, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes."""
-        self._function.exits["config"] += 1
+        self._function.meter.add("exit_config")
         return self._space.read(offset, size) if self._function.attached else all_ones(size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write 1, 2 or 4 bytes."""
-        self._function.exits["config"] += 1
+        self._function.meter.add("exit_config")
         if self._function.attached:
             self._space.write(offset, size, value)
             self._function.follow_reset()

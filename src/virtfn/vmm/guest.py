@@ -10,7 +10,6 @@ Interrupts are posted: no exit brings them, and the guest handles them as a vCPU
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from virtfn.hw.types import Gpa, Hpa, Hva, Iova, Rid, format_rid
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.irq import APIC_BASE
 from virtfn.machine.memory import PAGE, GuestMemory
+from virtfn.machine.meter import Meter, device_costs
 from virtfn.machine.netports import NetDriver
 from virtfn.machine.ports import Clock, ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.assign import AssignedFunction
@@ -102,8 +102,7 @@ class Guest:
         self.memory = GuestMemory(host.memory, size, host.random, chunk)
         self.dma = GuestDma(self.memory)
         self.nics: list[Nic] = []
-        self.interrupts = 0
-        self._past_exits: Counter[str] = Counter()
+        self.meter = Meter()
         self._pending: list[int] = []
         self._vectors: dict[int, tuple[Rid, int]] = {}
         destination, vector = self._notification = host.interrupts.allocate(self._notified)
@@ -154,6 +153,7 @@ class Guest:
             raise
         nic = Nic(function, driver)
         self.nics.append(nic)
+        self.meter.follow(rid, device_costs(device, self.host.iommu, rid))
         driver.probe()
         return nic
 
@@ -174,6 +174,7 @@ class Guest:
             msix_bar=bir,
             vectors=vectors,
             mapped=mapped,
+            meter=self.meter,
         )
         space = function.config
         for index, (size, wide) in size_bars(space).items():
@@ -206,7 +207,7 @@ class Guest:
         nic.function.release()
         nic.driver.remove()
         self.nics.remove(nic)
-        self._past_exits.update(nic.function.exits)
+        self.meter.release(rid)
         self._free_vectors(rid)
 
     def nic(self, rid: Rid) -> Nic:
@@ -254,7 +255,7 @@ class Guest:
                 self._inject(number)
 
     def _inject(self, number: int) -> None:
-        self.interrupts += 1
+        self.meter.add("interrupts")
         if number not in self._pending:
             self._pending.append(number)
 
@@ -274,17 +275,14 @@ class Guest:
         return len(taken)
 
     @property
-    def exits_by_kind(self) -> dict[str, int]:
-        """Accesses that trapped, of functions it has and had: to configuration space, BARs, MSI-X tables."""
-        total = self._past_exits.copy()
-        for nic in self.nics:
-            total.update(nic.function.exits)
-        return dict(total)
+    def interrupts(self) -> int:
+        """Interrupts that reached it."""
+        return self.meter["interrupts"]
 
     @property
     def exits(self) -> int:
-        """Accesses that trapped."""
-        return sum(self.exits_by_kind.values())
+        """Accesses that trapped, of functions it has and had."""
+        return self.meter.exits
 
     def close(self) -> None:
         """Give the guest's memory back; its functions must be gone."""

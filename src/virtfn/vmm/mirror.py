@@ -26,6 +26,7 @@ from mmap import PROT_READ, PROT_WRITE
 from virtfn.hw.types import Rid
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END
 from virtfn.machine.memory import CHUNK
+from virtfn.machine.meter import Meter
 from virtfn.machine.netports import CopiesQueues, QueueCopy
 from virtfn.machine.ports import Device, VirtfnError
 from virtfn.vmm.vfio_user import Client, DmaMapper, MmapMapper, finish, shared_memory
@@ -76,16 +77,17 @@ class _Queue:
 
 
 class Mirror:
-    """The mirror of one function's memory. mapper: places files in its domain.
+    """The mirror of one function's memory. mapper: places files in its domain. meter: of the guest; copies count there.
 
     counters: reads and writes with their bytes, reads that the client refused, fetches put off, and ranges that there
     was no room for.
     """
 
-    def __init__(self, device: Device, rid: Rid, mapper: DmaMapper) -> None:
+    def __init__(self, device: Device, rid: Rid, mapper: DmaMapper, meter: Meter) -> None:
         self.counters: Counter[str] = Counter()
         self._nic = device if isinstance(device, CopiesQueues) else None
         self._rid = rid
+        self._meter = meter
         self._mapper = mapper
         self._client: Client | None = None
         self._queues: list[_Queue] = []
@@ -251,6 +253,9 @@ class Mirror:
     def _hand_over(self, queue: _Queue, size: int, fetched: list[tuple[int, int, bytes]]) -> None:
         """Let the device have descriptors: all that it needs is in the mirror."""
         queue.fetch = None
+        for _, _, words in fetched:
+            if words and not queue.copy.receive:
+                self._copied(queue.copy.to_send(words))
         queue.given.extend(fetched)
         queue.copy.hand_over((fetched[-1][0] + 1) % size)
 
@@ -304,8 +309,9 @@ class Mirror:
             if not fetched or not written:
                 continue
             if copy.receive:
-                for iova, count in copy.received(fetched, written):
-                    self._write(iova, count)
+                for place in copy.received(fetched, written):
+                    self._write(*place)
+                    self._copied(place)
             else:
                 reported = reported or copy.reports(fetched)
             if written != fetched:
@@ -323,3 +329,9 @@ class Mirror:
             self.counters["writes"] += 1
             self.counters["written-bytes"] += count
             self._client.dma_write(iova, b"".join(pieces))
+
+    def _copied(self, place: tuple[int, int] | None) -> None:
+        """Count what a buffer of a frame had of it, if anything."""
+        if place is not None and place[1]:
+            self._meter.add("copies")
+            self._meter.add("copy_bytes", place[1])

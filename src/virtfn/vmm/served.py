@@ -31,6 +31,7 @@ from virtfn.kernels.link import LINK
 from virtfn.kernels.ranges import row_address
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
+from virtfn.machine.meter import Meter, device_costs
 from virtfn.machine.netports import Vectors
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.allowance import Allowance
@@ -120,7 +121,8 @@ class ServedFunction(VfioUserDevice):
     """One function at one socket. Made when it is given to a virtual machine, closed when it is taken back.
 
     config: the virtual configuration space. domain: empty, and what the machine shares is mapped into it. files: of the
-    virtual machine. mapped: let it map what can be mapped. path: of the socket.
+    virtual machine. mapped: let it map what can be mapped. path: of the socket. meter: of the machine; its own if none
+    is given.
 
     Raises VirtfnError if the function has no MSI-X, or the socket cannot be.
     """
@@ -136,6 +138,7 @@ class ServedFunction(VfioUserDevice):
         path: Path,
         *,
         mapped: bool = True,
+        meter: Meter | None = None,
     ) -> None:
         self._host = host
         self._domain = domain
@@ -145,19 +148,22 @@ class ServedFunction(VfioUserDevice):
         self._client: Client | None = None
         self._hidden, self._masters = True, False
         self._placed: dict[int, tuple[tuple[int, int], list[tuple[int, int]]]] = {}
-        self.interrupts = 0
+        self.meter = Meter() if meter is None else meter
+        self.meter.follow(rid, device_costs(device, host.iommu, rid))
         self.allowance = Allowance()
         self._msix_at = find_capability(config, MsiX)
         table = Location(config.read(self._msix_at + MsiX.TABLE.offset, 4))
         vectors = MsiXControl(config.read(self._msix_at + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
-        self.function = AssignedFunction(device, rid, config, self, msix_bar=table.BIR, vectors=vectors, mapped=mapped)
+        self.function = AssignedFunction(
+            device, rid, config, self, msix_bar=table.BIR, vectors=vectors, mapped=mapped, meter=self.meter
+        )
         self._config = config
         self._block = np.zeros(1, LINK)
         self._link_address = row_address(self._block, "a link")
         self._routes = self._block[0]["routes"]
         self._link = self._block["link"].view(np.int64).data
         self._link[_FD], self._link[_RID] = -1, rid
-        self.mirror = Mirror(device, rid, self)
+        self.mirror = Mirror(device, rid, self, self.meter)
         self.server = Server(path, self, mapper=self, limits=_LIMITS)
 
     # The virtual machine's end.
@@ -168,9 +174,14 @@ class ServedFunction(VfioUserDevice):
         return self._client is not None
 
     @property
+    def interrupts(self) -> int:
+        """Interrupts that were sent to the machine."""
+        return self.meter["interrupts"]
+
+    @property
     def messages(self) -> int:
-        """Messages about registers: the exits of this function."""
-        return sum(self.function.exits.values())
+        """Messages about registers: the exits of this machine."""
+        return self.meter.exits
 
     def lend(self, vectors: Vectors) -> int:
         """Let kernels answer and interrupt the machine until `take_back`; return the address of their LINK row.
@@ -189,8 +200,8 @@ class ServedFunction(VfioUserDevice):
         if self._client is None or link[_FD] < 0:
             return
         writes, owed = link[_DONE], link[_OWED]
-        self.function.exits["bar"] += writes
-        self.interrupts += link[_SENT]
+        self.meter.add("exit_bar", writes)
+        self.meter.add("interrupts", link[_SENT])
         self._client.account(writes, cut=bool(link[_CUT]))
         link[_DONE] = link[_SENT] = link[_OWED] = link[_CUT] = 0
         for i in range(owed.bit_length()):
@@ -210,6 +221,7 @@ class ServedFunction(VfioUserDevice):
         self.function.device.end_mappings(self.function.rid)
         self.server.close()
         self.function.release()
+        self.meter.release(self.function.rid)
 
     # What the library asks.
 
@@ -354,7 +366,7 @@ class ServedFunction(VfioUserDevice):
         if self._client is None or not INTERRUPT_RANGE <= address < INTERRUPT_RANGE_END or not self._masters:
             return
         self.mirror.post()  # what the interrupt is about comes first
-        self.interrupts += 1
+        self.meter.add("interrupts")
         self._client.dma_write(address, message.to_bytes(4, "little"))
 
     def _follow_command(self) -> None:

@@ -233,13 +233,13 @@ def test_tails_go_through_the_bar_where_no_page_is_mapped():
         x, y = (guest.nics[0].driver for guest in guests)
         assert x.rings.traps
         assert not rig.driver(0).rings.traps
-        before = guests[0].exits_by_kind["bar"]
+        before = guests[0].meter["exit_bar"]
         send(x, *[frame(y.mac, x.mac)] * 10)
-        assert guests[0].exits_by_kind["bar"] == before + 1
+        assert guests[0].meter["exit_bar"] == before + 1
         rig.nic.serve()
         assert len(take(y)) == 10
         x.rings.show_tails()
-        assert guests[0].exits_by_kind["bar"] == before + 1
+        assert guests[0].meter["exit_bar"] == before + 1
 
 
 def test_a_run_without_mapped_pages_delivers_every_frame_and_traps_for_bursts():

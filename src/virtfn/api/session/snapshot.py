@@ -116,7 +116,7 @@ def _embedded(run: LabGuestRun) -> GuestCounts:
 
 def _linux(guest: LinuxGuest) -> GuestCounts:
     nic = guest.pf.nic
-    counts = nic.moved(None if guest.vf is None else guest.vf.index)
+    counts = nic.moved(guest.rid)
     return {
         "name": guest.lab.name,
         "io": guest.lab.nic.io,
@@ -147,7 +147,7 @@ def _pf(pf: LabPf, owners: Mapping[Rid, str]) -> PfCounts:
 
 
 def _vf(pf: LabPf, vf: Vf, owners: Mapping[Rid, str]) -> VfCounts:
-    counts = pf.nic.moved(vf.index)
+    counts = pf.nic.moved(vf.rid)
     return {
         "vf": vf.index,
         "address": format_rid(vf.rid),

@@ -244,6 +244,10 @@ class IommuUnit(Handlers):
         self.service()
         return list(self._history)
 
+    def walks(self, rid: Rid) -> int:
+        """Count the page walks for a requester, since the start."""
+        return sum(int(row.block[0]["walks"][rid]) for row in self.rows)
+
     def stats(self) -> dict[str, int]:
         """Count requests and what became of them.
 

@@ -7,7 +7,10 @@ import numpy.typing as npt
 
 from virtfn.devices.nic82576.ats import AddressTranslation
 from virtfn.devices.nic82576.port import Port
+from virtfn.devices.pci import Endpoint, Place
 from virtfn.hw.eth import FCS_BYTES
+from virtfn.hw.i82576 import VFS
+from virtfn.hw.types import Rid
 from virtfn.kernels.i82576.state import COUNTER_NAMES, DROP_NAMES, WIRE
 from virtfn.machine.netports import Captured, Moved
 
@@ -18,6 +21,7 @@ class Observed:
     """The part of a card that observers look at."""
 
     port: Port
+    endpoint: Endpoint
     ats: AddressTranslation | None
 
     @property
@@ -31,9 +35,10 @@ class Observed:
         total: npt.NDArray[np.int64] = pools["gprc"] + pools["gptc"]
         return total
 
-    def moved(self, n: int | None) -> Moved:
-        """Count the frames of a pool, or of the whole port, and their bytes."""
-        counts = self.port.nic["counters"] if n is None else self.port.nic["pools"][n]
+    def moved(self, rid: Rid) -> Moved:
+        """Count the frames of a VF's pool, and their bytes, since the start; of the PF: of the whole port."""
+        pool = next((n for n in range(VFS) if self.endpoint.rid(Place(0, n)) == rid), None)
+        counts = self.port.nic["counters"] if pool is None else self.port.nic["pools"][pool]
         sent, received = int(counts["gptc"]), int(counts["gprc"])
         return Moved(sent, int(counts["gotc"]) - FCS_BYTES * sent, received, int(counts["gorc"]) - FCS_BYTES * received)
 

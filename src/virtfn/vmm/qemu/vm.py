@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from virtfn.hw.types import Rid, format_rid
+from virtfn.machine.meter import Meter
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.qemu.launch import QemuGuest
@@ -38,7 +39,7 @@ class QemuVm:
         self.guest = guest
         self.name = guest.machine.name
         self.functions: dict[Rid, ServedFunction] = {}
-        self.past_messages = self.past_interrupts = 0
+        self.meter = Meter()
         self._tick = tick
         self._files = SharedFiles(host.memory, room_for(guest.machine.memory_mib << 20) if room is None else room)
 
@@ -69,7 +70,9 @@ class QemuVm:
         if rid in self.functions:
             raise VirtfnError(f"guest {self.name} has {format_rid(rid)} already", errno_name="EEXIST")
         path = self.guest.folder / f"{rid:04x}"
-        served = ServedFunction(self.host, device, rid, config, domain, self._files, path, mapped=mapped)
+        served = ServedFunction(
+            self.host, device, rid, config, domain, self._files, path, mapped=mapped, meter=self.meter
+        )
         self.functions[rid] = served
         try:
             self.guest.plug(Function(_device_name(rid), path), tick=self._tick)
@@ -97,8 +100,6 @@ class QemuVm:
                     self.guest.unplug(_device_name(rid), timeout_s=timeout_s, tick=self._tick)
         finally:
             del self.functions[rid]
-            self.past_messages += served.messages
-            self.past_interrupts += served.interrupts
             served.close()
 
     @contextmanager
@@ -122,12 +123,12 @@ class QemuVm:
     @property
     def messages(self) -> int:
         """Messages about registers: the exits of this machine."""
-        return self.past_messages + sum(served.messages for served in self.functions.values())
+        return self.meter.exits
 
     @property
     def interrupts(self) -> int:
         """Interrupts that were sent to it."""
-        return self.past_interrupts + sum(served.interrupts for served in self.functions.values())
+        return self.meter["interrupts"]
 
     def close(self) -> None:
         """End QEMU, and take back what it had."""
