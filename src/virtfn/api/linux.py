@@ -139,7 +139,7 @@ class LinuxGuests(Actor):
         mac = machine.assign(pf, vf, vm, mapped=lab_guest.nic.map_rings)
         self.guests.append(LinuxGuest(lab_guest, vm, pf, vf, mac, ip))
 
-    def boot(self, booted: Callable[[LinuxGuest], None]) -> None:
+    def boot(self, booted: Callable[[LinuxGuest], None] = lambda guest: None) -> None:
         """Let all run until each takes commands; tell `booted` of each.
 
         Raises VirtfnError if one ends, or does not answer.
