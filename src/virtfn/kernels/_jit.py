@@ -28,11 +28,12 @@ member, with a reference count each, at every call between kernels.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
@@ -88,19 +89,114 @@ if CHECKED:
 from llvmlite import binding, ir  # noqa: E402
 from numba import cfunc, njit, types  # noqa: E402
 from numba.core import cgutils  # noqa: E402
+from numba.core.codegen import JITCodeLibrary  # noqa: E402
+from numba.core.compiler import Compiler  # noqa: E402
 from numba.core.typing.templates import signature as signature_of  # noqa: E402
-from numba.extending import intrinsic  # noqa: E402
+from numba.extending import intrinsic, typeof_impl  # noqa: E402
 from numba.np import numpy_support  # noqa: E402
+
+
+class _Piece(JITCodeLibrary):
+    """Code of a kernel, for kernels that call it to link: no machine code, and nothing of what it calls itself."""
+
+    def finalize(self) -> None:
+        self._raise_if_finalized()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0  # nobody calls it
+
+    @property
+    def codegen(self) -> Any:
+        return _NOBODY
+
+
+class _Nobody:
+    def set_env(self, name: str, env: object) -> None:
+        """Set nothing: there is no code that would look."""
+
+
+_NOBODY = _Nobody()
+
+
+class _Whole(JITCodeLibrary):
+    """Machine code of a kernel with all that it calls, each once."""
+
+    def add_linking_library(self, library: Any) -> None:
+        if library in self._linking_libraries:
+            return
+        super().add_linking_library(library)
+        if isinstance(library, _Piece):
+            for further in library._linking_libraries:
+                self.add_linking_library(further)
+
+
+def _pipeline(kind: type[JITCodeLibrary]) -> type[Compiler]:
+    class Pipeline(Compiler):  # type: ignore[misc]
+        def __init__(self, typingctx: Any, targetctx: Any, library: Any, *further: Any) -> None:
+            if library is None:
+                library = kind(targetctx.codegen(), kind.__name__)
+                library.enable_object_caching()
+            super().__init__(typingctx, targetctx, library, *further)
+
+    return Pipeline
+
+
+_HOW: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+class Kernel(Generic[_P, _R]):
+    """A compiled function. Kernels that call it get its code; machine code of its own is made when Python calls it.
+
+    So each is compiled once, and optimised as a part of what Python calls.
+    """
+
+    def __init__(self, function: Callable[_P, _R], **how: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.py_func = function
+        self.piece = cast(Any, njit)(no_cpython_wrapper=True, pipeline_class=_PIECE, **_HOW, **how)(function)
+        self.whole = cast(Any, njit)(cache=True, pipeline_class=_WHOLE, **_HOW, **how)(function)
+
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return self.whole(*args, **kwargs)
+
+
+_PIECE, _WHOLE = _pipeline(_Piece), _pipeline(_Whole)
+
+
+@typeof_impl.register(Kernel)
+def _type_of_kernel(value: Kernel[..., object], _: object) -> types.Dispatcher:
+    return types.Dispatcher(value.piece)
+
+
+def _remember_operators() -> None:
+    """Let Numba type `a + b` of two kinds of integer once, instead of each time that it comes by such a line."""
+    types_of: Callable[..., object] = types.Function.get_call_type
+    known: dict[tuple[object, tuple[object, ...]], object] = {}
+    plain = (types.Integer, types.Boolean)
+
+    def get_call_type(self: Any, context: Any, args: Any, kws: Any) -> object:
+        if kws or not all(isinstance(arg, plain) for arg in args):
+            return types_of(self, context, args, kws)
+        key = self, tuple(args)
+        if key not in known:
+            known[key] = types_of(self, context, args, kws)
+        return known[key]
+
+    setattr(types.Function, "get_call_type", get_call_type)  # noqa: B010
+
+
+_remember_operators()
 
 
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a kernel: no Python objects, no GIL, no exceptions, cached on disk, integers wrap as in C."""
-    return cast("Callable[_P, _R]", njit(nogil=True, cache=True, error_model="numpy")(function))
+    return Kernel(function)
 
 
 def inlined(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a kernel into each of its callers: for the few that run once or more a frame."""
-    return cast("Callable[_P, _R]", njit(nogil=True, cache=True, error_model="numpy", forceinline=True)(function))
+    return Kernel(function, forceinline=True)
 
 
 def part(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -115,7 +211,7 @@ def entry(function: Callable[..., object], arguments: int) -> int:
     """Return the address at which kernels call a kernel of so many 64-bit numbers, compiled now if need be."""
     if function not in _entries:
         signature = (types.int64,) * arguments
-        dispatcher = cast(Any, function)
+        dispatcher = cast(Any, function).whole
         dispatcher.compile(signature)
         compiled = dispatcher.overloads[signature]
         _entries[function] = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
