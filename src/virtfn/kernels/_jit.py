@@ -132,7 +132,7 @@ class _Whole(JITCodeLibrary):
 
 
 def _pipeline(kind: type[JITCodeLibrary]) -> type[Compiler]:
-    class Pipeline(Compiler):  # type: ignore[misc]
+    class Pipeline(Compiler):
         def __init__(self, typingctx: Any, targetctx: Any, library: Any, *further: Any) -> None:
             if library is None:
                 library = kind(targetctx.codegen(), kind.__name__)
