@@ -11,7 +11,7 @@ import pytest
 from unit.rig import Rig, frame, lab_text
 from unit.vmm.uplink.test_stream import OUTSIDE, Line, Peer
 from virtfn.api.lab import LabError, parse_lab
-from virtfn.api.report import verdict
+from virtfn.api.report import Verdict, verdict
 from virtfn.api.run import run_lab
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
@@ -137,6 +137,36 @@ def test_a_run_with_a_peer(tmp_path):
     assert report["pfs"][0]["uplink"] == {"up": True, "events": {"connected": 1}}
     full = report["pfs"][0]["switch"]["dropped"].get("uplink-full", 0)
     assert len(b"".join(heard)) == (3000 - full) * (4 + 1514)  # the run waits for a peer that reads
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "pairs"])
+@pytest.mark.parametrize(("link", "policies"), [(10, ""), (0, "[{id: 0, max-tx-rate: 20}, {id: 1, max-tx-rate: 20}]")])
+@pytest.mark.parametrize("outside", [False, True])
+def test_frames_that_wait_for_their_time_are_not_lost(tmp_path, kind, link, policies, outside):
+    """At 10 Mb/s a frame of 1518 bytes takes longer than hundreds of steps of the run."""
+    workload = f"{{kind: {kind}, frames: 700, frame-bytes: 1518}}"
+    text = lab_text(workload=workload, link_mbps=link, policies=policies)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.bind(str(tmp_path / "wire"))
+        door.listen(1)
+        heard: list[int] = []
+
+        def listen() -> None:
+            peer, _ = door.accept()
+            with peer:
+                while got := peer.recv(1 << 20):
+                    heard.append(len(got))
+
+        listener = threading.Thread(target=listen)
+        if outside:
+            text = text.replace("model: 82576", f"model: 82576, uplink: 'stream:{tmp_path}/wire'")
+            listener.start()
+        report = run_lab(parse_lab(text))
+        if outside:
+            listener.join()
+    assert verdict(report) == Verdict(True, "every frame arrived once, unaltered and in order")
+    assert [guest["rx_frames"] for guest in report["guests"]] == ([0, 700] if kind == "broadcast" else [700, 700])
+    assert sum(heard) == (700 * (4 + 1514) if outside and kind == "broadcast" else 0)
 
 
 def test_nobody_at_the_socket(tmp_path):
