@@ -21,7 +21,7 @@ BUDGETS = {
     "vmm": 5000,
     "iovm": 2600,
     "iomodels": 1800,
-    "api": 3800,
+    "api": 4500,
     "cli": 1700,
     "cards.py": 120,
     "private.py": 220,
