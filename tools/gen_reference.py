@@ -1,4 +1,4 @@
-"""Write docs/reference/registers.md and drops.md from the code, or with --check tell whether they are up to date.
+"""Write docs/reference/registers.md, drops.md and lab.md from the code, or with --check tell whether they are fresh.
 
 The code is the only source. Registers: what is declared in `src/virtfn/hw` is what the device model, the drivers and
 the tracer use. Drop reasons: those that the kernels count, and the report's own, explained in `api/dropreasons.py`.
@@ -7,13 +7,15 @@ the tracer use. Drop reasons: those that the kernels count, and the report's own
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from virtfn.api.dropreasons import DROP_REASONS
+from virtfn.api.lab import schema
 from virtfn.hw import pci
 from virtfn.hw.bits import Decl, Field, Register, RegMap, Status
 from virtfn.hw.i82576 import PhyRegs, Regs, VfRegs
@@ -177,6 +179,91 @@ def render_drops() -> str:
     return DROPS_HEAD + rows + "".join(parts)
 
 
+LAB_HEAD = """<!-- Written by tools/gen_reference.py: do not edit; `make docs` writes it anew. -->
+# Lab files
+
+A lab file is YAML of these keys; `lab.schema.json` beside this page is the same for editors and validators. A key that
+is wrong is refused with file, line and remedy. Names of files are relative to the lab file.
+"""
+
+LAB_SECTIONS = {
+    "Lab": "The whole file",
+    "Pf": "`pfs[]`: a physical function",
+    "SrIov": "`pfs[].sr-iov`: its VFs",
+    "VfPolicy": "`pfs[].sr-iov.vfs[]`: policy of one VF",
+    "Guest": "`guests[]`: a virtual machine",
+    "Nic": "`guests[].nic`: how it reaches the network",
+    "Workload": "`workload`: what the guests do",
+    "Iommu": "`iommu`: the remapping unit",
+}
+
+LAB_NOTES = {
+    "Workload": """### What a lab expects
+
+A run passes when every frame is accounted for, and as much arrives as the lab expects. What is compared is what one
+guest sent to another: frames or, with kind ping and of Linux guests, pings that were answered. The verdict names who
+did not hear whom, how much, and for which [drop reasons](drops.md): `b heard 0 of 2,000 frames of a: vlan-membership`.
+
+| `expect` | of what is sent |
+| --- | --- |
+| `all` | everything arrives |
+| `all-but-overruns` | everything but what its receiver dropped as `no-descriptor`; something arrives |
+| `none` | nothing arrives: guests that are to be kept apart |
+| `90%`, `0.9` | so much arrives, or more; `0` asks for nothing |
+
+What a guest's own key says counts before the workload's. The default is `all-but-overruns`, since many senders to one
+receiver, or a flood, are there to find how much a receiver takes: what it cannot take is the result, and is counted.
+Every other reason is a lab that does not do what it seems to. Of an attack, this is about the neighbours' frames: the
+attempts have their own verdict. Pings go one at a time, and the first that is lost ends them.
+""",
+}
+
+
+def render_lab() -> str:
+    """Write the reference of lab files from their schema."""
+    document = schema()
+    sections: dict[str, dict[str, object]] = {"Lab": document, **cast("Sections", document["$defs"])}
+    parts = [LAB_HEAD]
+    for name, title in LAB_SECTIONS.items():
+        section = sections[name]
+        required = cast("list[str]", section.get("required", []))
+        lines = [f"## {title}\n", "| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+        for key, entry in cast("Sections", section["properties"]).items():
+            default = "required" if key in required else _default(entry)
+            meaning = str(entry.get("description", "")).replace("|", "\\|")
+            lines.append(f"| `{key}` | {_values(entry)} | {default} | {meaning} |")
+        parts.append("\n".join(lines) + "\n")
+        parts += [LAB_NOTES[name]] if name in LAB_NOTES else []
+    return "\n".join(parts)
+
+
+Sections = dict[str, dict[str, object]]
+
+
+def _default(entry: dict[str, object]) -> str:
+    value = entry.get("default")
+    return "" if value in (None, [], {}) or isinstance(value, dict) else f"`{json.dumps(value)}`".replace('"', "")
+
+
+def _values(entry: dict[str, object]) -> str:
+    """Say in a few words what a key may hold."""
+    if "anyOf" in entry:
+        kinds = [
+            _values(kind) for kind in cast("list[dict[str, object]]", entry["anyOf"]) if kind.get("type") != "null"
+        ]
+        return " or ".join(dict.fromkeys(kinds))
+    if "enum" in entry:
+        return ", ".join(f"`{value}`" for value in cast("list[object]", entry["enum"]))
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if "$ref" in entry:
+        return "a mapping"
+    limits = [f"{entry[k]}" if k in entry else "" for k in ("minimum", "maximum")]
+    span = f", {limits[0]} to {limits[1]}" if all(limits) else ""
+    words = {"string": "text", "array": "a list", "boolean": "`true`, `false`", "object": "a mapping"}
+    return words.get(str(entry.get("type")), f"a number{span}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a document is not up to date")
@@ -184,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.output
     wrong = 0
-    for name, text in (("registers.md", render()), ("drops.md", render_drops())):
+    for name, text in (("registers.md", render()), ("drops.md", render_drops()), ("lab.md", render_lab())):
         output = folder / name
         if not options.check:
             folder.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,18 @@ REPORT: Report = {
         }
         for n, name in enumerate("ab")
     ],
+    "flows": [
+        {
+            "sender": sender,
+            "receiver": receiver,
+            "unit": "frames",
+            "sent": 12345,
+            "heard": 12345,
+            "expected": "all-but-overruns",
+            "reasons": {},
+        }
+        for sender, receiver in ("ab", "ba")
+    ],
     "iommu": {"domains": 2, "translations": 100, "iotlb_hits": 96, "page_walks": 4, "faults": 0},
     "totals": {"frames": 24690, "bytes": 1400, "mpps": 1.0, "gbps": 2.0},
 }
@@ -76,6 +88,7 @@ def attack_report(*outcomes: str) -> Report:
         "compile_s": 0.0,
         "pfs": [],
         "guests": [_MALLORY],
+        "flows": [],
         "iommu": {"domains": 1, "translations": 0, "iotlb_hits": 0, "page_walks": 0, "faults": 0},
         "totals": {"frames": 9, "bytes": 9, "mpps": 0.0, "gbps": 0.0},
         "attacks": attacks,

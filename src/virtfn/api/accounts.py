@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from virtfn import __version__
+from virtfn.api.flows import Explained, explain, flow_report, lost_by_guest
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
-from virtfn.api.report import GuestReport, IommuReport, PfReport, Report, Totals
+from virtfn.api.report import FlowReport, GuestReport, IommuReport, PfReport, Report, Totals
 from virtfn.hw.types import format_mac, format_rid
 from virtfn.iomodels.engine import Engine
-from virtfn.iomodels.workload import Findings, Workload
+from virtfn.iomodels.workload import Workload
 from virtfn.machine.clock import MS_PS, S_PS
 
 __all__ = ["Group", "account"]
@@ -25,21 +26,41 @@ class Group:
     workload: Workload
     engine: Engine
 
+    def drops(self) -> list[dict[str, int]]:
+        """What was dropped of each guest, by reason."""
+        drops = [dict(self.pf.nic.drops(run.vf.index)) for run in self.runs]
+        for run, dropped in zip(self.runs, drops, strict=True):
+            if given_up := run.guest.nics[0].driver.given_up:
+                dropped["driver-reset"] = given_up
+        return drops
+
+    def explained(self) -> list[Explained]:
+        """Say of who sends to whom how much arrived, and why not the rest."""
+        return explain(self.workload, self.workload.findings(), self.drops())
+
 
 def account(
     machine: Machine,
     groups: Iterable[Group],
     others: Sequence[GuestReport] = (),
+    other_flows: Sequence[FlowReport] = (),
     *,
     moving_ps: int,
     compile_ps: int,
 ) -> Report:
     """Account for every frame of a run.
 
-    others: guests that are not embedded. moving_ps: how long frames moved. compile_ps: how long kernels compiled.
+    others, other_flows: of guests that are not embedded. moving_ps: how long frames moved. compile_ps: how long
+    kernels compiled.
     """
-    guests = [report for group in groups for report in _guest_reports(group, machine)]
+    guests: list[GuestReport] = []
+    flows: list[FlowReport] = []
+    for group in groups:
+        reports, theirs = _group_reports(group, machine)
+        guests += reports
+        flows += theirs
     guests += others
+    flows += other_flows
     order = {guest.name: i for i, guest in enumerate(machine.lab.guests)}
     guests.sort(key=lambda g: order[g["name"]])
     frames, size = sum(g["rx_frames"] for g in guests), sum(g["rx_bytes"] for g in guests)
@@ -57,6 +78,7 @@ def account(
         "compile_s": round(compile_ps / S_PS, 3),
         "pfs": [_pf_report(pf) for pf in machine.pfs],
         "guests": guests,
+        "flows": flows,
         "iommu": _iommu_report(machine),
         "totals": totals,
     }
@@ -97,13 +119,17 @@ def _iommu_report(machine: Machine) -> IommuReport:
     return iommu
 
 
-def _guest_reports(group: Group, machine: Machine) -> list[GuestReport]:
+def _group_reports(group: Group, machine: Machine) -> tuple[list[GuestReport], list[FlowReport]]:
+    """Report of the guests of a group, and of who heard whom."""
     findings = group.workload.findings()
-    drops = [dict(group.pf.nic.drops(run.vf.index)) for run in group.runs]
-    for run, dropped in zip(group.runs, drops, strict=True):
-        if run.guest.nics[0].driver.given_up:
-            dropped["driver-reset"] = run.guest.nics[0].driver.given_up
-    lost = _unexplained(group.workload, findings, drops)
+    drops = group.drops()
+    explained = explain(group.workload, findings, drops)
+    flows = [_flow_report(each, group, machine) for each in explained]
+    # What is not meant to arrive may leave by the wire.
+    elsewhere = [
+        each.flow for each, told in zip(explained, flows, strict=True) if group.pf.live and told["expected"] == "none"
+    ]
+    lost = lost_by_guest(group.workload, findings, explained, elsewhere=elsewhere)
     reports: list[GuestReport] = []
     for g, run in enumerate(group.runs):
         nic = run.guest.nics[0]
@@ -133,27 +159,10 @@ def _guest_reports(group: Group, machine: Machine) -> list[GuestReport]:
         if times:
             report["ping_ms"] = round(sum(times) / len(times) / MS_PS, 4)
         reports.append(report)
-    return reports
+    return reports, flows
 
 
-_ONLY_ON_THE_WAY_IN = {"no-descriptor", "queue-disabled", "page-absent"}
-_ON_THE_WAY_IN = _ONLY_ON_THE_WAY_IN | {"oversize", "dma-fault", "driver-reset"}
-
-
-def _unexplained(workload: Workload, findings: list[Findings], drops: list[dict[str, int]]) -> list[int]:
-    """Frames that each guest lacks and no drop counter explains: its own pool's on the way in, or a sender's."""
-    n = len(findings)
-    own = [sum(count for reason, count in d.items() if reason in _ON_THE_WAY_IN) for d in drops]
-    left = [sum(count for reason, count in d.items() if reason not in _ONLY_ON_THE_WAY_IN) for d in drops]
-    lost = []
-    for g in range(n):
-        missing = findings[g].missing - min(findings[g].missing, own[g])
-        for s in range(n):
-            if missing and s != g:
-                flow = missing if workload.kind in ("pcap", "ping") else min(missing, workload.missing(s, g))
-                explained = min(flow, left[s])
-                missing -= explained
-                if workload.kind != "broadcast":
-                    left[s] -= explained
-        lost.append(missing)
-    return lost
+def _flow_report(each: Explained, group: Group, machine: Machine) -> FlowReport:
+    sender, receiver = (group.runs[g].lab.name for g in (each.flow.sender, each.flow.receiver))
+    unit = "pings" if group.workload.kind == "ping" else "frames"
+    return flow_report(machine.lab, sender, receiver, unit, each.flow.sent, each.flow.heard, each.reasons)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from virtfn.api.labfile import KeyPath, quote
 from virtfn.api.labmodel import LINUX_MIB, Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.iomodels.plan import plan
 from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def find_faults(lab: Lab) -> Iterator[Fault]:
     yield from _nic_faults(lab)
     yield from _linux_faults(lab)
     yield from _workload_faults(lab)
+    yield from _expect_faults(lab)
 
 
 def _twice(values: list[tuple[KeyPath, str]], what: str) -> Iterator[Fault]:
@@ -173,6 +175,36 @@ def _workload_faults(lab: Lab) -> Iterator[Fault]:
         for name in ("pcap", "rewrite"):
             if name in given:
                 yield Fault(("workload", name), f"means nothing to kind {work.kind}; leave it out, or use kind: pcap")
+
+
+def _expect_faults(lab: Lab) -> Iterator[Fault]:
+    """List what is expected of senders that are none."""
+    for i, guest in enumerate(lab.guests):
+        if guest.expect is None:
+            continue
+        key: KeyPath = ("guests", i, "expect")
+        senders = _senders_to(lab, guest)
+        if not senders:
+            yield Fault(key, f"nobody sends to {guest.name} in {lab.workload.kind}; leave it out")
+        elif isinstance(guest.expect, dict):
+            for name in guest.expect:
+                if name not in senders:
+                    yield Fault(
+                        (*key, name), f"{quote(name)} does not send to {guest.name}; who does: {', '.join(senders)}"
+                    )
+
+
+def _senders_to(lab: Lab, guest: Guest) -> list[str]:
+    """Name the guests that send to a guest in the lab's work, or may."""
+    team = [other for other in lab.guests if other.nic.pf == guest.nic.pf and other.vmm == guest.vmm]
+    place = team.index(guest)
+    if lab.workload.kind == "pcap":
+        return [other.name for other in team if other is not guest]
+    if guest.vmm == "qemu" and lab.workload.kind != "fan-in":
+        around = [team[place - 1]] if len(team) % 2 else [team[place ^ 1]]
+        return [other.name for other in around if other is not guest]
+    targets = plan(lab.workload.kind, len(team))
+    return [other.name for n, other in enumerate(team) if n != place and (place in targets[n] or None in targets[n])]
 
 
 def _attack_faults(lab: Lab) -> Iterator[Fault]:

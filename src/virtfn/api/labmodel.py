@@ -3,9 +3,9 @@
 Lab
  |- pfs[]      Pf        name, model, link-mbps, uplink
  |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`
- |- guests[]   Guest     name, vmm, memory-mib
+ |- guests[]   Guest     name, vmm, memory-mib, expect
  |   `- nic    Nic       pf, io, vf, map-rings
- |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite
+ |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite, expect
  `- iommu      Iommu     iotlb-entries, ats, device-tlb-entries
 """
 
@@ -28,6 +28,7 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
+from virtfn.api.expect import DEFAULT, BySender, Expectation
 from virtfn.api.labfile import KeyPath, Tree, format_key, quote
 from virtfn.cards import MODELS
 from virtfn.hw.eth import FCS_BYTES
@@ -174,6 +175,11 @@ class Guest(_Section):
     )
     memory_mib: int = Field(64, ge=4, le=65536, multiple_of=2, description="for vmm qemu 256 unless given, or more")
     nic: Nic
+    expect: BySender | None = Field(
+        None,
+        description="what this guest is to hear of what is sent to it, if not what the workload says: a value as "
+        "there, or one for each sender: {a: none, c: 90%}",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -203,6 +209,12 @@ class Workload(_Section):
     )
     pcap: Path | None = Field(None, description="kind pcap: the capture, relative to the lab file")
     rewrite: bool = Field(True, description="kind pcap: give the frames the guests' addresses")
+    expect: Expectation = Field(
+        DEFAULT,
+        description="what is to arrive of what guests send to each other, or to be answered of pings: all; "
+        "all-but-overruns: all but what a receiver drops for want of descriptors, and something at least; none; "
+        "a share, like 90% or 0.9",
+    )
 
     @field_validator("pcap", mode="before")
     @classmethod
@@ -274,6 +286,23 @@ class Lab(_Section):
             if pf.name == name:
                 return pf
         raise VirtfnError(f"no PF is named {name}; there are {', '.join(p.name for p in self.pfs)}")
+
+    def expected(self, sender: str, receiver: str) -> str | float:
+        """Return what is to arrive of what one guest sends to another: `expect.py` says what the values mean."""
+        stated = next((guest.expect for guest in self.guests if guest.name == receiver), None)
+        if isinstance(stated, dict):
+            stated = stated.get(sender)
+        return self.workload.expect if stated is None else stated
+
+    def kept_apart(self, sender: str, receiver: str) -> str:
+        """Say what keeps two guests apart by the lab itself: their port VLANs; empty if nothing does."""
+        vlans = {}
+        for guest in self.guests:
+            if guest.name in (sender, receiver) and guest.nic.vf is not None:
+                vlans[guest.name] = self.pf(guest.nic.pf).policy(guest.nic.vf).vlan_id
+        if len(set(vlans.values())) < 2:
+            return ""
+        return ", ".join(f"{name} is in {f'VLAN {vid}' if vid else 'no VLAN'}" for name, vid in vlans.items())
 
     def where(self, key: KeyPath) -> str:
         """Say where a key stands: `FILE:LINE: KEY`."""

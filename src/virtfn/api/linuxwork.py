@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from virtfn.api.flows import flow_report
 from virtfn.api.linux import LinuxGuest, LinuxGuests, words
 from virtfn.api.machine import LabPf, Machine
-from virtfn.api.report import GuestReport
+from virtfn.api.report import FlowReport, GuestReport
 from virtfn.hw.types import format_mac, format_rid
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Job, Outcome
@@ -87,6 +89,7 @@ class LinuxWork:
         self._linux = linux
         self._guests = linux.guests
         self._found = [_Findings() for _ in self._guests]
+        self.flows: list[FlowReport] = []
 
     def run(self) -> None:
         """Do all of it. Raises VirtfnError if a guest ends or hangs; what fails inside a guest is in its report."""
@@ -96,7 +99,7 @@ class LinuxWork:
             self._ping(ways)
         if self._work.kind != "ping":
             for ways in self._ways(at_once=self._work.kind == "fan-in"):
-                self._iperf([(a, b) for a, b in ways if not self._found[a].failure])
+                self._iperf([(a, b) for a, b in ways if self._answered(a)])
         self._test_alone()
         for guest, found, link in zip(self._guests, self._found, self._links(), strict=True):
             exits, frames = found.before
@@ -145,14 +148,27 @@ class LinuxWork:
         for (a, b), outcome, before in zip(ways, outcomes, drops, strict=True):
             found = self._found[a]
             found.ping = read_ping(outcome.output)
-            if found.ping is not None:
-                missing = found.ping.sent - found.ping.answered
-                found.lost += max(0, missing - (self._drops_between(a, b) - before))
-            if outcome.status:
+            if found.ping is None or outcome.status > 1:  # 1: of its pings, some have no answer
                 found.failure = f"ping {self._guests[b].lab.name}: {words(outcome)}"
+                continue
+            self._note_flow(a, b, found, self._drops_between(a, b) - before)
 
-    def _drops_between(self, a: int, b: int) -> int:
-        return sum(sum(self._drops(self._guests[g]).values()) for g in (a, b))
+    def _note_flow(self, a: int, b: int, found: _Findings, dropped: Counter[str]) -> None:
+        """Note what became of the pings of one guest to another. dropped: of both meanwhile."""
+        ping = found.ping or Ping(0, 0, 0, None)
+        missing = ping.sent - ping.answered
+        # Where no answer came at all, it was the address that was not resolved: most were never sent.
+        if ping.answered or not dropped:
+            found.lost += max(0, missing - dropped.total())
+        sender, receiver = (self._guests[g].lab.name for g in (a, b))
+        self.flows.append(flow_report(self._machine.lab, sender, receiver, "pings", ping.sent, ping.answered, dropped))
+
+    def _answered(self, g: int) -> bool:
+        ping = self._found[g].ping
+        return ping is not None and ping.answered > 0 and not self._found[g].failure
+
+    def _drops_between(self, a: int, b: int) -> Counter[str]:
+        return sum((Counter(self._drops(self._guests[g])) for g in {a, b}), Counter())
 
     @staticmethod
     def _drops(guest: LinuxGuest) -> dict[str, int]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
+from virtfn.api.expect import DEFAULT, describe_flow, is_met
+
 __all__ = [
     "AttackReport",
     "BenchPoint",
     "BenchReport",
     "Comparison",
+    "FlowReport",
     "GuestReport",
     "IommuReport",
     "PfReport",
@@ -87,6 +90,23 @@ class GuestReport(TypedDict):
     failure: NotRequired[str]
 
 
+class FlowReport(TypedDict):
+    """What one guest sent to another. unit: frames or pings, which are heard when they are answered.
+
+    expected: what the lab says: all, all-but-overruns, none, or a share. reasons: why the rest did not arrive, as far
+    as counters tell. note: what in the lab keeps the two apart.
+    """
+
+    sender: str
+    receiver: str
+    unit: str
+    sent: int
+    heard: int
+    expected: str | float
+    reasons: dict[str, int]
+    note: NotRequired[str]
+
+
 class IommuReport(TypedDict):
     """What the IOMMU did; and with ATS, the device TLBs: hits are accesses that never asked the unit to translate."""
 
@@ -142,6 +162,7 @@ class Report(TypedDict):
     compile_s: float
     pfs: list[PfReport]
     guests: list[GuestReport]
+    flows: list[FlowReport]
     iommu: IommuReport
     totals: Totals
     attacks: NotRequired[list[AttackReport]]
@@ -175,30 +196,50 @@ class Verdict:
 
 
 def verdict(report: Report) -> Verdict:
-    """Judge a run: nothing altered, nothing out of order, and no frame lost without a counted reason."""
+    """Judge a run: no frame altered, out of order, or lost without a reason, and as much heard as expected."""
     attempts = report.get("attacks", [])
     succeeded = [a["name"] for a in attempts if a["outcome"] == "succeeded"]
     if succeeded:
         return Verdict(False, f"isolation is broken: {', '.join(succeeded)} succeeded")
     guests = report["guests"]
-    failures = [f"{g['name']}: {g['failure']}" for g in guests if "failure" in g]
-    if failures:
-        return Verdict(False, "; ".join(failures))
+    wrong = [f"{g['name']}: {g['failure']}" for g in guests if "failure" in g]
     corrupt, reordered, lost = (sum(g[key] for g in guests) for key in ("corrupt", "reordered", "lost"))
     counts = ((corrupt, "corrupt"), (reordered, "out of order"), (lost, "lost without a reason"))
-    wrong = [f"{number:,} {word}" for number, word in counts if number]
+    unaccounted = [f"{number:,} {word}" for number, word in counts if number]
+    if unaccounted:
+        wrong.append(f"frames are not accounted for: {', '.join(unaccounted)}")
+    unmet = [describe_flow(flow) for flow in report["flows"] if not is_met(flow)]
+    wrong += unmet[:_FLOWS_NAMED]
+    if len(unmet) > _FLOWS_NAMED:
+        wrong.append(f"and {len(unmet) - _FLOWS_NAMED:,} more")
+    if not wrong and _nothing_happened(report):
+        wrong.append("no frame was moved")
     if wrong:
-        return Verdict(False, f"frames are not accounted for: {', '.join(wrong)}")
+        return Verdict(False, "; ".join(wrong))
     calm = f"none of {len(attempts)} attempts of the hostile guest succeeded; " if attempts else ""
+    return Verdict(True, calm + _words_of_success(report))
+
+
+_FLOWS_NAMED = 4
+
+
+def _nothing_happened(report: Report) -> bool:
+    """Tell whether nobody heard anything, though nobody said that it should be so."""
+    meant = any(flow["expected"] in ("none", 0.0) for flow in report["flows"])
+    return not report["totals"]["frames"] and not meant and not any("self_test" in g for g in report["guests"])
+
+
+def _words_of_success(report: Report) -> str:
+    guests = report["guests"]
     dropped = sum(count for pf in report["pfs"] for count in pf["switch"]["dropped"].values())
     dropped += sum(count for g in guests for count in g["dropped"].values()) if not dropped else 0
-    if not report["totals"]["frames"] and not dropped and not any("self_test" in g for g in guests):
-        return Verdict(False, "no frame was moved")
+    stated = any(flow["expected"] != DEFAULT for flow in report["flows"])
+    plural = "frame was" if dropped == 1 else "frames were"
+    reasons = f"{dropped:,} {plural} dropped, each for a counted reason" if dropped else ""
+    if stated and any(flow["heard"] < flow["sent"] for flow in report["flows"]):
+        return f"what arrived is what the lab expects; {reasons or 'the rest left by the wire'}"
     if dropped:
-        plural = "frame was" if dropped == 1 else "frames were"
-        return Verdict(
-            True, f"{calm}{dropped:,} {plural} dropped, each for a counted reason; all others arrived intact"
-        )
+        return f"{reasons}; all others arrived intact"
     if all(g["vmm"] == "qemu" for g in guests):
-        return Verdict(True, "no Linux guest found a fault, and no frame was dropped")
-    return Verdict(True, calm + "every frame arrived once, unaltered and in order")
+        return "no Linux guest found a fault, and no frame was dropped"
+    return "every frame arrived once, unaltered and in order"

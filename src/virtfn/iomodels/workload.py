@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from virtfn.hw.eth import BROADCAST, MIN_FRAME
 from virtfn.hw.types import Mac
+from virtfn.iomodels.plan import plan
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.traffic import GENERATE, GUESTS, IDLE, PING, REPLAY, TRAFFIC, digest, fill_buffers
 from virtfn.machine.captures import Frames
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["Findings", "Station", "Workload"]
+__all__ = ["Findings", "Flow", "Station", "Workload"]
 
 ANSWER = PING + 1
 _MAX_SEQUENCE_BYTES = 4 << 30
@@ -42,13 +43,27 @@ class Station:
 
 @dataclass(slots=True)
 class Findings:
-    """What became of the frames meant for one guest. An altered frame is corrupt, and not missing too."""
+    """What became of the frames meant for one guest. An altered frame is corrupt, and not missing too.
+
+    missing_from: by sender, altered ones included.
+    """
 
     missing: int = 0
+    missing_from: dict[int, int] = field(default_factory=dict)
     corrupt: int = 0
     reordered: int = 0
     repeated: int = 0
     refused: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What one guest sent to another, by their numbers, and how much of it arrived; of pings, was answered."""
+
+    sender: int
+    receiver: int
+    sent: int
+    heard: int
 
 
 class Workload:
@@ -111,21 +126,6 @@ class Workload:
 
     # Generated frames.
 
-    def _targets(self, kind: str) -> list[list[int | None]]:
-        """For each guest, whom it sends to: a guest's number, or None for everyone."""
-        n = len(self.stations)
-        match kind:
-            case "pairs":
-                return [[g ^ 1 if g ^ 1 < n else 0] for g in range(n)]
-            case "fan-in":
-                return [[] if g == 0 else [0] for g in range(n)]
-            case "broadcast":
-                return [[None] if g == 0 else [] for g in range(n)]
-            case "attack":
-                peers = [(g - 1 ^ 1) + 1 for g in range(1, n)]
-                return [[]] + [[peer if peer < n else 1] for peer in peers]
-        raise VirtfnError(f"there is no workload of kind {kind}", errno_name="EINVAL")
-
     def _prepare_generated(self, kind: str, frames: int, seed: int, raw: bool) -> None:
         n = len(self.stations)
         words = -(-frames // 64) if not raw else 1
@@ -136,7 +136,7 @@ class Workload:
         self._table("sums", np.zeros((n, ring), np.int64))
         self._seen = np.zeros((n, n, words), np.uint64)
         self._table("seen", self._seen)
-        self._plan = self._targets(kind)
+        self._plan = plan(kind, n)
         for g, targets in enumerate(self._plan):
             task = self.row["tasks"][g]
             task["kind"] = GENERATE if targets else IDLE
@@ -293,20 +293,37 @@ class Workload:
             elif self.kind == "ping":
                 f.missing = int(task["asked"] - task["answered"])
             else:
-                f.missing = sum(self.missing(s, g) for s in range(n))
+                f.missing_from = {s: missing for s in range(n) if (missing := self.missing(s, g))}
             if self.kind != "ping":
-                f.missing = max(0, f.missing - f.corrupt)
+                f.missing = max(0, sum(f.missing_from.values()) - f.corrupt)
             found.append(f)
         return found
+
+    def flows(self, findings: Sequence[Findings]) -> list[Flow]:
+        """List who sent to whom, and how much of it arrived. findings: of each guest."""
+        if self.kind == "ping":
+            tasks = self.row["tasks"][: len(self.stations)]
+            asking = [g for g, task in enumerate(tasks) if task["kind"] == PING]
+            return [Flow(g, g + 1, int(tasks[g]["stop"]), int(tasks[g]["answered"])) for g in asking]
+        pairs = [(s, g) for s in range(len(self.stations)) for g in range(len(self.stations))]
+        sent = {(s, g): self._sent(s, g) for s, g in pairs}
+        return [Flow(s, g, n, n - findings[g].missing_from.get(s, 0)) for (s, g), n in sent.items() if n]
+
+    def _sent(self, sender: int, receiver: int) -> int:
+        """Frames that a sender sent to a receiver, by itself or to everyone."""
+        if self.kind == "pcap":
+            return sum(len(expected) for s, expected in self._expected[receiver] if s == sender)
+        total = 0
+        for k, target in enumerate(self._plan[sender]):
+            if target == receiver or (target is None and receiver != sender):
+                total += int(self.row["sequence"][sender, k])
+        return total
 
     def missing(self, sender: int, receiver: int) -> int:
         """Generated frames from a sender that a receiver should have and has not."""
         if self.kind in ("pcap", "ping"):
             return 0
-        total = 0
-        for k, target in enumerate(self._plan[sender]):
-            if target == receiver or (target is None and receiver != sender):
-                total += int(self.row["sequence"][sender, k])
+        total = self._sent(sender, receiver)
         if not total:
             return 0
         return total - int(np.bitwise_count(self._seen[receiver, sender]).sum())
@@ -321,13 +338,13 @@ class Workload:
         for where in places.values():
             where.reverse()
         known: set[int] = set()
-        for _, expected in self._expected[g]:
+        for sender, expected in self._expected[g]:
             last = -1
             known.update(expected.tolist())
             for value in expected.tolist():
                 where_left = places.get(value)
                 if not where_left:
-                    f.missing += 1
+                    f.missing_from[sender] = f.missing_from.get(sender, 0) + 1
                     continue
                 at = where_left.pop()
                 f.reordered += at < last

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from virtfn.api.accounts import _ON_THE_WAY_IN
 from virtfn.api.dropreasons import DROP_REASONS
+from virtfn.api.flows import _ON_THE_WAY_IN
 from virtfn.kernels.i82576.state import DROP_NAMES
 
 

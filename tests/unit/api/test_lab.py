@@ -57,6 +57,33 @@ def test_the_lab_of_the_design_is_a_lab() -> None:
     refuse_unsupported(lab)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("all", "all"), ("none", "none"), ("90%", 0.9), ("0.25", 0.25), ("1", 1.0), ("0", 0.0), ("12.5 %", 0.125)],
+)
+def test_what_is_expected_of_a_pair_is_the_receivers_before_the_workloads(text: str, value: str | float) -> None:
+    lab = parse_lab(EXAMPLE.replace("name: b,", f"name: b, expect: {text},"))
+    assert lab.expected("a", "b") == value
+    assert lab.expected("b", "a") == "all-but-overruns"
+    lab = parse_lab(EXAMPLE.replace("name: b,", f"name: b, expect: {{a: {text}}},"))
+    assert lab.expected("a", "b") == value
+    lab = parse_lab(EXAMPLE.replace("frames: 100000", f"expect: {text}"))
+    assert lab.expected("b", "a") == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "guest", "refused"),
+    [
+        ("broadcast", "a", "nobody sends to a in broadcast; leave it out"),
+        ("fan-in", "b", "nobody sends to b in fan-in; leave it out"),
+        ("ping", "a", "nobody sends to a in ping; leave it out"),
+    ],
+)
+def test_who_hears_nobody_expects_nothing(kind: str, guest: str, refused: str) -> None:
+    text = EXAMPLE.replace("pairs", kind).replace(f"name: {guest},", f"name: {guest}, expect: none,")
+    assert refused in refusal(text)
+
+
 def test_the_builtin_lab_is_a_lab() -> None:
     lab = builtin_lab()
     assert len(lab.guests) == 2
@@ -64,7 +91,15 @@ def test_the_builtin_lab_is_a_lab() -> None:
 
 
 # What is replaced, by what, and how the refusal begins and what it holds.
+_VALUES = "must be all, all-but-overruns, none, or a share such as 90% or 0.9, not"
 WRONG = [
+    ("frames: 100000", "expect: some", f"lab.yaml:19: workload.expect: {_VALUES} 'some'"),
+    ("frames: 100000", "expect: 90", f"lab.yaml:19: workload.expect: {_VALUES} 90"),
+    ("frames: 100000", "expect: 101%", f"lab.yaml:19: workload.expect: {_VALUES} '101%'"),
+    ("frames: 100000", "expect: true", f"lab.yaml:19: workload.expect: {_VALUES} true"),
+    ("frames: 100000", "expect: {a: all}", f"lab.yaml:19: workload.expect: {_VALUES} a mapping"),
+    ("name: b,", "name: b, expect: {a: -1},", f"lab.yaml:15: guests[1].expect: of a sender {_VALUES} -1"),
+    ("name: b,", "name: b, expect: {c: all},", "lab.yaml:15: guests[1].expect.c: 'c' does not send to b; who does: a"),
     ("model: 82576", "model: 82599", "lab.yaml:4: pfs[0].model: must be one of 82576, not 82599"),
     ("model: 82576", "model: i40e", "lab.yaml:4: pfs[0].model: must be one of 82576, not 'i40e'"),
     ("model: 82576", "modell: 82576", "lab.yaml:4: pfs[0].modell: is not a key here; did you mean model?"),

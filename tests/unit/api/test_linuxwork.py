@@ -147,6 +147,7 @@ def report_of(work: LinuxWork) -> Report:
         {
             "virtfn": "0", "lab": "l", "elapsed_s": 1.0, "compile_s": 0.0, "guests": guests,
             "pfs": [{"name": "p", "model": 82576, "address": "0000:01:00.0", "vfs": 2, "switch": switch}],
+            "flows": work.flows,
             "iommu": {"domains": 2, "translations": 1, "iotlb_hits": 1, "page_walks": 1, "faults": 0},
             "totals": {"frames": sum(g["rx_frames"] for g in guests), "bytes": 1, "mpps": 0.0, "gbps": 0.0},
         },
@@ -188,6 +189,24 @@ def test_missing_pings_are_lost_unless_a_drop_counter_explains_them() -> None:
     work.run()
     assert [report["lost"] for report in work.reports()] == [1, 3]
     assert "lost without a reason" in verdict(report_of(work)).words
+
+
+def test_linux_guests_that_do_not_hear_each_other_are_named_with_the_reason() -> None:
+    drops: dict[str, int] = {"echo": 0}
+    work, answers = work_of("pairs", 2, drops)
+
+    def answer(guest: str, command: str) -> Outcome | None:
+        if not command.startswith("ping"):
+            return None
+        drops["echo"] += 3  # for an address that is not resolved
+        return Outcome(1, SUMMARY.format(sent=100, answered=0, more=""))
+
+    answers.answer = answer
+    work.run()
+    judged = verdict(report_of(work))
+    assert not judged.passed
+    assert judged.words == "g1 answered 0 of 100 pings of g0: echo; g0 answered 0 of 100 pings of g1: echo"
+    assert talks(answers, "iperf3 -J") == []
 
 
 def test_a_guest_that_cannot_tell_its_statistics_ends_the_run() -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from unit.rig import Rig, lab_text
+from virtfn.api.expect import is_met
 from virtfn.api.lab import builtin_lab, parse_lab
 from virtfn.api.machine import Machine
-from virtfn.api.report import verdict
+from virtfn.api.report import Verdict, verdict
 from virtfn.api.run import machine_for, run_lab
 from virtfn.iomodels.engine import Engine
 from virtfn.machine.clock import VirtualClock
@@ -37,7 +38,7 @@ def left_behind() -> tuple[int, int]:
 
 def test_the_report_has_the_keys_that_never_change():
     report = run(policies="[{id: 0, spoof-check: true}]")
-    assert list(report) == ["virtfn", "lab", "elapsed_s", "compile_s", "pfs", "guests", "iommu", "totals"]
+    assert list(report) == ["virtfn", "lab", "elapsed_s", "compile_s", "pfs", "guests", "flows", "iommu", "totals"]
     assert set(report["pfs"][0]) == {"name", "model", "address", "vfs", "switch"}
     assert set(report["pfs"][0]["switch"]) == {"forwarded", "flooded", "dropped"}
     assert set(report["guests"][0]) == {
@@ -104,18 +105,102 @@ def test_an_odd_number_of_guests():
     assert report["pfs"][0]["switch"]["flooded"] == 300
 
 
-def test_vlans_keep_guests_apart_and_the_drops_are_explained():
-    policies = "[{id: 0, vlan-id: 10}, {id: 1, vlan-id: 20}]"
-    report = run(policies=policies)
+# What a lab expects.
+
+APART = "[{id: 0, vlan-id: 10}, {id: 1, vlan-id: 20}]"
+NOTE = "a is in VLAN 10, b is in VLAN 20"
+
+
+def with_expectation(text: str, guest: str, expect: str) -> str:
+    return text.replace(f"{{name: {guest}, ", f"{{name: {guest}, expect: {expect}, ")
+
+
+def test_a_lab_that_delivers_nothing_fails_and_says_who_did_not_hear_whom_and_why():
+    report = run(policies=APART)
     assert [guest["rx_frames"] for guest in report["guests"]] == [0, 0]
     assert all(sum(guest["dropped"].values()) == 500 for guest in report["guests"])
+    assert report["flows"][0] == {
+        "sender": "a", "receiver": "b", "unit": "frames", "sent": 500, "heard": 0, "expected": "all-but-overruns",
+        "reasons": {"vlan-membership": 500}, "note": NOTE,
+    }  # fmt: skip
+    words = f"b heard 0 of 500 frames of a: vlan-membership ({NOTE})"
+    words += f"; a heard 0 of 500 frames of b: vlan-membership ({NOTE})"
+    assert verdict(report) == Verdict(False, words)
+
+
+def test_broadcast_and_fan_in_name_who_was_not_heard():
+    guests = [("pf0", n) for n in range(3)]
+    policies = "[{id: 0, vlan-id: 10}, {id: 1, vlan-id: 10}, {id: 2, vlan-id: 20}]"
+    report = run(guests, workload="{kind: fan-in, frames: 300}", policies=policies)
+    assert verdict(report).words == "a heard 0 of 300 frames of c: vlan-membership (a is in VLAN 10, c is in VLAN 20)"
+    report = run(guests, workload="{kind: broadcast, frames: 300}", policies=policies)
+    assert not verdict(report).passed
+    assert "c heard 0 of 300 frames of a" in verdict(report).words
+
+
+def test_pings_that_are_dropped_fail_by_the_same_rule():
+    report = run(policies=APART, workload="{kind: ping, frames: 20}")
+    assert verdict(report) == Verdict(False, f"b answered 0 of 20 pings of a: echo ({NOTE})")
+    assert [guest["lost"] for guest in report["guests"]] == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ping", "broadcast"])
+def test_a_lab_that_expects_nothing_passes_when_nothing_arrives(kind):
+    report = run(policies=APART, workload=f"{{kind: {kind}, frames: 20, expect: none}}")
     assert verdict(report).passed
+    assert verdict(report).words.startswith("what arrived is what the lab expects")
 
 
-def test_work_that_cannot_go_on_is_an_error_that_says_whose():
-    policies = "[{id: 0, vlan-id: 10}, {id: 1, vlan-id: 20}]"
-    with pytest.raises(VirtfnError, match="got stuck: a cannot go on"):
-        run(policies=policies, workload="{kind: ping, frames: 20}")
+@pytest.mark.parametrize("kind", ["pairs", "ping"])
+def test_a_lab_that_expects_nothing_fails_when_something_arrives(kind):
+    judged = verdict(run(workload=f"{{kind: {kind}, frames: 20, expect: none}}"))
+    assert not judged.passed
+    assert "20 of 20" in judged.words
+    assert "expected none" in judged.words
+
+
+def test_each_guest_and_each_pair_may_have_an_expectation_of_its_own():
+    guests = [("pf0", n) for n in range(3)]
+    policies = "[{id: 0, vlan-id: 10}, {id: 1, vlan-id: 10}, {id: 2, vlan-id: 20}]"
+    fan_in = lab_text(guests, workload="{kind: fan-in, frames: 300, expect: all}", policies=policies)
+    for text in (with_expectation(fan_in, "a", "{c: none}"), with_expectation(fan_in, "a", "{b: 100%, c: 0}")):
+        assert verdict(run_lab(parse_lab(text))).passed
+    wrong = verdict(run_lab(parse_lab(with_expectation(fan_in, "a", "{b: none, c: 90%}"))))
+    assert wrong.words == (
+        "a heard 300 of 300 frames of b, expected none; a heard 0 of 300 frames of c, expected 0.9: vlan-membership"
+        " (a is in VLAN 10, c is in VLAN 20)"
+    )
+
+
+def test_what_is_not_expected_may_leave_by_the_wire(tmp_path):
+    text = lab_text(policies=APART, workload="{kind: pairs, frames: 50, expect: none}")
+    uplink = f"uplink: 'stream:listen:{tmp_path}/wire', model: 82576"
+    assert verdict(run_lab(parse_lab(text.replace("model: 82576", uplink)))).passed
+
+
+def flow(**values):
+    return {
+        "sender": "a", "receiver": "b", "unit": "frames", "sent": 100, "heard": 90, "expected": "all-but-overruns",
+        "reasons": {"no-descriptor": 10}, **values,
+    }  # fmt: skip
+
+
+def test_overruns_are_what_overload_is_about_but_silence_is_not():
+    assert is_met(flow())
+    assert not is_met(flow(reasons={"no-descriptor": 9, "mac-spoof": 1}))
+    assert not is_met(flow(heard=0, reasons={"no-descriptor": 100}))
+    assert not is_met(flow(expected="all"))
+    assert is_met(flow(expected=0.9))
+    assert not is_met(flow(expected=0.91))
+    assert is_met(flow(heard=0, expected=0.0))
+    assert is_met(flow(sent=0, heard=0, reasons={}))
+
+
+def test_many_flows_are_named_in_part():
+    guests = [("pf0", n) for n in range(8)]
+    policies = "[{id: 0, vlan-id: 10}, " + ", ".join(f"{{id: {n}, vlan-id: 20}}" for n in range(1, 8)) + "]"
+    report = run(guests, total_vfs=8, workload="{kind: fan-in, frames: 10}", policies=policies, memory_mib=4)
+    assert verdict(report).words.endswith("; and 3 more")
 
 
 # Nothing is left behind.

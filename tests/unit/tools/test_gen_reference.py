@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from virtfn.api.lab import schema
 from virtfn.hw.bits import Status
 from virtfn.hw.i82576 import Regs, VfRegs
 
@@ -32,7 +33,7 @@ def document(folder: Path) -> Path:
     return folder / "registers.md"
 
 
-@pytest.mark.parametrize("name", ["registers.md", "drops.md"])
+@pytest.mark.parametrize("name", ["registers.md", "drops.md", "lab.md"])
 def test_the_committed_reference_is_fresh(folder: Path, name: str) -> None:
     committed = ROOT / "docs" / "reference" / name
     assert committed.read_text(encoding="utf-8") == (folder / name).read_text(encoding="utf-8"), "run `make docs`"
@@ -53,6 +54,14 @@ def test_check_passes_on_fresh_files_and_names_the_remedy_for_a_stale_or_missing
     assert not (tmp_path / "drops.md").exists()
 
 
+def test_every_key_of_a_lab_is_in_the_reference(folder: Path) -> None:
+    text = (folder / "lab.md").read_text(encoding="utf-8")
+    sections = [schema(), *schema()["$defs"].values()]
+    for section in sections:
+        for key in section["properties"]:
+            assert f"| `{key}` |" in text
+
+
 def test_every_register_of_the_nic_is_in_it_with_its_status(document: Path) -> None:
     lines = document.read_text(encoding="utf-8").splitlines()
     for regmap in (Regs, VfRegs):
@@ -70,7 +79,7 @@ def test_the_coverage_table_counts_what_the_map_declares(document: Path) -> None
     assert f"| 82576: physical function, BAR0 | {row} |" in document.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["registers.md", "drops.md"])
+@pytest.mark.parametrize("name", ["registers.md", "drops.md", "lab.md"])
 def test_no_cell_breaks_the_tables(folder: Path, name: str) -> None:
     width = 0
     for line in (folder / name).read_text(encoding="utf-8").splitlines():

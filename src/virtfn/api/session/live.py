@@ -166,6 +166,18 @@ class Live:
         over = [group.engine.over() for group in self.groups]  # each takes note of its progress
         return all(over)
 
+    def cut_off(self) -> bool:
+        """Tell whether all work that is not done is pings that were dropped for a counted reason."""
+        for group in self.groups:
+            if not group.engine.done:
+                left = set(group.workload.unfinished())
+                explained = (
+                    {e.flow.sender for e in group.explained() if e.reasons} if group.workload.kind == "ping" else set()
+                )
+                if not left or not left <= explained:
+                    return False
+        return True
+
     def unfinished(self) -> str:
         """Say whose work is not done."""
         names = [group.runs[g].lab.name for group in self.groups for g in group.workload.unfinished()]
@@ -174,7 +186,10 @@ class Live:
     def report(self) -> Report:
         """Account for every frame."""
         others = [report for work in self._linux_work for report in work.reports()]
-        report = account(self.machine, self.groups, others, moving_ps=self._moving_ps, compile_ps=self._compile_ps)
+        flows = [flow for work in self._linux_work for flow in work.flows]
+        report = account(
+            self.machine, self.groups, others, flows, moving_ps=self._moving_ps, compile_ps=self._compile_ps
+        )
         if self.attacks:
             report["attacks"] = self.attacks
         return report
