@@ -53,7 +53,7 @@ REPORT: Report = {
         for sender, receiver in ("ab", "ba")
     ],
     "iommu": {"domains": 2, "translations": 100, "iotlb_hits": 96, "page_walks": 4, "faults": 0},
-    "totals": {"frames": 24690, "bytes": 1400, "mpps": 1.0, "gbps": 2.0},
+    "totals": {"frames": 24690, "bytes": 1400, "mpps": 1.0, "gbps": 2.0, "moving_s": 0.25},
 }
 
 _MALLORY: GuestReport = {
@@ -90,7 +90,7 @@ def attack_report(*outcomes: str) -> Report:
         "guests": [_MALLORY],
         "flows": [],
         "iommu": {"domains": 1, "translations": 0, "iotlb_hits": 0, "page_walks": 0, "faults": 0},
-        "totals": {"frames": 9, "bytes": 9, "mpps": 0.0, "gbps": 0.0},
+        "totals": {"frames": 9, "bytes": 9, "mpps": 0.0, "gbps": 0.0, "moving_s": 0.5},
         "attacks": attacks,
     }
     return made

@@ -55,8 +55,12 @@ def account(
     """
     guests: list[GuestReport] = []
     flows: list[FlowReport] = []
+    seconds = max(moving_ps / S_PS, 1e-9)
     for group in groups:
         reports, theirs = _group_reports(group, machine)
+        for report in reports:
+            report["rx_mpps"] = round(report["rx_frames"] / seconds / 1e6, 4)
+            report["rx_gbps"] = round(report["rx_bytes"] * 8 / seconds / 1e9, 4)
         guests += reports
         flows += theirs
     guests += others
@@ -64,12 +68,12 @@ def account(
     order = {guest.name: i for i, guest in enumerate(machine.lab.guests)}
     guests.sort(key=lambda g: order[g["name"]])
     frames, size = sum(g["rx_frames"] for g in guests), sum(g["rx_bytes"] for g in guests)
-    seconds = max(moving_ps / S_PS, 1e-9)
     totals: Totals = {
         "frames": frames,
         "bytes": size,
         "mpps": round(frames / seconds / 1e6, 4),
         "gbps": round(size * 8 / seconds / 1e9, 4),
+        "moving_s": round(moving_ps / S_PS, 6),
     }
     return {
         "virtfn": __version__,

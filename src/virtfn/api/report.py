@@ -58,7 +58,9 @@ class PfReport(TypedDict):
 class GuestReport(TypedDict):
     """One guest. lost: meant for it, and neither arrived nor counted as dropped anywhere. exits: accesses that trapped.
 
-    copies: frames that software between guest and device copied. ping_ms: mean round trip, where guests ping.
+    copies: frames that software between guest and device copied. rx_mpps, rx_gbps: received, over the time that frames
+    moved, of embedded guests. Bytes are without frame check sequence, of Linux guests as Linux counts. ping_ms: mean
+    round trip, where guests ping.
 
     Of guests under QEMU: exits are messages about registers, boot included; exits_per_frame are those of the workload;
     boot_s from the first instruction until it takes commands; iperf_mbps: payload that it sent, as its receiver
@@ -82,6 +84,8 @@ class GuestReport(TypedDict):
     interrupts: int
     copies: int
     mailbox_messages: int
+    rx_mpps: NotRequired[float]
+    rx_gbps: NotRequired[float]
     ping_ms: NotRequired[float]
     boot_s: NotRequired[float]
     exits_per_frame: NotRequired[float]
@@ -122,12 +126,16 @@ class IommuReport(TypedDict):
 
 
 class Totals(TypedDict):
-    """Frames and bytes delivered to guests, and rates over the time that frames moved."""
+    """Frames and bytes delivered to guests, and rates over moving_s, the time that frames moved.
+
+    Bytes, and so gbps, are without frame check sequence.
+    """
 
     frames: int
     bytes: int
     mpps: float
     gbps: float
+    moving_s: float
 
 
 class Comparison(TypedDict):
@@ -154,7 +162,10 @@ class AttackReport(TypedDict):
 
 
 class Report(TypedDict):
-    """The document of `virtfn run --json`. compile_s: part of elapsed_s that compiled kernels. attacks: kind attack."""
+    """The document of `virtfn run --json`. attacks: kind attack.
+
+    elapsed_s: from nothing to the end of the work; compile_s: the part of it that compiled kernels.
+    """
 
     virtfn: str
     lab: str
@@ -169,7 +180,7 @@ class Report(TypedDict):
 
 
 class BenchPoint(TypedDict):
-    """One measurement."""
+    """One measurement. frame_bytes: with frame check sequence; gbps: without. copy_ratio: of a plain copy's rate."""
 
     path: str
     frame_bytes: int

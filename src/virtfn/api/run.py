@@ -54,5 +54,4 @@ def run_lab(
         if keep:
             session.keep()
         session.stop()
-    report["elapsed_s"] = round(session.elapsed_s, 3)
     return report

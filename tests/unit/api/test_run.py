@@ -43,10 +43,10 @@ def test_the_report_has_the_keys_that_never_change():
     assert set(report["pfs"][0]["switch"]) == {"forwarded", "flooded", "dropped"}
     assert set(report["guests"][0]) == {
         "name", "io", "vmm", "address", "mac", "tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "lost", "corrupt",
-        "reordered", "dropped", "exits", "interrupts", "copies", "mailbox_messages",
+        "reordered", "dropped", "exits", "interrupts", "copies", "mailbox_messages", "rx_mpps", "rx_gbps",
     }  # fmt: skip
     assert set(report["iommu"]) == {"domains", "translations", "iotlb_hits", "page_walks", "faults"}
-    assert set(report["totals"]) == {"frames", "bytes", "mpps", "gbps"}
+    assert set(report["totals"]) == {"frames", "bytes", "mpps", "gbps", "moving_s"}
     assert json.loads(json.dumps(report)) == report
 
 
@@ -74,6 +74,10 @@ def test_the_numbers_of_a_clean_run_add_up():
         assert guest["mailbox_messages"] > 0
     assert report["totals"]["frames"] == 1000
     assert report["pfs"][0]["switch"] == {"forwarded": 1000, "flooded": 0, "dropped": {}}
+    assert 0 < report["totals"]["moving_s"] < report["elapsed_s"]
+    assert report["totals"]["mpps"] == pytest.approx(1000 / report["totals"]["moving_s"] / 1e6, rel=0.05, abs=1e-4)
+    assert a["rx_mpps"] + b["rx_mpps"] == pytest.approx(report["totals"]["mpps"], abs=2e-4)
+    assert a["rx_gbps"] == pytest.approx(a["rx_mpps"] * 1514 * 8 / 1000, rel=0.05, abs=1e-3)
     assert report["iommu"]["domains"] == 2
     assert report["iommu"]["faults"] == 0
     assert verdict(report).passed

@@ -114,14 +114,26 @@ def _facts(report: Report) -> Table:
     if "device_tlb_hits" in mmu:
         asked = f"{_count(mmu['translation_requests'])} translation requests"
         table.add_row("device TLBs", f"{_count(mmu['device_tlb_hits'])} hits, {asked}")
-    sums = report["totals"]
-    compiled = f" (kernels compiled in {report['compile_s']:.1f} s)" if report["compile_s"] >= 0.05 else ""
-    table.add_row(
-        "total",
-        f"{_count(sums['frames'])} frames, {_bytes(sums['bytes'])} in {report['elapsed_s']:.2f} s{compiled}: "
-        f"{sums['mpps']:.2f} Mpps, {sums['gbps']:.2f} Gb/s",
-    )
+    _rates(report, table)
     return table
+
+
+def _rates(report: Report, table: Table) -> None:
+    """Add what was moved, how fast, and in which time."""
+    sums = report["totals"]
+    moving = f"{sums['moving_s']:.3f} s"
+    rates = f"{sums['mpps']:.2f} Mpps, {sums['gbps']:.2f} Gb/s"
+    table.add_row("total", f"{_count(sums['frames'])} frames, {_bytes(sums['bytes'])} in {moving}: {rates}")
+    each = [f"{g['name']} {g['rx_mpps']:.2f} Mpps, {g['rx_gbps']:.2f} Gb/s" for g in report["guests"] if _has_rate(g)]
+    if each:
+        table.add_row("received", "; ".join(each))
+    compiled = f", kernels compiled in {report['compile_s']:.1f} s" if report["compile_s"] >= 0.05 else ""
+    whole = f"{report['elapsed_s']:.2f} s in all{compiled}"
+    table.add_row("time", f"{moving} moving frames, {whole}; sizes without check sequences")
+
+
+def _has_rate(guest: GuestReport) -> bool:
+    return "rx_mpps" in guest and guest["rx_frames"] > 0
 
 
 def render_bench(report: BenchReport) -> RenderableType:
@@ -138,7 +150,8 @@ def render_bench(report: BenchReport) -> RenderableType:
             Text("-" if copy is None else f"{copy:.2f}", style="dim"),
             f"{100 * p['copy_ratio']:.0f} %",
         )
-    return Group(Text(report["cpu"], style="dim"), Text(""), table)
+    note = "frame bytes are with frame check sequence, Gb/s without"
+    return Group(Text(report["cpu"], style="dim"), Text(""), table, Text(""), Text(note, style="dim"))
 
 
 def _count(number: int) -> str:

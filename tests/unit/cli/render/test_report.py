@@ -34,6 +34,15 @@ def test_linux_guests_have_a_table_of_their_own() -> None:
     assert "b: self-test of the card passed" in shown
 
 
+def test_rates_and_times_have_one_base_and_sizes_say_what_they_hold() -> None:
+    report = copy.deepcopy(REPORT)
+    report["guests"][0].update(rx_mpps=0.5, rx_gbps=1.25)
+    shown = " ".join(text(render_report(report), 120).split())
+    assert "24,690 frames, 1.4 kB in 0.250 s: 1.00 Mpps, 2.00 Gb/s" in shown
+    assert "received a 0.50 Mpps, 1.25 Gb/s time" in shown
+    assert "time 0.250 s moving frames, 1.50 s in all; sizes without check sequences" in shown
+
+
 def busy_report() -> Report:
     """Everything that a report can say, in large numbers; each number is there once."""
     report = copy.deepcopy(attack_report("stopped", "succeeded"))
