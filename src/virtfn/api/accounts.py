@@ -80,7 +80,7 @@ def account(
         "lab": machine.lab.name,
         "elapsed_s": 0.0,
         "compile_s": round(compile_ps / S_PS, 3),
-        "pfs": [_pf_report(pf) for pf in machine.pfs],
+        "pfs": [_pf_report(pf, machine.lab.pf(pf.name).link_mbps) for pf in machine.pfs],
         "guests": guests,
         "flows": flows,
         "iommu": _iommu_report(machine),
@@ -88,7 +88,7 @@ def account(
     }
 
 
-def _pf_report(pf: LabPf) -> PfReport:
+def _pf_report(pf: LabPf, link_mbps: int) -> PfReport:
     counters = pf.nic.counters()
     report: PfReport = {
         "name": pf.name,
@@ -101,6 +101,8 @@ def _pf_report(pf: LabPf) -> PfReport:
             "dropped": pf.nic.all_drops(),
         },
     }
+    if link_mbps:
+        report["link_mbps"] = link_mbps
     if pf.wire is not None and pf.live:
         report["uplink"] = {"up": pf.wire.up, "events": dict(pf.wire.uplink.counts)}
     return report

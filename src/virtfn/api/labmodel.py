@@ -123,7 +123,9 @@ class Pf(_Section):
         int | str, BeforeValidator(_known), WithJsonSchema({"const": 82576, "title": "Model", "type": "integer"})
     ] = 82576
     link_mbps: Annotated[Literal[0, 10, 100, 1000], BeforeValidator(_whole)] = Field(
-        0, description="link speed; 0: as fast as this machine goes"
+        0,
+        description="speed of the wire; 0: as fast as this machine goes. As on silicon, frames between VFs are "
+        "switched inside the card and do not take it: max-tx-rate limits those",
     )
     uplink: str = Field(
         "none",

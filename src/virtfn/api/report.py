@@ -45,7 +45,7 @@ class UplinkReport(TypedDict):
 
 
 class PfReport(TypedDict):
-    """One PF. uplink: of one that leads to others."""
+    """One PF. uplink: of one that leads to others. link_mbps: of one with a speed; frames between its VFs have none."""
 
     name: str
     model: int | str
@@ -53,6 +53,7 @@ class PfReport(TypedDict):
     vfs: int
     switch: SwitchReport
     uplink: NotRequired[UplinkReport]
+    link_mbps: NotRequired[int]
 
 
 class GuestReport(TypedDict):

@@ -83,6 +83,12 @@ def test_the_numbers_of_a_clean_run_add_up():
     assert verdict(report).passed
 
 
+def test_a_slow_link_is_in_the_report_and_frames_between_vfs_do_not_take_it():
+    report = run(workload="{kind: pairs, frames: 2000, frame-bytes: 1518}", link_mbps=10)
+    assert report["pfs"][0]["link_mbps"] == 10
+    assert report["totals"]["gbps"] > 0.01 * 2
+
+
 def test_ping_reports_times():
     report = run(workload="{kind: ping, frames: 20, frame-bytes: 128}")
     assert report["guests"][0]["ping_ms"] > 0

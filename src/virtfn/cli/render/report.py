@@ -91,6 +91,8 @@ def _facts(report: Report) -> Table:
         switch = pf["switch"]
         words = f"{_count(switch['forwarded'])} forwarded, {_count(switch['flooded'])} flooded"
         table.add_row("  switch", f"{words}, {_drops(switch['dropped'])}")
+        if "link_mbps" in pf:
+            table.add_row("  link", f"{pf['link_mbps']} Mb/s on the wire; frames between VFs do not take it")
         if uplink := pf.get("uplink"):
             events = "".join(f", {_count(n)} {name}" for name, n in uplink["events"].items())
             table.add_row("  uplink", ("up" if uplink["up"] else "down") + events)

@@ -34,6 +34,15 @@ def test_linux_guests_have_a_table_of_their_own() -> None:
     assert "b: self-test of the card passed" in shown
 
 
+def test_a_slow_link_is_said_not_to_slow_frames_between_vfs() -> None:
+    report = copy.deepcopy(REPORT)
+    assert "on the wire" not in text(render_report(report))
+    report["pfs"][0]["link_mbps"] = 10
+    assert "link 10 Mb/s on the wire; frames between VFs do not take it" in " ".join(
+        text(render_report(report)).split()
+    )
+
+
 def test_rates_and_times_have_one_base_and_sizes_say_what_they_hold() -> None:
     report = copy.deepcopy(REPORT)
     report["guests"][0].update(rx_mpps=0.5, rx_gbps=1.25)
