@@ -215,6 +215,18 @@ What a guest's own key says counts before the workload's. The default is `all-bu
 receiver, or a flood, are there to find how much a receiver takes: what it cannot take is the result, and is counted.
 Every other reason is a lab that does not do what it seems to. Of an attack, this is about the neighbours' frames: the
 attempts have their own verdict. Pings go one at a time, and the first that is lost ends them.
+
+### Who sends what of a capture
+
+A source address of the capture is one guest's, and the guest sends all its frames, in their order. A guest whose own
+address is in the capture (`mac-address` of its VF) has that one. Other addresses go to the guests in the order in
+which they appear: first to guests that have none, then in turn. Frames that have no address there (zero, or a
+group's) are dealt one by one.
+
+With `rewrite`, a frame gets its sender's address and, unless it is for a group, that of the guest whose the destination
+is; where that is nobody, or the sender itself, of the next guest. With `rewrite: false` frames are sent as they are:
+give the VFs the addresses of the capture, or else `spoof-check` drops what no guest owns, and what is for nobody here
+has no receiver.
 """,
 }
 

@@ -30,18 +30,34 @@ def lab(capture: Path, guests: int) -> str:
     )
 
 
+def dealt(frames: list[bytes], guests: int) -> tuple[list[int], dict[bytes, int]]:
+    """Say who sends each frame, and whose each address is: the n-th address that appears is guest n's, and around."""
+    owners: dict[bytes, int] = {}
+    senders, nameless = [], 0
+    for frame in frames:
+        source = frame[6:12]
+        if len(source) < 6 or source == bytes(6) or source[0] & 1:
+            senders.append(nameless % guests)
+            nameless += 1
+        else:
+            senders.append(owners.setdefault(source, len(owners) % guests))
+    return senders, owners
+
+
 def replay(capture: Path, guests: int, to: Path) -> None:
     """Send a capture through the NIC, and compare what each function received with what it had to."""
     report = run_lab(parse_lab(lab(capture, guests)), capture=to)
     source = read_capture(capture)
     macs = [parse_mac(g["mac"]).to_bytes(6, "little") for g in report["guests"]]
     expected: list[list[bytes]] = [[] for _ in macs]
-    for k in range(len(source)):
-        frame = source.frame(k).tobytes()
+    frames = [source.frame(k).tobytes() for k in range(len(source))]
+    senders, owners = dealt(frames, guests)
+    for sender, frame in zip(senders, frames, strict=True):
         if not 14 <= len(frame) <= 9724:
             continue
-        sender = k % guests
-        target = None if frame[0] & 1 else (sender + 1) % guests
+        target = None if frame[0] & 1 else owners.get(frame[:6], sender)
+        if target == sender:
+            target = (sender + 1) % guests
         rewritten = (frame[:6] if target is None else macs[target]) + macs[sender] + frame[12:]
         for n in range(guests):
             if n == target or (target is None and n != sender):

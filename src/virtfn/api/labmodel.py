@@ -206,11 +206,12 @@ class Workload(_Section):
         None,
         ge=1,
         le=1_000_000_000,
-        description="for each sender; without it 100000, for ping 1000, for pcap the whole capture once; for vmm qemu "
+        description="for each sender; without it 100000, for ping 1000, for pcap the whole capture once, "
+        "otherwise each sender's frames of it over and over; for vmm qemu "
         "the pings, without it 100, for ping 1000, and what iperf3 sends comes on top",
     )
     pcap: Path | None = Field(None, description="kind pcap: the capture, relative to the lab file")
-    rewrite: bool = Field(True, description="kind pcap: give the frames the guests' addresses")
+    rewrite: bool = Field(True, description="kind pcap: give the frames the guests' addresses; false: byte for byte")
     expect: Expectation = Field(
         DEFAULT,
         description="what is to arrive of what guests send to each other, or to be answered of pings: all; "

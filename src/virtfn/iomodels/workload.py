@@ -3,7 +3,7 @@
     pairs       guest 0 and 1, 2 and 3, ... send to each other; an odd one out sends to guest 0
     fan-in      everyone sends to guest 0
     broadcast   guest 0 sends to everyone
-    pcap        frames of a capture, sent by the guests in turn; unicast goes to the next guest
+    pcap        frames of a capture, dealt by source address (`plan.deal`)
     ping        guest 0 asks 1, 2 asks 3, ...: ARP, then ICMP echo, one at a time
     attack      guest 0 has other plans; guest 1 and 2, 3 and 4, ... send to each other; an odd one out sends to guest 1
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from virtfn.hw.eth import BROADCAST, MIN_FRAME
 from virtfn.hw.types import Mac
-from virtfn.iomodels.plan import plan
+from virtfn.iomodels.plan import deal, plan
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.traffic import GENERATE, GUESTS, IDLE, PING, REPLAY, TRAFFIC, digest, fill_buffers
 from virtfn.machine.captures import Frames
@@ -70,8 +70,9 @@ class Workload:
     """The work of the guests of one NIC.
 
     stations: the guests, at most 64. length: bytes of a frame without frame check sequence. frames: for each sender,
-    None for a capture once. capture: frames to replay. uplink: frames that may come from outside meanwhile. Raises
-    VirtfnError for a workload that these guests cannot do.
+    None for a capture once; of a capture, whoever has frames in it sends so many, over and over. capture: frames to
+    replay. uplink: frames that may come from outside meanwhile. Raises VirtfnError for a workload that these guests
+    cannot do.
     """
 
     def __init__(
@@ -155,54 +156,50 @@ class Workload:
         count = len(capture)
         if count == 0:
             raise VirtfnError("the capture holds no frames", errno_name="EINVAL")
-        total = count if frames is None else frames * n
         store = capture.bytes.copy()
         offsets, lengths = capture.offsets.astype(np.int64), capture.lengths.astype(np.int64)
-        # A frame that several guests send in different rounds needs a copy for each sender and receiver.
-        if rewrite and total > count and count % n:
-            repeats = -(-n // np.gcd(count, n)) if count % n else 1
-            store = np.tile(store, repeats)
-            offsets = np.concatenate([offsets + i * capture.bytes.size for i in range(repeats)])
-            lengths = np.tile(lengths, repeats)
-            count *= repeats
-        numbers = np.arange(total) % count
-        senders = np.arange(total) % n
+        starts = [bytes(capture.frame(k)[:12]) for k in range(count)]
+        senders, owners = deal([start[6:] for start in starts], [station.mac for station in self.stations])
         if rewrite:
-            for k in range(min(total, count)):
-                self._rewrite(store, int(offsets[k]), int(lengths[k]), k % n)
-        largest = [int(s.row[0]["longest"]) for s in self.stations]
-        fits = lengths[numbers] <= np.array(largest)[senders]
-        sendable = fits & (lengths[numbers] >= 14)
-        for g in range(n):
-            refused = int((~sendable & (senders == g) & fits).sum())
-            too_long = int((~fits & (senders == g)).sum())
-            self.refused[g] = {k: v for k, v in (("undersize", refused), ("oversize", too_long)) if v}
-        order = np.concatenate([numbers[sendable & (senders == g)] for g in range(n)]).astype(np.int64)
+            for k, start in enumerate(starts):
+                self._rewrite(store, int(offsets[k]), senders[k], owners.get(start[:6]), int(lengths[k]))
+        orders = []
+        for g, station in enumerate(self.stations):
+            own = np.flatnonzero(np.array(senders) == g)
+            if frames is not None and len(own):
+                own = own[np.arange(frames) % len(own)]
+            self.total_frames += len(own)
+            fits = lengths[own] <= int(station.row[0]["longest"])
+            sendable = fits & (lengths[own] >= 14)
+            left = {"undersize": int((fits & ~sendable).sum()), "oversize": int((~fits).sum())}
+            self.refused[g] = {reason: number for reason, number in left.items() if number}
+            orders.append(own[sendable])
+        order = np.concatenate(orders).astype(np.int64)
         self._table("store", store)
         self._table("offsets", offsets)
         self._table("lengths", lengths)
         self._table("order", order)
-        self.total_frames = int(total)
         at = 0
         digests = self._digests(store, offsets, lengths)
         for g in range(n):
             task = self.row["tasks"][g]
-            sent = int((sendable & (senders == g)).sum())
+            sent = len(orders[g])
             task["kind"], task["next"], task["stop"] = REPLAY, at, at + sent
             self._expect(g, order[at : at + sent], store, offsets, digests)
             at += sent
-        room = 2 * max(1, int(sendable.sum()))
+        room = 2 * max(1, len(order))
         self._log = np.zeros((n, room), np.int64)
         self.row["room"] = room
         self._table("log", self._log)
 
-    def _rewrite(self, store: npt.NDArray[np.uint8], at: int, length: int, sender: int) -> None:
-        """Give a frame its sender's address, and, unless it is for a group, that of the next guest."""
+    def _rewrite(self, store: npt.NDArray[np.uint8], at: int, sender: int, receiver: int | None, length: int) -> None:
+        """Give a frame its sender's address and, unless it is for a group, its receiver's, or the next guest's."""
         if length < 12:
             return
         if not store[at] & 1:
-            following = self.stations[(sender + 1) % len(self.stations)].mac
-            store[at : at + 6] = np.frombuffer(following.to_bytes(6, "little"), np.uint8)
+            if receiver is None or receiver == sender:
+                receiver = (sender + 1) % len(self.stations)
+            store[at : at + 6] = np.frombuffer(self.stations[receiver].mac.to_bytes(6, "little"), np.uint8)
         store[at + 6 : at + 12] = np.frombuffer(self.stations[sender].mac.to_bytes(6, "little"), np.uint8)
 
     @staticmethod

@@ -8,6 +8,7 @@ import pytest
 from unit.rig import Rig, frame
 from virtfn.drivers.policy import VfPolicy
 from virtfn.iomodels.engine import Engine
+from virtfn.iomodels.plan import deal
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.kernels.breath import breathe
 from virtfn.machine.captures import Frames
@@ -92,18 +93,58 @@ def test_a_port_vlan_does_not_change_what_a_capture_is(rig):
 
 
 def test_a_short_capture_is_sent_round_after_round(rig):
-    engine = rig.engine("pcap", 10, capture=capture(frame(0x1234, 0x5678), frame(0x1234, 0x5678, b"two")))
+    bodies = [frame(0x1234, 0x5678), frame(0x1234, 0x5678, b"two"), frame(0x5678, 0x1234)]
+    engine = rig.engine("pcap", 10, capture=capture(*bodies))
     assert engine.run()
-    assert engine.workload.total_frames == 30
-    assert sum(received(engine)) == 30
+    assert engine.workload.total_frames == 20
+    assert received(engine) == [10, 10, 0]
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
 
 
 def test_frames_too_short_or_long_for_the_wire_are_refused_and_counted(rig):
-    engine = rig.engine("pcap", None, capture=capture(b"short", frame(0x12, 0x56, length=9000), frame(0x12, 0x56)))
+    engine = rig.engine("pcap", None, capture=capture(b"short", frame(0x12, 0x54), frame(0x12, 0x56, length=9000)))
     assert engine.run()
     assert engine.workload.refused == [{"undersize": 1}, {"oversize": 1}, {}]
     assert verdicts(engine) == [(0, 0, 0, 0)] * 3
+
+
+A, B, C = (mac.to_bytes(6, "little") for mac in (0x0A02, 0x0B02, 0x0C02))
+GROUP, ZERO = b"\x01\0\x5e\0\0\1", bytes(6)
+
+
+@pytest.mark.parametrize(
+    ("sources", "dealt"),
+    [
+        ([A, B, A, A, B], [0, 1, 0, 0, 1]),  # in the order of appearance
+        ([A, B, C, A], [0, 1, 0, 0]),  # more than guests
+        ([B, bytes([2, 0x77, 0, 0, 0, 0]), A], [0, 1, 0]),  # the second guest's own, and two strangers
+        ([ZERO, A, GROUP, b"abc", A], [0, 0, 1, 0, 0]),  # without an address: one by one
+    ],
+)
+def test_frames_are_dealt_by_source_address(sources, dealt):
+    macs = [0x99 << 40 | 2, 0x7702]
+    assert deal(sources, macs)[0] == dealt
+
+
+def test_a_conversation_keeps_its_directions(rig):
+    client, server = 0x1234 << 8, 0x5678 << 8
+    bodies = [frame(server, client, bytes([n])) for n in range(5)] + [frame(client, server, b"answer")] * 2
+    engine = rig.engine("pcap", None, capture=capture(*bodies))
+    assert engine.run()
+    assert received(engine) == [2, 5, 0]
+    assert [(f.sender, f.receiver, f.sent, f.heard) for f in engine.workload.flows(engine.workload.findings())] == [
+        (0, 1, 5, 5),
+        (1, 0, 2, 2),
+    ]
+
+
+def test_a_guest_sends_what_is_its_own_of_a_capture_and_is_not_blamed_for_spoofing(rig):
+    mac = [int(driver.mac) for driver in engine_drivers(rig)]
+    bodies = [frame(mac[0], mac[1]), frame(mac[1], mac[0]), frame(mac[2], mac[1]), frame(mac[0], mac[1])]
+    engine = rig.engine("pcap", None, capture=capture(*bodies), rewrite=False)
+    assert engine.run()
+    assert received(engine) == [2, 1, 1]
+    assert [rig.drops(n) for n in range(3)] == [{}, {}, {}]
 
 
 # What is done to frames is found.
@@ -134,7 +175,7 @@ def test_an_altered_frame_of_a_capture_is_corrupt_and_not_missing(rig):
 
 @pytest.mark.parametrize("kind", ["fan-in", "pcap"])
 def test_a_frame_that_comes_twice_is_found(rig, kind):
-    bodies = [frame(0x1234, 0x5678, bytes([n]) * 40) for n in range(90)]
+    bodies = [frame(0x1234, 0x5678 + (n % 3 << 40), bytes([n]) * 40) for n in range(90)]
     engine = rig.engine(kind, 100 if kind == "fan-in" else None, length=60, capture=capture(*bodies))
     deliver_only(rig, engine)
     buffers = rx_buffers(rig.driver(0))
@@ -146,7 +187,7 @@ def test_a_frame_that_comes_twice_is_found(rig, kind):
 
 @pytest.mark.parametrize("kind", ["fan-in", "pcap"])
 def test_frames_that_change_places_are_found(rig, kind):
-    bodies = [frame(0x1234, 0x5678, bytes([n]) * 40) for n in range(90)]
+    bodies = [frame(0x1234, 0x5678 + (n % 3 << 40), bytes([n]) * 40) for n in range(90)]
     engine = rig.engine(kind, 100 if kind == "fan-in" else None, length=60, capture=capture(*bodies))
     deliver_only(rig, engine)
     buffers = rx_buffers(rig.driver(0))
