@@ -23,7 +23,7 @@ from virtfn.iovm.pcim import Found, Pcim
 from virtfn.iovm.pfdriver import open_pf, start_pf
 from virtfn.machine.captures import Frames
 from virtfn.machine.netports import Card
-from virtfn.machine.ports import Clock
+from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host, room_for
@@ -79,8 +79,9 @@ class Machine:
 
     Guests under QEMU come on top (linux.py); here is what they need: memory's addresses, and their functions.
 
-    ring, mtu: what the guests' drivers use. remapping: off, devices reach all memory, and guests name it as the host
-    does. Raises VirtfnError if a part refuses what the lab asks.
+    unwritten: which files of its could not be written, and why. ring, mtu: what the guests' drivers use. remapping:
+    off, devices reach all memory, and guests name it as the host does. Raises VirtfnError if a part
+    refuses what the lab asks.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Machine:
             foreign_functions=len(foreign),
         )
         self._remapping = remapping
+        self.unwritten: list[str] = []
         self.pcim = Pcim(self.host.root, clock)
         self.iovm = Iovm(self.pcim, self.host.remapping, clock)
         self.pfs: list[LabPf] = []
@@ -209,6 +211,22 @@ class Machine:
 
     # The lab, and its state.
 
+    def note_unwritten(self, error: VirtfnError) -> None:
+        """Note that a file of this machine's cannot be written; whoever reports says so."""
+        if str(error) not in self.unwritten:
+            self.unwritten.append(str(error))
+
+    def flush_trace(self) -> None:
+        """Put what was traced so far into the file, as far as that can be."""
+        if self.host.tracer is not None:
+            self._try_to_write(self.host.tracer.flush)
+
+    def _try_to_write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except VirtfnError as error:
+            self.note_unwritten(error)
+
     def assign(self, pf: LabPf, vf: Vf, vm: Vm, *, mapped: bool = True) -> Mac:
         """Give a VF to a virtual machine under the lab's policy; return the address that it has then.
 
@@ -282,7 +300,7 @@ class Machine:
         """Release everything, whatever state it is in."""
         if self.host.tracer is not None:
             self.host.iommu.service()
-            self.host.tracer.close()
+            self._try_to_write(self.host.tracer.close)
             self.host.tracer = None
         for run in self.guests:
             run.guest.close()

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from virtfn.api.machine import LabPf, Machine, function_name
 from virtfn.hw.types import Ps, format_rid
 from virtfn.machine.captures import Direction, Recorder
 from virtfn.machine.clock import WallClock, epoch_ps
-from virtfn.machine.ports import Actor
+from virtfn.machine.ports import Actor, VirtfnError
 
 __all__ = ["Recording"]
 
 
 class Recording(Actor):
-    """A recording that goes on until `close`. An actor: cards that have frames for it wait for its turn."""
+    """A recording that goes on until `close`, or until the disk refuses: the lab goes on all the same.
+
+    An actor: cards that have frames for it wait for its turn.
+    """
 
     def __init__(self, path: Path, machine: Machine, clock: WallClock) -> None:
         names: list[str] = []
+        self._machine = machine
+        self._failed = False
         self._interfaces: dict[tuple[int, int | None], int] = {}
         self._pfs: list[LabPf] = machine.pfs
         for i, pf in enumerate(machine.pfs):
@@ -36,6 +43,28 @@ class Recording(Actor):
 
     def drain(self) -> None:
         """Write what cards have for it."""
+        if self._failed:
+            for pf in self._pfs:
+                pf.nic.take_capture()
+            return
+        with self._noting_failures():
+            self._write()
+
+    def flush(self) -> None:
+        """Put everything so far into the file."""
+        if not self._failed:
+            with self._noting_failures():
+                self._recorder.flush()
+
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except VirtfnError as error:
+            self._failed = True
+            self._machine.note_unwritten(error)
+
+    def _write(self) -> None:
         for number, pf in enumerate(self._pfs):
             batch = []
             for interface, outbound, time_ps, frame in pf.nic.take_capture():
@@ -47,4 +76,5 @@ class Recording(Actor):
 
     def close(self) -> None:
         """Complete the file."""
-        self._recorder.close()
+        with self._noting_failures():
+            self._recorder.close()

@@ -165,7 +165,8 @@ class AttackReport(TypedDict):
 class Report(TypedDict):
     """The document of `virtfn run --json`. attacks: kind attack.
 
-    elapsed_s: from nothing to the end of the work; compile_s: the part of it that compiled kernels.
+    elapsed_s: from nothing to the end of the work; compile_s: the part of it that compiled kernels. unwritten: files
+    that the disk refused, in words; the run is what it is all the same.
     """
 
     virtfn: str
@@ -178,6 +179,7 @@ class Report(TypedDict):
     iommu: IommuReport
     totals: Totals
     attacks: NotRequired[list[AttackReport]]
+    unwritten: NotRequired[list[str]]
 
 
 class BenchPoint(TypedDict):

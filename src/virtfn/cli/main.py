@@ -65,6 +65,7 @@ def run(
     """Bring a lab up, run its workload, take it down, report.
 
     Without a file: the built-in lab, two guests with a VF each. While it runs, other commands can ask it.
+    With --keep, report and JSON are written when the work is done; then standard output says "ready: NAME is kept up".
     """
     outputs = {"--json": json_to, "--capture": capture, "--trace": trace, "--save-iommu": save_iommu}
     claim(outputs, lab_file)
@@ -73,10 +74,19 @@ def run(
     from virtfn.api.lab import refuse_unsupported
 
     refuse_unsupported(lab)
-    from virtfn.api.report import verdict
+    from virtfn.api.report import Report, verdict
     from virtfn.api.run import run_lab
     from virtfn.cli.progress import Watcher
     from virtfn.cli.render.report import render_report
+
+    def tell(report: Report) -> None:
+        watcher.rest()
+        deliver(json_to, report, lambda: render_report(report))
+        sys.stdout.flush()
+
+    def say_ready() -> None:
+        if json_to != STDOUT:
+            click.echo(f"ready: {lab.name} is kept up")
 
     with Watcher(console(stderr=True), quiet=json_to == STDOUT) as watcher:
         report = run_lab(
@@ -87,11 +97,13 @@ def run(
             controlled=True,
             keep=keep,
             save_state=_path(save_iommu),
+            finished=tell,
+            ready=say_ready,
         )
-    deliver(json_to, report, lambda: render_report(report))
     judged = verdict(report)
-    if not judged.passed:
-        raise click.ClickException(judged.words)
+    wrong = [*([] if judged.passed else [judged.words]), *report.get("unwritten", [])]
+    if wrong:
+        raise click.ClickException("; ".join(wrong))
 
 
 @cli.command()

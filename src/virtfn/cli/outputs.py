@@ -99,8 +99,13 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def deliver(json_to: str | None, document: object, picture: Callable[[], RenderableType]) -> None:
-    """Write the JSON where it was asked for, and the picture unless the JSON has standard output to itself."""
-    if json_to is not None:
-        write_json(json_to, document)
-    if json_to != STDOUT:
-        console().print(picture())
+    """Write the JSON where it was asked for, and the picture unless the JSON has standard output to itself.
+
+    Raises click.ClickException if the disk refuses the JSON, once the picture is shown.
+    """
+    try:
+        if json_to is not None:
+            write_json(json_to, document)
+    finally:
+        if json_to != STDOUT:
+            console().print(picture())

@@ -35,6 +35,12 @@ class Watcher:
         if self._live is not None:
             self._live.stop()
 
+    def rest(self) -> None:
+        """Show no picture from now on: something else is shown; phases still have their lines."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
     def __call__(self, progress: Progress) -> None:
         """Show a moment of the run."""
         if self._live is not None:

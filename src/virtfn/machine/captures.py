@@ -13,6 +13,7 @@ frame any more and is left out and counted. Who calls: the workload of kind pcap
 from __future__ import annotations
 
 import enum
+import errno
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ MAX_FRAME = 256 << 10  # the longest that libpcap itself believes
 ETHERNET = 1
 _PS = 10**12
 _FAR = 1 << 62
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # nothing is wrong with the name
 
 _PCAP = {  # the magic as the file has it: byte order of the rest, ticks a second
     b"\xa1\xb2\xc3\xd4": (">", 10**6),
@@ -287,7 +289,10 @@ class Recorder:
 
     def _unwritable(self, error: Exception) -> CaptureError:
         reason = getattr(error, "strerror", None) or "not a file name"
-        return CaptureError(f"{self.path}: cannot be written ({reason}); choose another file")
+        refused = CaptureError(f"{self.path}: cannot be written ({reason}); choose another file")
+        if getattr(error, "errno", None) in _DISK:
+            refused.exit_status = 1
+        return refused
 
     def write(self, batch: Iterable[tuple[int, int, bytes | memoryview, Direction]]) -> None:
         """Append frames: interface number, time in picoseconds, bytes without FCS, direction as the function sees it.
@@ -300,6 +305,16 @@ class Recorder:
                     raise ValueError(f"interface {interface} of {self._count}")
                 self._stream.write(_enhanced_packet(interface, (ts_ps + self._epoch_ps) // 1000, frame, direction))
                 self.frames += 1
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def flush(self) -> None:
+        """Put everything so far into the file.
+
+        Raises CaptureError when the disk refuses.
+        """
+        try:
+            self._stream.flush()
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,7 +33,7 @@ _PS_PER_NS = 1000
 
 
 class Tracer:
-    """Write events to a file. States: open until `close`; a closed tracer ignores events.
+    """Write events to a file. States: open until `close`, or until the disk refuses; then it ignores events.
 
     counts: how many events of each kind were written.
     """
@@ -48,6 +49,7 @@ class Tracer:
         self._start = clock.now()
         self._lines: list[str] = []
         self._lock = threading.Lock()
+        self._failure: VirtfnError | None = None
         try:
             self._file = open(self.path, "w", encoding="utf-8", opener=private.opener)  # noqa: SIM115  # open until close()
         except OSError as error:
@@ -111,6 +113,8 @@ class Tracer:
         Raises VirtfnError if the file cannot take it.
         """
         with self._lock:
+            if self._file.closed:
+                return
             try:
                 self._drain()
             finally:
@@ -125,15 +129,18 @@ class Tracer:
         who = "machine" if rid is None else format_rid(rid)
         line = f"{when:>13} {who:<12} {kind:<10} {' '.join(text.split())}\n"
         with self._lock:
-            if self._file.closed:
+            if self._file.closed or self._failure is not None:
                 return
             self.counts[kind] += 1
             self._lines.append(line)
             if len(self._lines) >= _LINES_BUFFERED:
-                self._drain()
+                with suppress(VirtfnError):  # whoever flushes or closes is told; the machine has nothing to do with it
+                    self._drain()
 
     def _drain(self) -> None:
         lines, self._lines = self._lines, []
+        if self._failure is not None:
+            raise self._failure
         if lines and not self._file.closed:
             try:
                 self._file.write("".join(lines))
@@ -141,4 +148,8 @@ class Tracer:
                 raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> VirtfnError:
+        self._failure = self._failure or self._refusal(error)
+        return self._failure
+
+    def _refusal(self, error: OSError) -> VirtfnError:
         return VirtfnError(f"cannot write the trace {self.path}: {error.strerror or error}")

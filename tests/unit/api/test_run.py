@@ -213,6 +213,26 @@ def test_many_flows_are_named_in_part():
     assert verdict(report).words.endswith("; and 3 more")
 
 
+# A full disk.
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="not run: this system has no /dev/full")
+@pytest.mark.parametrize("frames", [10, 5000])  # what fits into buffers until the end, and what does not
+def test_a_full_disk_does_not_end_a_run_and_the_report_names_the_file(frames):
+    full = Path("/dev/full")
+    lab = parse_lab(lab_text(workload=f"{{kind: pairs, frames: {frames}}}"))
+    told = []
+    report = run_lab(lab, capture=full, trace=full, save_state=full, finished=told.append)
+    assert told == [report]
+    assert verdict(report).passed
+    assert [guest["rx_frames"] for guest in report["guests"]] == [frames, frames]
+    assert sorted(report["unwritten"]) == [
+        "/dev/full: cannot be written (No space left on device)",
+        "/dev/full: cannot be written (No space left on device); choose another file",
+        "cannot write the trace /dev/full: No space left on device",
+    ]
+
+
 # Nothing is left behind.
 
 

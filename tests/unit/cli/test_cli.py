@@ -43,11 +43,22 @@ class Engine:
         self.calls: list[dict[str, object]] = []
         self.bench_calls: list[tuple[list[int], int, float]] = []
 
-    def run_lab(self, lab: object, *, progress: Callable[[Progress], None], **files: object) -> Report:
+    def run_lab(
+        self,
+        lab: object,
+        *,
+        progress: Callable[[Progress], None],
+        finished: Callable[[Report], None],
+        ready: Callable[[], None],
+        **files: object,
+    ) -> Report:
         self.calls.append({"lab": lab, **files})
         progress(Progress("compiling"))
         progress(Progress("running", 1.0, 5, 10, 1.0, 2.0, (("a", 3, 2, 0), ("b", 3, 2, 1))))
         self.act()
+        finished(self.report)
+        if files["keep"]:
+            ready()
         return self.report
 
     @contextmanager
@@ -150,6 +161,25 @@ def test_a_run_that_cannot_account_for_every_frame_fails(
     assert "3 " in error_line(result, 1)
     assert "FAILED frames are not accounted for" in result[1]
     assert json.loads((tmp_path / "x.json").read_text())["guests"][1][key] == 3
+
+
+def test_what_can_be_said_is_said_when_a_disk_is_full(virtfn: Callable[..., Result], engine: Engine) -> None:
+    result = virtfn("run", "--json", "/dev/full")
+    assert error_line(result, 1) == "/dev/full: cannot be written (No space left on device)"
+    assert "passed every frame arrived once" in result[1]
+    engine.report["unwritten"] = ["x.pcapng: cannot be written (No space left on device)"]
+    result = virtfn("run")
+    assert error_line(result, 1) == "x.pcapng: cannot be written (No space left on device)"
+    assert "x.pcapng: cannot be written" in result[1]
+    assert "passed every frame arrived once" in result[1]
+
+
+def test_a_lab_that_is_kept_says_when_it_is_ready(virtfn: Callable[..., Result]) -> None:
+    code, out, _ = virtfn("run", "--keep")
+    assert code == 0
+    assert out.splitlines()[-1] == "ready: two-guests is kept up"
+    code, out, _ = virtfn("run", "--keep", "--json", "-")
+    assert json.loads(out) == REPORT
 
 
 def test_drops_with_a_reason_are_accounted_for(virtfn: Callable[..., Result], engine: Engine) -> None:

@@ -39,11 +39,11 @@ class Lab:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stderr is not None
+        assert self.process.stdout is not None
         self.said: list[str] = []
-        for line in self.process.stderr:
+        for line in self.process.stdout:
             self.said.append(line)
-            if line.startswith("kept up"):
+            if line == "ready: rig is kept up\n":
                 return
         self.stop()
         raise AssertionError(f"it ended: {self.said}")
@@ -63,7 +63,7 @@ class Lab:
     def end(self, number: int = signal.SIGINT) -> Result:
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
+        return self.process.returncode, "".join(self.said) + out, err
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,9 @@ class Live:
         report = account(
             self.machine, self.groups, others, flows, moving_ps=self._moving_ps, compile_ps=self._compile_ps
         )
+        for recording in self._recordings:
+            recording.flush()
+        self.machine.flush_trace()
         if self.attacks:
             report["attacks"] = self.attacks
         return report

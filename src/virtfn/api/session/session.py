@@ -72,6 +72,8 @@ class Session:
     capture: where to record what each function sends and receives. trace: where to write what happens. progress: is
     told what goes on. controlled: whether there is a socket by the lab's name, where other processes can ask.
 
+    unwritten: files that could not be written, and why.
+
     Raises VirtfnError for a lab that cannot be.
     """
 
@@ -102,6 +104,7 @@ class Session:
         self._teller = Teller(self.clock, progress or _tell_nobody)
         self._closes = ExitStack()
         self._live: Live | None = None  # exists as long as the lab is up; `_up` is how to reach it
+        self.unwritten: list[str] = []
         self._reading = threading.Lock()  # what snapshots read does not go away meanwhile
         self._look: Callable[[], Snapshot] = self._see_nothing
 
@@ -203,6 +206,7 @@ class Session:
                 methods = {kind.method: self._door(kind) for kind in REQUESTS}
                 self._world.add(at_first.enter_context(closing(Control(self.lab.name, methods))))
             machine = Machine(self.lab, self.clock, mtu=mtu, trace=self._trace)
+            self.unwritten = machine.unwritten
             self._closes.callback(machine.close)
             self._closes.callback(self._world.close)
             self._closes.push(at_first.pop_all())
@@ -230,6 +234,8 @@ class Session:
         self._require("report", State.DONE)
         report = self._up.report()
         report["elapsed_s"] = round(self.elapsed_s, 3)
+        if self.unwritten:
+            report["unwritten"] = list(self.unwritten)
         return report
 
     def save_iommu(self, path: Path) -> None:
@@ -245,8 +251,8 @@ class Session:
         self._require("run_until", *_UP)
         return self._world.until(done, limit_ps)
 
-    def keep(self) -> None:
-        """Keep the lab at work, and answer, until a signal ends that."""
+    def keep(self, ready: Callable[[], None] | None = None) -> None:
+        """Keep the lab at work, and answer, until a signal ends that. ready: is told that this has begun."""
         self._require("keep", *_UP)
         asks = "virtfn shell GUEST, virtfn iommu show" if self._up.guests else "virtfn iommu show"
 
@@ -255,6 +261,8 @@ class Session:
             return False
 
         with suppress(KeyboardInterrupt), ended_by_signals():
+            if ready is not None:
+                ready()
             self._world.until(kept)
 
     def stop(self) -> None:

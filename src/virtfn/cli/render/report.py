@@ -25,6 +25,7 @@ def render_report(report: Report) -> RenderableType:
         *_attacks(report.get("attacks", [])),
         _facts(report),
         Text(""),
+        *(Text(words, style="bold red") for words in report.get("unwritten", [])),
         word + Text(judged.words, style="not bold"),
     )
 
