@@ -64,9 +64,8 @@ def run_bench(
 
 def _lab(vfs: int) -> str:
     guests = "".join(f"  - {{name: g{n}, memory-mib: 32, nic: {{pf: pf0, io: sriov, vf: {n}}}}}\n" for n in range(vfs))
-    return (
-        f"name: bench\npfs: [{{name: pf0, sr-iov: {{total-vfs: {vfs}}}}}]\nguests:\n{guests}workload: {{kind: pairs}}\n"
-    )
+    pf = f"{{name: pf0, sr-iov: {{total-vfs: {vfs}}}}}"
+    return f"name: bench\npfs: [{pf}]\nguests:\n{guests}workload: {{kind: fan-in}}\n"
 
 
 def _measure(size: int, vfs: int, seconds: float, clock: WallClock) -> tuple[BenchPoint, float]:

@@ -158,6 +158,7 @@ def _workload_faults(lab: Lab) -> Iterator[Fault]:
             yield Fault(kind, f"{work.kind} needs two {who} or more, here is {guests}; add a guest")
         elif work.kind == "pairs" and guests % 2:
             yield Fault(kind, f"pairs needs an even number of {who}, here are {guests}; add or drop one")
+    yield from _lonely_faults(lab)
     if work.kind == "attack" and len(lab.guests) > 1:
         yield from _attack_faults(lab)
     given = work.model_fields_set
@@ -207,6 +208,23 @@ def _senders_to(lab: Lab, guest: Guest) -> list[str]:
     return [other.name for n, other in enumerate(team) if n != place and (place in targets[n] or None in targets[n])]
 
 
+def _lonely_faults(lab: Lab) -> Iterator[Fault]:
+    """List embedded guests that have a PF to themselves: guests of different PFs do not reach each other."""
+    on_pf: dict[str, list[int]] = {}
+    if lab.workload.kind == "attack" or not {guest.nic.pf for guest in lab.guests} <= {pf.name for pf in lab.pfs}:
+        return  # that has faults of its own
+    for i, guest in enumerate(lab.guests):
+        if guest.vmm == "embedded":
+            on_pf.setdefault(guest.nic.pf, []).append(i)
+    for pf, places in on_pf.items():
+        if len(places) == 1 and len(on_pf) > 1:
+            name, kind = lab.guests[places[0]].name, lab.workload.kind
+            yield Fault(
+                ("guests", places[0], "nic", "pf"),
+                f"{name} is the only embedded guest on {pf}, and {kind} needs two there; give it the PF of another",
+            )
+
+
 def _attack_faults(lab: Lab) -> Iterator[Fault]:
     first = lab.guests[0].nic.pf
     if len(lab.guests) < 3:
@@ -237,6 +255,8 @@ def refuse_unsupported(lab: Lab) -> None:
                 _refuse(lab, (*key, "min-tx-rate"), "a guaranteed rate is", "0")
     for i, guest in enumerate(lab.guests):
         io: KeyPath = ("guests", i, "nic", "io")
+        if guest.vmm == "embedded" and guest.nic.io == "passthrough":
+            _refuse(lab, io, "passthrough of a PF to an embedded guest is", "vmm: qemu for that guest, or sriov")
         if guest.vmm == "embedded" and guest.nic.io != "sriov":
             _refuse(lab, io, f"{guest.nic.io} I/O is", "sriov")
         if guest.nic.io == "split":

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,10 +167,23 @@ class Machine:
                 continue
             if progress is not None:
                 progress()
-            self._start_guest(lab_guest)
+            key = "guests", self.lab.guests.index(lab_guest)
+            with self._naming(*key, "memory-mib", only="ENOMEM"), self._naming(*key, "nic", but="ENOMEM"):
+                self._start_guest(lab_guest)
+
+    @contextmanager
+    def _naming(self, *key: str | int, only: str = "", but: str = "") -> Iterator[None]:
+        """Say in errors which key of the lab they are about. only, but: errors of this errno, or all others."""
+        try:
+            yield
+        except VirtfnError as error:
+            if (not only or error.errno_name == only) and (not but or error.errno_name != but):
+                error.args = (f"{self.lab.where(key)}: {error}",)
+            raise
 
     def _open_wire(self, nic: Card, pf: Pf) -> Wire | None:
-        uplink = open_uplink(pf.uplink, self.lab.folder, self.host.clock)
+        with self._naming("pfs", self.lab.pfs.index(pf), "uplink"):
+            uplink = open_uplink(pf.uplink, self.lab.folder, self.host.clock)
         if uplink is None:
             return None
         self._wires.append(Wire(nic, uplink, pf.link_mbps))
@@ -334,5 +348,5 @@ def _policy(policy: VfPolicy) -> DriverPolicy:
 
 
 def function_name(vf: Vf) -> str:
-    """Name a function for captures: `vf0 0000:01:10.0`."""
+    """Name a function for captures: `vf0 0000:02:10.0`."""
     return f"vf{vf.index} {format_rid(vf.rid)}"

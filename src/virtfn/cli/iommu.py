@@ -17,13 +17,13 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def _requester(text: str) -> Rid:
-    """Read 0000:01:10.0, 01:10.0, or a routing ID in hexadecimal."""
+    """Read 0000:02:10.0, 02:10.0, or a routing ID in hexadecimal."""
     try:
         number = int(parse_rid(text)) if ":" in text or "." in text else int(text, 16)
     except ValueError:
         number = -1
     if not 0 <= number < 1 << 16 or "_" in text:
-        raise click.BadParameter(f"{text!r} is no requester like 0000:01:10.0, 01:10.0 or 0x180")
+        raise click.BadParameter(f"{text!r} is no requester like 0000:02:10.0, 02:10.0 or 0x180")
     return Rid(number)
 
 

@@ -177,10 +177,16 @@ def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
 
 
-def _fail(message: str, status: int) -> int:
-    line = " ".join(message.split())
-    click.echo("virtfn: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), err=True)
+def _fail(message: str, status: int, details: str = "") -> int:
+    """Say what is wrong in a line, and below it the lines that go with it."""
+    click.echo("virtfn: " + _printable(" ".join(message.split())), err=True)
+    for line in details.splitlines():
+        click.echo("  " + _printable(line), err=True)
     return status
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _unexpected(error: Exception) -> int:
@@ -188,9 +194,8 @@ def _unexpected(error: Exception) -> int:
     ports = sys.modules.get("virtfn.machine.ports")
     if ports is not None and isinstance(error, ports.VirtfnError):
         name = error.errno_name
-        return _fail(
-            f"{error} ({name})" if name and name not in str(error) else str(error), getattr(error, "exit_status", 1)
-        )
+        words = f"{error} ({name})" if name and name not in str(error) else str(error)
+        return _fail(words, getattr(error, "exit_status", 1), error.details)
     if isinstance(error, MemoryError):
         return _fail("this machine's memory is exhausted; use fewer guests or a smaller memory-mib", 1)
     if os.environ.get("VIRTFN_DEBUG"):

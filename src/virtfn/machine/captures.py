@@ -263,7 +263,7 @@ def _packet(kind: int, body: memoryview, order: str, interfaces: list[_Interface
 class Recorder:
     """Writes a pcapng file with one interface for each function, in nanoseconds.
 
-    interfaces: names in the order of their numbers, like "vf0 0000:01:10.0". epoch_ps: what to add to the times of
+    interfaces: names in the order of their numbers, like "vf0 0000:02:10.0". epoch_ps: what to add to the times of
     frames to make them times since 1970. Raises CaptureError when the file cannot be written.
     """
 

@@ -34,11 +34,15 @@ __all__ = [
 
 
 class VirtfnError(Exception):
-    """Root of every error that virtfn raises on purpose. errno_name: the errno that iproute2 would show, or empty."""
+    """Root of every error that virtfn raises on purpose.
 
-    def __init__(self, message: str, *, errno_name: str = "") -> None:
+    errno_name: the errno that iproute2 would show, or empty. details: lines that are to be shown below, as they are.
+    """
+
+    def __init__(self, message: str, *, errno_name: str = "", details: str = "") -> None:
         super().__init__(message)
         self.errno_name = errno_name
+        self.details = details
 
 
 class Reset(enum.Enum):

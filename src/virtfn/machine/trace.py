@@ -1,9 +1,9 @@
 """The tracer behind `virtfn run --trace FILE`: what the machine did, one line an event, in the specifications' names.
 
-       12.504 0000:01:10.0 write      RXDCTL[0] = 0x02000008 (PTHRESH=8, ENABLE=1)
-       13.002 0000:01:10.0 mailbox    VF to PF: SET_VLAN (add, vlan=10) [00010004 0000000a]
+       12.504 0000:02:10.0 write      RXDCTL[0] = 0x02000008 (PTHRESH=8, ENABLE=1)
+       13.002 0000:02:10.0 mailbox    VF to PF: SET_VLAN (add, vlan=10) [00010004 0000000a]
        13.002 0000:01:00.0 interrupt  vector 2
-       15.250 0000:01:10.0 fault      write iova 0xdead000: no second-level entry
+       15.250 0000:02:10.0 fault      write iova 0xdead000: no second-level entry
 
 Columns: microseconds since the trace began, who (the requester), what, and the event. An access to an offset that no
 map declares is an event of its own, `undeclared`. Blocks of the machine hold a `Tracer` or None, and call it where

@@ -57,6 +57,20 @@ def test_the_lab_of_the_design_is_a_lab() -> None:
     refuse_unsupported(lab)
 
 
+def test_a_guest_alone_on_its_pf_is_named() -> None:
+    text = EXAMPLE.replace("guests:", "  - {name: pf1, sr-iov: {total-vfs: 1}}\nguests:").replace(
+        "{pf: pf0, io: sriov, vf: 1}", "{pf: pf1, vf: 0}"
+    )
+    said = "guests[0].nic.pf: a is the only embedded guest on pf0, and pairs needs two there; give it the PF of another"
+    assert said in refusal(text)
+
+
+def test_passthrough_is_refused_in_favour_of_what_can_do_it() -> None:
+    text = EXAMPLE.replace("io: sriov, vf: 1", "io: passthrough")
+    with pytest.raises(VirtfnError, match="to an embedded guest is not supported by this version; use vmm: qemu"):
+        refuse_unsupported(parse_lab(text))
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("all", "all"), ("none", "none"), ("90%", 0.9), ("0.25", 0.25), ("1", 1.0), ("0", 0.0), ("12.5 %", 0.125)],
@@ -302,7 +316,7 @@ UNSUPPORTED = [
     (
         "pf0, io: sriov, vf: 1",
         "pf0, io: passthrough",
-        "lab.yaml:15: guests[1].nic.io: passthrough I/O is not supported",
+        "lab.yaml:15: guests[1].nic.io: passthrough of a PF to an embedded guest is not supported",
     ),
     ("pf0, io: sriov, vf: 1", "pf0, io: direct", "lab.yaml:15: guests[1].nic.io: direct I/O is not supported"),
 ]

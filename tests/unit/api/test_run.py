@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from virtfn.api.lab import builtin_lab, parse_lab
 from virtfn.api.machine import Machine
 from virtfn.api.report import Verdict, verdict
 from virtfn.api.run import machine_for, run_lab
+from virtfn.hw.types import format_rid
 from virtfn.iomodels.engine import Engine
 from virtfn.machine.clock import VirtualClock
 from virtfn.machine.ports import VirtfnError
@@ -231,6 +233,36 @@ def test_a_full_disk_does_not_end_a_run_and_the_report_names_the_file(frames):
         "/dev/full: cannot be written (No space left on device); choose another file",
         "cannot write the trace /dev/full: No space left on device",
     ]
+
+
+# What does not work names the key.
+
+
+def test_a_guest_without_enough_memory_is_named():
+    text = lab_text(memory_mib=4, workload="{kind: pairs, frames: 10, frame-bytes: 9018}")
+    with pytest.raises(
+        VirtfnError, match=r"^lab.yaml:5: guests\[0\].memory-mib: the guest has no \d+ KiB of memory left"
+    ):
+        run_lab(parse_lab(text, "lab.yaml"))
+
+
+def test_an_uplink_that_is_not_there_is_named(tmp_path):
+    text = lab_text().replace("model: 82576", f"model: 82576, uplink: 'stream:{tmp_path}/x'")
+    with pytest.raises(VirtfnError, match=r"^lab.yaml:3: pfs\[0\].uplink: "):
+        run_lab(parse_lab(text, "lab.yaml"))
+
+
+def test_more_work_than_can_be_tracked_is_named():
+    text = lab_text([("pf0", n) for n in range(8)], total_vfs=8, workload="{kind: pairs, frames: 1000000000}")
+    with pytest.raises(VirtfnError, match=r"^lab.yaml:\d+: workload.kind: 1000000000 frames for each of 8 guests"):
+        run_lab(parse_lab(text, "lab.yaml"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/iommu.md", "docs/explain/one-frame.md"])
+def test_functions_that_documents_ask_about_are_in_the_built_in_lab(page):
+    asked = re.findall(r"virtfn iommu explain ([0-9a-f:.]+)", (Path(__file__).parents[3] / page).read_text())
+    with machine_for(builtin_lab()) as machine:
+        assert set(asked) <= {format_rid(run.vf.rid) for run in machine.guests}
 
 
 # Nothing is left behind.

@@ -273,6 +273,16 @@ def raising(error: BaseException) -> Callable[[], None]:
     return act
 
 
+def test_lines_that_go_with_an_error_stay_lines(virtfn: Callable[..., Result], engine: Engine) -> None:
+    engine.act = raising(
+        VirtfnError("no QEMU here", errno_name="ENOENT", details="Get one:\n  here:   a\x1bb\n  there:  c")
+    )
+    code, _, err = virtfn("run")
+    assert code == 1
+    shown = ["virtfn: no QEMU here (ENOENT)", "  Get one:", "    here:   a\\x1bb", "    there:  c"]
+    assert err.splitlines()[-4:] == shown
+
+
 def test_every_error_is_one_line(
     virtfn: Callable[..., Result], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

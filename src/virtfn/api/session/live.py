@@ -120,15 +120,19 @@ class Live:
             stations = [Station(run.guest.nics[0].driver.row, run.guest.nics[0].driver.mac) for run in runs]
             if frames is not None:
                 _listen(runs, frames)
-            workload = Workload(
-                work.kind,
-                stations,
-                length=work.frame_bytes - FCS_BYTES,
-                frames=work.frames_each,
-                capture=frames,
-                rewrite=work.rewrite,
-                uplink=pf.strangers,
-            )
+            try:
+                workload = Workload(
+                    work.kind,
+                    stations,
+                    length=work.frame_bytes - FCS_BYTES,
+                    frames=work.frames_each,
+                    capture=frames,
+                    rewrite=work.rewrite,
+                    uplink=pf.strangers,
+                )
+            except VirtfnError as error:
+                error.args = (f"{self.lab.where(('workload', 'kind'))}: {error}",)
+                raise
             guests = [run.guest for run in runs]
             engine = Engine(machine.host, pf.nic, guests, workload, wire=pf.wire, breath_ps=breath_ps)
             self.groups.append(Group(pf, runs, workload, engine))

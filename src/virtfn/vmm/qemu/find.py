@@ -91,7 +91,7 @@ def find_qemu(environ: Mapping[str, str] | None = None) -> Qemu:
         except (_UnfitError, VirtfnError) as unfit:
             looked.append(str(unfit))
     where = "VIRTFN_QEMU does not fit" if given else "no QEMU here has vfio-user"
-    raise VirtfnError(f"{where}: {'; '.join(looked)}.\n{_HOW}", errno_name="ENOENT")
+    raise VirtfnError(f"{where}: {'; '.join(looked)}", errno_name="ENOENT", details=_HOW)
 
 
 def _ask(candidate: str, environ: Mapping[str, str]) -> Qemu:
