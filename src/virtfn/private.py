@@ -203,8 +203,10 @@ def check(path: Path | str) -> None:
 def opener(path: str, flags: int) -> int:
     """Open a file for writing that passes `check`, as the opener of `open`; nothing is emptied before it passed.
 
-    Raises NotPrivateError, OSError.
+    `-` is standard output; a file of that name is ./- with its folder written out. Raises NotPrivateError, OSError.
     """
+    if path == "-":
+        return os.dup(1)
     return _open(Path(path), flags, _not_planted)
 
 

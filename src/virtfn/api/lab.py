@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from virtfn.api.labfaults import find_faults, put_in_words, refuse_unsupported
-from virtfn.api.labfile import LabError, parse_text, quote, read_text
+from virtfn.api.labfile import MAX_BYTES, LabError, decode, parse_text, quote, read_text
 from virtfn.api.labmodel import Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "builtin_lab",
     "load_lab",
     "parse_lab",
+    "read_lab",
     "refuse_unsupported",
     "schema",
 ]
@@ -44,6 +46,14 @@ def load_lab(path: Path) -> Lab:
     Raises LabError for the first thing wrong in it.
     """
     return parse_lab(read_text(path), str(path), path.parent)
+
+
+def read_lab(stream: BinaryIO, name: str = "standard input") -> Lab:
+    """Read a lab from a stream; names of files in it are relative to the working folder.
+
+    Raises LabError for the first thing wrong in it.
+    """
+    return parse_lab(decode(stream.read(MAX_BYTES + 1), name), name)
 
 
 def parse_lab(text: str, file: str = "lab", folder: Path | None = None) -> Lab:

@@ -18,7 +18,7 @@ from typing import NoReturn, Protocol
 
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["KeyPath", "LabError", "Tree", "format_key", "parse_text", "quote", "read_text"]
+__all__ = ["MAX_BYTES", "KeyPath", "LabError", "Tree", "decode", "format_key", "parse_text", "quote", "read_text"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -111,6 +111,14 @@ def read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
         raise LabError(name, 1, (), f"cannot be read ({reason}); check the name and the permissions") from None
+    return decode(content, name)
+
+
+def decode(content: bytes, name: str) -> str:
+    """Decode the content of a lab file, of which MAX_BYTES and one more were read at most.
+
+    Raises LabError for what is too large, or no text.
+    """
     if len(content) > MAX_BYTES:
         raise LabError(name, 1, (), f"is larger than {MAX_BYTES >> 10} KiB; a lab file is a page or two of YAML")
     try:

@@ -64,11 +64,13 @@ def run(
 ) -> None:
     """Bring a lab up, run its workload, take it down, report.
 
-    Without a file: the built-in lab, two guests with a VF each. While it runs, other commands can ask it.
+    Without a file: the built-in lab, two guests with a VF each; -: standard input. For outputs, - is standard output,
+    which one of them then has alone. While it runs, other commands can ask it.
     With --keep, report and JSON are written when the work is done; then standard output says "ready: NAME is kept up".
     """
     outputs = {"--json": json_to, "--capture": capture, "--trace": trace, "--save-iommu": save_iommu}
     claim(outputs, lab_file)
+    stdout_taken = STDOUT in outputs.values()
     lab = _lab(lab_file)
     claim(outputs, lab_file, lab.workload.pcap)
     from virtfn.api.lab import refuse_unsupported
@@ -81,14 +83,14 @@ def run(
 
     def tell(report: Report) -> None:
         watcher.rest()
-        deliver(json_to, report, lambda: render_report(report))
+        deliver(json_to, report, lambda: render_report(report), stdout_taken=stdout_taken)
         sys.stdout.flush()
 
     def say_ready() -> None:
-        if json_to != STDOUT:
+        if not stdout_taken:
             click.echo(f"ready: {lab.name} is kept up")
 
-    with Watcher(console(stderr=True), quiet=json_to == STDOUT) as watcher:
+    with Watcher(console(stderr=True), quiet=stdout_taken) as watcher:
         report = run_lab(
             lab,
             capture=_path(capture),
@@ -168,13 +170,18 @@ cli.add_command(shell)
 
 
 def _lab(file: str | None) -> Lab:
-    from virtfn.api.lab import builtin_lab, load_lab
+    from virtfn.api.lab import builtin_lab, load_lab, read_lab
 
+    if file == STDOUT:
+        return read_lab(sys.stdin.buffer)
     return builtin_lab() if file is None else load_lab(Path(file))
 
 
 def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name)
+    """Make a path of a name, in which `-` alone is standard output, and ./- a file."""
+    if name is None or name == STDOUT:
+        return None if name is None else Path(name)
+    return Path(name).absolute() if str(Path(name)) == STDOUT else Path(name)
 
 
 def _fail(message: str, status: int, details: str = "") -> int:

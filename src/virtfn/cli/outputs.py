@@ -36,9 +36,14 @@ def json_option(command: _Command) -> _Command:
 def claim(outputs: dict[str, str | None], *inputs: str | Path | None) -> None:
     """Check that every output file can be written and none would destroy another or an input.
 
+    `-` is standard output as an output, and standard input as an input. One output may have it, and then has it alone.
+
     Raises click.UsageError (status 2) for the first that cannot; nothing is created.
     """
-    taken = {os.path.realpath(path): "an input of this run" for path in inputs if path}
+    to_stdout = [option for option, name in outputs.items() if name == STDOUT]
+    if len(to_stdout) > 1:
+        raise click.UsageError(f"{' and '.join(to_stdout)} both want standard output; give one a file")
+    taken = {os.path.realpath(path): "an input of this run" for path in inputs if path and path != STDOUT}
     for option, name in outputs.items():
         if name is None or name == STDOUT:
             continue
@@ -98,8 +103,10 @@ def console(*, stderr: bool = False) -> Console:
     return opened if opened.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
-def deliver(json_to: str | None, document: object, picture: Callable[[], RenderableType]) -> None:
-    """Write the JSON where it was asked for, and the picture unless the JSON has standard output to itself.
+def deliver(
+    json_to: str | None, document: object, picture: Callable[[], RenderableType], *, stdout_taken: bool = False
+) -> None:
+    """Write the JSON where it was asked for, and the picture unless standard output is the JSON's, or taken.
 
     Raises click.ClickException if the disk refuses the JSON, once the picture is shown.
     """
@@ -107,5 +114,5 @@ def deliver(json_to: str | None, document: object, picture: Callable[[], Rendera
         if json_to is not None:
             write_json(json_to, document)
     finally:
-        if json_to != STDOUT:
+        if json_to != STDOUT and not stdout_taken:
             console().print(picture())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import subprocess
@@ -180,6 +181,29 @@ def test_a_lab_that_is_kept_says_when_it_is_ready(virtfn: Callable[..., Result])
     assert out.splitlines()[-1] == "ready: two-guests is kept up"
     code, out, _ = virtfn("run", "--keep", "--json", "-")
     assert json.loads(out) == REPORT
+
+
+def test_a_dash_is_standard_output_for_each_output_and_one_has_it_alone(
+    virtfn: Callable[..., Result], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for option in ("--capture", "--trace", "--save-iommu"):
+        assert virtfn("run", option, "-")[:2] == (0, "")
+    assert engine.calls[-1]["save_state"] == Path("-")
+    line = error_line(virtfn("run", "--json", "-", "--trace", "-"), 2)
+    assert line.startswith("--json and --trace both want standard output; give one a file")
+    monkeypatch.chdir(tmp_path)
+    assert virtfn("run", "--trace", "./-")[0] == 0
+    assert engine.calls[-1]["trace"] == tmp_path / "-"
+
+
+def test_a_dash_is_standard_input_for_a_lab(
+    virtfn: Callable[..., Result], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b"name: x\npfs: [{name: p, modl: 1}]\nguests: []\nworkload: {kind: pairs}\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert error_line(virtfn("run", "-"), 2).startswith("standard input:2: pfs[0].modl: is not a key here")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"#" * (129 << 10))))
+    assert "is larger than 128 KiB" in error_line(virtfn("run", "-"), 2)
 
 
 def test_drops_with_a_reason_are_accounted_for(virtfn: Callable[..., Result], engine: Engine) -> None:
