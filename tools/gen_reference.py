@@ -183,7 +183,8 @@ LAB_HEAD = """<!-- Written by tools/gen_reference.py: do not edit; `make docs` w
 # Lab files
 
 A lab file is YAML of these keys; `lab.schema.json` beside this page is the same for editors and validators. A key that
-is wrong is refused with file, line and remedy. Names of files are relative to the lab file.
+is wrong is refused with file, line and remedy. Anchors, aliases and merge keys work as in all YAML.
+Names of files are relative to the lab file.
 """
 
 LAB_SECTIONS = {

@@ -1,8 +1,8 @@
 """Text of a lab file to plain values, and the line of every key.
 
-A lab file is the part of YAML 1.2 that a person writes by hand: mappings, lists and scalars of the core schema.
-Anchors, aliases, tags and further documents are refused: no lab needs them, and they are how a small file becomes
-a large one. `lab.py` gives the values their meaning.
+A lab file is the part of YAML 1.2 that a person writes by hand: mappings, lists and scalars of the core schema, with
+anchors, aliases and merge keys (`<<`). Aliases may add so many values and no more, since they are how a small file
+becomes a large one; tags and further documents are refused. `lab.py` gives the values their meaning.
 
     pfs:                     ("pfs",)               -> line 1
       - name: pf0            ("pfs", 0, "name")     -> line 2
@@ -24,7 +24,10 @@ KeyPath = tuple[str | int, ...]
 
 MAX_BYTES = 128 << 10
 MAX_DEPTH = 16
+MAX_ALIASED = 8192
+"""Values that aliases and merges may add to a lab."""
 
+_MERGE = "<<"
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -145,6 +148,8 @@ class _Builder:
         self._tree = tree
         self._events = self._parse(text)
         self._line = 1
+        self._anchors: dict[str, tuple[object, KeyPath]] = {}
+        self._aliased = 0
 
     def _fail(self, key: KeyPath, message: str) -> NoReturn:
         raise LabError(self._tree.file, self._line, key, message)
@@ -189,8 +194,35 @@ class _Builder:
     def _node(self, kind: str, event: _Event, key: KeyPath) -> object:
         if len(key) > MAX_DEPTH:
             self._fail(key[:4], f"is nested deeper than {MAX_DEPTH} levels; no key of a lab is")
-        if kind == "Alias" or event.anchor is not None:
-            self._fail(key, "uses a YAML anchor or alias; write the value out")
+        if kind == "Alias":
+            return self._copy(*self._anchored(event, key), key)
+        value = self._plain_node(kind, event, key)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = value, key
+        return value
+
+    def _anchored(self, event: _Event, key: KeyPath) -> tuple[object, KeyPath]:
+        """Find what an alias stands for: its value, and where that is."""
+        name = event.anchor or ""
+        if name not in self._anchors:
+            self._fail(key, f"{quote(name)} is the name of no value above; write &{name} before one"[:200])
+        return self._anchors[name]
+
+    def _copy(self, value: object, source: KeyPath, key: KeyPath) -> object:
+        """Copy a value to another key; lines within are those of where it is written."""
+        self._aliased += 1
+        if self._aliased > MAX_ALIASED:
+            self._fail(key[:4], f"aliases add more than {MAX_ALIASED} values; no lab is so large")
+        if len(key) > MAX_DEPTH:
+            self._fail(key[:4], f"is nested deeper than {MAX_DEPTH} levels; no key of a lab is")
+        self._tree.lines.setdefault(key, self._tree.lines.get(source, self._line))
+        if isinstance(value, dict):
+            return {k: self._copy(v, (*source, k), (*key, k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._copy(v, (*source, i), (*key, i)) for i, v in enumerate(value)]
+        return value
+
+    def _plain_node(self, kind: str, event: _Event, key: KeyPath) -> object:
         if event.tag is not None:
             self._fail(key, "carries a YAML tag; write the plain value")
         match kind:
@@ -213,16 +245,30 @@ class _Builder:
 
     def _mapping(self, key: KeyPath) -> dict[str, object]:
         values: dict[str, object] = {}
+        merged: list[tuple[object, KeyPath]] = []
         for kind, event in self._events:
             if kind == "MappingEnd":
                 break
             if kind != "Scalar" or event.tag is not None or event.anchor is not None:
                 self._fail(key, "has a key that is not a plain word; keys are words like total-vfs")
             item = (*key, event.value)
-            if event.value in values:
+            if event.value in values or (event.value == _MERGE and merged):
                 self._fail(item, f"is given twice (first on line {self._tree.lines[item]}); keep one")
             self._tree.lines[item] = self._line
-            values[event.value] = self._node(*next(self._events), item)
+            value = self._node(*next(self._events), item)
+            if event.value == _MERGE and event.implicit[0]:
+                if isinstance(value, list):
+                    merged += [(each, (*item, i)) for i, each in enumerate(value)]
+                else:
+                    merged.append((value, item))
+            else:
+                values[event.value] = value
+        for value, source in merged:
+            if not isinstance(value, dict):
+                self._tree.fail(source, "merges what is no mapping; give the alias of one, or a list of them")
+            for name in value:
+                if name not in values:
+                    values[name] = self._copy(value[name], (*source, name), (*key, name))
         return values
 
 

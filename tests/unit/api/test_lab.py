@@ -57,6 +57,58 @@ def test_the_lab_of_the_design_is_a_lab() -> None:
     refuse_unsupported(lab)
 
 
+SHARED = """\
+name: shared  # a comment
+pfs:
+  - {name: pf0, sr-iov: {total-vfs: 4, vfs: [&policy {id: 0, vlan-id: 10, qos: 1}, {<<: *policy, id: 1, qos: 2}]}}
+guests:
+  - &guest
+    name: a
+    memory-mib: &memory 16
+    nic: &nic {pf: pf0, vf: 0}
+  - {<<: *guest, name: b, nic: {<<: *nic, vf: 1}}
+  - {<<: [{memory-mib: *memory}, *guest], name: c, nic: {vf: 2, <<: *nic}}
+workload: {kind: fan-in}
+"""
+
+
+def test_anchors_aliases_and_merges_are_what_they_are_in_yaml() -> None:
+    lab = parse_lab(SHARED)
+    assert [(g.name, g.memory_mib, g.nic.pf, g.nic.vf) for g in lab.guests] == [
+        ("a", 16, "pf0", 0),
+        ("b", 16, "pf0", 1),
+        ("c", 16, "pf0", 2),
+    ]
+    assert [(p.id, p.vlan_id, p.qos) for p in lab.pfs[0].sr_iov.vfs] == [(0, 10, 1), (1, 10, 2)]  # type: ignore[union-attr]
+
+
+def test_a_fault_in_what_is_merged_is_told_where_it_is_written() -> None:
+    assert refusal(SHARED.replace("&memory 16", "&memory 15")).startswith("lab.yaml:7: guests[0].memory-mib: must be a")
+    text = SHARED.replace("nic: &nic {pf: pf0, vf: 0}", "nic: &nic {pf: pf0, vf: 0}\n    zzz: 1")
+    assert refusal(text).startswith("lab.yaml:9: guests[0].zzz: is not a key here")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a: &a [*a]\n", "'a' is the name of no value above"),
+        ("<<: &x {a: 1}\n<<: *x\n", "is given twice"),
+        ("a: &a " + "[" * 9 + "x" + "]" * 9 + "\nb: [[[[[[[[[*a]]]]]]]]]\n", "is nested deeper than 16 levels"),
+    ],
+)
+def test_aliases_have_bounds(text: str, complaint: str) -> None:
+    assert complaint in refusal(text)
+
+
+def test_a_small_file_does_not_become_a_large_one() -> None:
+    laughs = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    assert "aliases add more than 8192 values; no lab is so large" in refusal("\n".join(laughs) + "\n")
+    merges = ["a0: &a0 {" + ", ".join(f"k{i}: 1" for i in range(200)) + "}"]
+    merges += [f"b{n}: {{<<: [{', '.join(['*a0'] * 50)}]}}" for n in range(50)]
+    assert "aliases add more than 8192 values" in refusal("\n".join(merges) + "\n")
+
+
 def test_a_guest_alone_on_its_pf_is_named() -> None:
     text = EXAMPLE.replace("guests:", "  - {name: pf1, sr-iov: {total-vfs: 1}}\nguests:").replace(
         "{pf: pf0, io: sriov, vf: 1}", "{pf: pf1, vf: 0}"
@@ -190,7 +242,16 @@ WRONG = [
     ("frames: 100000", "rewrite: false", "lab.yaml:19: workload.rewrite: means nothing to kind pairs"),
     ("frames: 100000", "frames: 1\n  frames: 2", "lab.yaml:20: workload.frames: is given twice (first on line 19)"),
     ("kind: pairs", "kind: pcap", "lab.yaml:17: workload.kind: pcap needs a capture; add pcap: FILE"),
-    ("frames: 100000", "frames: &x 100000", "lab.yaml:19: workload.frames: uses a YAML anchor or alias"),
+    (
+        "frames: 100000",
+        "frames: *x",
+        "lab.yaml:19: workload.frames: 'x' is the name of no value above; write &x before",
+    ),
+    (
+        "frames: 100000",
+        "<<: 5",
+        "lab.yaml:19: workload.'<<': merges what is no mapping; give the alias of one, or a list",
+    ),
     ("frames: 100000", "frames: !!int 7", "lab.yaml:19: workload.frames: carries a YAML tag"),
     ("frames: 100000", "frames: 100000\n---\nname: x", "lab.yaml:20: holds a second document"),
     ("frames: 100000", "? [a]\n  : 1", "lab.yaml:19: workload: has a key that is not a plain word"),
@@ -302,7 +363,7 @@ def test_files_that_are_no_labs(tmp_path: Path) -> None:
     lab.write_text("a: " + "[\n" * 20_000)
     assert "nested deeper than 16" in refused(lab)
     lab.write_text("a: &a [x, x]\nb: &b [*a, *a]\n")
-    assert "anchor or alias" in refused(lab)
+    assert "name: is required; add it" in refused(lab)
 
 
 UNSUPPORTED = [
