@@ -1,4 +1,4 @@
-"""Write docs/reference/registers.md, drops.md and lab.md from the code, or with --check tell whether they are fresh.
+"""Write docs/reference/registers.md, drops.md, lab.md and run-json.md from the code, or --check them.
 
 The code is the only source. Registers: what is declared in `src/virtfn/hw` is what the device model, the drivers and
 the tracer use. Drop reasons: those that the kernels count, and the report's own, explained in `api/dropreasons.py`.
@@ -14,8 +14,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from virtfn.api import report
 from virtfn.api.dropreasons import DROP_REASONS
 from virtfn.api.lab import schema
+from virtfn.api.reportkeys import MEANINGS
 from virtfn.hw import pci
 from virtfn.hw.bits import Decl, Field, Register, RegMap, Status
 from virtfn.hw.i82576 import PhyRegs, Regs, VfRegs
@@ -250,6 +252,32 @@ def render_lab() -> str:
     return "\n".join(parts)
 
 
+REPORT_HEAD = """<!-- Written by tools/gen_reference.py: do not edit; `make docs` writes it anew. -->
+# The JSON of `virtfn run --json`
+
+One object, a Report. Keys never change meaning; new ones may come. A key that is *at times* is left out where it means
+nothing. Sizes are without frame check sequence, while the lab's `frame-bytes` holds it. Words like PCIM, IOVM, RID,
+exit, flooded, no-match and echo are in the [glossary](../explain/glossary.md).
+
+The file of `--trace` is text, a line for each event: microseconds (us) since the trace began, the function, what, and
+the event; its first line names these columns. Frames of `--capture` have times in nanoseconds since 1970.
+"""
+
+
+def render_report() -> str:
+    """Write the reference of the report's keys from their types, and their meanings."""
+    parts = [REPORT_HEAD]
+    for name, meanings in MEANINGS.items():
+        kind = getattr(report, name)
+        lines = [f"## {name}\n", "| key | unit | meaning |", "| --- | --- | --- |"]
+        for key in kind.__annotations__:
+            unit, meaning = meanings[key]
+            times = "" if key in kind.__required_keys__ else ", at times"
+            lines.append(f"| `{key}` | {unit}{times} | {meaning} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
 Sections = dict[str, dict[str, object]]
 
 
@@ -284,7 +312,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.output
     wrong = 0
-    for name, text in (("registers.md", render()), ("drops.md", render_drops()), ("lab.md", render_lab())):
+    for name, text in (
+        ("registers.md", render()),
+        ("drops.md", render_drops()),
+        ("lab.md", render_lab()),
+        ("run-json.md", render_report()),
+    ):
         output = folder / name
         if not options.check:
             folder.mkdir(parents=True, exist_ok=True)

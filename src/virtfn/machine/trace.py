@@ -1,5 +1,6 @@
 """The tracer behind `virtfn run --trace FILE`: what the machine did, one line an event, in the specifications' names.
 
+    # time, us function     what       event
        12.504 0000:02:10.0 write      RXDCTL[0] = 0x02000008 (PTHRESH=8, ENABLE=1)
        13.002 0000:02:10.0 mailbox    VF to PF: SET_VLAN (add, vlan=10) [00010004 0000000a]
        13.002 0000:01:00.0 interrupt  vector 2
@@ -29,6 +30,7 @@ from virtfn.machine.ports import Clock, VirtfnError
 __all__ = ["Tracer"]
 
 _LINES_BUFFERED = 1024
+_HEAD = f"{'# time, us':>13} {'function':<12} {'what':<10} event\n"
 _PS_PER_NS = 1000
 
 
@@ -54,6 +56,7 @@ class Tracer:
             self._file = open(self.path, "w", encoding="utf-8", opener=private.opener)  # noqa: SIM115  # open until close()
         except OSError as error:
             raise self._refused(error) from error
+        self._lines.append(_HEAD)
 
     def __enter__(self) -> Self:
         return self

@@ -36,6 +36,7 @@ def test_every_kind_of_event_has_its_line(tmp_path: Path, clock: VirtualClock) -
         tracer.reset(VF, "VTCTRL.RST")
         tracer.note(None, "guest a\nstarts")
     assert path.read_text().splitlines() == [
+        "   # time, us function     what       event",
         "        0.000 0000:01:10.0 write      RXDCTL[1] = 0x02000008 (PTHRESH=8, ENABLE=1)",
         "       12.504 0000:01:00.0 read       MBVFICR = 0x00010001 (VFREQ=1, VFACK=1)",
         "       12.504 0000:01:00.0 undeclared read [0x3ffc] = 0x000000ab (undeclared)",
@@ -56,9 +57,9 @@ def test_lines_reach_the_file_in_order_however_many_there_are(tmp_path: Path, cl
         for vector in range(3000):
             tracer.interrupt(PF, vector)
         tracer.flush()
-        assert len((tmp_path / "trace").read_text().splitlines()) == 3000
+        assert len((tmp_path / "trace").read_text().splitlines()) == 1 + 3000
         tracer.interrupt(PF, 3000)
-    lines = (tmp_path / "trace").read_text().splitlines()
+    lines = (tmp_path / "trace").read_text().splitlines()[1:]
     assert [int(line.split()[-1]) for line in lines] == list(range(3001))
 
 
@@ -68,7 +69,7 @@ def test_a_closed_tracer_ignores_events_and_closes_twice(tmp_path: Path, clock: 
     tracer.interrupt(PF, 1)
     tracer.flush()
     tracer.close()
-    assert (tmp_path / "trace").read_text() == ""
+    assert (tmp_path / "trace").read_text() == "   # time, us function     what       event\n"
     assert not tracer.counts
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from virtfn.api import report
 from virtfn.api.lab import schema
+from virtfn.api.reportkeys import MEANINGS
 from virtfn.hw.bits import Status
 from virtfn.hw.i82576 import Regs, VfRegs
 
@@ -33,7 +35,7 @@ def document(folder: Path) -> Path:
     return folder / "registers.md"
 
 
-@pytest.mark.parametrize("name", ["registers.md", "drops.md", "lab.md"])
+@pytest.mark.parametrize("name", ["registers.md", "drops.md", "lab.md", "run-json.md"])
 def test_the_committed_reference_is_fresh(folder: Path, name: str) -> None:
     committed = ROOT / "docs" / "reference" / name
     assert committed.read_text(encoding="utf-8") == (folder / name).read_text(encoding="utf-8"), "run `make docs`"
@@ -60,6 +62,14 @@ def test_every_key_of_a_lab_is_in_the_reference(folder: Path) -> None:
     for section in sections:
         for key in section["properties"]:
             assert f"| `{key}` |" in text
+
+
+def test_every_key_of_a_report_has_a_meaning_and_a_unit_and_no_other_has() -> None:
+    for name, meanings in MEANINGS.items():
+        assert set(meanings) == set(getattr(report, name).__annotations__), name
+        assert all(unit and meaning for unit, meaning in meanings.values())
+    described = {name for name in report.__all__ if name.endswith(("Report", "Totals", "Comparison"))}
+    assert described - {"BenchReport"} == set(MEANINGS)
 
 
 def test_every_register_of_the_nic_is_in_it_with_its_status(document: Path) -> None:

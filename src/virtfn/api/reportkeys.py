@@ -1,0 +1,110 @@
+"""What each key of the report means, and in which unit: the words of `docs/reference/run-json.md`.
+
+The keys and their types are those of `report.py`; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MEANINGS"]
+
+MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
+    "Report": {
+        "virtfn": ("version", "which virtfn wrote it"),
+        "lab": ("name", "the lab's `name`"),
+        "elapsed_s": ("seconds", "from nothing to the end of the work"),
+        "compile_s": ("seconds", "the part of elapsed_s in which kernels were compiled; 0 but for the first run"),
+        "pfs": ("list", "a PfReport for each PF"),
+        "guests": ("list", "a GuestReport for each guest, in the lab's order"),
+        "flows": ("list", "a FlowReport for each pair of which one sends to the other"),
+        "iommu": ("object", "an IommuReport"),
+        "totals": ("object", "Totals"),
+        "attacks": ("list", "an AttackReport for each attempt; kind attack alone"),
+        "unwritten": ("list of text", "files that the disk refused; the run is what it is all the same"),
+    },
+    "PfReport": {
+        "name": ("name", "the PF's"),
+        "model": ("name", "of its card"),
+        "address": ("PCI address", "its [RID](../explain/glossary.md#the-machine), like `0000:01:00.0`"),
+        "vfs": ("VFs", "that are enabled"),
+        "switch": ("object", "a SwitchReport"),
+        "uplink": ("object", "an UplinkReport, where a tap or stream is the uplink"),
+        "link_mbps": ("Mb/s", "speed of the wire, where the lab sets one; frames between VFs do not take it"),
+    },
+    "SwitchReport": {
+        "forwarded": ("frames", "of guests, that went to exactly one [pool](../explain/glossary.md#the-card)"),
+        "flooded": ("frames", "of guests, that went to several: [flooded](../explain/glossary.md#the-card)"),
+        "dropped": ("frames by reason", "of the whole card; the [reasons](drops.md)"),
+    },
+    "UplinkReport": {
+        "up": ("true, false", "whether a peer was there at the end"),
+        "events": ("times by name", "how often it came, went or failed"),
+    },
+    "GuestReport": {
+        "name": ("name", "the guest's"),
+        "io": ("word", "as in the lab"),
+        "vmm": ("word", "as in the lab"),
+        "address": ("PCI address", "of its function, as the machine sees it"),
+        "mac": ("MAC address", "its own"),
+        "tx_frames": ("frames", "sent, as its driver counts"),
+        "tx_bytes": ("bytes", "of these, without frame check sequence; of Linux guests as Linux counts"),
+        "rx_frames": ("frames", "received, as its driver counts"),
+        "rx_bytes": ("bytes", "of these, without frame check sequence; of Linux guests as Linux counts"),
+        "lost": ("frames", "meant for it, and neither arrived nor counted as dropped anywhere"),
+        "corrupt": ("frames", "that arrived altered"),
+        "reordered": ("frames", "that arrived late or twice"),
+        "dropped": ("frames by reason", "counted for its function; the [reasons](drops.md)"),
+        "exits": ("accesses", "that trapped: [exits](../explain/glossary.md#the-machine); of Linux guests messages"),
+        "interrupts": ("interrupts", "that it took"),
+        "copies": ("frames", "that software between guest and device copied"),
+        "mailbox_messages": ("messages", "between its VF and the PF, both ways"),
+        "rx_mpps": ("million frames a second", "received, over moving_s; embedded guests"),
+        "rx_gbps": ("Gb/s", "received, over moving_s, without frame check sequence; embedded guests"),
+        "ping_ms": ("milliseconds", "mean round trip, where the guest pings"),
+        "boot_s": ("seconds", "from the first instruction until it takes commands; Linux guests"),
+        "exits_per_frame": ("accesses", "that trapped, for each frame of the work; Linux guests"),
+        "iperf_mbps": ("Mb/s", "of payload that it sent, as the receiver counted; Linux guests"),
+        "self_test": ("word", "`passed`: its driver's test of the card, where a guest is alone"),
+        "failure": ("text", "what went wrong inside, in its own words"),
+    },
+    "FlowReport": {
+        "sender": ("name", "the guest that sends, or asks"),
+        "receiver": ("name", "the guest that is to hear, or to answer"),
+        "unit": ("word", "`frames`, or `pings`, which are heard when they are answered"),
+        "sent": ("unit", "how many were sent"),
+        "heard": ("unit", "how many of them arrived unaltered"),
+        "expected": ("word or share", "what [the lab expects](lab.md#what-a-lab-expects): 1 is everything"),
+        "reasons": ("unit by reason", "why the rest did not arrive, as far as counters tell; [reasons](drops.md)"),
+        "note": ("text", "what in the lab keeps the two apart"),
+    },
+    "IommuReport": {
+        "domains": ("domains", "[sets of addresses](../explain/glossary.md#the-iommu) of guests"),
+        "translations": ("requests", "that were translated"),
+        "iotlb_hits": ("requests", "of these answered by the [IOTLB](../explain/glossary.md#the-iommu)"),
+        "page_walks": ("walks", "through the tables"),
+        "faults": ("requests", "that were refused"),
+        "device_tlb_hits": ("accesses", "that needed no request, with `ats`"),
+        "device_tlb_misses": ("accesses", "that needed one, with `ats`"),
+        "translation_requests": ("requests", "of devices for a translation to keep, with `ats`"),
+        "device_tlb_invalidations": ("requests", "to devices to forget, with `ats`"),
+    },
+    "Totals": {
+        "frames": ("frames", "that guests received"),
+        "bytes": ("bytes", "of these, without frame check sequence"),
+        "mpps": ("million frames a second", "frames over moving_s"),
+        "gbps": ("Gb/s", "bytes over moving_s, so without frame check sequence"),
+        "moving_s": ("seconds", "in which frames moved: the work, without start and end"),
+    },
+    "AttackReport": {
+        "name": ("name", "of the attempt"),
+        "description": ("text", "what it tries"),
+        "outcome": ("word", "`stopped`, `succeeded`, or `harmless`: nothing came of it, and nothing had to stop it"),
+        "stopped_by": ("text", "what did"),
+        "evidence": ("numbers by name", "what was counted meanwhile"),
+        "without_remapping": ("object or null", "a Comparison; null where remapping plays no role"),
+        "reason": ("text", "why it plays none"),
+    },
+    "Comparison": {
+        "outcome": ("word", "as above, on a machine without remapping"),
+        "evidence": ("numbers by name", "what was counted there"),
+    },
+}
