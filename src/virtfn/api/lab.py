@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ __all__ = [
     "Workload",
     "builtin_lab",
     "load_lab",
+    "make_lab",
     "parse_lab",
     "read_lab",
     "refuse_unsupported",
@@ -79,6 +81,30 @@ def parse_lab(text: str, file: str = "lab", folder: Path | None = None) -> Lab:
         return lab
     first = min(faults, key=lambda f: tree.line(f.key))
     raise LabError(file, tree.line(first.key), first.key, first.message)
+
+
+def make_lab(
+    *,
+    guests: Sequence[Guest],
+    workload: Workload,
+    pfs: Sequence[Pf] = (),
+    name: str = "lab",
+    iommu: Iommu | None = None,
+) -> Lab:
+    """Make a lab of objects. pfs: without any, one named pf0, with eight VFs.
+
+    Raises LabError for the first thing wrong between them; an object that is wrong in itself cannot be made.
+    """
+    given = tuple(pfs) or (Pf(name="pf0", sr_iov=SrIov(total_vfs=8)),)
+    try:
+        lab = Lab(name=name, pfs=given, guests=tuple(guests), workload=workload, iommu=iommu or Iommu())
+    except ValidationError as error:
+        faults = put_in_words(error)
+    else:
+        faults = list(find_faults(lab))
+        if not faults:
+            return lab
+    raise LabError(name, 1, faults[0].key, faults[0].message)
 
 
 def builtin_lab() -> Lab:

@@ -79,15 +79,15 @@ class VfPolicy(_Section):
 
     id: int = Field(ge=0, le=7, description="number of the VF on its PF; without it the place in the list")
     mac_address: str | None = Field(
-        None, description="administrative MAC address; without it the PF driver chooses one"
+        default=None, description="administrative MAC address; without it the PF driver chooses one"
     )
-    vlan_id: int = Field(0, ge=0, le=4094, description="port VLAN; 0: none")
-    qos: int = Field(0, ge=0, le=7, description="priority in the port VLAN's tag")
-    spoof_check: bool = Field(True, description="drop frames whose source is not the VF's own")
-    trust: bool = Field(False, description="let the VF ask for promiscuous modes and another MAC address")
-    link_state: Literal["auto", "enable", "disable"] = Field("auto", description="link that the VF sees")
-    max_tx_rate: int = Field(0, ge=0, le=1000, description="Mb/s; 0: no limit")
-    min_tx_rate: int = Field(0, ge=0, le=1000, description="Mb/s; 0: no guarantee")
+    vlan_id: int = Field(default=0, ge=0, le=4094, description="port VLAN; 0: none")
+    qos: int = Field(default=0, ge=0, le=7, description="priority in the port VLAN's tag")
+    spoof_check: bool = Field(default=True, description="drop frames whose source is not the VF's own")
+    trust: bool = Field(default=False, description="let the VF ask for promiscuous modes and another MAC address")
+    link_state: Literal["auto", "enable", "disable"] = Field(default="auto", description="link that the VF sees")
+    max_tx_rate: int = Field(default=0, ge=0, le=1000, description="Mb/s; 0: no limit")
+    min_tx_rate: int = Field(default=0, ge=0, le=1000, description="Mb/s; 0: no guarantee")
 
     @field_validator("mac_address")
     @classmethod
@@ -105,7 +105,7 @@ class SrIov(_Section):
     """The SR-IOV capability of a PF."""
 
     total_vfs: int = Field(ge=1, le=8, description="VFs to enable; an 82576 has at most 8")
-    vfs: tuple[VfPolicy, ...] = Field((), max_length=8, description="policy of single VFs")
+    vfs: tuple[VfPolicy, ...] = Field(default=(), max_length=8, description="policy of single VFs")
 
     @field_validator("vfs", mode="before")
     @classmethod
@@ -123,12 +123,12 @@ class Pf(_Section):
         int | str, BeforeValidator(_known), WithJsonSchema({"const": 82576, "title": "Model", "type": "integer"})
     ] = 82576
     link_mbps: Annotated[Literal[0, 10, 100, 1000], BeforeValidator(_whole)] = Field(
-        0,
+        default=0,
         description="speed of the wire; 0: as fast as this machine goes. As on silicon, frames between VFs are "
         "switched inside the card and do not take it: max-tx-rate limits those",
     )
     uplink: str = Field(
-        "none",
+        default="none",
         pattern=r"^(none|pcap:.+|tap:[^/\s:]{1,15}|stream:.+)$",
         description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET or stream:listen:SOCKET",
     )
@@ -157,12 +157,12 @@ class Nic(_Section):
 
     pf: Name
     io: Literal["split", "direct", "passthrough", "sriov"] = Field(
-        "sriov",
+        default="sriov",
         description="sriov: a VF; passthrough: the PF, whole; split and direct: not in this version",
     )
-    vf: int | None = Field(None, ge=0, le=7, description="VF on that PF; io sriov needs it")
+    vf: int | None = Field(default=None, ge=0, le=7, description="VF on that PF; io sriov needs it")
     map_rings: bool = Field(
-        True,
+        default=True,
         description="io sriov with vmm qemu: let the guest reach the pages of the ring registers without an exit; "
         "false: each register access is one",
     )
@@ -173,12 +173,15 @@ class Guest(_Section):
 
     name: Name
     vmm: Literal["embedded", "qemu"] = Field(
-        "embedded", description="embedded: in this process, with drivers of virtfn's; qemu: Linux with its own drivers"
+        default="embedded",
+        description="embedded: in this process, with drivers of virtfn's; qemu: Linux with its own drivers",
     )
-    memory_mib: int = Field(64, ge=4, le=65536, multiple_of=2, description="for vmm qemu 256 unless given, or more")
+    memory_mib: int = Field(
+        default=64, ge=4, le=65536, multiple_of=2, description="for vmm qemu 256 unless given, or more"
+    )
     nic: Nic
     expect: BySender | None = Field(
-        None,
+        default=None,
         description="what this guest is to hear of what is sent to it, if not what the workload says: a value as "
         "there, or one for each sender: {a: none, c: 90%}",
     )
@@ -196,24 +199,26 @@ class Workload(_Section):
 
     kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack"]
     frame_bytes: int = Field(
-        1518,
+        default=1518,
         ge=64,
         le=max(model.limits.frame for model in MODELS.values()) + FCS_BYTES,
         description="with the frame check sequence, as RFC 2544 counts; for vmm qemu the size of pings, and 18 more "
         "than the MTU, which is 576 to 9216",
     )
     frames: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=1_000_000_000,
         description="for each sender; without it 100000, for ping 1000, for pcap the whole capture once, "
         "otherwise each sender's frames of it over and over; for vmm qemu "
         "the pings, without it 100, for ping 1000, and what iperf3 sends comes on top",
     )
-    pcap: Path | None = Field(None, description="kind pcap: the capture, relative to the lab file")
-    rewrite: bool = Field(True, description="kind pcap: give the frames the guests' addresses; false: byte for byte")
+    pcap: Path | None = Field(default=None, description="kind pcap: the capture, relative to the lab file")
+    rewrite: bool = Field(
+        default=True, description="kind pcap: give the frames the guests' addresses; false: byte for byte"
+    )
     expect: Expectation = Field(
-        DEFAULT,
+        default=DEFAULT,
         description="what is to arrive of what guests send to each other, or to be answered of pings: all; "
         "all-but-overruns: all but what a receiver drops for want of descriptors, and something at least; none; "
         "a share, like 90% or 0.9",
