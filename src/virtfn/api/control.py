@@ -29,7 +29,7 @@ from virtfn.hw.types import Ps
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.closing import refuse_rights
 
-__all__ = ["Control", "Handler", "Params", "ask", "running_labs"]
+__all__ = ["AskError", "Control", "Handler", "Params", "ask", "running_labs"]
 
 Params = Mapping[str, object]
 Handler = Callable[[Params], object]

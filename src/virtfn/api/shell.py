@@ -1,14 +1,19 @@
-"""Consoles of the Linux guests that run, whichever lab they belong to."""
+"""Consoles of the Linux guests that run, whichever lab they belong to, and commands in them."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
+from virtfn.api.control import AskError, ask, running_labs
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import attach, console_doors
 
-__all__ = ["ConsoleDocument", "attach", "find_console", "list_consoles"]
+__all__ = ["ConsoleDocument", "attach", "find_console", "list_consoles", "run_in_guest"]
+
+_LONGEST_S = 1e6
 
 
 class ConsoleDocument(TypedDict):
@@ -30,6 +35,31 @@ def find_console(guest: str) -> Path:
     """
     doors = console_doors()
     if guest not in doors:
-        others = f"there is {', '.join(sorted(doors))}" if doors else "virtfn run --keep keeps a lab up"
-        raise VirtfnError(f"no Linux guest called {guest!r} runs; {others}", errno_name="ENOENT")
+        raise _nobody(guest)
     return doors[guest]
+
+
+def _nobody(guest: str) -> VirtfnError:
+    others = sorted(console_doors())
+    instead = f"there is {', '.join(others)}" if others else "virtfn run --keep keeps a lab up"
+    return VirtfnError(f"no Linux guest called {guest!r} runs; {instead}", errno_name="ENOENT")
+
+
+def run_in_guest(guest: str, words: Sequence[str], lab: str | None = None) -> tuple[int, str]:
+    """Run a command in a guest of a lab that runs, to its end; return its status and output.
+
+    words: one is a line for the guest's shell, several are a command and its arguments. lab: which; without, the first
+    that has such a guest. Raises VirtfnError if there is none, or the guest takes no commands.
+    """
+    command = words[0] if len(words) == 1 else shlex.join(words)
+    labs = [lab] if lab is not None else running_labs()
+    for name in labs:
+        try:
+            found = ask("guest.exec", {"guest": guest, "command": command}, name, _LONGEST_S)
+        except VirtfnError as error:
+            if error.errno_name != "ENOENT" or isinstance(error, AskError):
+                raise
+            continue
+        outcome = cast("dict[str, object]", found)
+        return int(cast(int, outcome["status"])), str(outcome["output"])
+    raise _nobody(guest)

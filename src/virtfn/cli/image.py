@@ -1,14 +1,15 @@
-"""`virtfn image`: get what Linux guests need, without root; `virtfn shell`: the console of one that runs."""
+"""`virtfn image`: get what Linux guests need, without root; `virtfn shell`, `virtfn exec`: into one that runs."""
 
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import click
 
 from virtfn.cli.outputs import claim, console, deliver, json_option
 
-__all__ = ["image", "shell"]
+__all__ = ["exec_in_guest", "image", "shell"]
 
 
 @click.group()
@@ -50,6 +51,9 @@ def qemu(json_to: str | None) -> None:
 def shell(guest: str | None, json_to: str | None) -> None:
     """Join the console of a Linux guest of a lab that runs (virtfn run --keep); Ctrl-] leaves it.
 
+    Where standard input is no terminal, it leaves two seconds after the last that the guest said to what was typed; to
+    run a command and have its status, use virtfn exec.
+
     Without GUEST: list those that run.
     """
     claim({"--json": json_to})
@@ -66,3 +70,23 @@ def shell(guest: str | None, json_to: str | None) -> None:
     if sys.stdin.isatty():
         click.echo(f"console of {guest}; Ctrl-] leaves it", err=True)
     attach(door)
+
+
+@click.command("exec")
+@click.argument("guest", metavar="GUEST")
+@click.argument("words", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--lab", metavar="NAME", help="Name of the lab, if several have such a guest.")
+def exec_in_guest(guest: str, words: tuple[str, ...], lab: str | None) -> None:
+    """Run a command in a Linux guest that runs; its output and exit status are this command's.
+
+    One word is a line for the guest's shell; several are a command and its arguments: virtfn exec a -- ip -s link.
+    """
+    from virtfn.api.shell import run_in_guest
+
+    _finish(*run_in_guest(guest, words, lab))
+
+
+def _finish(status: int, output: str) -> NoReturn:
+    """Pass on what a command in a guest has said, and how it ended."""
+    click.echo(output, nl=False)
+    raise click.exceptions.Exit(status)

@@ -21,7 +21,7 @@ import click
 
 from virtfn import __version__
 from virtfn.api.signals import Ended, ended_by_signals
-from virtfn.cli.image import image, shell
+from virtfn.cli.image import exec_in_guest, image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 
@@ -167,6 +167,7 @@ def doctor(json_to: str | None) -> None:
 cli.add_command(iommu)
 cli.add_command(image)
 cli.add_command(shell)
+cli.add_command(exec_in_guest)
 
 
 def _lab(file: str | None) -> Lab:

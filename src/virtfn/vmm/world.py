@@ -15,13 +15,16 @@ import os
 import select
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from virtfn.kernels._jit import CHECKED
 from virtfn.machine.clock import MS_PS, WallClock
+from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import Actor, Clock
 
 __all__ = ["Lane", "Rester", "World"]
+
+T = TypeVar("T")
 
 _LONGEST_PS = 20 * MS_PS  # of a rest: whoever waits for something that is no actor looks again after it
 
@@ -144,6 +147,15 @@ class World:
                 return False
             self.tick()
         return True
+
+    def finish(self, pieces: InPieces[T]) -> T:
+        """Go on until what looks whether something has come has found it; return that."""
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            self.tick()
 
     def close(self) -> None:
         """End the threads."""

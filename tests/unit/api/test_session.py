@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from virtfn.api.session import (
     ReadEvents,
     ReadSnapshot,
     Request,
+    RunInGuest,
     Session,
     ShowIommu,
     State,
@@ -44,6 +46,7 @@ from virtfn.hw.vtd.tables import FaultReason
 from virtfn.iovm.iommu.state import SavedPages, UnitState, read_unit
 from virtfn.machine.clock import MS_PS, S_PS, WallClock
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import Job, Outcome
 
 WAYS: dict[State, list[str]] = {
     State.NEW: [],
@@ -475,3 +478,73 @@ def test_the_socket_is_a_door_to_the_session(runtime: Path) -> None:
         assert answers["events.read"] == made.ask(ReadEvents(1))
         names = [event["event"] for event in answers["events.read"]["events"]]
         assert names == ["GUEST_BOOTED", "GUEST_BOOTED", "STATE_CHANGED"]
+
+
+# Commands in guests.
+
+
+class Guest:
+    """A Linux guest as far as a command can tell."""
+
+    def __init__(self, name: str) -> None:
+        self.lab = SimpleNamespace(name=name)
+        self.vm = SimpleNamespace(guest=SimpleNamespace(agent=SimpleNamespace(ready=True)))
+        self.jobs: list[Job] = []
+
+    def start(self, command: str) -> Job:
+        self.jobs.append(Job(command))
+        return self.jobs[-1]
+
+
+def test_a_command_in_a_guest_is_waited_for_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest("linux")
+    monkeypatch.setattr(Session, "linux_guests", [guest])
+
+    def other(made: Session) -> float:
+        began = time.monotonic()
+        made.ask(ReadSnapshot())
+        return time.monotonic() - began
+
+    def run(made: Session) -> object:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(made.ask, RunInGuest("linux", "uname -a"))
+            while not guest.jobs:
+                time.sleep(0.01)
+            assert guest.jobs[0].command == "uname -a"
+            passed = [other(made) for _ in range(5)]
+            assert not asked.done()
+            guest.jobs[0].outcome = Outcome(3, "Linux\n")
+            return asked.result(10), max(passed)
+
+    ((answer, longest),) = work_while(run)
+    assert answer == {"status": 3, "output": "Linux\n"}
+    assert longest < 2
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"guest": "nobody", "command": "true"}, "has no guest called nobody (ENOENT)"),
+        ({"guest": "a", "command": "true"}, "guest a is none under QEMU, or not there yet (EOPNOTSUPP)"),
+        ({"guest": "a", "command": " "}, "there is a command (EINVAL)"),
+        ({"guest": 1, "command": "true"}, "are text"),
+    ],
+)
+def test_a_command_for_nobody_is_refused(params: dict[str, object], words: str) -> None:
+    with session() as made:
+        made.start()
+        with pytest.raises(VirtfnError) as refused:
+            made.ask(RunInGuest.from_params(params))
+        assert words in f"{refused.value} ({refused.value.errno_name})"
+
+
+def test_a_guest_that_restarts_has_forgotten_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest("linux")
+    monkeypatch.setattr(Session, "linux_guests", [guest])
+    with session() as made:
+        made.start()
+        pieces = RunInGuest("linux", "true").pieces(made)
+        next(pieces)
+        guest.jobs[0].lost = True
+        with pytest.raises(VirtfnError, match="has restarted meanwhile"):
+            next(pieces)

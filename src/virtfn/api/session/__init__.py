@@ -9,7 +9,7 @@ events     what happened
 """
 
 from virtfn.api.session.events import Event, Events, FaultsRecorded, GuestBooted, Reading, StateChanged, WorkDone
-from virtfn.api.session.requests import ExplainIommu, ReadEvents, ReadSnapshot, Request, ShowIommu
+from virtfn.api.session.requests import ExplainIommu, ReadEvents, ReadSnapshot, Request, RunInGuest, ShowIommu
 from virtfn.api.session.session import Session, State
 from virtfn.api.session.snapshot import Snapshot
 
@@ -23,6 +23,7 @@ __all__ = [
     "ReadSnapshot",
     "Reading",
     "Request",
+    "RunInGuest",
     "Session",
     "ShowIommu",
     "Snapshot",

@@ -2,7 +2,8 @@
 
     submit (any thread) -> wakes the world -> turn: pieces, for half a millisecond at most -> the answer, in a Future
 
-Quick requests come first. Long ones are carried out one after the other: each holds what it has read so far.
+Quick requests come first. Long ones are carried out one after the other: each holds what it has read so far. Those that
+wait for somebody else have a look every few milliseconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = ["Desk"]
 
 MAX_WAITING = 32
 _TURN_PS = MS_PS // 2
+_LOOK_PS = 5 * MS_PS
 _PIECES = 64  # of a turn, where time does not go on
 
 T = TypeVar("T")
@@ -62,6 +64,8 @@ class Desk(Actor):
         self._lock = threading.Lock()
         self._quick: deque[_Job[object]] = deque()
         self._long: deque[_Job[object]] = deque()
+        self._waiting: list[_Job[object]] = []
+        self._looked = clock.now()
         self._wakes = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._open = True
 
@@ -73,16 +77,19 @@ class Desk(Actor):
         with self._lock:
             if not self._open:
                 raise VirtfnError("the lab has ended", errno_name="ESHUTDOWN")
-            if len(self._quick) + len(self._long) >= MAX_WAITING:
+            if len(self._quick) + len(self._long) + len(self._waiting) >= MAX_WAITING:
                 raise VirtfnError(f"{MAX_WAITING} requests wait already; ask again later", errno_name="EBUSY")
             job = _Job(request, self._session)
-            queue = self._long if request.long else self._quick
+            queue = self._waiting if request.waits else self._long if request.long else self._quick
             queue.append(job)  # type: ignore[arg-type]  # its answer is an object
             os.eventfd_write(self._wakes, 1)
         return job.future
 
     def turn(self, now: Ps) -> int:
         """Carry out what fits into half a millisecond; return how many pieces that was."""
+        if self._waiting and now - self._looked >= _LOOK_PS:
+            self._looked = now
+            self._waiting = [job for job in list(self._waiting) if job.go_on()]
         if not (self._quick or self._long):
             return 0
         with suppress(BlockingIOError):
@@ -99,8 +106,10 @@ class Desk(Actor):
         return self._wakes
 
     def due(self) -> Ps | None:
-        """Say that there is more to do at once, if there is."""
-        return self._clock.now() if self._quick or self._long else None
+        """Say that there is more to do at once, if there is, or when to look again."""
+        if self._quick or self._long:
+            return self._clock.now()
+        return Ps(self._looked + _LOOK_PS) if self._waiting else None
 
     def close(self) -> None:
         """Take no more requests, and refuse those that wait."""
@@ -109,9 +118,10 @@ class Desk(Actor):
                 return
             self._open = False
             os.close(self._wakes)
-            jobs = [*self._quick, *self._long]
+            jobs = [*self._quick, *self._long, *self._waiting]
             self._quick.clear()
             self._long.clear()
+            self._waiting.clear()
         for job in jobs:
             job.pieces.close()
             with suppress(InvalidStateError):

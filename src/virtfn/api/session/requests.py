@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from virtfn.api.iommu import ShowDocument, show_live
 from virtfn.api.lab import Lab
+from virtfn.api.linux import LinuxGuest
 from virtfn.api.machine import Machine
 from virtfn.api.session.events import EventDocument, Events
 from virtfn.api.session.snapshot import Snapshot
@@ -23,10 +24,12 @@ __all__ = [
     "Answering",
     "EventsDocument",
     "ExplainIommu",
+    "OutcomeDocument",
     "Params",
     "ReadEvents",
     "ReadSnapshot",
     "Request",
+    "RunInGuest",
     "ShowIommu",
 ]
 
@@ -45,6 +48,10 @@ class Answering(Protocol):
     def machine(self) -> Machine:
         """The machine. Raises VirtfnError if none is up."""
 
+    @property
+    def linux_guests(self) -> Sequence[LinuxGuest]:
+        """The guests under QEMU that are there. Raises VirtfnError if nothing is up."""
+
     def snapshot(self) -> Snapshot:
         """Return what everybody has counted. Raises VirtfnError if nothing ever was up."""
 
@@ -53,11 +60,13 @@ class Request(Generic[T]):
     """A request: how it is made from JSON, and how a session carries it out.
 
     method: its name at the control socket. long: whether it takes more than a moment; such requests are carried out one
-    after the other, in pieces, and others pass them.
+    after the other, in pieces, and others pass them. waits: whether it waits for somebody else; then a piece is a look
+    whether that has come.
     """
 
     method: ClassVar[str]
     long: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
 
     @classmethod
     def from_params(cls, params: Params) -> Request[T]:
@@ -158,11 +167,57 @@ class ReadEvents(Request[EventsDocument]):
         return {"events": [told.document() for told in reading.events], "lost": reading.lost, "next": reading.next}
 
 
+class OutcomeDocument(TypedDict):
+    """What `guest.exec` answers. output: standard output and error, 1 MiB of them at most."""
+
+    status: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunInGuest(Request[OutcomeDocument]):
+    """Run a shell command in a Linux guest, and wait for its end."""
+
+    method: ClassVar[str] = "guest.exec"
+    waits: ClassVar[bool] = True
+    guest: str
+    command: str
+
+    @classmethod
+    def from_params(cls, params: Params) -> RunInGuest:
+        """Make it from JSON."""
+        known(params, "guest", "command")
+        guest, command = params.get("guest"), params.get("command")
+        if not isinstance(guest, str) or not isinstance(command, str) or not command.strip():
+            raise VirtfnError("guest and command are text, and there is a command", errno_name="EINVAL")
+        return cls(guest, command)
+
+    def pieces(self, session: Answering) -> InPieces[OutcomeDocument]:
+        """Start it, and look now and then."""
+        job = self._guest(session).start(self.command)
+        while not job.done:
+            yield
+        if job.outcome is None:
+            raise VirtfnError(f"guest {self.guest} has restarted meanwhile", errno_name="ECONNRESET")
+        return {"status": job.outcome.status, "output": job.outcome.output}
+
+    def _guest(self, session: Answering) -> LinuxGuest:
+        for guest in session.linux_guests:
+            if guest.lab.name == self.guest:
+                if not guest.vm.guest.agent.ready:
+                    raise VirtfnError(f"guest {self.guest} takes no commands yet", errno_name="EAGAIN")
+                return guest
+        if any(guest.name == self.guest for guest in session.lab.guests):
+            raise VirtfnError(f"guest {self.guest} is none under QEMU, or not there yet", errno_name="EOPNOTSUPP")
+        raise VirtfnError(f"lab {session.lab.name} has no guest called {self.guest}", errno_name="ENOENT")
+
+
 REQUESTS: tuple[type[Request[object]], ...] = (
     ShowIommu,  # type: ignore[assignment]  # a request for a document is one for an object
     ExplainIommu,
     ReadSnapshot,
     ReadEvents,
+    RunInGuest,
 )
 
 

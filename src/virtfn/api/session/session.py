@@ -14,7 +14,7 @@ import copy
 import enum
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from virtfn.api.control import Control, Handler, Params
 from virtfn.api.image import find_platform
 from virtfn.api.iommu import save_iommu
 from virtfn.api.lab import Lab, refuse_unsupported
+from virtfn.api.linux import LinuxGuest
 from virtfn.api.machine import Machine
 from virtfn.api.progress import OnProgress, Progress
 from virtfn.api.report import Report
@@ -132,6 +133,11 @@ class Session:
         return self._up.machine
 
     @property
+    def linux_guests(self) -> Sequence[LinuxGuest]:
+        """The guests under QEMU that are there, for the session's thread. Raises VirtfnError if nothing is up."""
+        return self._up.guests
+
+    @property
     def _up(self) -> Live:
         if self._live is None:
             raise VirtfnError(f"nothing is up: the lab is {self._state.value}", errno_name="EINVAL")
@@ -161,7 +167,8 @@ class Session:
         (ETIMEDOUT).
         """
         if threading.get_ident() == self._thread:
-            return finish(request.pieces(self))
+            pieces = request.pieces(self)
+            return self._world.finish(pieces) if request.waits else finish(pieces)
         answer = self._desk.submit(request)
         try:
             return answer.result(timeout_s)

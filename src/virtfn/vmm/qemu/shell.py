@@ -13,11 +13,14 @@ from virtfn.machine.ports import VirtfnError
 
 __all__ = ["ESCAPE", "attach"]
 
+_SILENCE_S = 2.0
 ESCAPE = 0x1D  # Ctrl-]
 
 
 def attach(door: Path, *, stdin: int = 0, stdout: int = 1) -> None:
     """Join a terminal to a console until Ctrl-], the end of input, or the end of the guest.
+
+    After the end of input the guest has its say, until it is silent for two seconds.
 
     door: a socket of `console_doors()`; stdin, stdout: descriptors, a terminal or not. Raises VirtfnError if nobody is
     behind the door.
@@ -40,8 +43,11 @@ def attach(door: Path, *, stdin: int = 0, stdout: int = 1) -> None:
 
 
 def _join(sock: socket.socket, stdin: int, stdout: int) -> None:
+    sources = [stdin]
     while True:
-        readable, _, _ = select.select([sock.fileno(), stdin], [], [])
+        readable, _, _ = select.select([sock.fileno(), *sources], [], [], None if sources else _SILENCE_S)
+        if not readable:
+            return
         if sock.fileno() in readable:
             if not (said := sock.recv(65536)):
                 return
@@ -51,5 +57,7 @@ def _join(sock: socket.socket, stdin: int, stdout: int) -> None:
             typed = os.read(stdin, 4096)
             before, escape, _ = typed.partition(bytes((ESCAPE,)))
             sock.sendall(before)
-            if escape or not typed:
+            if escape:
                 return
+            if not typed:
+                sources.remove(stdin)

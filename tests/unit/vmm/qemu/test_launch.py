@@ -180,6 +180,20 @@ def test_the_console_has_a_door(guest: Make) -> None:
         attach(doors["a"])
 
 
+def test_piped_input_hears_what_the_guest_says_to_it(guest: Make) -> None:
+    a = guest()
+    a.start()
+    a.console.wait_for("login:")
+    keyboard, typing = os.pipe()
+    seen, screen = os.pipe()
+    os.write(typing, b"hi\n")
+    os.close(typing)
+    attach(console_doors()["a"], stdin=keyboard, stdout=screen)
+    assert b"you typed hi" in os.read(seen, 1 << 16)
+    for descriptor in (keyboard, seen, screen):
+        os.close(descriptor)
+
+
 def test_qemu_does_not_start_where_anybody_may_have_put_firmware(
     guest: Make, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
