@@ -13,6 +13,7 @@ import pytest
 from virtfn.api.lab import parse_lab
 from virtfn.api.linuxwork import LinuxWork, Ping, iperf_mbps, read_ping
 from virtfn.api.report import Report, verdict
+from virtfn.machine.meter import Meter
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Job, Outcome
 
@@ -74,7 +75,9 @@ def work_of(kind: str, guests: int, drops: dict[str, int] | None = None, **more:
     answers = Answers()
     pf = SimpleNamespace(name="p", nic=SimpleNamespace(pf_rid=0x100, drops=lambda pool: drops or {}))
     for n, guest in enumerate(lab.guests):
-        vm = SimpleNamespace(messages=n, interrupts=n)
+        vm = SimpleNamespace(messages=n, interrupts=n, meter=Meter())
+        vm.meter.add("exit_bar", n)
+        vm.meter.add("interrupts", n)
         vf = SimpleNamespace(index=n, rid=0x180 + n)
         each = SimpleNamespace(
             lab=guest, vm=vm, pf=pf, vf=vf, rid=vf.rid, mac=2, ip=f"10.82.0.{n + 1}", boot_s=9.0, device="eth0"

@@ -147,7 +147,7 @@ def test_a_signal_arrives_whatever_is_made_of_it(monkeypatch: pytest.MonkeyPatch
 
 def test_a_signal_is_over_when_it_has_arrived() -> None:
     with suppress(Ended), ended_by_signals():
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
     gc.collect()
     time.sleep(0.05)  # nothing comes again

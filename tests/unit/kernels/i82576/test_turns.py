@@ -240,10 +240,10 @@ FLOODS: dict[str, Callable[[Rig, int], object]] = {
 
 
 def rate(b: Rig, others: list[Saturating], calls: int = 300) -> float:
-    """Measure frames a second of pools 0 and 1, which receive as they go."""
+    """Measure frames a second of processor time of pools 0 and 1, which receive as they go."""
     pair = [plain(b, 0, mac(1), 60), plain(b, 1, mac(0), 60)]
     before = b.stat(0, "gptc") + b.stat(1, "gptc")
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(calls):
         for sender in pair:
             sender.go_on()
@@ -255,7 +255,7 @@ def rate(b: Rig, others: list[Saturating], calls: int = 300) -> float:
         unit["fault_head"] = unit["fault_tail"]
         b.set(misbehaved=0, pending=0)
         b.nic["card"]["fired"] = 0
-    return (b.stat(0, "gptc") + b.stat(1, "gptc") - before) / (time.perf_counter() - began)
+    return (b.stat(0, "gptc") + b.stat(1, "gptc") - before) / (time.process_time() - began)
 
 
 @pytest.mark.skipif(CHECKED, reason="not run: the checked build's rates mean nothing")
