@@ -113,19 +113,24 @@ def changing_descriptors(stage: Stage) -> Result:
             arm()
             while stage.serve(_PACES[turn % len(_PACES)]):
                 pass
-    seen: Counter[str] = Counter({"old": 0, "new": 0, "neither": 0})
     frames = stage.take_heard()
-    chained = texts[0][1][14 : 14 + _PIECE]
+    seen = _sort_frames(frames, header_bytes, texts[0][1], texts[1][1])
+    return Result(seen["neither"], {**{f"frames_{k}": n for k, n in seen.items()}, "stolen": secret.stolen(frames)})
+
+
+def _sort_frames(frames: list[bytes], header_bytes: int, old: bytes, new: bytes) -> Counter[str]:
+    """Count the frames that `changing_descriptors` heard by what their descriptors were when they were read."""
+    seen: Counter[str] = Counter({"old": 0, "new": 0, "neither": 0})
     for frame in frames:
-        if frame[header_bytes:] == chained or frame == texts[0][1][:_SHORT]:
+        if frame[header_bytes:] == old[14 : 14 + _PIECE] or frame == old[:_SHORT]:
             seen["old"] += 1
-        elif frame == texts[1][1]:
+        elif frame == new:
             seen["new"] += 1
-        elif frame in (texts[0][1], texts[1][1][:_SHORT]):
+        elif frame in (old, new[:_SHORT]):
             seen["half_old_half_new"] += 1  # two words of one descriptor, each of them whole, in own memory
         else:
             seen["neither"] += 1
-    return Result(seen["neither"], {**{f"frames_{k}": n for k, n in seen.items()}, "stolen": secret.stolen(frames)})
+    return seen
 
 
 @attempt("foreign-memory-in-bursts", "sends bursts to a neighbour in which addresses change between own and the host's")
