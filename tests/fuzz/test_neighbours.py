@@ -13,7 +13,7 @@ from statistics import median
 
 import pytest
 
-from virtfn.kernels._jit import CHECKED
+from virtfn.kernels.stray import CHECKED
 from virtfn.machine.clock import MS_PS
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

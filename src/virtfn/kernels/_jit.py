@@ -40,12 +40,10 @@ import numpy as np
 from numba.core import caching
 
 from virtfn import private
+from virtfn.kernels.stray import CHECKED, StrayAccessError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-CHECKED = bool(os.environ.get("VIRTFN_CHECKED"))
-"""Whether this is the checked build of all kernels."""
 
 Row: TypeAlias = Any
 """A structured row inside a kernel: members are attributes. NumPy's own types cannot say which."""
@@ -271,8 +269,6 @@ def _check(context: Any, builder: Any, name: str, *arguments: Any) -> None:
     """In a checked build, end the kernel that is being compiled with StrayAccessError unless `name` says yes."""
     if not CHECKED:
         return
-    from virtfn.kernels.ranges import StrayAccessError
-
     word = ir.IntType(64)
     said = _ask(builder, name, [word(a) if isinstance(a, int) else a for a in arguments])
     with cgutils.if_unlikely(builder, builder.icmp_signed("==", said, word(0))):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
-from virtfn.kernels._jit import CHECKED
+from virtfn.kernels.stray import CHECKED
 from virtfn.machine.clock import MS_PS, WallClock
 from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import Actor, Clock

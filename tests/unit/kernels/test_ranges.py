@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virtfn.kernels._jit import CHECKED, copy_bytes, grant, kernel, load64, store64
+from virtfn.kernels._jit import copy_bytes, grant, kernel, load64, store64
 from virtfn.kernels.ranges import (
     StrayAccessError,
     address_of,
@@ -20,6 +20,7 @@ from virtfn.kernels.ranges import (
     row_address,
     start_call,
 )
+from virtfn.kernels.stray import CHECKED
 from virtfn.kernels.traffic import TRAFFIC, traffic_at
 
 checked = pytest.mark.skipif(not CHECKED, reason="not run: this is the ordinary build, which checks nothing")
@@ -160,7 +161,9 @@ def test_an_ordinary_build_keeps_nothing() -> None:
 
 @pytest.mark.skipif(CHECKED, reason="not run: this is the checked build")
 def test_the_builds_have_caches_of_their_own(tmp_path: Path) -> None:
-    show = "from virtfn.kernels._jit import CACHE_DIR, CHECKED; print(CACHE_DIR, CHECKED)"
+    show = (
+        "from virtfn.kernels._jit import CACHE_DIR; from virtfn.kernels.stray import CHECKED; print(CACHE_DIR, CHECKED)"
+    )
     said = [
         subprocess.run(
             [sys.executable, "-c", show], env={**os.environ, **more}, capture_output=True, text=True, check=True

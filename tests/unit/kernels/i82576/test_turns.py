@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unit.nicrig import EOP, IFCS, IXSM, RS, SCTP, TCP, TSE, TXSM, Rig, Words, context, data, ether, mac
-from virtfn.kernels._jit import CHECKED
+from virtfn.kernels.stray import CHECKED
 from virtfn.machine.clock import US_PS
 
 SLOW = 4
