@@ -188,8 +188,11 @@ _remember_operators()
 
 
 def kernel(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a kernel: no Python objects, no GIL, no exceptions, cached on disk, integers wrap as in C."""
-    return Kernel(function)
+    """Compile a kernel: no Python objects, no GIL, no exceptions, cached on disk, integers wrap as in C.
+
+    What `inlined` asks for would else be inherited by what is first called there, and go with it into all its callers.
+    """
+    return Kernel(function, forceinline=False)
 
 
 def inlined(function: Callable[_P, _R]) -> Callable[_P, _R]:
