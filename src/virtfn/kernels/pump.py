@@ -77,27 +77,37 @@ def run_pump(
             return
         again = True
         since = now - p.last
-        wait = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
-        if more:
-            wait = 0
-        target = min(now + wait, until)
-        count = len(asked)
-        while True:
-            ready = poll(asked.ctypes.data, count, target - now, scratch)
-            now = monotonic_ps(scratch)
-            if ready < 0:
-                return
-            if ready:
-                answered, others = take_all(cards, links, asked, now, scratch)
-                p.last = now
-                if others:
-                    return
-                if not answered:
-                    count = len(links)  # it was a wire, and has time: frames come together there as well
-            if now >= target or not p.bulk:
-                break
-        if count < len(asked):
+        rest = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
+        target = now if more else min(now + rest, until)
+        now, needed = take_writes(p, cards, links, asked, now, target, scratch)
+        if needed:
             return
+
+
+@part
+def take_writes(
+    p: Row, cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64],
+    now: int, target: int, scratch: int,
+) -> tuple[int, bool]:  # fmt: skip
+    """Wait for descriptors until `target` and take writes; in bulk until then, else only what comes first.
+
+    Returns (the time, whether Python is needed).
+    """
+    count = len(asked)
+    while True:
+        ready = poll(asked.ctypes.data, count, target - now, scratch)
+        now = monotonic_ps(scratch)
+        if ready < 0:
+            return now, True
+        if ready:
+            answered, others = take_all(cards, links, asked, now, scratch)
+            p.last = now
+            if others:
+                return now, True
+            if not answered:
+                count = len(links)  # it was a wire, and has time: frames come together there as well
+        if now >= target or not p.bulk:
+            return now, count < len(asked)
 
 
 @part

@@ -41,7 +41,7 @@ from virtfn.hw.vtd.interrupts import (
     SourceValidation,
 )
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels._jit import Row, grant, kernel, load64, store64
+from virtfn.kernels._jit import Row, grant, kernel, load64, part, store64
 from virtfn.kernels.vtd.iommu import INTERRUPT_SLOTS, record_fault
 
 __all__ = ["BLOCKED", "DELIVERED", "POSTED", "invalidate_interrupts", "remap_interrupt"]
@@ -88,24 +88,9 @@ def remap_interrupt(iommu: Row, rid: int, address: int, message: int) -> tuple[i
         unit.interrupt_hits += 1
     else:
         unit.interrupt_walks += 1
-        at = unit.irta + index * IRTE_BYTES
-        if at < unit.mem_base or at > unit.mem_end - IRTE_BYTES:
-            return _block(iommu, rid, index, ENTRY_ACCESS, 0)
-        grant(at, IRTE_BYTES, 0, rid)
-        low = load64(at)
-        high = load64(at + 8)
-        fpd = 1 if low & IRTE_FPD else 0
-        if not low & IRTE_P:
-            return _block(iommu, rid, index, ENTRY_NOT_PRESENT, fpd)
-        if low & IRTE_IM:
-            reserved = low & POSTED_RESERVED_LOW or high & POSTED_RESERVED_HIGH
-        else:
-            reserved = low & REMAPPED_RESERVED_LOW or high & REMAPPED_RESERVED_HIGH
-        if reserved or high >> IRTE_SVT_LSB & 3 == 3:
-            return _block(iommu, rid, index, ENTRY_RESERVED, fpd)
-        cached.index = index + 1
-        cached.low = low
-        cached.high = high
+        reason, fpd = _read_entry(iommu, rid, index, cached)
+        if reason:
+            return _block(iommu, rid, index, reason, fpd)
     low = cached.low
     high = cached.high
     fpd = 1 if low & IRTE_FPD else 0
@@ -116,6 +101,31 @@ def remap_interrupt(iommu: Row, rid: int, address: int, message: int) -> tuple[i
     destination = low >> IRTE_DST_LSB & 0xFFFFFFFF
     unit.delivered += 1
     return DELIVERED, low >> IRTE_V_LSB & 0xFF, destination if unit.wide else destination >> 8 & 0xFF
+
+
+@part
+def _read_entry(iommu: Row, rid: int, index: int, cached: Row) -> tuple[int, int]:
+    """Read an entry of the table into the cache; returns (why not, 0 if it was; whether no fault is to be recorded)."""
+    unit = iommu.unit[0]
+    at = unit.irta + index * IRTE_BYTES
+    if at < unit.mem_base or at > unit.mem_end - IRTE_BYTES:
+        return ENTRY_ACCESS, 0
+    grant(at, IRTE_BYTES, 0, rid)
+    low = load64(at)
+    high = load64(at + 8)
+    fpd = 1 if low & IRTE_FPD else 0
+    if not low & IRTE_P:
+        return ENTRY_NOT_PRESENT, fpd
+    if low & IRTE_IM:
+        reserved = low & POSTED_RESERVED_LOW or high & POSTED_RESERVED_HIGH
+    else:
+        reserved = low & REMAPPED_RESERVED_LOW or high & REMAPPED_RESERVED_HIGH
+    if reserved or high >> IRTE_SVT_LSB & 3 == 3:
+        return ENTRY_RESERVED, fpd
+    cached.index = index + 1
+    cached.low = low
+    cached.high = high
+    return 0, fpd
 
 
 @kernel
