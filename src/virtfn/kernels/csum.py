@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from virtfn.kernels._jit import kernel, load8, load16, load32
 
-__all__ = ["CRC32C", "crc32c", "fold", "sum_bytes", "sum_words", "swap16", "swap32", "toeplitz", "toeplitz_table"]
+__all__ = ["CRC32C", "crc32c", "fold", "sum_bytes", "swap16", "swap32", "toeplitz", "toeplitz_table"]
 
 
 def _crc_table() -> npt.NDArray[np.uint32]:
@@ -53,12 +53,6 @@ def sum_bytes(address: int, size: int) -> int:
     if i < size:
         total += load8(address + i)
     return total
-
-
-@kernel
-def sum_words(value: int) -> int:
-    """Add the 16-bit words of a 32-bit number."""
-    return (value & 0xFFFF) + (value >> 16)
 
 
 @kernel

@@ -27,8 +27,8 @@ from virtfn.hw.i82576.desc import (
     RXD_PT_UDP,
     RXD_UDPCS,
 )
-from virtfn.kernels._jit import Row, kernel, load8, load16, load32
-from virtfn.kernels.csum import fold, sum_bytes, sum_words, swap16, toeplitz
+from virtfn.kernels._jit import Row, kernel, load8, load16, load32, part
+from virtfn.kernels.csum import fold, sum_bytes, swap16, toeplitz
 
 __all__ = ["HEAD_BYTES", "classify", "split_point"]
 
@@ -43,6 +43,67 @@ def sum_frame(head: int, body: int, start: int, end: int) -> int:
     return sum_bytes(head + start, HEAD_BYTES - start) + sum_bytes(body + HEAD_BYTES, end - HEAD_BYTES)
 
 
+@part
+def look_at_ipv4(head: int, length: int, start: int) -> tuple[int, int, int, int]:
+    """Read an IPv4 header. Returns (packet type, protocol, where the payload begins, and ends).
+
+    Packet type 0: it is none. Payload at 0: its lengths make no sense. Protocol -1: a fragment, not looked into.
+    """
+    if length < start + 20 or load8(head + start) >> 4 != 4:
+        return 0, -1, 0, 0
+    l4 = start + ((load8(head + start) & 15) << 2)
+    end = start + swap16(load16(head + start + 2))
+    if l4 < start + 20 or end < l4 or end > length:
+        return RXD_PT_IPV4, -1, 0, 0
+    packet = RXD_PT_IPV4 if l4 == start + 20 else RXD_PT_IPV4 | RXD_PT_IPV4EXT
+    fragment = swap16(load16(head + start + 6)) & 0x3FFF
+    return packet, -1 if fragment else load8(head + start + 9), l4, end
+
+
+@part
+def look_at_ipv6(head: int, length: int, start: int) -> tuple[int, int, int, int]:
+    """Read an IPv6 header, as `look_at_ipv4` does; what follows extension headers is not looked at."""
+    if length < start + 40 or load8(head + start) >> 4 != 6:
+        return 0, -1, 0, 0
+    end = start + 40 + swap16(load16(head + start + 4))
+    if end > length:
+        return RXD_PT_IPV6, -1, 0, 0
+    protocol = load8(head + start + 6)
+    extended = protocol == 0 or protocol == 43 or protocol == 44 or protocol == 60
+    return RXD_PT_IPV6 | RXD_PT_IPV6EXT if extended else RXD_PT_IPV6, protocol, start + 40, end
+
+
+@part
+def look_at_payload(head: int, protocol: int, l4: int, end: int) -> tuple[int, int]:
+    """Tell what an IP packet carries, as a packet type, and how many bytes its checksum covers, 0: unchecked."""
+    payload = end - l4
+    if protocol == 6 and payload >= 20:
+        return RXD_PT_TCP, payload
+    if protocol == 17 and payload >= 8:
+        covered = swap16(load16(head + l4 + 4))
+        return RXD_PT_UDP, covered if load16(head + l4 + 6) != 0 and 8 <= covered <= payload else 0
+    if protocol == 132 and payload >= 12:
+        return RXD_PT_SCTP, 0
+    return 0, 0
+
+
+@part
+def hash_flow(nic: Row, head: int, carried: int, six: bool, addresses: int, address_bytes: int, l4: int) -> int:
+    """Hash a frame's addresses, and ports where MRQC says so: RSS type and hash, as in Q0; 0 for frames without."""
+    fields = nic.port.rss_fields
+    kind = 0
+    if carried == RXD_PT_TCP and fields & (0x20 if six else 1):
+        kind = RSS_TCP6 if six else RSS_TCP4
+    elif carried == RXD_PT_UDP and fields & (0x80 if six else 0x40):
+        kind = RSS_UDP6 if six else RSS_UDP4
+    digest = toeplitz(nic.rss_table, head + l4, 4, address_bytes) if kind else 0
+    if kind == 0 and fields & (0x10 if six else 2):
+        kind = RSS_IPV6 if six else RSS_IPV4
+    if kind == 0:
+        return 0
+    return kind | (digest ^ toeplitz(nic.rss_table, head + addresses, address_bytes, 0)) << 32
+
+
 @kernel
 def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[int, int]:
     """Look into an IP frame whose network header begins at `start`: packet type, RSS hash, checksum verdicts.
@@ -51,81 +112,35 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
     """
     p = nic.port
     ethertype = load16(head + start - 2)
-    packet = 0
-    status = 0
-    rss = 0
-    digest = 0
-    if ethertype == IPV4_LOADED:
-        if length < start + 20 or load8(head + start) >> 4 != 4:
-            return 0, 0
-        l4 = start + ((load8(head + start) & 15) << 2)
-        total = swap16(load16(head + start + 2))
-        protocol = load8(head + start + 9)
-        fragment = swap16(load16(head + start + 6)) & 0x3FFF
-        if l4 < start + 20 or total < l4 - start or start + total > length:
-            return RXD_PT_IPV4, 0
-        packet = RXD_PT_IPV4 if l4 == start + 20 else RXD_PT_IPV4 | RXD_PT_IPV4EXT
-        pseudo = sum_words(load32(head + start + 12)) + sum_words(load32(head + start + 16))
-        if p.rx_ip_checksum:
-            status |= RXD_IPCS
-            if fold(sum_bytes(head + start, l4 - start)) != 0xFFFF:
-                status |= RXD_ERR_IPE
-        addresses = start + 12
-        address_bytes = 8
-        rss = RSS_IPV4
-    elif ethertype == IPV6_LOADED:
-        if length < start + 40 or load8(head + start) >> 4 != 6:
-            return 0, 0
-        l4 = start + 40
-        total = 40 + swap16(load16(head + start + 4))
-        protocol = load8(head + start + 6)
-        fragment = 0
-        if start + total > length:
-            return RXD_PT_IPV6, 0
-        packet = RXD_PT_IPV6
-        if protocol == 0 or protocol == 43 or protocol == 44 or protocol == 60:
-            packet |= RXD_PT_IPV6EXT  # what follows the extension headers is not looked at
-        pseudo = sum_bytes(head + start + 8, 32)
+    six = ethertype == IPV6_LOADED
+    if six:
+        packet, protocol, l4, end = look_at_ipv6(head, length, start)
         addresses = start + 8
         address_bytes = 32
-        rss = RSS_IPV6
+    elif ethertype == IPV4_LOADED:
+        packet, protocol, l4, end = look_at_ipv4(head, length, start)
+        addresses = start + 12
+        address_bytes = 8
     else:
         return 0, 0
-    payload = start + total - l4
-    covered = payload  # by the transport checksum
-    if fragment == 0:
-        ports = False
-        checked = False
-        if protocol == 6 and payload >= 20:
-            packet |= RXD_PT_TCP
-            ports = p.rss_fields & (1 if address_bytes == 8 else 0x20) != 0
-            if ports:
-                rss = RSS_TCP4 if address_bytes == 8 else RSS_TCP6
-            checked = True
-        elif protocol == 17 and payload >= 8:
-            packet |= RXD_PT_UDP
-            ports = p.rss_fields & (0x40 if address_bytes == 8 else 0x80) != 0
-            if ports:
-                rss = RSS_UDP4 if address_bytes == 8 else RSS_UDP6
-            covered = swap16(load16(head + l4 + 4))
-            checked = load16(head + l4 + 6) != 0 and 8 <= covered <= payload
-        elif protocol == 132 and payload >= 12:
-            packet |= RXD_PT_SCTP
-        if checked and p.rx_l4_checksum and l4 & 1 == 0:
-            total_sum = pseudo + swap16(protocol) + swap16(covered) + sum_frame(head, body, l4, l4 + covered)
-            status |= RXD_L4CS
-            if protocol == 17:
-                status |= RXD_UDPCS
-            if fold(total_sum) != 0xFFFF:
-                status |= RXD_ERR_L4E
-        if p.rss and ports:
-            digest = toeplitz(nic.rss_table, head + l4, 4, address_bytes)
+    if l4 == 0:
+        return packet, 0
+    status = 0
+    if p.rx_ip_checksum and not six:
+        status |= RXD_IPCS
+        if fold(sum_bytes(head + start, l4 - start)) != 0xFFFF:
+            status |= RXD_ERR_IPE
+    carried, covered = look_at_payload(head, protocol, l4, end)
+    if covered and p.rx_l4_checksum and l4 & 1 == 0:
+        status |= RXD_L4CS | RXD_UDPCS if carried == RXD_PT_UDP else RXD_L4CS
+        pseudo = sum_bytes(head + addresses, 32) if six else load32(head + addresses) + load32(head + addresses + 4)
+        pseudo += swap16(protocol) + swap16(covered)
+        if fold(pseudo + sum_frame(head, body, l4, l4 + covered)) != 0xFFFF:
+            status |= RXD_ERR_L4E
+    q0 = packet | carried
     if p.rss:
-        if (rss == RSS_IPV4 and not p.rss_fields & 2) or (rss == RSS_IPV6 and not p.rss_fields & 0x10):
-            return packet, status
-        digest ^= toeplitz(nic.rss_table, head + addresses, address_bytes, 0)
-        return packet | rss | digest << 32, status
-    return packet, status
+        q0 |= hash_flow(nic, head, carried, six, addresses, address_bytes, l4)
+    return q0, status
 
 
 @kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from virtfn.hw.eth import BROADCAST, IPV4_LOADED, IPV6_LOADED
 from virtfn.hw.i82576.desc import RXD_LB
-from virtfn.kernels._jit import Row, kernel, load8, load16, load64
+from virtfn.kernels._jit import Row, kernel, load8, load16, load64, part
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.classify import classify
 from virtfn.kernels.i82576.departures import depart
@@ -18,46 +18,45 @@ from virtfn.kernels.i82576.state import DROP_MAC_SPOOF, DROP_NO_UPLINK, DROP_VLA
 from virtfn.kernels.i82576.switch import MAC, find_pools, switch_receive, switch_transmit
 from virtfn.kernels.i82576.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
 
-__all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread"]
+__all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread", "tag_of"]
 
 FORWARDED, STALLED, WAITING, YIELDED = range(4)
 BURST_PS = 2_000_000_000  # credit that an idle sender, or wire, keeps: 2 ms
 
 
-@kernel
+@part
 def count_size(nic: Row, length: int, sent: bool) -> None:
     """Count a frame of the wire by size, as the port's statistics do: with the frame check sequence."""
     c = nic.counters
     size = length + 4
-    if sent:
-        c.gptc += 1
-        c.gotc += size
-        c.tpt += 1
-        c.tot += size
-        if size <= 64:
-            c.ptc64 += 1
-        elif size <= 127:
-            c.ptc127 += 1
-        elif size <= 255:
-            c.ptc255 += 1
-        elif size <= 511:
-            c.ptc511 += 1
-        elif size <= 1023:
-            c.ptc1023 += 1
-        else:
-            c.ptc1522 += 1
-    elif size <= 64:
-        c.prc64 += 1
+    out = 1 if sent else 0
+    into = 1 - out
+    if size <= 64:
+        c.ptc64 += out
+        c.prc64 += into
     elif size <= 127:
-        c.prc127 += 1
+        c.ptc127 += out
+        c.prc127 += into
     elif size <= 255:
-        c.prc255 += 1
+        c.ptc255 += out
+        c.prc255 += into
     elif size <= 511:
-        c.prc511 += 1
+        c.ptc511 += out
+        c.prc511 += into
     elif size <= 1023:
-        c.prc1023 += 1
+        c.ptc1023 += out
+        c.prc1023 += into
     else:
-        c.prc1522 += 1
+        c.ptc1522 += out
+        c.prc1522 += into
+
+
+@part
+def tag_of(nic: Row, head: int, length: int) -> int:
+    """Return the VLAN tag of a frame, -1 if it has none."""
+    if load16(head + 12) != swap16(nic.port.vet & 0xFFFF) or length < 18:
+        return -1
+    return swap16(load16(head + 14))
 
 
 @kernel
@@ -120,6 +119,85 @@ def check_sender(nic: Row, q: int, pool: int, source: int, vid: int) -> bool:
     return False
 
 
+@part
+def ask_leave(nic: Row, q: int, pool: int, target: int, length: int, wire: bool) -> int:
+    """Ask whether a frame of `length` bytes may go now, to the wire or to the scarce receiver `target` (-1: none).
+
+    Returns FORWARDED, and the time on the wire is taken; or what `forward` returns of a frame that may not.
+    """
+    p = nic.port
+    paced = wire and p.wire_up != 0 and p.wire_ps_per_byte != 0
+    if paced and is_scarce(nic, WIRE) and not has_turn(nic, WIRE, pool):
+        return YIELDED
+    if target >= 0 and nic.turn.resumed == q + 1:
+        nic.claims[target, pool] = nic.turn.turns
+        return YIELDED
+    if target >= 0 and not has_turn(nic, target, pool):
+        return YIELDED
+    if paced:
+        if p.wire_next_ps > p.now:
+            nic.scarce[WIRE] = p.epoch
+            nic.claims[WIRE, pool] = nic.turn.turns
+            return WAITING
+        p.wire_next_ps = max(p.wire_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
+        nic.had[WIRE, pool] += length + 4
+        nic.claims[WIRE, pool] = 0
+    return FORWARDED
+
+
+@part
+def count_sent(nic: Row, pool: int, pools: int, length: int) -> None:
+    """Count a frame that `pool` has sent, wherever it goes."""
+    owner = nic.pools[pool]
+    owner.gptc += 1
+    owner.gotc += length + 4
+    nic.counters.hgptc += 1
+    nic.counters.hgotc += length + 4
+    if pools:
+        if pools & (pools - 1):
+            nic.counters.flooded += 1
+        else:
+            nic.card.forwarded += 1
+        owner.gptlbc += 1
+        owner.gotlbc += length + 4
+
+
+@part
+def send_wire(nic: Row, destination: int, head: int, body: int, length: int) -> None:
+    """Send a frame to the wire: count it as the port does, and leave it for the uplink."""
+    p = nic.port
+    c = nic.counters
+    nic.turn.taken += length + 4
+    c.gptc += 1
+    c.gotc += length + 4
+    c.tpt += 1
+    c.tot += length + 4
+    count_size(nic, length, True)
+    if destination == BROADCAST:
+        c.bptc += 1
+    elif destination & 1:
+        c.mptc += 1
+    if p.capture:
+        capture_frame(nic, WIRE, 1, head, body, length)
+    if p.departures:
+        depart(nic, head, body, length)
+
+
+@part
+def spread_scarce(nic: Row, pool: int, target: int, pools: int, head: int, body: int, length: int, tci: int) -> int:
+    """Spread a frame of `pool`, and enter what of the scarce receiver `target` (-1: none) it has had."""
+    taken = nic.turn.taken
+    nic.turn.refused = 0
+    left = spread(nic, pools, head, body, length, tci, True)
+    if target >= 0:
+        nic.had[target, pool] += nic.turn.taken - taken
+        if nic.turn.taken != taken:
+            nic.claims[target, pool] = 0
+        elif nic.turn.refused:
+            nic.claims[target, pool] = nic.turn.turns
+    return left
+
+
 @kernel
 def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> int:
     """Send one whole frame of a pool through the switch.
@@ -128,12 +206,8 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
     YIELDED, others go first. A frame that stalled is checked and switched again: its sender may have changed it.
     """
     p = nic.port
-    owner = nic.pools[pool]
-    vid = -1
-    tci = -1
-    if load16(head + 12) == swap16(p.vet & 0xFFFF) and length >= 18:
-        tci = swap16(load16(head + 14))
-        vid = tci & 0xFFF
+    tci = tag_of(nic, head, length)
+    vid = tci & 0xFFF if tci >= 0 else -1
     destination = load64(head) & MAC
     if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
         nic, q, pool, load64(head + 6) & MAC, vid
@@ -151,67 +225,23 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         if pools == 0:
             nic.drops[pool, why if why else DROP_WITHDRAWN] += 1
     else:
-        paced = wire and p.wire_up != 0 and p.wire_ps_per_byte != 0
-        if paced and is_scarce(nic, WIRE) and not has_turn(nic, WIRE, pool):
-            return YIELDED
-        if target >= 0 and nic.turn.resumed == q + 1:
-            nic.claims[target, pool] = nic.turn.turns
-            return YIELDED
-        if target >= 0 and not has_turn(nic, target, pool):
-            return YIELDED
-        if paced:
-            if p.wire_next_ps > p.now:
-                nic.scarce[WIRE] = p.epoch
-                nic.claims[WIRE, pool] = nic.turn.turns
-                return WAITING
-            p.wire_next_ps = max(p.wire_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
-            nic.had[WIRE, pool] += length + 4
-            nic.claims[WIRE, pool] = 0
+        leave = ask_leave(nic, q, pool, target, length, wire)
+        if leave != FORWARDED:
+            return leave
         if p.capture:
             capture_frame(nic, pool, 1, head, body, length)
         if wire or pools & pools - 1 or pools == 0:
             nic.turn.work += SWITCH_WORK
-        owner.gptc += 1
-        owner.gotc += length + 4
-        nic.counters.hgptc += 1
-        nic.counters.hgotc += length + 4
+        count_sent(nic, pool, pools, length)
         if wire and p.wire_up and not p.self_loop:
-            nic.turn.taken += length + 4
-            count_size(nic, length, True)
-            if destination & 1:
-                if destination == BROADCAST:
-                    nic.counters.bptc += 1
-                else:
-                    nic.counters.mptc += 1
-            if p.capture:
-                capture_frame(nic, WIRE, 1, head, body, length)
-            if p.departures:
-                depart(nic, head, body, length)
+            send_wire(nic, destination, head, body, length)
         elif pools == 0:
-            if wire and not p.self_loop and why == 0:
-                why = DROP_NO_UPLINK
-            nic.drops[pool, why] += 1
-        if pools:
-            if pools & (pools - 1):
-                nic.counters.flooded += 1
-            else:
-                nic.card.forwarded += 1
-            owner.gptlbc += 1
-            owner.gotlbc += length + 4
+            nic.drops[pool, DROP_NO_UPLINK if wire and not p.self_loop and why == 0 else why] += 1
     if pools == 0:
         return FORWARDED
-    taken = nic.turn.taken
-    nic.turn.refused = 0
-    left = spread(nic, pools, head, body, length, tci, True)
-    if target >= 0:
-        nic.had[target, pool] += nic.turn.taken - taken
-        if nic.turn.taken != taken:
-            nic.claims[target, pool] = 0
-        elif nic.turn.refused:
-            nic.claims[target, pool] = nic.turn.turns
+    left = spread_scarce(nic, pool, target, pools, head, body, length, tci)
+    p.stalled = q + 1 if left else 0
     if left:
-        p.stalled = q + 1
         p.stall_pools = left
         return STALLED
-    p.stalled = 0
     return FORWARDED

@@ -52,7 +52,7 @@ from virtfn.kernels._jit import (
     store64,
 )
 from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16, swap32
-from virtfn.kernels.i82576.ring import forget_chain, ring_count, window
+from virtfn.kernels.i82576.ring import advance, forget_chain, ring_count, window
 from virtfn.kernels.i82576.state import GATHER_AREA, GATHER_BYTES
 from virtfn.kernels.i82576.work import CHAIN_WORK, DESCRIPTOR_WORK, copy_work, sum_work
 from virtfn.kernels.vtd.ats import awaits_page
@@ -83,6 +83,95 @@ def area_of(nic: Row, q: int) -> int:
     return area
 
 
+@part
+def is_context(q1: int) -> bool:
+    """Tell whether a descriptor is a context."""
+    return q1 & (TXD_DEXT | TXD_DTYP_MASK) == TXD_DEXT | TXD_DTYP_CONTEXT
+
+
+@part
+def keep_context(r: Row, q0: int, q1: int) -> None:
+    """Keep a context for the chains that come after it."""
+    if q1 >> TXD_IDX_SHIFT & 1:
+        r.context1_q0 = q0
+        r.context1_q1 = q1
+    else:
+        r.context0_q0 = q0
+        r.context0_q1 = q1
+
+
+@part
+def take_piece(nic: Row, q: int, q0: int, q1: int, number: int) -> int:
+    """Take descriptor `number`, from 1, of the chain at the head of transmit queue `q`: a context, or bytes to collect.
+
+    Returns CHAIN_OPEN if the chain goes on, or how it ends here.
+    """
+    r = nic.tx[q]
+    if is_context(q1):
+        if number > 1:
+            return CHAIN_BAD
+        keep_context(r, q0, q1)
+        return CHAIN_CONTEXT
+    if q1 & TXD_DEXT and q1 & TXD_DTYP_MASK != TXD_DTYP_DATA:
+        return CHAIN_BAD
+    if number == 1:
+        r.first_word = q1
+    elif (q1 ^ r.first_word) & TXD_DEXT:
+        return CHAIN_BAD
+    size = q1 & TXD_LEN_MASK
+    if r.gathered + size > GATHER_BYTES - 64:
+        return CHAIN_BAD
+    iommu = iommu_at(nic.port.iommu)
+    if dma_copy_in(iommu, r.rid, q0, size, area_of(nic, q) + TAG_BYTES + r.gathered) != size:
+        return CHAIN_PAGE if awaits_page(iommu, r.rid) else CHAIN_FAULT
+    r.gathered += size
+    if not q1 & TXD_EOP:
+        return CHAIN_OPEN
+    if not q1 & TXD_DEXT:
+        r.first_word = q1  # a legacy chain's last descriptor says what to do with it
+    return CHAIN_DONE
+
+
+@part
+def walk_chain(nic: Row, q: int, available: int) -> tuple[int, int]:
+    """Go through the chain at the head of transmit queue `q`, on from the last call, as far as its turn goes.
+
+    What makes no sense, or was refused, is skipped to its end. Moves the head. Returns (code, descriptors used).
+    """
+    r = nic.tx[q]
+    begun = used = r.walked
+    gathered = r.gathered
+    r.head = r.head + used if r.head + used < r.size else r.head + used - r.size
+    most = used + max(1, (nic.turn.work_stop - nic.turn.work) // DESCRIPTOR_WORK)  # until this turn is over
+    ended = False
+    code = CHAIN_OPEN
+    while code == CHAIN_OPEN and used < min(available, most):
+        at = window(nic, r)
+        if at == 0 and r.enabled:
+            code = CHAIN_PAGE
+            break
+        used += 1
+        if at == 0:
+            code = CHAIN_FAULT
+            ended = True
+            break
+        q1 = load64(at + 8)
+        advance(r)
+        ended = q1 & TXD_EOP != 0 and not is_context(q1)
+        code = take_piece(nic, q, load64(at), q1, used)
+        if code == CHAIN_PAGE:
+            used -= 1
+    if used > begun:
+        nic.turn.work += CHAIN_WORK + (used - begun) * DESCRIPTOR_WORK + 2 * copy_work(r.gathered - gathered)
+    if (code == CHAIN_BAD or code == CHAIN_FAULT) and not ended:
+        begun = used
+        used = skip_chain(nic, q, used, available)
+        nic.turn.work += ((used if used else available) - begun) * DESCRIPTOR_WORK
+        if used == 0:
+            code = CHAIN_PAGE
+    return code, used
+
+
 @kernel
 def gather(nic: Row, q: int, pool: int) -> tuple[int, int]:
     """Collect the chain at the head of transmit queue `q` into the queue's area and apply its offloads.
@@ -98,95 +187,20 @@ def gather(nic: Row, q: int, pool: int) -> tuple[int, int]:
         forget_chain(r)
     if r.whole:
         return CHAIN_DONE, r.walked
-    frame = area_of(nic, q) + TAG_BYTES
     saved = r.head
-    used = r.walked
-    length = r.gathered
-    first = r.first_word
-    begun = used
-    ended = False
-    code = CHAIN_OPEN
-    r.head = saved + used if saved + used < r.size else saved + used - r.size
-    most = used + max(1, (nic.turn.work_stop - nic.turn.work) // DESCRIPTOR_WORK)  # until this turn is over
-    while used < min(available, most):
-        at = window(nic, r)
-        if at == 0 and r.enabled:
-            code = CHAIN_PAGE
-            break
-        if at == 0:
-            code = CHAIN_FAULT
-            ended = True
-            used += 1
-            break
-        q0 = load64(at)
-        q1 = load64(at + 8)
-        used += 1
-        r.head = r.head + 1 if r.head + 1 < r.size else 0
-        ended = q1 & TXD_EOP != 0
-        if q1 & TXD_DEXT and q1 & TXD_DTYP_MASK == TXD_DTYP_CONTEXT:
-            ended = False
-            if used > 1:
-                code = CHAIN_BAD
-            else:
-                code = CHAIN_CONTEXT
-                if q1 >> TXD_IDX_SHIFT & 1:
-                    r.context1_q0 = q0
-                    r.context1_q1 = q1
-                else:
-                    r.context0_q0 = q0
-                    r.context0_q1 = q1
-            break
-        if q1 & TXD_DEXT and q1 & TXD_DTYP_MASK != TXD_DTYP_DATA:
-            code = CHAIN_BAD
-            break
-        if used == 1:
-            first = q1
-        elif (q1 ^ first) & TXD_DEXT:
-            code = CHAIN_BAD
-            break
-        size = q1 & TXD_LEN_MASK
-        if length + size > GATHER_BYTES - 64:
-            code = CHAIN_BAD
-            break
-        if dma_copy_in(iommu_at(nic.port.iommu), r.rid, q0, size, frame + length) != size:
-            code = CHAIN_PAGE if awaits_page(iommu_at(nic.port.iommu), r.rid) else CHAIN_FAULT
-            used -= code == CHAIN_PAGE
-            break
-        length += size
-        if ended:
-            code = CHAIN_DONE
-            if not q1 & TXD_DEXT:
-                first = q1  # a legacy chain's last descriptor says what to do with it
-            break
-    if used > begun:
-        nic.turn.work += CHAIN_WORK + (used - begun) * DESCRIPTOR_WORK + 2 * copy_work(length - r.gathered)
-    if (code == CHAIN_BAD or code == CHAIN_FAULT) and not ended:
-        begun = used
-        used = skip_chain(nic, q, used, available)
-        nic.turn.work += ((used if used else available) - begun) * DESCRIPTOR_WORK
-        if used == 0:
-            code = CHAIN_PAGE
-    if code == CHAIN_OPEN and used == available and available == r.size - 1:
-        code = CHAIN_BAD  # a frame longer than the ring would never end
+    code, used = walk_chain(nic, q, available)
     r.head = saved
     r.win_hi = 0
-    r.first_word = first
-    if code == CHAIN_OPEN or (code == CHAIN_PAGE and used):
+    if code == CHAIN_OPEN and used == available and available == r.size - 1:
+        code = CHAIN_BAD  # a frame longer than the ring would never end
+    if code == CHAIN_DONE and not finish_chain(nic, q, pool):
+        code = CHAIN_BAD
+    if code == CHAIN_DONE or code == CHAIN_OPEN or (code == CHAIN_PAGE and used):
         r.walked = used
-        r.gathered = length
-        return code, used
-    if code != CHAIN_DONE:
+        r.whole = code == CHAIN_DONE
+    else:
         forget_chain(r)
-        return code, used
-    r.walked = used
-    r.gathered = length
-    sound = (
-        finish_advanced(nic, q, pool, first, length) if first & TXD_DEXT else finish_legacy(nic, q, pool, first, length)
-    )
-    r.whole = sound
-    if not sound:
-        forget_chain(r)
-    return CHAIN_DONE if sound else CHAIN_BAD, used
+    return code, used
 
 
 @part
@@ -208,7 +222,7 @@ def skip_chain(nic: Row, q: int, used: int, available: int) -> int:
             return 0 if r.enabled else available
         end = load64(at + 8) & TXD_EOP
         used += 1
-        r.head = r.head + 1 if r.head + 1 < r.size else 0
+        advance(r)
         if end:
             break
     return used
@@ -258,8 +272,17 @@ def finish_frame(nic: Row, q: int, pool: int, length: int, insert: bool, tci: in
 
 
 @kernel
+def finish_chain(nic: Row, q: int, pool: int) -> bool:
+    """Apply the offloads of a whole chain to the gathered frame; False if they make no sense."""
+    r = nic.tx[q]
+    if r.first_word & TXD_DEXT:
+        return finish_advanced(nic, q, pool, r.first_word, r.gathered)
+    return finish_legacy(nic, q, pool, r.first_word, r.gathered)
+
+
+@kernel
 def finish_advanced(nic: Row, q: int, pool: int, first: int, length: int) -> bool:
-    """Apply the offloads of an advanced chain to the gathered frame; False if they make no sense.
+    """Apply the offloads of an advanced chain, whose context says where its headers are.
 
     A frame that is too long to be sent gets no checksums: they would be work for nothing.
     """
@@ -275,27 +298,9 @@ def finish_advanced(nic: Row, q: int, pool: int, first: int, length: int) -> boo
     l4 = l3 + (c0 & 0x1FF)
     l4_type = c1 >> 11 & 3
     payload = first >> TXD_PAYLEN_SHIFT & 0x3FFFF
-    insert = first & TXD_VLE != 0
     tci = c0 >> TXC_VLAN_SHIFT & 0xFFFF
     if first & TXD_TSE:
-        header = l4 + (c1 >> TXC_L4LEN_SHIFT & 0xFF)
-        mss = c1 >> TXC_MSS_SHIFT & 0xFFFF
-        valid = l3 >= 14 and l4 >= l3 + (20 if c1 & TXC_TUCMD_IPV4 else 40)
-        valid = valid and (l4_type == TXC_L4T_TCP or l4_type == TXC_L4T_UDP)
-        valid = valid and header >= l4 + (20 if l4_type == TXC_L4T_TCP else 8) and header + payload == length
-        if not valid or payload == 0 or mss == 0 or header + mss + TAG_BYTES > MAX_FRAME:
-            return False
-        # Segments are cut later, from the gathered frame: remember what each needs.
-        r.seg_l3 = l3
-        r.seg_l4 = l4
-        r.seg_flags = first & (TXD_IXSM | TXD_TXSM)
-        r.seg_kind = l4_type | (0x10 if c1 & TXC_TUCMD_IPV4 else 0)
-        start = put_tag(nic, q, pool, length, insert, tci)
-        grown = TAG_BYTES - start
-        r.seg_l3 += grown
-        r.seg_l4 += grown
-        put_whole(r, start, length + grown, mss, header + grown)
-        return True
+        return payload != 0 and finish_large(nic, q, pool, first, length, l3, l4, c1, tci, length - payload)
     if payload != length:
         return False
     if first & TXD_TXSM:
@@ -311,7 +316,35 @@ def finish_advanced(nic: Row, q: int, pool: int, first: int, length: int) -> boo
         if l4 > length or l3 + 12 > length or l4 < l3 + 20:
             return False
         put_ip_checksum(frame, l3, l4)
-    return finish_frame(nic, q, pool, length, insert, tci)
+    return finish_frame(nic, q, pool, length, first & TXD_VLE != 0, tci)
+
+
+@part
+def finish_large(
+    nic: Row, q: int, pool: int, first: int, length: int, l3: int, l4: int, c1: int, tci: int, header: int
+) -> bool:
+    """Note what the segments of a large send need: they are cut later, from the gathered frame.
+
+    c1: second word of its context. header: bytes before its payload, which have to be those of its headers.
+    """
+    r = nic.tx[q]
+    mss = c1 >> TXC_MSS_SHIFT & 0xFFFF
+    l4_type = c1 >> 11 & 3
+    l4_bytes = c1 >> TXC_L4LEN_SHIFT & 0xFF
+    if l3 < 14 or l4 < l3 + (20 if c1 & TXC_TUCMD_IPV4 else 40) or header != l4 + l4_bytes:
+        return False
+    if (l4_type != TXC_L4T_TCP or l4_bytes < 20) and (l4_type != TXC_L4T_UDP or l4_bytes < 8):
+        return False
+    if mss == 0 or header + mss + TAG_BYTES > MAX_FRAME:
+        return False
+    start = put_tag(nic, q, pool, length, first & TXD_VLE != 0, tci)
+    grown = TAG_BYTES - start
+    r.seg_l3 = l3 + grown
+    r.seg_l4 = l4 + grown
+    r.seg_flags = first & (TXD_IXSM | TXD_TXSM)
+    r.seg_kind = l4_type | (0x10 if c1 & TXC_TUCMD_IPV4 else 0)
+    put_whole(r, start, length + grown, mss, header + grown)
+    return True
 
 
 @kernel

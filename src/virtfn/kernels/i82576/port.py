@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from virtfn.hw.eth import BROADCAST
 from virtfn.hw.i82576.desc import MAX_FRAME
-from virtfn.kernels._jit import Row, copy_bytes, kernel, load16, load64
+from virtfn.kernels._jit import Row, copy_bytes, kernel, load64
 from virtfn.kernels.card import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_TIMER, EV_UPLINK
-from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.classify import HEAD_BYTES
-from virtfn.kernels.i82576.forward import count_size, spread
+from virtfn.kernels.i82576.forward import count_size, spread, tag_of
 from virtfn.kernels.i82576.ring import publish
 from virtfn.kernels.i82576.rx import capture_frame, capture_room
 from virtfn.kernels.i82576.state import (
@@ -203,9 +202,7 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
             return True
         if p.capture:
             capture_frame(nic, WIRE, 0, head, frame, length)
-        tci = -1
-        if load16(head + 12) == swap16(p.vet & 0xFFFF) and length >= 18:
-            tci = swap16(load16(head + 14))
+        tci = tag_of(nic, head, length)
         mac = load64(head) & BROADCAST
         pools, why = switch_receive(nic, mac, tci & 0xFFF if tci >= 0 else -1)
         if pools == 0:

@@ -20,7 +20,20 @@ from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import translate
 from virtfn.kernels.vtd.iommu import iommu_at
 
-__all__ = ["HEAD", "TAIL", "forget_chain", "latch", "publish", "ring_count", "window", "window_end"]
+__all__ = [
+    "HEAD",
+    "TAIL",
+    "advance",
+    "forget_chain",
+    "latch",
+    "move_head",
+    "next_stretch",
+    "note_cause",
+    "publish",
+    "ring_count",
+    "window",
+    "window_hot",
+]
 
 BASE = 0x00
 LENGTH = 0x08
@@ -60,27 +73,7 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
         r.raw_control = -1  # look again when the function may master the bus again
         r.published = r.head
         return True
-    control = load32(regs + CONTROL)
-    base = load64(regs + BASE)
-    length = load32(regs + LENGTH)
-    layout = load32(regs + SRRCTL) if receive else load64(regs + WRITE_BACK)
-    if control != r.raw_control or base != r.raw_base or length != r.raw_len or layout != r.layout_raw:
-        r.raw_control = control
-        r.raw_base = base
-        r.raw_len = length
-        r.layout_raw = layout
-        r.enabled = 1 if control & ENABLE else 0
-        forget_chain(r)
-        r.base = base & ~np.int64(0x7F)
-        r.size = (length & _LENGTH) >> 4
-        if receive:
-            r.layout = (layout & _TYPE) >> _TYPE_SHIFT
-            packet = (layout & _PACKET) << 10
-            r.packet_bytes = packet if packet > 0 else r.default_bytes
-            r.header_bytes = (layout >> 8 & 0xF) << 6
-            r.drop_enable = 1 if layout & DROP_EN else 0
-        else:
-            r.head_wb = layout if layout & 1 else 0  # the enable stays in: 0 is an address too
+    latch_setup(r, regs, receive)
     head = load32(regs + HEAD) & 0xFFFF  # the bits that the registers have
     if head != r.published:
         r.published = head
@@ -99,6 +92,46 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     if r.enabled:
         r.bad_tail = tail
     return not news
+
+
+@part
+def latch_setup(r: Row, regs: int, receive: bool) -> None:
+    """Take over where the ring is, and how it is used, if the driver has changed that."""
+    control = load32(regs + CONTROL)
+    base = load64(regs + BASE)
+    length = load32(regs + LENGTH)
+    layout = load32(regs + SRRCTL) if receive else load64(regs + WRITE_BACK)
+    if control == r.raw_control and base == r.raw_base and length == r.raw_len and layout == r.layout_raw:
+        return
+    r.raw_control = control
+    r.raw_base = base
+    r.raw_len = length
+    r.layout_raw = layout
+    r.enabled = 1 if control & ENABLE else 0
+    forget_chain(r)
+    r.base = base & ~np.int64(0x7F)
+    r.size = (length & _LENGTH) >> 4
+    if receive:
+        r.layout = (layout & _TYPE) >> _TYPE_SHIFT
+        packet = (layout & _PACKET) << 10
+        r.packet_bytes = packet if packet > 0 else r.default_bytes
+        r.header_bytes = (layout >> 8 & 0xF) << 6
+        r.drop_enable = 1 if layout & DROP_EN else 0
+    else:
+        r.head_wb = layout if layout & 1 else 0  # the enable stays in: 0 is an address too
+
+
+@part
+def advance(r: Row) -> None:
+    """Move the head on by one descriptor."""
+    r.head = r.head + 1 if r.head + 1 < r.size else 0
+
+
+@part
+def note_cause(nic: Row, r: Row) -> None:
+    """Enter the interrupt cause of a queue."""
+    nic.port.pending |= r.cause
+    nic.port.eicr |= r.cause
 
 
 @kernel
@@ -136,10 +169,25 @@ def window(nic: Row, r: Row) -> int:
 
 
 @part
-def window_end(r: Row) -> int:
-    """Return the address behind the window. What walks through it stops here, whatever its index says."""
-    end: int = r.win_hpa + (r.win_hi - r.win_lo) * 16
-    return end
+def next_stretch(nic: Row, r: Row, at: int) -> tuple[int, int]:
+    """Move the head to the descriptor at `at`, and return the addresses of the first from there, and behind the last.
+
+    They are the device's, and in one piece; the end of the ring ends it too. (0, 0) if there is none, or no window.
+    """
+    move_head(r, at)
+    first = window(nic, r) if r.head != r.tail else 0
+    if first == 0:
+        return 0, 0
+    stop = min(r.win_hi, r.tail) if r.tail > r.head else r.win_hi
+    return first, first + (stop - r.head) * 16
+
+
+@part
+def move_head(r: Row, at: int) -> None:
+    """Move the head to the descriptor at `at`, in the window or behind it; 0: leave it where it is."""
+    if at:
+        head = r.win_lo + (at - r.win_hpa) // 16
+        r.head = head if head < r.size else 0
 
 
 window_hot = inlined(window.py_func)  # type: ignore[attr-defined]

@@ -32,9 +32,9 @@ from virtfn.hw.i82576.desc import (
     TXD_TXSM,
     TXD_VLE,
 )
-from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, store32_release, store64, store64_release
+from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release, store64, store64_release
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.i82576.ring import latch, window, window_end
+from virtfn.kernels.i82576.ring import latch, move_head, next_stretch, note_cause
 from virtfn.kernels.i82576.shares import is_scarce
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOWEST
 from virtfn.kernels.i82576.switch import MAC, find_pools, switch_transmit
@@ -43,10 +43,11 @@ from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import translate_hot
 from virtfn.kernels.vtd.iommu import iommu_at
 
-__all__ = ["PLAIN", "PLAIN_MASK", "serve_run"]
+__all__ = ["PLAIN", "PLAIN_MASK", "mark_done", "serve_run"]
 
 PLAIN_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_VLE | TXD_TSE | TXD_IXSM | TXD_TXSM
 PLAIN = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
+DELIVERED, REFUSED, LEFT = range(3)
 _DONE = RXD_DD | RXD_EOP | RXD_LB
 
 
@@ -67,39 +68,57 @@ def ordinary(nic: Row, q: int) -> bool:
 
 
 @kernel
-def receiver_of(nic: Row, pool: int, word0: int, word1: int) -> int:
-    """Pool that all frames with this header go to, and only there; -1 if they need the general path."""
+def receiver_of(nic: Row, pool: int, word0: int, word1: int) -> tuple[int, int]:
+    """Pool that all frames with this header go to, and only there; and how long they may be.
+
+    Pool -1: they need the general path.
+    """
     p = nic.port
     kind = word1 >> 32 & 0xFFFF
     if word0 & 1 or kind == IPV4_LOADED or kind == IPV6_LOADED or kind == swap16(p.vet & 0xFFFF):
-        return -1
+        return -1, 0
     source = (word0 >> 48 & 0xFFFF) | (word1 & 0xFFFFFFFF) << 16
     if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:
-        return -1
+        return -1, 0
     pools, wire, _ = switch_transmit(nic, pool, word0 & MAC, -1)
     if wire or pools == 0 or pools & (pools - 1):
-        return -1
+        return -1, 0
     target = LOWEST[pools & 0xFF]
     r = nic.rx[target]
     if r.epoch != p.epoch:
         latch(r, p.epoch, True)
-    plain = r.enabled and r.size and r.layout == SRRCTL_ADV_ONE
-    return target if plain and not is_scarce(nic, target) else -1
+    if not r.enabled or r.size == 0 or r.layout != SRRCTL_ADV_ONE or is_scarce(nic, target):
+        return -1, 0
+    return target, min(nic.pools[target].max_frame - 4, r.packet_bytes)
 
 
 @kernel
-def settle_run(
-    nic: Row, pool: int, target: int, frames: int, size: int, refused: int, refused_size: int, head: int
-) -> None:
+def settle_run(nic: Row, pool: int, target: int, place: int, frames: int, size: int) -> None:
     """Enter `frames` frames of `size` bytes in all, frame check sequences included, into every counter they concern.
 
-    refused, refused_size: those among them that the receiver's memory did not take.
+    place: the receive descriptor behind those that are used up; 0 if the head says which it is.
     """
+    r = nic.rx[target]
+    move_head(r, place)
     if frames == 0:
         return
-    p = nic.port
-    sender = nic.pools[pool]
+    settle_sent(nic, pool, frames, size)
     receiver = nic.pools[target]
+    c = nic.counters
+    receiver.gprc += frames
+    receiver.gorc += size
+    receiver.gprlbc += frames
+    receiver.gorlbc += size
+    nic.turn.taken += size
+    c.rpthc += frames
+    c.hgorc += size
+    note_cause(nic, r)
+
+
+@part
+def settle_sent(nic: Row, pool: int, frames: int, size: int) -> None:
+    """Enter frames into the counters of those that `pool` has sent."""
+    sender = nic.pools[pool]
     c = nic.counters
     sender.gptc += frames
     sender.gotc += size
@@ -108,19 +127,72 @@ def settle_run(
     c.hgptc += frames
     c.hgotc += size
     nic.card.forwarded += frames
-    frames -= refused
-    size -= refused_size
-    receiver.gprc += frames
-    receiver.gorc += size
-    receiver.gprlbc += frames
-    receiver.gorlbc += size
-    nic.turn.taken += size
-    c.rpthc += frames
-    c.hgorc += size
+
+
+@part
+def find_plain(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int]:
+    """Find the frame of a descriptor, `q0` and `q1`, of transmit queue `t`. Returns (length, address).
+
+    Length 0: it is not plain, or not there yet, and the general path takes it. Address 0: it was refused, and dropped.
+    """
+    length = q1 & TXD_LEN_MASK
+    if q1 & PLAIN_MASK != PLAIN or q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
+        return 0, 0
+    if length < MIN_FRAME or length > MAX_FRAME:
+        return 0, 0
+    source, run = translate_hot(iommu, t.rid, q0, length, 0)
+    if run == length:
+        return length, source
+    if run or awaits_page(iommu, t.rid):
+        return 0, 0
+    nic.drops[t.pool, DROP_DMA_FAULT] += 1
+    nic.turn.work += FAULT_WORK
+    return length, 0
+
+
+@part
+def deliver(
+    nic: Row, iommu: Row, pool: int, target: int, place: int, stop: int, source: int, length: int, limit: int,
+    word0: int, word1: int,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Copy a frame of `pool`, whose first 16 bytes are `word0` and `word1`, to the next descriptor of pool `target`.
+
+    place, stop: the receive descriptors at hand. limit: bytes that the receiver takes. Returns (code, place, stop). The
+    code is DELIVERED, and to be counted; REFUSED, a posted write that the IOMMU refuses: the device does not learn of
+    it, and goes on; or LEFT to the general path.
+    """
     r = nic.rx[target]
-    r.head = head
-    p.pending |= r.cause
-    p.eicr |= r.cause
+    if length > limit:
+        return LEFT, place, stop
+    if place == stop:
+        place, stop = next_stretch(nic, r, place)
+        if place == 0:
+            return LEFT, place, stop
+    code = DELIVERED
+    hpa, run = translate_hot(iommu, r.rid, load64(place), length, 1)
+    if run == length:
+        copy_bytes(hpa, source, length)
+        store64(hpa, word0)
+        store64(hpa + 8, word1)
+    elif run or awaits_page(iommu, r.rid):
+        return LEFT, place, stop
+    else:
+        code = REFUSED
+        nic.drops[target, DROP_DMA_FAULT] += 1
+        settle_sent(nic, pool, 1, length + 4)
+        note_cause(nic, r)
+    store64(place, 0)
+    store64_release(place + 8, _DONE | length << RXD_LEN_SHIFT)
+    return code, place + 16, stop
+
+
+@part
+def mark_done(t: Row, at: int, q1: int) -> bool:
+    """Mark a descriptor of transmit queue `t` as done if it asks for a report; tell whether it does."""
+    asked = q1 & TXD_RS != 0
+    if asked and t.head_wb == 0:
+        store32_release(at + 12, q1 >> 32 | 1)
+    return asked
 
 
 @kernel
@@ -133,110 +205,44 @@ def serve_run(nic: Row, q: int, budget: int) -> tuple[int, bool]:
         return 0, False
     iommu = iommu_at(nic.port.iommu)
     t = nic.tx[q]
-    pool = t.pool
-    rid = t.rid
-    head = t.head
-    tail = t.tail
-    at = window(nic, t)
-    if at == 0:
-        return 0, False
-    end = window_end(t)
-    target = -1
-    r = nic.rx[0]
-    word0 = 0
-    word1 = 0
-    r_rid = r_head = r_tail = r_end = r_at = limit = 0
-    frames = 0
-    in_run = size = refused = refused_size = 0
+    target, word0, word1, limit = -1, 0, 0, 0
+    at = end = place = stop = 0
+    frames = sent = in_run = size = 0
     asked = False
     # Frames and bytes are counted, and their work at the end: what a run does beyond its turn is a debt of its pool.
-    begun = 0  # units for what began: runs, and requests that were refused
-    sent = 0  # bytes
-    room = nic.turn.work_stop - nic.turn.work
-    budget = min(budget, room // (2 * FRAME_WORK) + 1)
-    while frames < budget and head != tail and begun + copy_work(sent) < room:
-        if at >= end:
-            t.head = head
-            at = window(nic, t)
+    turn = nic.turn
+    budget = min(budget, (turn.work_stop - turn.work) // (2 * FRAME_WORK) + 1)
+    while frames < budget and turn.work + copy_work(sent) < turn.work_stop:
+        if at == end:
+            at, end = next_stretch(nic, t, at)
             if at == 0:
                 break
-            end = window_end(t)
-        q0 = load64(at)
         q1 = load64(at + 8)
-        length = q1 & TXD_LEN_MASK
-        if q1 & PLAIN_MASK != PLAIN or q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
+        length, source = find_plain(nic, iommu, t, load64(at), q1)
+        if length == 0:
             break
-        if length < MIN_FRAME or length > MAX_FRAME:
-            break
-        source, run = translate_hot(iommu, rid, q0, length, 0)
-        if run == 0 and awaits_page(iommu, rid):
-            break
-        if run == 0:
-            nic.drops[pool, DROP_DMA_FAULT] += 1
-            begun += FAULT_WORK
-        elif run != length:
-            break
-        else:
+        if source:
             first = load64(source)
             second = load64(source + 8)
             if target < 0 or first != word0 or (second ^ word1) & MAC:
-                if target >= 0:
-                    settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
-                    in_run = size = refused = refused_size = 0
-                target = receiver_of(nic, pool, first, second)
-                begun += RUN_WORK
+                settle_run(nic, t.pool, target, place, in_run, size)
+                place = stop = in_run = size = 0
+                target, limit = receiver_of(nic, t.pool, first, second)
+                turn.work += RUN_WORK
                 if target < 0:
                     break
-                word0 = first
-                word1 = second
-                r = nic.rx[target]
-                r_rid = r.rid
-                r_head = r.head
-                r_tail = r.tail
-                r_at = r_end = 0
-                limit = min(nic.pools[target].max_frame - 4, r.packet_bytes)
-            if length > limit or r_head == r_tail:
+                word0, word1 = first, second
+            code, place, stop = deliver(nic, iommu, t.pool, target, place, stop, source, length, limit, first, second)
+            if code == LEFT:
                 break
-            if r_at >= r_end:
-                r.head = r_head
-                r_at = window(nic, r)
-                if r_at == 0:
-                    break
-                r_end = window_end(r)
-            place, run = translate_hot(iommu, r_rid, load64(r_at), length, 1)
-            if run == length:
-                copy_bytes(place, source, length)
-                store64(place, first)
-                store64(place + 8, second)
-            elif run or awaits_page(iommu, r_rid):
-                break
-            else:
-                # A posted write that the IOMMU refuses: the device does not learn of it, and goes on.
-                nic.drops[target, DROP_DMA_FAULT] += 1
-                refused += 1
-                refused_size += length + 4
-            store64(r_at, 0)
-            store64_release(r_at + 8, _DONE | length << RXD_LEN_SHIFT)
-            r_at += 16
-            r_head += 1
-            if r_head == r.size:
-                r_head = 0
-                r_end = 0  # what lies behind the ring is not the ring's
-            in_run += 1
-            size += length + 4
+            if code == DELIVERED:
+                in_run += 1
+                size += length + 4
             sent += length
-        if q1 & TXD_RS:
-            asked = True
-            if t.head_wb == 0:
-                store32_release(at + 12, q1 >> 32 | 1)
+        asked = mark_done(t, at, q1) or asked
         at += 16
-        head += 1
-        if head == t.size:
-            head = 0
-            end = 0
         frames += 1
-    nic.turn.work += begun + 2 * FRAME_WORK * frames + copy_work(sent)
-    if target >= 0:
-        settle_run(nic, pool, target, in_run, size, refused, refused_size, r_head)
-    t.head = head
+    turn.work += 2 * FRAME_WORK * frames + copy_work(sent)
+    move_head(t, at)
+    settle_run(nic, t.pool, target, place, in_run, size)
     return frames, asked

@@ -24,18 +24,9 @@ from virtfn.hw.i82576.desc import (
     SRRCTL_LEGACY,
     SRRCTL_SPLIT_ALWAYS,
 )
-from virtfn.kernels._jit import (
-    Row,
-    copy_bytes,
-    inlined,
-    kernel,
-    load8,
-    load64,
-    store64,
-    store64_release,
-)
+from virtfn.kernels._jit import Row, copy_bytes, inlined, kernel, load8, load64, part, store64, store64_release
 from virtfn.kernels.i82576.classify import HEAD_BYTES, split_point
-from virtfn.kernels.i82576.ring import latch, ring_count, window, window_hot
+from virtfn.kernels.i82576.ring import advance, latch, note_cause, ring_count, window, window_hot
 from virtfn.kernels.i82576.state import (
     CAPTURE_BYTES,
     CAPTURE_SLOTS,
@@ -108,7 +99,7 @@ def complete(nic: Row, q: int, at: int, q0: int, q1: int) -> None:
     r = nic.rx[q]
     store64(at, q0)
     store64_release(at + 8, q1)
-    r.head = r.head + 1 if r.head + 1 < r.size else 0
+    advance(r)
 
 
 @inlined
@@ -122,6 +113,33 @@ def choose_queue(nic: Row, pool: int, q0: int) -> int:
     if p.rss and q0 & 0xF:
         return int(nic.reta[q0 >> 32 & 0x7F]) & 0xF
     return 0
+
+
+@part
+def receive_whole(
+    nic: Row, pool: int, q: int, head: int, body: int, length: int, strip: bool, tci: int, q0: int, status: int
+) -> int:
+    """Receive into one descriptor in the advanced layout. Returns what `receive` returns."""
+    r = nic.rx[q]
+    at = window_hot(nic, r)
+    if at == 0 and r.enabled:
+        return refuse(nic, pool, q, DROP_PAGE_ABSENT)
+    if at == 0:
+        nic.drops[pool, DROP_DMA_FAULT] += 1
+        return RX_DROPPED
+    if strip:
+        good = write_stripped(nic, r.rid, load64(at), head, body, length)
+        length -= 4
+    else:
+        good = write_frame(nic, r.rid, load64(at), head, body, length)
+    if not good and awaits_page(iommu_at(nic.port.iommu), r.rid):
+        return refuse(nic, pool, q, DROP_PAGE_ABSENT)
+    complete(nic, q, at, q0, status | RXD_DD | RXD_EOP | length << RXD_LEN_SHIFT | tci << RXD_VLAN_SHIFT)
+    if good:
+        return RX_DONE
+    nic.drops[pool, DROP_DMA_FAULT] += 1
+    note_cause(nic, r)
+    return RX_DROPPED
 
 
 @kernel
@@ -155,36 +173,17 @@ def receive(
         q0 &= 0xFFFFFFFF
     if strip:
         status |= RXD_VP
+    else:
+        tci = 0
     if r.head == r.tail:
         return refuse(nic, pool, q, DROP_NO_DESCRIPTOR)
     if r.layout == SRRCTL_ADV_ONE and size <= r.packet_bytes:
-        at = window_hot(nic, r)
-        if at == 0 and r.enabled:
-            return refuse(nic, pool, q, DROP_PAGE_ABSENT)
-        if at == 0:
-            nic.drops[pool, DROP_DMA_FAULT] += 1
-            return RX_DROPPED
-        if not strip:
-            good = write_frame(nic, r.rid, load64(at), head, body, length)
-            tci = 0
-        else:
-            good = write_stripped(nic, r.rid, load64(at), head, body, length)
-        if not good and awaits_page(iommu_at(p.iommu), r.rid):
-            return refuse(nic, pool, q, DROP_PAGE_ABSENT)
-        complete(nic, q, at, q0, status | RXD_DD | RXD_EOP | size << RXD_LEN_SHIFT | tci << RXD_VLAN_SHIFT)
-        if not good:
-            nic.drops[pool, DROP_DMA_FAULT] += 1
+        code = receive_whole(nic, pool, q, head, body, length, strip, tci, q0, status)
     else:
-        if not strip:
-            tci = 0
         code = receive_scattered(nic, pool, q, head, body, length, strip, tci, q0, status)
-        if code != RX_DONE:
-            return code
-        good = True
-    p.pending |= r.cause
-    p.eicr |= r.cause
-    if not good:
-        return RX_DROPPED
+    if code != RX_DONE:
+        return code
+    note_cause(nic, r)
     owner.gprc += 1
     owner.gorc += length + 4
     if load8(head) & 1:
@@ -252,6 +251,16 @@ def receive_scattered(
         return refuse(nic, pool, q, DROP_NO_DESCRIPTOR)
     if iommu_at(nic.port.iommu).contexts[r.rid].device_tlb and not pages_present(nic, q, needed, length, split):
         return refuse(nic, pool, q, DROP_PAGE_ABSENT)
+    return write_pieces(nic, pool, q, needed, frame, length, split, tci, q0, status)
+
+
+@part
+def write_pieces(
+    nic: Row, pool: int, q: int, needed: int, frame: int, length: int, split: int, tci: int, q0: int, status: int
+) -> int:
+    """Write a frame to the next `needed` descriptors, its first `split` bytes to the first one's header buffer."""
+    r = nic.rx[q]
+    iommu = iommu_at(nic.port.iommu)
     good = True
     done = split
     for i in range(needed):
@@ -263,11 +272,11 @@ def receive_scattered(
         header = load64(at + 8)
         word0 = q0
         if split and i == 0:
-            good = dma_copy_out(iommu_at(nic.port.iommu), r.rid, header, split, frame) == split and good
+            good = dma_copy_out(iommu, r.rid, header, split, frame) == split and good
             word0 |= split << RXD_HDRLEN_SHIFT | RXD_SPH
         size = min(r.packet_bytes, length - done)
         if size > 0:
-            good = dma_copy_out(iommu_at(nic.port.iommu), r.rid, packet, size, frame + done) == size and good
+            good = dma_copy_out(iommu, r.rid, packet, size, frame + done) == size and good
         done += size
         last = i == needed - 1
         word1 = RXD_DD | (RXD_EOP if last else 0)
@@ -279,8 +288,7 @@ def receive_scattered(
             complete(nic, q, at, word0, word1)
     if not good:
         nic.drops[pool, DROP_DMA_FAULT] += 1
-        nic.port.pending |= r.cause
-        nic.port.eicr |= r.cause
+        note_cause(nic, r)
         return RX_DROPPED
     return RX_DONE
 
@@ -305,7 +313,7 @@ def pages_present(nic: Row, q: int, needed: int, length: int, split: int) -> boo
         if not present:
             break
         done += size
-        r.head = r.head + 1 if r.head + 1 < r.size else 0
+        advance(r)
     r.head = saved
     return present
 

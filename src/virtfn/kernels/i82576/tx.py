@@ -13,12 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.hw.eth import MIN_FRAME
-from virtfn.hw.i82576.desc import (
-    MAX_FRAME,
-    TXD_LEN_MASK,
-    TXD_PAYLEN_SHIFT,
-    TXD_RS,
-)  # fmt: skip
+from virtfn.hw.i82576.desc import MAX_FRAME, TXD_LEN_MASK, TXD_PAYLEN_SHIFT
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release
 from virtfn.kernels.card import EV_CAPTURE, EV_MORE, EV_TIMER
 from virtfn.kernels.i82576.classify import HEAD_BYTES
@@ -33,8 +28,8 @@ from virtfn.kernels.i82576.offload import (
     gather,
     segment,
 )
-from virtfn.kernels.i82576.ring import forget_chain, misbehave, ring_count, window, window_hot
-from virtfn.kernels.i82576.runs import PLAIN, PLAIN_MASK, serve_run
+from virtfn.kernels.i82576.ring import advance, forget_chain, misbehave, note_cause, ring_count, window, window_hot
+from virtfn.kernels.i82576.runs import PLAIN, PLAIN_MASK, mark_done, serve_run
 from virtfn.kernels.i82576.rx import capture_room
 from virtfn.kernels.i82576.state import (
     DROP_DMA_FAULT,
@@ -73,8 +68,7 @@ def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, i
         if q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
             nic.drops[pool, DROP_MALFORMED] += 1
             return FORWARDED, 1, misbehave(nic, q)
-        if length < 14 or length > MAX_FRAME:
-            nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+        if not sound_length(nic, pool, length):
             return FORWARDED, 1, 0
         hpa, run = translate_hot(iommu_at(nic.port.iommu), r.rid, q0, length, 0)
         if run == 0:
@@ -89,30 +83,40 @@ def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, i
             copy_bytes(scratch + HEAD_AREA, hpa, min(length, HEAD_BYTES))
             return forward(nic, q, pool, scratch + HEAD_AREA, hpa, length), 1, 0
     code, used = gather(nic, q, pool)
-    if code == CHAIN_OPEN and used < ring_count(r):
-        return WAITING, 0, EV_MORE
-    if code == CHAIN_OPEN or code == CHAIN_PAGE:
-        return WAITING, 0, 0
-    if code == CHAIN_FAULT:
-        nic.drops[pool, DROP_DMA_FAULT] += 1
-        nic.turn.work += FAULT_WORK
-        return FORWARDED, used, 0
-    if code == CHAIN_BAD:
-        nic.drops[pool, DROP_MALFORMED] += 1
-        return FORWARDED, used, misbehave(nic, q)
     if code != CHAIN_DONE:
-        return FORWARDED, used, 0
+        return without_frame(nic, q, pool, code, used)
     if r.chain_mss:
         verdict, events = send_segments(nic, q, pool)
         return verdict, used, events
-    length = r.chain_bytes
-    frame = area_of(nic, q) + r.chain_start
-    if length < 14 or length > MAX_FRAME:
-        nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+    if not sound_length(nic, pool, r.chain_bytes):
         return FORWARDED, used, 0
-    if p.capture and not capture_room(nic, length):
+    if p.capture and not capture_room(nic, r.chain_bytes):
         return WAITING, 0, EV_CAPTURE
-    return forward(nic, q, pool, frame, frame, length), used, 0
+    frame = area_of(nic, q) + r.chain_start
+    return forward(nic, q, pool, frame, frame, r.chain_bytes), used, 0
+
+
+@part
+def sound_length(nic: Row, pool: int, length: int) -> bool:
+    """Tell whether a frame is neither too short to be sent nor too long; count it as dropped if it is."""
+    if 14 <= length <= MAX_FRAME:
+        return True
+    nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+    return False
+
+
+@part
+def without_frame(nic: Row, q: int, pool: int, code: int, used: int) -> tuple[int, int, int]:
+    """Tell what becomes of a chain that gave no frame to send, as `send_one` does."""
+    if code == CHAIN_OPEN or code == CHAIN_PAGE:
+        return WAITING, 0, EV_MORE if code == CHAIN_OPEN and used < ring_count(nic.tx[q]) else 0
+    if code == CHAIN_FAULT:
+        nic.drops[pool, DROP_DMA_FAULT] += 1
+        nic.turn.work += FAULT_WORK
+    if code == CHAIN_BAD:
+        nic.drops[pool, DROP_MALFORMED] += 1
+        return FORWARDED, used, misbehave(nic, q)
+    return FORWARDED, used, 0
 
 
 @part
@@ -159,12 +163,8 @@ def write_back(nic: Row, q: int, used: int) -> bool:
         at = window(nic, r)
         if at == 0:
             return asked
-        word = load64(at + 8)
-        if word & TXD_RS:
-            asked = True
-            if r.head_wb == 0:
-                store32_release(at + 12, word >> 32 | 1)
-        r.head = r.head + 1 if r.head + 1 < r.size else 0
+        asked = mark_done(r, at, load64(at + 8)) or asked
+        advance(r)
     return asked
 
 
@@ -178,17 +178,75 @@ def can_report(nic: Row, r: Row) -> bool:
     return run != 0 or not awaits_page(iommu, r.rid)
 
 
+@part
+def report(nic: Row, r: Row) -> None:
+    """Write the head of a transmit queue back, where its driver wants that, and enter its interrupt cause."""
+    if r.head_wb:
+        hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.head_wb & ~np.int64(3), 4, 1)
+        if run == 4:
+            store32_release(hpa, r.head)
+    note_cause(nic, r)
+
+
+@part
+def keep_waiting(nic: Row, q: int, verdict: int, used: int, event: int) -> int:
+    """Leave the frame of queue `q` at its head, for what `send_one` says of it; returns events."""
+    events = 0
+    if verdict == YIELDED:
+        nic.turn.yielded |= 1 << q
+        events = EV_MORE
+    elif verdict == WAITING and used and not event:
+        events = EV_TIMER
+    if used or event:
+        nic.port.stall_epoch = nic.port.epoch
+    return events
+
+
+@part
+def serve_one(nic: Row, q: int) -> tuple[bool, bool, int]:
+    """Send the frame at the head of transmit queue `q`, and finish its descriptors.
+
+    Frames are paid for as they are sent, and the rate may hold up the next one, but not one that others wait for.
+    Returns (whether it is done with, whether it asked for a report, events).
+    """
+    p = nic.port
+    r = nic.tx[q]
+    owner = nic.pools[r.pool]
+    if owner.ps_per_byte and owner.next_ps > p.now and not p.stalled:
+        return False, False, EV_TIMER
+    at = window_hot(nic, r)
+    if at == 0 and r.enabled:
+        return False, False, 0
+    if at == 0:
+        nic.drops[r.pool, DROP_DMA_FAULT] += 1
+        return False, False, misbehave(nic, q)
+    sent = owner.gotc
+    q1 = load64(at + 8)
+    verdict, used, event = send_one(nic, q, r.pool, load64(at), q1)
+    if owner.ps_per_byte:
+        cost = (owner.gotc - sent) * owner.ps_per_byte
+        owner.next_ps = max(owner.next_ps, p.now - BURST_PS) + cost
+    if verdict != FORWARDED or used == 0:
+        return False, False, event | keep_waiting(nic, q, verdict, used, event)
+    p.stalled = 0
+    if used == 1:
+        asked = mark_done(r, at, q1)
+        advance(r)
+    else:
+        asked = write_back(nic, q, used)
+    forget_chain(r)
+    nic.turn.work += GENERAL_WORK
+    return True, asked, event
+
+
 @kernel
 def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
     """Send up to `budget` frames of transmit queue `q`, latched before, until its turn is over.
 
-    Frames are paid for as they are sent, and the rate may hold up the next one, but not one that others wait for.
     Returns (frames, events).
     """
     p = nic.port
     r = nic.tx[q]
-    pool = r.pool
-    owner = nic.pools[pool]
     events = 0
     frames = 0
     asked = False
@@ -206,51 +264,14 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             extraordinary = 0 if count else extraordinary + 1
             if count:
                 continue
-        if owner.ps_per_byte and owner.next_ps > p.now and not p.stalled:
-            events |= EV_TIMER
-            break
-        at = window_hot(nic, r)
-        if at == 0 and r.enabled:
-            break
-        if at == 0:
-            nic.drops[pool, DROP_DMA_FAULT] += 1
-            events |= misbehave(nic, q)
-            break
-        sent = owner.gotc
-        q1 = load64(at + 8)
-        verdict, used, event = send_one(nic, q, pool, load64(at), q1)
+        done, told, event = serve_one(nic, q)
         events |= event
-        if owner.ps_per_byte:
-            cost = (owner.gotc - sent) * owner.ps_per_byte
-            owner.next_ps = max(owner.next_ps, p.now - BURST_PS) + cost
-        if verdict != FORWARDED or used == 0:
-            if verdict == YIELDED:
-                nic.turn.yielded |= 1 << q
-                events |= EV_MORE
-            elif verdict == WAITING and used and not event:
-                events |= EV_TIMER
-            if used or event:
-                p.stall_epoch = p.epoch
+        if not done:
             break
-        p.stalled = 0
-        if used == 1:
-            if q1 & TXD_RS:
-                asked = True
-                if r.head_wb == 0:
-                    store32_release(at + 12, q1 >> 32 | 1)
-            r.head = r.head + 1 if r.head + 1 < r.size else 0
-        else:
-            asked = write_back(nic, q, used) or asked
-        forget_chain(r)
+        asked = asked or told
         frames += 1
-        nic.turn.work += GENERAL_WORK
         if p.blocked >> q & 1:
             break
     if asked:
-        if r.head_wb:
-            hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.head_wb & ~np.int64(3), 4, 1)
-            if run == 4:
-                store32_release(hpa, r.head)
-        p.pending |= r.cause
-        p.eicr |= r.cause
+        report(nic, r)
     return frames, events
