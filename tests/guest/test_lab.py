@@ -112,6 +112,10 @@ def test_a_kept_lab_has_shells_and_ends_with_a_guest_that_panics(tmp_path: Path,
             assert any(line.startswith("kept up") for line in run.stderr)
             listed = subprocess.run([*VIRTFN, "shell", "--json", "-"], capture_output=True, text=True, check=True)
             assert [entry["guest"] for entry in json.loads(listed.stdout)] == ["a", "b"]
+            ran = subprocess.run([*VIRTFN, "exec", "b", "--", "sh", "-c", "uname -s; exit 3"], stdout=-1, text=True)
+            assert (ran.returncode, ran.stdout) == (3, "Linux\n")
+            typed = subprocess.run([*VIRTFN, "shell", "b"], input="echo b-$((1+1))\n", stdout=-1, text=True, check=True)
+            assert "b-2" in typed.stdout
             with subprocess.Popen(
                 [*VIRTFN, "shell", "a"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             ) as shell:
@@ -127,7 +131,8 @@ def test_a_kept_lab_has_shells_and_ends_with_a_guest_that_panics(tmp_path: Path,
         finally:
             run.kill()
     assert run.returncode == 1
-    assert "lab linux-vms" not in out
+    assert out.startswith("lab linux-vms")
+    assert "ready: linux-vms is kept up" in out.splitlines()
     assert "guest a: its kernel has given up: Kernel panic" in err
 
 
