@@ -38,16 +38,8 @@ def begin(folder: Path, *, ignore: bool = False) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "XDG_RUNTIME_DIR": str(folder)},
-        preexec_fn=lambda: _listen(ignore),
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignore else None,
     )
-
-
-def _listen(ignore: bool) -> None:
-    """Ignore Ctrl-C or nothing, whatever these tests were started with: nohup ignores SIGHUP."""
-    for number in STATUS:
-        signal.signal(number, signal.SIG_DFL)
-    if ignore:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def listens(pid: int) -> bool:
