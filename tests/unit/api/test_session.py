@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -528,6 +529,7 @@ def test_a_command_in_a_guest_is_waited_for_and_holds_nobody_up(monkeypatch: pyt
         ({"guest": "a", "command": "true"}, "guest a is none under QEMU, or not there yet (EOPNOTSUPP)"),
         ({"guest": "a", "command": " "}, "there is a command (EINVAL)"),
         ({"guest": 1, "command": "true"}, "are text"),
+        ({"guest": "a", "command": "echo \ud800"}, "half a character (EINVAL)"),
     ],
 )
 def test_a_command_for_nobody_is_refused(params: dict[str, object], words: str) -> None:
@@ -548,3 +550,33 @@ def test_a_guest_that_restarts_has_forgotten_its_command(monkeypatch: pytest.Mon
         guest.jobs[0].lost = True
         with pytest.raises(VirtfnError, match="has restarted meanwhile"):
             next(pieces)
+
+
+def test_who_waits_for_a_guest_neither_spins_nor_loses_who_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest("linux")
+    monkeypatch.setattr(Session, "linux_guests", [guest])
+    clock = WallClock()
+    with session() as made:
+        made.start()
+        desk = Desk(made, clock)
+        first = desk.submit(RunInGuest("linux", "one"))
+        late: list[Future[Any]] = []
+        started = guest.start
+
+        def start(command: str) -> Job:
+            if not late:  # in the midst of a look
+                late.append(desk.submit(RunInGuest("linux", "two")))
+            return started(command)
+
+        monkeypatch.setattr(guest, "start", start)
+        for _ in range(3):
+            clock.sleep(6 * MS_PS)
+            desk.turn(clock.now())
+        assert [job.command for job in guest.jobs] == ["one", "two"]
+        assert not select.select([desk.fileno()], [], [], 0)[0], "it would not rest"
+        for job in guest.jobs:
+            job.outcome = Outcome(0, job.command)
+        clock.sleep(6 * MS_PS)
+        desk.turn(clock.now())
+        assert [future.result(0)["output"] for future in (first, *late)] == ["one", "two"]
+        desk.close()

@@ -67,6 +67,7 @@ class Desk(Actor):
         self._waiting: list[_Job[object]] = []
         self._looked = clock.now()
         self._wakes = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._rung = False
         self._open = True
 
     def submit(self, request: Request[T]) -> Future[T]:
@@ -83,17 +84,22 @@ class Desk(Actor):
             queue = self._waiting if request.waits else self._long if request.long else self._quick
             queue.append(job)  # type: ignore[arg-type]  # its answer is an object
             os.eventfd_write(self._wakes, 1)
+            self._rung = True
         return job.future
 
     def turn(self, now: Ps) -> int:
         """Carry out what fits into half a millisecond; return how many pieces that was."""
         if self._waiting and now - self._looked >= _LOOK_PS:
             self._looked = now
-            self._waiting = [job for job in list(self._waiting) if job.go_on()]
+            for job in list(self._waiting):  # more may come meanwhile
+                if not job.go_on():
+                    self._waiting.remove(job)
+        if self._rung:
+            self._rung = False
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wakes)
         if not (self._quick or self._long):
             return 0
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wakes)
         done = 0
         while done < _PIECES and (queue := self._quick or self._long) and self._clock.now() - now < _TURN_PS:
             if not queue[0].go_on():

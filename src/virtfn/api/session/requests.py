@@ -190,7 +190,11 @@ class RunInGuest(Request[OutcomeDocument]):
         guest, command = params.get("guest"), params.get("command")
         if not isinstance(guest, str) or not isinstance(command, str) or not command.strip():
             raise VirtfnError("guest and command are text, and there is a command", errno_name="EINVAL")
-        return cls(guest, command)
+        try:
+            command.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise VirtfnError("the command holds half a character", errno_name="EINVAL") from None
+        return cls(guest[:64], command)
 
     def pieces(self, session: Answering) -> InPieces[OutcomeDocument]:
         """Start it, and look now and then."""
