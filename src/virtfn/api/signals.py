@@ -33,13 +33,13 @@ class Ended(KeyboardInterrupt):
 
     def __del__(self) -> None:
         if not self.arrived and _waiting:  # nobody unwinds for it any more
-            signal.signal(signal.SIGALRM, partial(_again, self.status - 128))
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     for other in ENDING:
         signal.signal(other, _ignore)
+    signal.signal(signal.SIGALRM, partial(_again, number))
     raise Ended(number)
 
 
@@ -68,6 +68,7 @@ def ended_by_signals() -> Iterator[None]:
         if ended is None:
             raise
         ended.arrived = True
+        signal.setitimer(signal.ITIMER_REAL, 0)  # of one that got lost, if this is another
         raise ended from None
     finally:
         _waiting.pop()

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from unit.rig import Rig, frame, send, take
+from unit.rig import Rig, frame, lab_text, send, take
 from virtfn.api.lab import parse_lab
 from virtfn.api.session import Session
 from virtfn.machine.meter import EVENTS, Meter
-
-LAB = """
-name: metered
-pfs: [{name: pf0, sr-iov: {total-vfs: 2}}]
-guests:
-  - {name: a, memory-mib: 8, nic: {pf: pf0, io: sriov, vf: 0}}
-  - {name: b, memory-mib: 8, nic: {pf: pf0, io: sriov, vf: 1}}
-workload: {kind: pairs, frame-bytes: 104, frames: 500}
-"""
 
 
 def test_events_are_counted_by_name_and_no_other() -> None:
@@ -79,7 +70,7 @@ def test_a_function_takes_what_it_did_along_to_nobody() -> None:
 
 
 def test_a_lab_reads_the_meter() -> None:
-    with Session(parse_lab(LAB)) as session:
+    with Session(parse_lab(lab_text(workload="{kind: pairs, frame-bytes: 104, frames: 500}"))) as session:
         session.start()
         session.work()
         report = session.report()
