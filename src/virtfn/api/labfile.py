@@ -205,7 +205,7 @@ class _Builder:
         """Find what an alias stands for: its value, and where that is."""
         name = event.anchor or ""
         if name not in self._anchors:
-            self._fail(key, f"{quote(name)} is the name of no value above; write &{name} before one"[:200])
+            self._fail(key, f"{quote(name)} is the name of no value above; write & and that name before one")
         return self._anchors[name]
 
     def _copy(self, value: object, source: KeyPath, key: KeyPath) -> object:

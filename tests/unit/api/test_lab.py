@@ -92,6 +92,7 @@ def test_a_fault_in_what_is_merged_is_told_where_it_is_written() -> None:
     ("text", "complaint"),
     [
         ("a: &a [*a]\n", "'a' is the name of no value above"),
+        ("*\ud7fc", "'\\ud7fc' is the name of no value above; write & and that name before one"),
         ("<<: &x {a: 1}\n<<: *x\n", "is given twice"),
         ("a: &a " + "[" * 9 + "x" + "]" * 9 + "\nb: [[[[[[[[[*a]]]]]]]]]\n", "is nested deeper than 16 levels"),
     ],
@@ -245,7 +246,7 @@ WRONG = [
     (
         "frames: 100000",
         "frames: *x",
-        "lab.yaml:19: workload.frames: 'x' is the name of no value above; write &x before",
+        "lab.yaml:19: workload.frames: 'x' is the name of no value above; write & and that name",
     ),
     (
         "frames: 100000",
