@@ -2,7 +2,7 @@
 
     start      QEMU stands, processors stopped; the IOVM assigns the function and plugs it in
     boot       all run, until the agent of each answers
-    set_up     interfaces are found by their addresses, and get MTU, link and an IPv4 address
+    set_up     interfaces are found by their addresses, and get MTU, link, an IPv4 address, and their neighbours'
     wait       for commands in the guests, while everything goes on
     close      the machines end: as a power cut, from a guest's point of view
 
@@ -11,6 +11,7 @@ Whatever is waited for, NICs and functions are served, and a machine that has en
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -29,10 +30,11 @@ from virtfn.vmm.qemu import Machine as QemuMachine
 from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.world import World
 
-__all__ = ["LinuxGuest", "LinuxGuests", "words"]
+__all__ = ["LinuxGuest", "LinuxGuests", "meet", "words"]
 
 BOOT_S = 300.0
 SET_UP_S = 60.0
+PEER_S = 60.0
 _MTU = range(576, 9217)  # IPv4 asks for the least; igb and igbvf take no more
 _FCS_AND_HEADER = 18
 _SET_UP = """
@@ -165,8 +167,9 @@ class LinuxGuests(Actor):
     def set_up(self, frame_bytes: int) -> None:
         """Give each guest's interface its MTU, for such frames, and its address, and wait for its link.
 
-        Raises VirtfnError with the guest's own words if it cannot.
+        Raises VirtfnError with the guest's own words if it cannot, or if nobody comes to the other end of its wire.
         """
+        self._await_peers()
         mtu = min(max(frame_bytes - _FCS_AND_HEADER, _MTU.start), _MTU.stop - 1)
         jobs = [
             guest.start(_SET_UP.format(mac=format_mac(guest.mac), mtu=mtu, ip=guest.ip, tries=200))
@@ -178,6 +181,37 @@ class LinuxGuests(Actor):
             if outcome.status or not lines or not re.fullmatch(r"[\w.-]{1,15}", lines[-1], re.ASCII):
                 raise VirtfnError(f"guest {guest.lab.name}: {words(outcome)}")
             guest.device = lines[-1]
+        self._introduce()
+
+    def _await_peers(self) -> None:
+        """Wait until somebody is at the other end of each guest's wire: before, the guest has no link."""
+        began = self._clock.now()
+        for pf in [guest.pf for guest in self.guests if guest.pf.live]:
+            while pf.wire is not None and not pf.wire.up:
+                where = f"the uplink of {pf.name}, {self._machine.lab.pf(pf.name).uplink}"
+                self._tell(f"waiting for {where}", began)
+                self._world.tick()
+                if self._clock.now() - began > PEER_S * S_PS:
+                    raise VirtfnError(
+                        f"{where}: nobody was there for {PEER_S:g} s; start who connects, or bring the interface up: "
+                        "docs/uplinks.md",
+                        errno_name="ETIMEDOUT",
+                    )
+
+    def _introduce(self) -> None:
+        """Tell guests on a wire the addresses of their neighbours in the lab, for good.
+
+        Whoever is outside may answer for any address, before the neighbour does: passt does. Raises VirtfnError with
+        the guest's own words if it cannot.
+        """
+        jobs = {}
+        for g, guest in enumerate(self.guests):
+            others = [other for other in self.guests if other.pf is guest.pf and other is not guest]
+            if others and guest.pf.live:
+                jobs[g] = guest.start(" && ".join(meet(guest.device, other) for other in others))
+        for g, outcome in zip(jobs, self.wait(list(jobs.values()), "setting up interfaces", SET_UP_S), strict=True):
+            if outcome.status:
+                raise VirtfnError(f"guest {self.guests[g].lab.name}: ip neigh: {words(outcome)}")
 
     # Running commands.
 
@@ -222,6 +256,14 @@ class LinuxGuests(Actor):
         self._world.remove(self._pump)
         self._vms.clear()
         self.guests.clear()
+
+
+def meet(device: str, other: LinuxGuest) -> str:
+    """Return the command that tells an interface of a neighbour: its IPv4 and its link-local IPv6 address."""
+    mac = int(other.mac).to_bytes(6, "little")
+    local = ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]]))
+    towards = f"lladdr {format_mac(other.mac)} dev {device} nud permanent"
+    return " && ".join(f"ip neigh replace {address} {towards}" for address in (other.ip, local))
 
 
 def words(outcome: Outcome) -> str:
