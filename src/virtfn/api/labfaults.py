@@ -136,26 +136,31 @@ def _linux_faults(lab: Lab) -> Iterator[Fault]:
                 )
 
 
-def _teams(lab: Lab) -> Iterator[tuple[str, int]]:
-    """List who works together, embedded guests and the Linux guests of each PF: (in words, how many)."""
+def _teams(lab: Lab) -> Iterator[tuple[str, int, str]]:
+    """List who works together, embedded guests and the Linux guests of each PF: (in words, how many, what to add).
+
+    A guest that has a PF whole, or that pings and is alone on a PF that leads outside, works alone.
+    """
     embedded = sum(guest.vmm == "embedded" for guest in lab.guests)
     if embedded == len(lab.guests):
-        yield "guests", embedded
+        yield "guests", embedded, "a guest"
         return
     if embedded:
-        yield "embedded guests", embedded
+        yield "embedded guests", embedded, "a guest"
     for pf in lab.pfs:
         on_pf = [guest for guest in lab.guests if guest.nic.pf == pf.name and guest.vmm == "qemu"]
-        if on_pf and on_pf[0].nic.io != "passthrough":
-            yield f"qemu guests on {pf.name}", len(on_pf)
+        if not on_pf or on_pf[0].nic.io == "passthrough":
+            continue
+        if len(on_pf) > 1 or lab.workload.kind != "ping" or not pf.leads_outside:
+            yield f"qemu guests on {pf.name}", len(on_pf), "a guest, or give it an uplink, tap or stream, and use ping"
 
 
 def _workload_faults(lab: Lab) -> Iterator[Fault]:
     work = lab.workload
     kind: KeyPath = ("workload", "kind")
-    for who, guests in _teams(lab):
+    for who, guests, more in _teams(lab):
         if guests < 2:
-            yield Fault(kind, f"{work.kind} needs two {who} or more, here is {guests}; add a guest")
+            yield Fault(kind, f"{work.kind} needs two {who} or more, here is {guests}; add {more}")
         elif work.kind == "pairs" and guests % 2:
             yield Fault(kind, f"pairs needs an even number of {who}, here are {guests}; add or drop one")
     yield from _lonely_faults(lab)
@@ -168,7 +173,7 @@ def _workload_faults(lab: Lab) -> Iterator[Fault]:
         elif not work.pcap.is_file():
             yield Fault(("workload", "pcap"), f"no file {quote(str(work.pcap))}; names are relative to the lab file")
         for i, pf in enumerate(lab.pfs):
-            if pf.uplink.startswith(("tap:", "stream:")):
+            if pf.leads_outside:
                 yield Fault(("pfs", i, "uplink"), "a replay knows every frame; use uplink: none or pcap:FILE")
         if "frame_bytes" in given:
             yield Fault(("workload", "frame-bytes"), "the capture decides the sizes of frames; leave this key out")

@@ -130,7 +130,8 @@ class Pf(_Section):
     uplink: str = Field(
         default="none",
         pattern=r"^(none|pcap:.+|tap:[^/\s:]{1,15}|stream:.+)$",
-        description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET or stream:listen:SOCKET",
+        description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET or stream:listen:SOCKET; "
+        "docs/uplinks.md has a recipe for each",
     )
     sr_iov: SrIov | None = None
 
@@ -145,6 +146,11 @@ class Pf(_Section):
     def total_vfs(self) -> int:
         """VFs of this PF; 0 without SR-IOV."""
         return self.sr_iov.total_vfs if self.sr_iov else 0
+
+    @property
+    def leads_outside(self) -> bool:
+        """Whether others may be at its uplink: a tap or a stream."""
+        return self.uplink.startswith(("tap:", "stream:"))
 
     def policy(self, vf: int) -> VfPolicy:
         """Return the policy of VF `vf`: what the lab says, or the defaults."""
@@ -197,7 +203,10 @@ class Guest(_Section):
 class Workload(_Section):
     """What the guests do."""
 
-    kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack"]
+    kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack"] = Field(
+        description="a guest with vmm qemu that is alone on its PF needs ping, and an uplink, tap or stream: it tests "
+        "its link"
+    )
     frame_bytes: int = Field(
         default=1518,
         ge=64,

@@ -3,7 +3,8 @@
     ping      neighbours ping each other, in turn
     pairs     the same, then iperf3 from each to its neighbour, one way after the other
     fan-in    all ping the first, then iperf3 from all to it at once
-    alone     a guest that has a PF whole has nobody to talk to: its driver tests the card (ethtool -t)
+    alone     a guest that has a PF whole, or that is the only one on its PF, beside an uplink, has nobody to talk to:
+              its driver tests the card, that of a VF its link (ethtool -t)
 
 Guests are neighbours by twos in the order of the lab, or in a ring if their number is odd.
 """

@@ -450,6 +450,35 @@ def test_a_linux_guest_that_cannot_be(old: str, new: str, expected: str) -> None
     assert expected in str(caught.value)
 
 
+def alone(uplink: str, kind: str) -> str:
+    pf = f"{{name: pf0, uplink: '{uplink}', sr-iov: {{total-vfs: 1}}}}"
+    guest = "{name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}"
+    return f"name: l\npfs: [{pf}]\nguests: [{guest}]\nworkload: {{kind: {kind}}}\n"
+
+
+@pytest.mark.parametrize("uplink", ["tap:tap7", "stream:wire", "stream:listen:wire"])
+def test_a_linux_guest_alone_beside_an_uplink_is_a_lab(uplink: str) -> None:
+    refuse_unsupported(parse_lab(alone(uplink, "ping")))
+    both = LINUX.replace("name: pf0,", f"name: pf0, uplink: '{uplink}',").replace("kind: pairs", "kind: ping")
+    refuse_unsupported(parse_lab(both.replace("  - {name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}\n", "")))
+
+
+@pytest.mark.parametrize(
+    ("uplink", "kind"), [("none", "ping"), ("pcap:x", "ping"), ("stream:wire", "pairs"), ("tap:tap7", "fan-in")]
+)
+def test_a_linux_guest_alone_needs_an_uplink_and_ping(uplink: str, kind: str) -> None:
+    said = "needs two qemu guests on pf0 or more, here is 1; add a guest, or give it an uplink, tap or stream, and use"
+    with pytest.raises(LabError) as caught:
+        parse_lab(alone(uplink, kind), "lab.yaml")
+    assert str(caught.value) == f"lab.yaml:4: workload.kind: {kind} {said} ping"
+
+
+def test_an_embedded_guest_alone_is_no_lab_beside_an_uplink_either() -> None:
+    text = alone("stream:wire", "ping").replace("vmm: qemu, ", "")
+    with pytest.raises(LabError, match=r"ping needs two guests or more, here is 1; add a guest$"):
+        parse_lab(text)
+
+
 LINUX_UNSUPPORTED = [
     ("kind: pairs", "kind: broadcast", "workload.kind: broadcast by qemu guests is not supported"),
     ("vf: 1, map-rings: false", "io: split", "split I/O comes with the comparison of the four models"),

@@ -67,11 +67,13 @@ class Answers:
         return [cast(Outcome, job.outcome) for job in jobs]
 
 
-def work_of(kind: str, guests: int, drops: dict[str, int] | None = None, **more: str) -> tuple[LinuxWork, Answers]:
+def work_of(
+    kind: str, guests: int, drops: dict[str, int] | None = None, uplink: str = "none", **more: str
+) -> tuple[LinuxWork, Answers]:
     vms = "".join(f"  - {{name: g{n}, vmm: qemu, nic: {{pf: p, vf: {n}}}}}\n" for n in range(guests))
     keys = "".join(f", {key}: {value}" for key, value in more.items())
-    text = f"name: l\npfs: [{{name: p, sr-iov: {{total-vfs: 8}}}}]\nguests:\n{vms}workload: {{kind: {kind}{keys}}}\n"
-    lab = parse_lab(text)
+    pfs = f"pfs: [{{name: p, uplink: '{uplink}', sr-iov: {{total-vfs: 8}}}}]\n"
+    lab = parse_lab(f"name: l\n{pfs}guests:\n{vms}workload: {{kind: {kind}{keys}}}\n")
     answers = Answers()
     pf = SimpleNamespace(name="p", nic=SimpleNamespace(pf_rid=0x100, drops=lambda pool: drops or {}))
     for n, guest in enumerate(lab.guests):
@@ -111,6 +113,26 @@ def test_an_odd_number_pings_in_a_ring() -> None:
     work.run()
     assert talks(answers, "ping") == [[("g0", "g1")], [("g1", "g2")], [("g2", "g0")]]
     assert talks(answers, "iperf3 -J") == []
+
+
+def test_a_guest_alone_beside_an_uplink_tests_its_link() -> None:
+    work, answers = work_of("ping", 1, uplink="stream:wire")
+    work.run()
+    assert talks(answers, "ping") == []
+    assert ("g0", "ethtool -t eth0 offline") in [told for turn in answers.told for told in turn]
+    (report,) = work.reports()
+    assert report["self_test"] == "passed"
+    assert work.flows == []
+    assert verdict(report_of(work)).passed
+
+
+def test_a_guest_alone_whose_link_fails_fails_the_run() -> None:
+    work, answers = work_of("ping", 1, uplink="tap:tap7")
+    answers.answer = lambda guest, command: (
+        Outcome(1, "The test result is FAIL\n") if command.startswith("ethtool") else None
+    )
+    work.run()
+    assert verdict(report_of(work)).words.startswith("g0: ethtool -t: The test result is FAIL")
 
 
 def test_all_send_to_the_first_at_once() -> None:

@@ -81,7 +81,11 @@ def _linux(guests: list[GuestReport]) -> list[RenderableType]:
             f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",
             "-" if "self_test" in g else f"{g['exits_per_frame']:.2f}",
         )
-    tests = [Text(f"{g['name']}: self-test of the card {g['self_test']}") for g in linux if "self_test" in g]
+    tests = [
+        Text(f"{g['name']}: self-test of {'its link' if g['io'] == 'sriov' else 'the card'} {g['self_test']}")
+        for g in linux
+        if "self_test" in g
+    ]
     return [table, *tests, Text("")]
 
 

@@ -31,7 +31,9 @@ def test_linux_guests_have_a_table_of_their_own() -> None:
     linux = shown[shown.index("Linux") :].splitlines()
     assert linux[2].split() == ["a", "sriov", "7.8", "s", "2.25", "ms", "626", "Mb/s", "0.02"]
     assert linux[3].split() == ["b", "sriov", "9.0", "s", "-", "-", "-"]
-    assert "b: self-test of the card passed" in shown
+    assert "b: self-test of its link passed" in shown
+    second["io"] = "passthrough"
+    assert "b: self-test of the card passed" in text(render_report(report))
 
 
 def test_a_slow_link_is_said_not_to_slow_frames_between_vfs() -> None:
