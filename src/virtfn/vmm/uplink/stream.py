@@ -79,7 +79,8 @@ class StreamUplink:
             peer.close()
             raise VirtfnError(
                 f"no uplink at {self._path}: {e.strerror or e}; start what listens there first, "
-                f"like passt --socket {self._path}, or let this side listen: stream:listen:{self._path}",
+                f"like passt --socket {self._path}, or let this side listen: stream:listen:{self._path}; "
+                "docs/uplinks.md has recipes",
                 errno_name=errno.errorcode.get(e.errno or 0, ""),
             ) from None
         take_all_rights(peer)
