@@ -69,6 +69,8 @@ declarations. Offsets, resets and strides are hexadecimal, counts and bits decim
 | stored | it keeps what is written, and has nothing more to do here |
 | absent | the function behind it does not exist here; its name is known, so that traces show who asks for it |
 
+A bit of a modelled register that is marked stored keeps what is written, or reads as at reset, and does nothing.
+
 Software changes bits as the *Access* of the register says, or as the one at the bit says. A mask after the access
 gives the bits that a write can change, where these are not all.
 
@@ -99,12 +101,13 @@ def has_status(regmap: type[RegMap]) -> bool:
     return any(decl.status is not Status.STORED for decl in regmap.DECLS)
 
 
-def bits(field: Field) -> str:
-    """Write a field as `ENABLE` 25."""
+def bits(field: Field, shown: bool) -> str:
+    """Write a field as `ENABLE` 25. shown: say so if it is stored only."""
     span = f"{field.msb}" if field.width == 1 else f"{field.msb}:{field.lsb}"
     access = f" {field.access.name}" if field.access is not None else ""
     values = f" ({', '.join(f'{v.value} {v.name}' for v in field.values)})" if field.values is not None else ""
-    return f"`{field.name}` {span}{access}{values}"
+    stored = " stored" if field.stored and shown else ""
+    return f"`{field.name}` {span}{access}{values}{stored}"
 
 
 def where(decl: Decl, scale: int) -> str:
@@ -127,7 +130,7 @@ def meaning(decl: Decl) -> str:
     about = about[:1].upper() + about[1:]
     if about and not about.endswith("."):
         about += "."
-    fields = ", ".join(bits(field) for field in reversed(decl.kind.FIELDS))
+    fields = ", ".join(bits(field, decl.status is Status.MODELLED) for field in reversed(decl.kind.FIELDS))
     return "<br>".join(part for part in (about, fields) if part).replace("|", "\\|")
 
 

@@ -52,9 +52,12 @@ class Status(enum.Enum):
 
 
 class Field:
-    """Name the bits `msb`..`lsb` of a register; `access` overrides the register's own."""
+    """Name the bits `msb`..`lsb` of a register; `access` overrides the register's own.
 
-    __slots__ = ("access", "lsb", "msb", "name", "values")
+    stored: they have no effect, in a register that is modelled otherwise.
+    """
+
+    __slots__ = ("access", "lsb", "msb", "name", "stored", "values")
 
     def __init__(
         self,
@@ -63,11 +66,13 @@ class Field:
         values: type[enum.IntEnum] | None = None,
         *,
         access: Access | None = None,
+        stored: bool = False,
     ) -> None:
         self.msb = msb
         self.lsb = msb if lsb is None else lsb
         self.values = values
         self.access = access
+        self.stored = stored
         self.name = ""
         if not 0 <= self.lsb <= self.msb < 256:
             raise ValueError(f"field bits {msb}..{lsb} are out of order")

@@ -70,23 +70,23 @@ class VlanInsert(enum.IntEnum):
 class CTRL(Register):
     """Device control."""
 
-    FD = Field(0)
+    FD = Field(0, stored=True)
     GIO_MASTER_DISABLE = Field(2)
-    LRST = Field(3)
-    ASDE = Field(5)
+    LRST = Field(3, stored=True)
+    ASDE = Field(5, stored=True)
     SLU = Field(6)
-    ILOS = Field(7)
-    SPEED = Field(9, 8, Speed)
-    FRCSPD = Field(11)
-    FRCDPLX = Field(12)
-    SDP0_DATA = Field(18)
-    SDP1_DATA = Field(19)
-    ADVD3WUC = Field(20)
-    SDP0_IODIR = Field(22)
-    SDP1_IODIR = Field(23)
+    ILOS = Field(7, stored=True)
+    SPEED = Field(9, 8, Speed, stored=True)
+    FRCSPD = Field(11, stored=True)
+    FRCDPLX = Field(12, stored=True)
+    SDP0_DATA = Field(18, stored=True)
+    SDP1_DATA = Field(19, stored=True)
+    ADVD3WUC = Field(20, stored=True)
+    SDP0_IODIR = Field(22, stored=True)
+    SDP1_IODIR = Field(23, stored=True)
     RST = Field(26, access=Access.SC)
-    RFCE = Field(27)
-    TFCE = Field(28)
+    RFCE = Field(27, stored=True)
+    TFCE = Field(28, stored=True)
     VME = Field(30)
     PHY_RST = Field(31, access=Access.SC)
 
@@ -96,8 +96,8 @@ class STATUS(Register):
 
     FD = Field(0)
     LU = Field(1)
-    LAN_ID = Field(3, 2)
-    TXOFF = Field(4)
+    LAN_ID = Field(3, 2, stored=True)
+    TXOFF = Field(4, stored=True)
     SPEED = Field(7, 6, Speed)
     ASDV = Field(8)  # bit 9 was its other half; here it tells that the NVM has been loaded
     LAN_INIT_DONE = Field(9)
@@ -105,7 +105,7 @@ class STATUS(Register):
     NUM_VFS = Field(17, 14)
     IOV_MODE = Field(18)
     GIO_MASTER_EN = Field(19)
-    DMA_CLOCK_GATING = Field(31)
+    DMA_CLOCK_GATING = Field(31, stored=True)
 
 
 class EECD(Register):
@@ -115,7 +115,7 @@ class EECD(Register):
     CS = Field(1)
     DI = Field(2)
     DO = Field(3, access=Access.RO)
-    FWE = Field(5, 4)
+    FWE = Field(5, 4, stored=True)
     REQ = Field(6)
     GNT = Field(7, access=Access.RO)
     PRES = Field(8, access=Access.RO)
@@ -148,12 +148,12 @@ class CTRL_EXT(Register):
 
     EE_RST = Field(13, access=Access.SC)
     PFRSTD = Field(14, access=Access.SC)
-    SPD_BYPS = Field(15)
-    RO_DIS = Field(17)
-    LINK_MODE = Field(23, 22, LinkMode)
+    SPD_BYPS = Field(15, stored=True)
+    RO_DIS = Field(17, stored=True)
+    LINK_MODE = Field(23, 22, LinkMode, stored=True)
     EXT_VLAN = Field(26)
     IAME = Field(27)
-    DRV_LOAD = Field(28)
+    DRV_LOAD = Field(28, stored=True)
 
 
 class MDIC(Register):
@@ -164,9 +164,9 @@ class MDIC(Register):
     PHY = Field(25, 21)
     OP = Field(27, 26, MdiOp)
     READY = Field(28)
-    INT_EN = Field(29)
+    INT_EN = Field(29, stored=True)
     ERROR = Field(30, access=Access.RO)
-    DEST = Field(31)
+    DEST = Field(31, stored=True)
 
 
 class VET(Register):
@@ -197,7 +197,7 @@ class SWSM(Register):
     """Software semaphore: reading SMBI sets it, SWESMBI is granted by reading back 1."""
 
     SMBI = Field(0)
-    SWESMBI = Field(1)
+    SWESMBI = Field(1, stored=True)
 
 
 class SW_FW_SYNC(Register):
@@ -240,17 +240,17 @@ class ICR(Register):
 
     TXDW = Field(0)
     LSC = Field(2)
-    RXSEQ = Field(3)
-    RXDMT = Field(4)
-    RXO = Field(6)
+    RXSEQ = Field(3, stored=True)
+    RXDMT = Field(4, stored=True)
+    RXO = Field(6, stored=True)
     RXDW = Field(7)
     VMMB = Field(8)
-    GPI = Field(14, 11)
-    MNG = Field(18)
-    TS = Field(19)
-    FER = Field(22)
-    NFER = Field(23)
-    SW_WD = Field(26)
+    GPI = Field(14, 11, stored=True)
+    MNG = Field(18, stored=True)
+    TS = Field(19, stored=True)
+    FER = Field(22, stored=True)
+    NFER = Field(23, stored=True)
+    SW_WD = Field(26, stored=True)
     DOUTSYNC = Field(28)  # spoofing and malicious-driver events share it; later parts call it MDDET
     TCP_TIMER = Field(30)
     INTA = Field(31)
@@ -269,18 +269,18 @@ class GPIE(Register):
 
     NSICR = Field(0)
     MULTIPLE_MSIX = Field(4)
-    LL_INTERVAL = Field(11, 7)
+    LL_INTERVAL = Field(11, 7, stored=True)
     EIAME = Field(30)
-    PBA_SUPPORT = Field(31)
+    PBA_SUPPORT = Field(31, stored=True)
 
 
 class EITR(Register):
     """Interrupt throttle: least time between two messages of a vector, in microseconds."""
 
     INTERVAL = Field(14, 2)
-    LLI_EN = Field(15)
-    LL_COUNTER = Field(20, 16)
-    MODERATION_COUNTER = Field(30, 21)
+    LLI_EN = Field(15, stored=True)
+    LL_COUNTER = Field(20, 16, stored=True)
+    MODERATION_COUNTER = Field(30, 21, stored=True)
     CNT_INGR = Field(31, access=Access.WO)  # written 1: this write leaves the counters alone
 
 

@@ -45,8 +45,6 @@ class Others:
     TDFT = absent(0x3418, "Transmit packet buffer tail.")
     TDFHS = absent(0x3420, "Transmit packet buffer head, saved.")
     TDFPC = absent(0x3430, "Transmit packet buffer: frames in it.")
-    DTXTCPFLGL = reg(0x359C, about="TCP flags kept in first and middle segments.")
-    DTXTCPFLGH = reg(0x35A0, about="TCP flags kept in the last segment.")
 
     PCS_CFG0 = absent(0x4200, "SerDes coding configuration.")
     PCS_LCTL = absent(0x4208, "SerDes link control.")

@@ -43,14 +43,14 @@ def phy(
 class BMCR(Register):
     """Control: reset, loopback, auto-negotiation."""
 
-    SPEED_MSB = Field(6)
-    COLLISION_TEST = Field(7)
-    DUPLEX = Field(8)
-    AN_RESTART = Field(9, access=Access.SC)
-    ISOLATE = Field(10)
+    SPEED_MSB = Field(6, stored=True)
+    COLLISION_TEST = Field(7, stored=True)
+    DUPLEX = Field(8, stored=True)
+    AN_RESTART = Field(9, access=Access.SC, stored=True)
+    ISOLATE = Field(10, stored=True)
     POWER_DOWN = Field(11)
-    AN_EN = Field(12)
-    SPEED_LSB = Field(13)
+    AN_EN = Field(12, stored=True)
+    SPEED_LSB = Field(13, stored=True)
     LOOPBACK = Field(14)
     RESET = Field(15, access=Access.SC)
 

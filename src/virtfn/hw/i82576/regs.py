@@ -88,7 +88,7 @@ class General:
     """Device, EEPROM, PHY access, flow control, semaphores."""
 
     CTRL = reg(0x0000, f.CTRL, reset=0x1, alias=0x0004, status=MODELLED)
-    # Link and speed come from the PHY, LAN_ID and the number of VFs from configuration space.
+    # Link and speed come from the PHY, the number of VFs from configuration space; of one port, LAN_ID is 0.
     STATUS = reg(0x0008, f.STATUS, RO, reset=0x00080600, status=MODELLED)
     EECD = reg(0x0010, f.EECD, reset=0x00000B00, writable=0x77, status=MODELLED)
     EERD = reg(0x0014, f.EERD, status=MODELLED)
@@ -203,6 +203,8 @@ class Queues:
     LVMMC = reg(0x3548, x.LVMMC, RC, writable=0, status=MODELLED)
     WVBR = reg(0x3554, x.WVBR, RC, writable=0, status=MODELLED)
     DTXCTL = reg(0x3590, x.DTXCTL, reset=0x44, status=MODELLED)
+    DTXTCPFLGL = reg(0x359C, x.DTXTCPFLGL, reset=0x0F760FF6, writable=0x0FFF0FFF, status=MODELLED)
+    DTXTCPFLGH = reg(0x35A0, x.DTXTCPFLGH, reset=0x00000F7F, writable=0x00000FFF, status=MODELLED)
     RTTDQSEL = reg(0x3604, writable=0xF, status=MODELLED, about="Transmit queue that RTTBCNRC speaks of.")
     RTTBCNRM = reg(0x3690, about="Rate limiter memory window; Linux writes 14h.")
     RTTBCNRC = reg(0x36B0, x.RTTBCNRC, writable=0x8FFFFFFF, status=MODELLED)

@@ -15,22 +15,22 @@ class RCTL(Register):
     """Receive control."""
 
     RXEN = Field(1)
-    SBP = Field(2)
+    SBP = Field(2, stored=True)
     UPE = Field(3)
     MPE = Field(4)
     LPE = Field(5)
     LBM = Field(7, 6)
-    RDMTS = Field(9, 8)
+    RDMTS = Field(9, 8, stored=True)
     MO = Field(13, 12)
     BAM = Field(15)
     BSIZE = Field(17, 16)
     VFE = Field(18)
-    CFIEN = Field(19)
-    CFI = Field(20)
-    PSP = Field(21)
-    DPF = Field(22)
-    PMCF = Field(23)
-    SECRC = Field(26)
+    CFIEN = Field(19, stored=True)
+    CFI = Field(20, stored=True)
+    PSP = Field(21, stored=True)
+    DPF = Field(22, stored=True)
+    PMCF = Field(23, stored=True)
+    SECRC = Field(26, stored=True)
 
 
 class SRRCTL(Register):
@@ -38,7 +38,7 @@ class SRRCTL(Register):
 
     BSIZEPACKET = Field(6, 0)  # KiB; 0: RCTL.BSIZE rules
     BSIZEHEADER = Field(13, 8)  # 64 bytes each; the part uses 11:8, Linux writes six bits
-    RDMTS = Field(24, 20)  # 16 descriptors each
+    RDMTS = Field(24, 20, stored=True)  # 16 descriptors each
     DESCTYPE = Field(27, 25, DescType)
     DROP_EN = Field(31)
 
@@ -59,34 +59,34 @@ class RDLEN(Register):
 class RXCTL(Register):
     """Receive DCA control: how a queue's PCIe writes are marked."""
 
-    DESC_DCA = Field(5)
-    HEAD_DCA = Field(6)
-    PAYLOAD_DCA = Field(7)
-    DESC_RRO = Field(9)
-    DESC_WRO = Field(11)
-    DATA_WRO = Field(13)
-    HEAD_WRO = Field(15)
-    CPUID = Field(31, 24)
+    DESC_DCA = Field(5, stored=True)
+    HEAD_DCA = Field(6, stored=True)
+    PAYLOAD_DCA = Field(7, stored=True)
+    DESC_RRO = Field(9, stored=True)
+    DESC_WRO = Field(11, stored=True)
+    DATA_WRO = Field(13, stored=True)
+    HEAD_WRO = Field(15, stored=True)
+    CPUID = Field(31, 24, stored=True)
 
 
 class RXDCTL(Register):
     """Receive descriptor control: thresholds, and the queue's enable."""
 
-    PTHRESH = Field(4, 0)
-    HTHRESH = Field(12, 8)
-    WTHRESH = Field(20, 16)
+    PTHRESH = Field(4, 0, stored=True)
+    HTHRESH = Field(12, 8, stored=True)
+    WTHRESH = Field(20, 16, stored=True)
     ENABLE = Field(25)
-    SWFLUSH = Field(26, access=Access.SC)
+    SWFLUSH = Field(26, access=Access.SC, stored=True)
 
 
 class RXCSUM(Register):
     """Receive checksum control."""
 
-    PCSS = Field(7, 0)
+    PCSS = Field(7, 0, stored=True)
     IPOFLD = Field(8)
     TUOFLD = Field(9)
-    CRCOFLD = Field(11)
-    IPPCSE = Field(12)
+    CRCOFLD = Field(11, stored=True)
+    IPPCSE = Field(12, stored=True)
     PCSD = Field(13)
 
 
@@ -100,16 +100,16 @@ class MRQC(Register):
     """Multiple receive queues command: queueing mode and what RSS hashes."""
 
     MODE = Field(2, 0, RxMode)
-    DEF_Q = Field(5, 3)
+    DEF_Q = Field(5, 3, stored=True)
     RSS_TCP4 = Field(16)
     RSS_IPV4 = Field(17)
-    RSS_TCP6_EX = Field(18)
-    RSS_IPV6_EX = Field(19)
+    RSS_TCP6_EX = Field(18, stored=True)
+    RSS_IPV6_EX = Field(19, stored=True)
     RSS_IPV6 = Field(20)
     RSS_TCP6 = Field(21)
     RSS_UDP4 = Field(22)
     RSS_UDP6 = Field(23)
-    RSS_UDP6_EX = Field(24)
+    RSS_UDP6_EX = Field(24, stored=True)
 
 
 class RETA(Register):
@@ -131,7 +131,7 @@ class RAH(Register):
     """Receive address, bytes 4 and 5, and the pools that it leads to."""
 
     RAH = Field(15, 0)
-    ASEL = Field(17, 16)
+    ASEL = Field(17, 16, stored=True)
     POOLSEL = Field(25, 18)
     AV = Field(31)
 
@@ -155,49 +155,63 @@ class TCTL(Register):
 
     EN = Field(1)
     PSP = Field(3)
-    CT = Field(11, 4)
-    BST = Field(21, 12)
-    SWXOFF = Field(22)
-    RTLC = Field(24)
+    CT = Field(11, 4, stored=True)
+    BST = Field(21, 12, stored=True)
+    SWXOFF = Field(22, stored=True)
+    RTLC = Field(24, stored=True)
 
 
 class TXCTL(Register):
     """Transmit DCA control: how a queue's PCIe accesses are marked."""
 
-    DESC_DCA = Field(5)
-    DESC_RRO = Field(9)
-    WB_RO = Field(11)
-    DATA_RRO = Field(13)
-    CPUID = Field(31, 24)
+    DESC_DCA = Field(5, stored=True)
+    DESC_RRO = Field(9, stored=True)
+    WB_RO = Field(11, stored=True)
+    DATA_RRO = Field(13, stored=True)
+    CPUID = Field(31, 24, stored=True)
 
 
 class TXDCTL(Register):
     """Transmit descriptor control: thresholds, and the queue's enable."""
 
-    PTHRESH = Field(4, 0)
-    HTHRESH = Field(12, 8)
-    WTHRESH = Field(20, 16)
+    PTHRESH = Field(4, 0, stored=True)
+    HTHRESH = Field(12, 8, stored=True)
+    WTHRESH = Field(20, 16, stored=True)
     ENABLE = Field(25)
-    SWFLUSH = Field(26, access=Access.SC)
-    PRIORITY = Field(27)
+    SWFLUSH = Field(26, access=Access.SC, stored=True)
+    PRIORITY = Field(27, stored=True)
 
 
 class TDWBAL(Register):
     """Head write-back address, low half, and its enable."""
 
     HEAD_WB_EN = Field(0)
-    SEQ_WB = Field(1)
+    SEQ_WB = Field(1, stored=True)
     ADDR = Field(31, 2)
 
 
 class DTXCTL(Register):
     """DMA transmit control."""
 
-    LL_8023 = Field(2)
-    VLAN_ADDED = Field(3)
-    OOS_EN = Field(4)
+    LL_8023 = Field(2, stored=True)
+    VLAN_ADDED = Field(3, stored=True)
+    OOS_EN = Field(4, stored=True)
     MDP_EN = Field(5)
     SPOOF_INT = Field(6)
+
+
+class DTXTCPFLGL(Register):
+    """TCP flags that the first and the middle segments of a large send keep: 12 bits, FIN the lowest."""
+
+    # Reset: FIN and PSH go with the last segment, CWR with the first alone.
+    FIRST = Field(11, 0)
+    MIDDLE = Field(27, 16)
+
+
+class DTXTCPFLGH(Register):
+    """TCP flags that the last segment of a large send keeps."""
+
+    LAST = Field(11, 0)
 
 
 class RTTBCNRC(Register):
@@ -252,14 +266,14 @@ class VMOLR(Register):
     BAM = Field(27)
     MPME = Field(28)
     STRVLAN = Field(30)
-    RSV31 = Field(31)  # must be written 1
+    RSV31 = Field(31, stored=True)  # must be written 1
 
 
 class RPLOLR(Register):
     """Offload of replicated frames."""
 
     STRVLAN = Field(30)
-    RSV31 = Field(31)  # must be written 1
+    RSV31 = Field(31, stored=True)  # must be written 1
 
 
 class DTXSWC(Register):

@@ -136,9 +136,9 @@ class GCMD(Register):
     SIRTP = Field(24)
     IRE = Field(25)
     QIE = Field(26)
-    WBF = Field(27)
-    EAFL = Field(28)
-    SFL = Field(29)
+    WBF = Field(27, stored=True)
+    EAFL = Field(28, stored=True)
+    SFL = Field(29, stored=True)
     SRTP = Field(30)
     TE = Field(31)
 
@@ -242,7 +242,7 @@ class IVA(Register):
     """Invalidate Address."""
 
     AM = Field(5, 0)  # log2 of the pages
-    IH = Field(6)
+    IH = Field(6, stored=True)
     ADDR = Field(63, 12)
 
 
@@ -250,8 +250,8 @@ class IOTLB(Register):
     """IOTLB Invalidate."""
 
     DID = Field(47, 32)
-    DW = Field(48)
-    DR = Field(49)
+    DW = Field(48, stored=True)
+    DR = Field(49, stored=True)
     IAIG = Field(58, 57, Granularity, access=Access.RO)
     IIRG = Field(61, 60, Granularity)
     IVT = Field(63)
