@@ -26,6 +26,11 @@ def classify_at(address: int, head: int, body: int, length: int, start: int) -> 
     return classify(nic_at(address), head, body, length, start)
 
 
+@kernel
+def split_at(address: int, frame: int, length: int, room: int, always: bool) -> int:
+    return split_point(nic_at(address), frame, length, room, always)
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["scattered", "contiguous"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     made = Rig(scattered=request.param)
@@ -64,10 +69,11 @@ def test_classify(rig: Rig, frame: bytes, want: twin.Offloads) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(frame=frames(), room=st.integers(1, 15).map(lambda n: n * 64), always=st.booleans())
-def test_split_point(frame: bytes, room: int, always: bool) -> None:
+def test_split_point(rig: Rig, frame: bytes, room: int, always: bool) -> None:
+    rig.reset()
     memory = np.frombuffer(frame + b"\x45" * 256, np.uint8)
     wanted = twin.pieces(frame, 5 if always else 2, 1 << 20, room)
-    assert split_point(address_of(memory), len(frame), room, always) == len(wanted[0][0])
+    assert split_at(rig.address, address_of(memory), len(frame), room, always) == len(wanted[0][0])
 
 
 @settings(max_examples=250, deadline=None)

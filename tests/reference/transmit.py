@@ -178,8 +178,10 @@ def _segments(
         if l4t == TCP:
             sequence = int.from_bytes(frame[l4 + 4 : l4 + 8], "big")
             one = _put(one, l4 + 4, sequence + at - end & 0xFFFFFFFF, 4)
-            if at + mss < len(frame):
-                one = _put(one, l4 + 13, frame[l4 + 13] & ~0x09, 1)
+            first, last = i == 0, at + mss >= len(frame)
+            for bit, kept in (1, last), (8, last), (0x80, first):  # FIN, PSH, CWR
+                if not kept:
+                    one = _put(one, l4 + 13, one[l4 + 13] & ~bit, 1)
         else:
             one = _put(one, l4 + 4, len(one) - l4)
         if _bit(q1, 41):

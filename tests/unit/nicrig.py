@@ -218,9 +218,11 @@ class Rig:
         self.port = nic["port"]
         self.set(**keep)
         self.set(
-            rx_enable=1, tx_enable=1, vmdq=1, pad=1, vet=0x81008100, loopback=1, replicate=1, default_pool=-1,
+            rx_enable=1, tx_enable=1, vmdq=1, pad=1, loopback=1, replicate=1, default_pool=-1,
+            tag_at=12, tag_kind=0x0081, inner_kind=0x0081,
             multicast_shift=36, rx_pools=0xFF, tx_pools=0xFF, bam_pools=0xFF, aupe_pools=0xFF,
             max_frame=STANDARD, max_tagged=TAGGED, eims=-1,
+            tcp_first=0xF6FF, tcp_middle=0x76FF, tcp_last=0x7FFF, tcp_only=0xFFFF,
         )  # fmt: skip
         self.regs[:] = 0
         for n in range(POOLS):

@@ -14,11 +14,14 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.devices.nic82576.registers import PortRegisters
+from virtfn.hw.eth import VLAN_BYTES, as_loaded
 from virtfn.hw.i82576 import Regs
-from virtfn.hw.i82576.fields import CTRL, RxMode
+from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, VET, RxMode, VlanInsert
 from virtfn.hw.i82576.rxtx import (
     DTXCTL,
     DTXSWC,
+    DTXTCPFLGH,
+    DTXTCPFLGL,
     MRQC,
     RAH,
     RCTL,
@@ -33,7 +36,7 @@ from virtfn.hw.i82576.rxtx import (
     VT_CTL,
 )
 from virtfn.kernels.csum import toeplitz_table
-from virtfn.kernels.i82576.state import MAC_SLOTS, POOLS
+from virtfn.kernels.i82576.state import MAC_SLOTS, PLAIN_TAG_AT, POOLS
 from virtfn.kernels.i82576.switch import IN_VFTA, LOCAL_VLAN, mac_slot
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
@@ -44,6 +47,7 @@ _MULTICAST_SHIFTS = (36, 35, 34, 32)  # RCTL.MO: which 12 bits of the address's 
 _PROPERTIES = (
     Regs.TCTL, Regs.VT_CTL, Regs.MRQC, Regs.DTXSWC, Regs.DTXCTL, Regs.RPLOLR, Regs.VMOLR, Regs.VMVIR,
     Regs.VFRE, Regs.QDE, Regs.RLPML, Regs.RXCSUM, Regs.VET, Regs.VMRCTL, Regs.VMRVLAN, Regs.VMRVM,
+    Regs.DTXTCPFLGL, Regs.DTXTCPFLGH,
 )  # fmt: skip
 
 
@@ -164,8 +168,6 @@ class L2Switch(Handlers):
         port["rx_enable"], port["tx_enable"], port["pad"] = rctl.RXEN and master, tctl.EN and master, tctl.PSP
         port["bam"], port["upe"], port["mpe"], port["vfe"] = rctl.BAM, rctl.UPE, rctl.MPE, rctl.VFE
         port["multicast_shift"] = _MULTICAST_SHIFTS[rctl.MO]
-        port["max_frame"] = peek(Regs.RLPML) if rctl.LPE else STANDARD_FRAME
-        port["max_tagged"] = peek(Regs.RLPML) if rctl.LPE else STANDARD_FRAME + 4
         port["vmdq"] = int(mrqc.MODE in (RxMode.VMDQ, RxMode.VMDQ_RSS))
         port["rss"] = int(mrqc.MODE in (RxMode.RSS, RxMode.VMDQ_RSS))
         port["rss_fields"] = mrqc.value >> 16
@@ -177,24 +179,55 @@ class L2Switch(Handlers):
         port["mac_spoof_pools"], port["vlan_spoof_pools"] = dtxswc.MACAS, dtxswc.VLANAS
         port["lle_pools"], port["strip_replicated"] = dtxswc.LLE, RPLOLR(peek(Regs.RPLOLR)).STRVLAN
         port["mdp"], port["spoof_int"] = dtxctl.MDP_EN, dtxctl.SPOOF_INT
-        port["vet"], port["drop_queues"] = peek(Regs.VET), peek(Regs.QDE)
+        port["drop_queues"] = peek(Regs.QDE)
         port["rx_pools"], port["tx_pools"] = peek(Regs.VFRE), peek(Regs.VFTE)
         port["bam_pools"], port["rompe_pools"], port["rope_pools"] = pools("BAM"), pools("ROMPE"), pools("ROPE")
         port["mpme_pools"], port["aupe_pools"] = pools("MPME"), pools("AUPE")
         if not port["vmdq"]:
             port["rx_pools"] = port["tx_pools"] = (1 << POOLS) - 1
+        standard = self._settle_tags()
+        port["max_frame"] = peek(Regs.RLPML) if rctl.LPE else standard
+        port["max_tagged"] = peek(Regs.RLPML) if rctl.LPE else standard + VLAN_BYTES
         for n, row in enumerate(self._nic["pools"]):
-            row["strip"], row["rsse"] = vmolr[n].STRVLAN, vmolr[n].RSSE
-            row["max_frame"] = vmolr[n].RLPML if vmolr[n].LPE else STANDARD_FRAME
-            row["max_tagged"] = vmolr[n].RLPML if vmolr[n].LPE else STANDARD_FRAME + 4
-            vmvir = VMVIR(peek(Regs.VMVIR, n))
-            row["vlan_mode"], row["vlan_tag"] = vmvir.VLANA, vmvir.PORT_VLAN
+            row["rsse"] = vmolr[n].RSSE
+            row["max_frame"] = vmolr[n].RLPML if vmolr[n].LPE else standard
+            row["max_tagged"] = vmolr[n].RLPML if vmolr[n].LPE else standard + VLAN_BYTES
             row["ps_per_byte"] = (8_000_000 // self.link_mbps) * self._rates[n] >> 14
+        self._settle_segments()
         self._settle_mirrors()
         buffer = 2048 >> rctl.BSIZE
         for row in self._nic["rx"]:
             row["default_bytes"] = buffer
             row["layout_raw"] = -1
+
+    def _settle_tags(self) -> int:
+        """Settle where tags are, and who strips and inserts them: pool by pool, or CTRL.VME if there are no pools.
+
+        Returns the longest standard frame without the tag that is stripped.
+        """
+        peek, port = self._registers.peek, self._nic["port"]
+        vet, double = VET(peek(Regs.VET)), CTRL_EXT(peek(Regs.CTRL_EXT)).EXT_VLAN
+        port["tag_at"] = PLAIN_TAG_AT + VLAN_BYTES * double
+        port["tag_kind"] = as_loaded(vet.OUTER if double else vet.INNER)
+        port["inner_kind"] = as_loaded(vet.INNER)
+        vlan_mode = CTRL(peek(Regs.CTRL)).VME
+        for n, row in enumerate(self._nic["pools"]):
+            vmvir = VMVIR(peek(Regs.VMVIR, n))
+            if port["vmdq"]:
+                row["strip"] = VMOLR(peek(Regs.VMOLR, n)).STRVLAN
+                row["vlan_mode"], row["vlan_tag"] = vmvir.VLANA, vmvir.PORT_VLAN
+            else:
+                row["strip"] = vlan_mode
+                row["vlan_mode"] = VlanInsert.BY_DESCRIPTOR if vlan_mode else VlanInsert.NEVER
+        return STANDARD_FRAME + VLAN_BYTES * double
+
+    def _settle_segments(self) -> None:
+        """Settle which TCP flags segments keep; what is in front of them, the data offset, all keep."""
+        port, offset = self._nic["port"], 0xF000
+        low = DTXTCPFLGL(self._registers.peek(Regs.DTXTCPFLGL))
+        last = DTXTCPFLGH(self._registers.peek(Regs.DTXTCPFLGH)).LAST
+        port["tcp_first"], port["tcp_middle"] = as_loaded(offset | low.FIRST), as_loaded(offset | low.MIDDLE)
+        port["tcp_last"], port["tcp_only"] = as_loaded(offset | last), as_loaded(offset | low.FIRST | last)
 
     def _settle_mirrors(self) -> None:
         peek, rules = self._registers.peek, self._nic["mirrors"]

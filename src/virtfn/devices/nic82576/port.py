@@ -186,6 +186,7 @@ class Port(Handlers):
         if command.EE_RST:
             self.nvm.reset()
             self.l2switch.reset()
+        self.l2switch.touch()
 
     @on_read(Regs.SWSM)
     def _swsm(self, index: int) -> int:
@@ -363,8 +364,10 @@ class Port(Handlers):
         self._link_seen = 0
 
     def port_reset(self) -> None:
-        """Do what CTRL.RST does."""
+        """Do what CTRL.RST does; it leaves CTRL_EXT.EXT_VLAN as it is."""
+        double = self.registers.peek(Regs.CTRL_EXT) & CTRL_EXT.EXT_VLAN.mask
         self._reset(_KEPT_BY_RST)
+        self.registers.poke(Regs.CTRL_EXT, 0, self.registers.peek(Regs.CTRL_EXT) | double)
         self.interrupts.reset(throttles=False)
 
     def power_on(self) -> None:

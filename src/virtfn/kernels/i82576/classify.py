@@ -6,7 +6,7 @@ Spec: 82576 datasheet, sections on packet type, receive checksum offload, RSS an
 
 from __future__ import annotations
 
-from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED, VLAN_LOADED
+from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED
 from virtfn.hw.i82576.desc import (
     RSS_IPV4,
     RSS_IPV6,
@@ -29,6 +29,7 @@ from virtfn.hw.i82576.desc import (
 )
 from virtfn.kernels._jit import Row, kernel, load8, load16, load32, part
 from virtfn.kernels.csum import fold, sum_bytes, swap16, toeplitz
+from virtfn.kernels.i82576.state import PLAIN_TAG_AT
 
 __all__ = ["HEAD_BYTES", "classify", "split_point"]
 
@@ -144,13 +145,19 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
 
 
 @kernel
-def split_point(frame: int, length: int, room: int, always: bool) -> int:
+def split_point(nic: Row, frame: int, length: int, room: int, always: bool) -> int:
     """Bytes for the header buffer: the headers of an IP frame if they fit; else, if `always`, as much as fits."""
+    p = nic.port
     ethertype = load16(frame + 12)
     start = 14
-    if ethertype == VLAN_LOADED:
+    if ethertype == p.tag_kind:
         ethertype = load16(frame + 16)
         start = 18
+        if p.tag_at != PLAIN_TAG_AT and ethertype == p.inner_kind:
+            ethertype = load16(frame + 20)
+            start = 22
+    elif p.tag_at != PLAIN_TAG_AT:
+        ethertype = 0
     end = 0
     protocol = 0
     if ethertype == IPV4_LOADED and length >= start + 20 and load8(frame + start) & 15 >= 5:

@@ -7,14 +7,22 @@ sender check -> switching -> wire: pace, statistics, uplink
 from __future__ import annotations
 
 from virtfn.hw.eth import BROADCAST, IPV4_LOADED, IPV6_LOADED
-from virtfn.hw.i82576.desc import RXD_LB
+from virtfn.hw.i82576.desc import RXD_LB, RXD_VEXT
 from virtfn.kernels._jit import Row, kernel, load8, load16, load64, part
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.classify import classify
 from virtfn.kernels.i82576.departures import depart
 from virtfn.kernels.i82576.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, receive
 from virtfn.kernels.i82576.shares import has_turn, is_scarce
-from virtfn.kernels.i82576.state import DROP_MAC_SPOOF, DROP_NO_UPLINK, DROP_VLAN_SPOOF, DROP_WITHDRAWN, LOWEST, WIRE
+from virtfn.kernels.i82576.state import (
+    DROP_MAC_SPOOF,
+    DROP_NO_UPLINK,
+    DROP_VLAN_SPOOF,
+    DROP_WITHDRAWN,
+    LOWEST,
+    PLAIN_TAG_AT,
+    WIRE,
+)
 from virtfn.kernels.i82576.switch import MAC, find_pools, switch_receive, switch_transmit
 from virtfn.kernels.i82576.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
 
@@ -53,20 +61,37 @@ def count_size(nic: Row, length: int, sent: bool) -> None:
 
 @part
 def tag_of(nic: Row, head: int, length: int) -> int:
-    """Return the VLAN tag of a frame, -1 if it has none."""
-    if load16(head + 12) != swap16(nic.port.vet & 0xFFFF) or length < 18:
+    """Return the VLAN tag of a frame that filters look at, -1 if it has none.
+
+    With CTRL_EXT.EXT_VLAN that is the tag behind the outer one, which is nobody's business here.
+    """
+    p = nic.port
+    if load16(head + 12) != p.tag_kind or length < p.tag_at + 6:
         return -1
-    return swap16(load16(head + 14))
+    if p.tag_at != PLAIN_TAG_AT and load16(head + p.tag_at) != p.inner_kind:
+        return -1
+    return swap16(load16(head + p.tag_at + 2))
+
+
+@part
+def network_start(nic: Row, head: int, tci: int) -> int:
+    """Tell where a frame's network header begins, behind its tags; 0: it lacks the outer one, and nobody looks."""
+    p = nic.port
+    if p.tag_at != PLAIN_TAG_AT and load16(head + 12) != p.tag_kind:
+        return 0
+    return p.tag_at + (6 if tci >= 0 else 2)
 
 
 @kernel
 def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, looped: bool) -> int:
     """Give a frame to each pool in the bitmap. Returns the pools that still lack it because the line is held up."""
     p = nic.port
-    start = 18 if tci >= 0 else 14
+    start = network_start(nic, head, tci)
     q0 = 0
     status = RXD_LB if looped else 0
-    kind = load16(head + start - 2)
+    if p.tag_at != PLAIN_TAG_AT and start:
+        status |= RXD_VEXT
+    kind = load16(head + start - 2) if start else 0
     if kind == IPV4_LOADED or kind == IPV6_LOADED:
         q0, verdict = classify(nic, head, body, length, start)
         nic.turn.work += CLASSIFY_WORK + sum_work(length, False)

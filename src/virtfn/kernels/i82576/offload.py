@@ -41,7 +41,6 @@ from virtfn.kernels._jit import (
     Row,
     copy_bytes,
     kernel,
-    load8,
     load16,
     load32,
     load64,
@@ -53,7 +52,7 @@ from virtfn.kernels._jit import (
 )
 from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16, swap32
 from virtfn.kernels.i82576.ring import advance, forget_chain, ring_count, window
-from virtfn.kernels.i82576.state import GATHER_AREA, GATHER_BYTES
+from virtfn.kernels.i82576.state import GATHER_AREA, GATHER_BYTES, PLAIN_TAG_AT
 from virtfn.kernels.i82576.work import CHAIN_WORK, DESCRIPTOR_WORK, copy_work, sum_work
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import dma_copy_in
@@ -232,8 +231,10 @@ def skip_chain(nic: Row, q: int, used: int, available: int) -> int:
 def put_tag(nic: Row, q: int, pool: int, length: int, insert: bool, tci: int) -> int:
     """Tag the gathered frame as descriptor and port say; returns where in the queue's area it starts now.
 
-    The addresses move into the room in front of them; the rest of the frame stays where it is.
+    The addresses, and an outer tag behind them, move into the room in front of them; the rest of the frame stays where
+    it is.
     """
+    p = nic.port
     frame = area_of(nic, q) + TAG_BYTES
     owner = nic.pools[pool]
     if owner.vlan_mode == 1:
@@ -245,10 +246,15 @@ def put_tag(nic: Row, q: int, pool: int, length: int, insert: bool, tci: int) ->
         return TAG_BYTES
     low = load64(frame)
     high = load32(frame + 8)
+    outer = load32(frame + 12)
     store64(frame - 4, low)
     store32(frame + 4, high)
-    store16(frame + 8, swap16(nic.port.vet & 0xFFFF))
-    store16(frame + 10, swap16(tci))
+    at = frame + 8
+    if p.tag_at != PLAIN_TAG_AT and length >= 18 and outer & 0xFFFF == p.tag_kind:
+        store32(at, outer)
+        at += 4
+    store16(at, p.inner_kind)
+    store16(at + 2, swap16(tci))
     return 0
 
 
@@ -384,6 +390,17 @@ def finish_legacy(nic: Row, q: int, pool: int, first: int, length: int) -> bool:
     return finish_frame(nic, q, pool, length, first & TXD_VLE != 0, first >> TXL_VLAN_SHIFT & 0xFFFF)
 
 
+@part
+def kept_flags(nic: Row, first: bool, last: bool) -> int:
+    """Tell which TCP flags a segment keeps, as DTXTCPFLG say; the only one keeps what the first or the last would."""
+    p = nic.port
+    if first:
+        kept: int = p.tcp_only if last else p.tcp_first
+    else:
+        kept = p.tcp_last if last else p.tcp_middle
+    return kept
+
+
 @kernel
 def segment(nic: Row, q: int, offset: int, target: int) -> int:
     """Build the segment whose payload starts at `offset` of queue `q`'s gathered frame; returns its bytes.
@@ -411,8 +428,7 @@ def segment(nic: Row, q: int, offset: int, target: int) -> int:
         store16(target + l3 + 4, swap16(total - l3 - 40))
     if tcp:
         store32(target + l4 + 4, swap32(swap32(load32(target + l4 + 4)) + (offset - header) & 0xFFFFFFFF))
-        if not last:
-            store8(target + l4 + 13, load8(target + l4 + 13) & ~0x09)  # FIN and PSH belong to the last
+        store16(target + l4 + 12, load16(target + l4 + 12) & kept_flags(nic, number == 0, last))
     else:
         store16(target + l4 + 4, swap16(total - l4))
     nic.turn.work += copy_work(total)

@@ -33,7 +33,6 @@ from virtfn.hw.i82576.desc import (
     TXD_VLE,
 )
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release, store64, store64_release
-from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.ring import latch, move_head, next_stretch, note_cause
 from virtfn.kernels.i82576.shares import is_scarce
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOWEST
@@ -75,7 +74,7 @@ def receiver_of(nic: Row, pool: int, word0: int, word1: int) -> tuple[int, int]:
     """
     p = nic.port
     kind = word1 >> 32 & 0xFFFF
-    if word0 & 1 or kind == IPV4_LOADED or kind == IPV6_LOADED or kind == swap16(p.vet & 0xFFFF):
+    if word0 & 1 or kind == IPV4_LOADED or kind == IPV6_LOADED or kind == p.tag_kind:
         return -1, 0
     source = (word0 >> 48 & 0xFFFF) | (word1 & 0xFFFFFFFF) << 16
     if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:

@@ -146,7 +146,7 @@ def receive_whole(
 def receive(
     nic: Row, pool: int, head: int, body: int, length: int, tci: int, replicated: bool, q0: int, status: int
 ) -> int:
-    """Give a frame to one pool. tci: its VLAN tag, in the frame at byte 12, or -1.
+    """Give a frame to one pool. tci: its VLAN tag, in the frame at `tag_at`, or -1.
 
     Returns RX_DONE, RX_DROPPED or RX_OVERSIZE (counted by reason), or RX_STALL: no descriptor, and the queue must not
     drop.
@@ -207,20 +207,22 @@ def refuse(nic: Row, pool: int, q: int, why: int) -> int:
 
 @kernel
 def write_stripped(nic: Row, rid: int, iova: int, head: int, body: int, length: int) -> bool:
-    """DMA a frame without the VLAN tag at byte 12."""
+    """DMA a frame without its VLAN tag; an outer one stays."""
     target = nic.port.scratch + SPLIT_AREA
-    strip_tag(target, head, body, length)
+    strip_tag(nic, target, head, body, length)
     return dma_copy_out(iommu_at(nic.port.iommu), rid, iova, length - 4, target) == length - 4
 
 
 @kernel
-def strip_tag(target: int, head: int, body: int, length: int) -> None:
-    """Copy a frame to private memory, leaving out bytes 12..15."""
-    copy_bytes(target, head, 12)
+def strip_tag(nic: Row, target: int, head: int, body: int, length: int) -> None:
+    """Copy a frame to private memory, leaving out its VLAN tag."""
+    at = nic.port.tag_at
+    behind = at + 4
+    copy_bytes(target, head, at)
     if length <= HEAD_BYTES:
-        copy_bytes(target + 12, head + 16, length - 16)
+        copy_bytes(target + at, head + behind, length - behind)
     else:
-        copy_bytes(target + 12, head + 16, HEAD_BYTES - 16)
+        copy_bytes(target + at, head + behind, HEAD_BYTES - behind)
         copy_bytes(target + HEAD_BYTES - 4, body + HEAD_BYTES, length - HEAD_BYTES)
 
 
@@ -235,13 +237,13 @@ def receive_scattered(
     r = nic.rx[q]
     frame = nic.port.scratch + SPLIT_AREA
     if strip:
-        strip_tag(frame, head, body, length)
+        strip_tag(nic, frame, head, body, length)
         length -= 4
     else:
         copy_frame(frame, head, body, length)
     split = 0
     if r.layout >= 2 and r.header_bytes > 0:
-        split = split_point(frame, length, r.header_bytes, r.layout == SRRCTL_SPLIT_ALWAYS)
+        split = split_point(nic, frame, length, r.header_bytes, r.layout == SRRCTL_SPLIT_ALWAYS)
     rest = length - split
     needed = max(1, (rest + r.packet_bytes - 1) // r.packet_bytes) if r.packet_bytes else r.size
     if needed >= r.size:

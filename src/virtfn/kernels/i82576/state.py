@@ -53,13 +53,18 @@ CAPTURE_BYTES = 16 << 20
 DEPARTURE_BYTES = 4 << 20  # frames that left by the wire and wait for the uplink
 DEPARTURE_ALARM = 1 << 20  # from here on whoever serves the uplink is called
 LOWEST = np.array([0] + [(n & -n).bit_length() - 1 for n in range(1, 256)], np.int64)  # first pool of a bitmap
+PLAIN_TAG_AT = 12  # where a VLAN tag stands; behind an outer tag it is four bytes further
 WIRE = 8  # the interface after the pools, in captures and drop tables
 
 
 PORT = row_of(
     # receive and transmit enables and filters (RCTL, TCTL, VT_CTL, MRQC, DTXSWC, RPLOLR, DTXCTL)
     "rx_enable tx_enable vmdq rss rss_fields bam upe mpe vfe multicast_shift pad ign_mac default_pool replicate "
-    "loopback self_loop strip_replicated max_frame max_tagged vet mdp spoof_int mirror "
+    "loopback self_loop strip_replicated max_frame max_tagged mdp spoof_int mirror "
+    # tags (VET, CTRL_EXT): where the tag for filters stands; the type at byte 12 of tagged frames, and of that tag
+    "tag_at tag_kind inner_kind "
+    # TCP flags kept in segments (DTXTCPFLG), with the data offset, as loaded from the header
+    "tcp_first tcp_middle tcp_last tcp_only "
     # pool bitmaps (VMOLR, VFRE, VFTE, DTXSWC, QDE)
     "bam_pools rompe_pools rope_pools mpme_pools aupe_pools rx_pools tx_pools mac_spoof_pools vlan_spoof_pools "
     "lle_pools drop_queues "

@@ -194,7 +194,7 @@ def test_an_outer_tag_of_another_kind_is_no_tag(b: Rig) -> None:
     b.pool(1, strip=1)
     b.open_rx(1)
     b.wire(tagged(to(1), 5, vet=0x88A8))
-    b.set(vet=0x88A8)
+    b.set(tag_kind=0xA888, inner_kind=0xA888)
     b.wire(tagged(to(1), 5, vet=0x88A8), tagged(to(1), 5))
     assert [len(f.data) for f in b.frames(1)] == [104, 100, 104]
 
