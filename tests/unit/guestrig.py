@@ -70,12 +70,14 @@ class Driver:
         self.tx_buffers = np.zeros((ring, BUFFER), np.uint8)
         self.rx_buffers = np.zeros((ring, BUFFER), np.uint8)
         self.bounce = np.zeros(BUFFER + 4, np.uint8)
+        self.vlans = np.zeros(512, np.uint8)
         self.words = np.zeros(4, np.uint32)  # tx tail, rx tail, head written back
         base = address_of(self.words)
         for name, value in {
             "tx_tail_register": base, "rx_tail_register": base + 4, "tx_done_head": base + 8,
             "tx_ring": address_of(self.tx), "rx_ring": address_of(self.rx), "tx_size": ring, "rx_size": ring,
             "tx_iova": 0x10000, "rx_iova": 0x800000, "buffer_bytes": BUFFER, "bounce": address_of(self.bounce),
+            "vlans": address_of(self.vlans),
             "tx_buffers": address_of(self.tx_buffers), "rx_buffers": address_of(self.rx_buffers),
             "tx_lengths": address_of(self.lengths), "taken": address_of(self.taken), "up": 1, "polling": 1,
         }.items():  # fmt: skip

@@ -108,7 +108,7 @@ class Igb:
         self._start_interrupts()
         regs.set(Regs.RCTL, RCTL.of(RXEN=1, BAM=1, VFE=1, LPE=1, SECRC=1).value)
         regs.update(Regs.TCTL, EN=1, PSP=1)
-        regs.update(Regs.CTRL_EXT, DRV_LOAD=1, PFRSTD=1)
+        regs.update(Regs.CTRL_EXT, DRV_LOAD=1, PFRSTD=1, EXT_VLAN=0)
 
     def _start_interrupts(self) -> None:
         regs = self._regs
@@ -245,15 +245,17 @@ class Igb:
             self.mailbox.recall(n)
 
     def set_vlan(self, n: int, vlan: int, qos: int = 0) -> None:
-        """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 takes it out.
+        """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 brings its own back.
 
         Raises VirtfnError for a VLAN above 4094 or a priority above 7.
         """
         policy = self._check(n)
         if not 0 <= vlan <= 4094 or not 0 <= qos <= 7:
             raise VirtfnError(f"VLAN {vlan} with priority {qos} does not exist", errno_name="EINVAL")
-        self.pools.set_port_vlan(n, policy.vlan, vlan, qos)
-        policy.vlan, policy.qos = vlan, qos
+        old, policy.vlan, policy.qos = policy.vlan, vlan, qos
+        self.pools.set_port_vlan(n, old, vlan, qos)
+        if old and not vlan:
+            self.mailbox.vlans_free(n)
 
     def set_spoof_check(self, n: int, on: bool) -> None:
         """Drop frames of VF `n` whose source address or VLAN is not its own, or let them pass."""

@@ -195,7 +195,7 @@ class Igbvf:
         self.rings.start_transmit()
         self._command(Opcode.SET_LPE, 0, self.mtu + 14 + 4 + FCS_BYTES)
         self.rings.start_receive()
-        self.rings.put_tags_back(bool(self.vlans))
+        self.rings.put_tags_back(self.vlans)
         self._start_interrupts()
         self.check_link()
         if self.state is State.RESET_NEEDED:
@@ -324,7 +324,7 @@ class Igbvf:
         elif not member and vid in self.vlans:
             self.vlans.remove(vid)
         # Tags of a VLAN that the host put this guest into are none of its business.
-        self.rings.put_tags_back(bool(self.vlans))
+        self.rings.put_tags_back(self.vlans)
 
     def set_promiscuous(self, unicast: bool, multicast: bool) -> None:
         """Ask for frames to any address.

@@ -44,6 +44,7 @@ class _Peer:
 
     clear_to_send: bool = False
     allowed: bool = True
+    missed_vlans: bool = False  # it asked for VLANs while the host's was in their place
     last_nack_ps: int = -_NACK_PS
 
 
@@ -92,9 +93,14 @@ class PfMailbox:
             self._regs.set(Regs.VMBMEM, 0, MAILBOX_WORDS * n + word)
         self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.RVFU.mask, n)
 
+    def vlans_free(self, n: int) -> None:
+        """VF `n` may be in VLANs of its own again: if its driver asked for some in vain, it is to ask again."""
+        if self._peers[n].missed_vlans:
+            self.recall(n)
+
     def was_reset(self, n: int) -> None:
         """VF `n` was reset: its driver must introduce itself, and nothing that it asked for stays."""
-        self._peers[n].clear_to_send = False
+        self._peers[n].clear_to_send = self._peers[n].missed_vlans = False
         self._pools.new_driver(n, self._policies[n].vlan)
 
     def ping(self, n: int) -> bool:
@@ -152,6 +158,7 @@ class PfMailbox:
 
     def _reset(self, n: int) -> list[int]:
         peer = self._peers[n]
+        peer.missed_vlans = False
         self._pools.new_driver(n, self._policies[n].vlan)
         self._addresses.apply(n)
         mac = self._addresses.of(n)
@@ -181,10 +188,15 @@ class PfMailbox:
         return True
 
     def _set_vlan(self, n: int, message: Message, words: list[int]) -> bool:
-        vid = words[1]
-        if self._policies[n].vlan or not 0 <= vid <= 4095:
+        vid, joins = words[1], bool(message.INFO & 1)
+        if not 0 <= vid <= 4095:
             return False
-        if message.INFO & 1:
+        if self._policies[n].vlan:
+            self._peers[n].missed_vlans |= joins
+            if not joins:
+                self._pools.leave_vlan(n, vid)
+            return False
+        if joins:
             return self._pools.admit(n, vid)
         self._pools.leave_vlan(n, vid)
         return True

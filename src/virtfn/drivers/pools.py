@@ -3,6 +3,8 @@
 receive address    0 the PF   1..15 further addresses of VFs, one kept for each that has none   23 - n VF n
 VLVF entry         found by VLAN, taken when the first pool joins, free when the last leaves
                    of 32: one for VLAN 0, one for the port VLAN of each VF, one for the first VLAN of each guest
+VLAN of a guest    0, which is none, from its RESET on; those that it joins; none of these while it has a port VLAN, and
+                   all of them again after it. A tag reaches the guest whole, but the port VLAN's, which is stripped
 
 What is shared is kept so that no guest can take it all: the host's port VLANs always find an entry.
 """
@@ -42,6 +44,7 @@ class Pools:
         self._vfs = 0
         self._extra: dict[int, tuple[int, Mac]] = {}
         self._vlans: list[dict[int, None]] = []  # of each VF's guest, in the order in which it joined them
+        self._in_port_vlan: set[int] = set()
         self._entries: list[VLVF] = []  # as written: a read of all of them takes longer than all that needs them
         self._groups: dict[int, _Groups] = {}
         self._mta: list[int] = []
@@ -52,6 +55,7 @@ class Pools:
         self._vfs = vfs
         self._extra.clear()
         self._vlans = [{} for _ in range(vfs)]
+        self._in_port_vlan.clear()
         self._groups = {n: _Groups() for n in range(vfs)}
         self._mta = [0] * Regs.MTA.count
         self._entries = [VLVF(0)] * Regs.VLVF.count
@@ -67,16 +71,19 @@ class Pools:
         rah = RAH(regs.get(Regs.RAH, 0))
         regs.set(Regs.RAH, rah.replace(POOLSEL=1 << vfs & 0xFF, AV=int(vfs < 8)).value, 0)
         for n in range(8):
-            regs.set(Regs.VMOLR, self._vmolr(_STANDARD_FRAME), n)
-        regs.set(Regs.RPLOLR, RPLOLR.of(STRVLAN=1, RSV31=1).value)
+            regs.set(Regs.VMOLR, self._vmolr(port_vlan=False), n)
+        regs.set(Regs.RPLOLR, RPLOLR.of(RSV31=1).value)
         own = (1 << vfs) - 1
         regs.set(Regs.DTXSWC, DTXSWC.of(MACAS=own, VLANAS=own, LOOPBACK_EN=1).value)
         # VLAN 0 is priority tagging: every filter lets it through, pools join it like any other.
         regs.set(Regs.VFTA, 1, 0)
 
     @staticmethod
-    def _vmolr(frame: int) -> int:
-        return VMOLR.of(RLPML=frame, LPE=1, AUPE=1, BAM=1, STRVLAN=1, RSV31=1).value
+    def _vmolr(*, port_vlan: bool) -> int:
+        """Say what a pool accepts at first. Stripped are only tags of port VLANs: a guest's may hold priorities."""
+        return VMOLR.of(
+            RLPML=_STANDARD_FRAME, LPE=1, AUPE=int(not port_vlan), BAM=1, STRVLAN=int(port_vlan), RSV31=1
+        ).value
 
     def _address(self, entry: int, mac: Mac, pools: int) -> None:
         low, high = (Regs.RAL, Regs.RAH) if entry < 16 else (Regs.RALX, Regs.RAHX)
@@ -195,8 +202,12 @@ class Pools:
         self._filter(vid, True)
 
     def leave_vlan(self, n: int, vid: int) -> None:
-        """End pool `n`'s membership of a VLAN."""
+        """End pool `n`'s membership of a VLAN, as its guest asks. Nobody leaves VLAN 0: it is none."""
         self._vlans[n].pop(vid, None)
+        if vid and n not in self._in_port_vlan:
+            self._leave(n, vid)
+
+    def _leave(self, n: int, vid: int) -> None:
         entry = self._entry(vid)
         if entry is None:
             return
@@ -218,32 +229,47 @@ class Pools:
         self._regs.set(Regs.VFTA, word | bit if on else word & ~bit, vid >> 5)
 
     def set_port_vlan(self, n: int, old: int, vlan: int, qos: int) -> None:
-        """Insert a VLAN into all that pool `n` sends, and give it only frames of that VLAN, without the tag."""
+        """Insert a VLAN into all that pool `n` sends, and give it only frames of that VLAN, without the tag.
+
+        VLAN 0 ends that, and the guest is again in the VLANs that it had joined before.
+        """
         if old and old != vlan:
-            self.leave_vlan(n, old)
+            self._leave(n, old)
+        self._strip(n, bool(vlan))
+        self._update(Regs.VMOLR, n, AUPE=int(not vlan), STRVLAN=int(bool(vlan)))
         if not vlan:
             self._regs.set(Regs.VMVIR, 0, n)
-            self._update(Regs.VMOLR, n, AUPE=1, STRVLAN=1)
+            for vid in (0, *self._vlans[n]) if old else ():
+                self._join(n, vid)
             return
         self._leave_vlans(n, vlan)
         self._join(n, vlan)
         self._regs.set(Regs.VMVIR, VMVIR.of(PORT_VLAN=vlan | qos << 13, VLANA=VlanInsert.ALWAYS).value, n)
-        self._update(Regs.VMOLR, n, AUPE=0, STRVLAN=1)
+
+    def _strip(self, n: int, port_vlan: bool) -> None:
+        """Have tags of frames for several pools stripped, which is one setting for all, while any has a port VLAN."""
+        had = bool(self._in_port_vlan)
+        (self._in_port_vlan.add if port_vlan else self._in_port_vlan.discard)(n)
+        if had != bool(self._in_port_vlan):
+            self._regs.set(Regs.RPLOLR, RPLOLR.of(STRVLAN=int(not had), RSV31=1).value)
 
     def _leave_vlans(self, n: int, kept: int) -> None:
         """End pool `n`'s memberships but that of the port VLAN."""
-        self._vlans[n].clear()
         for vlan in tuple(self._entries):
             if vlan.VI_EN and vlan.POOLSEL >> n & 1 and not (kept and kept == vlan.VID):
-                self.leave_vlan(n, vlan.VID)
+                self._leave(n, vlan.VID)
 
     def new_driver(self, n: int, port_vlan: int) -> None:
         """Take back what a driver of VF `n` asked for: groups, further addresses, VLANs, frame size, write-back."""
         self.clear_addresses(n)
         self._groups[n] = _Groups()
         self._write_groups(n)
+        self._vlans[n].clear()
         self._leave_vlans(n, port_vlan)
-        self._regs.set(Regs.VMOLR, VMOLR(self._vmolr(_STANDARD_FRAME)).replace(AUPE=int(not port_vlan)).value, n)
+        if not port_vlan:
+            self._join(n, 0)
+        self._strip(n, bool(port_vlan))
+        self._regs.set(Regs.VMOLR, self._vmolr(port_vlan=bool(port_vlan)), n)
         for q in (n, n + 8):
             self._regs.set(Regs.TDWBAL, 0, q)
             self._regs.set(Regs.TDWBAH, 0, q)
@@ -256,6 +282,7 @@ class Pools:
         """Take everything of VF `n` away, its address, port VLAN and rate included."""
         self.enable(n, False)
         self.new_driver(n, 0)
+        self._leave_vlans(n, 0)
         self.clear_address(n)
         self._regs.set(Regs.VMVIR, 0, n)
         self.set_rate(n, 0, 1000)

@@ -6,6 +6,7 @@ a burst writes what moved into the registers: one exit a burst. Kernels know onl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,8 @@ class VfRings:
         self._lengths, self._taken = np.zeros(size, np.int64), np.zeros((BATCH, 3), np.int64)
         self.netdev["tx_lengths"] = address_of(self._lengths, "lengths of frames to send")
         self.netdev["taken"] = address_of(self._taken, "received frames")
+        self._vlans = np.zeros(4096 // 8, np.uint8)
+        self.netdev["vlans"] = address_of(self._vlans, "VLANs of a guest")
         # Whole KiB, enough for a frame with a VLAN tag.
         self.buffer_bytes = -(-max(mtu + 18, 2048) // 1024) * 1024
         self.netdev["longest"] = min(self.buffer_bytes - FCS_BYTES, MAX_FRAME)
@@ -174,9 +177,12 @@ class VfRings:
         """Whether the device still has frames to send."""
         return bool(self._allocated) and int(self._done_head()[0]) != int(self.netdev["tx_tail"])
 
-    def put_tags_back(self, wanted: bool) -> None:
-        """Let kernels put stripped VLAN tags back, or leave frames without."""
-        self.netdev["bounce"] = self._bounce if wanted else 0
+    def put_tags_back(self, vlans: Sequence[int]) -> None:
+        """Let kernels put stripped tags of these VLANs back, and priority tags with them; without any, none at all."""
+        self._vlans[:] = 0
+        for vid in (0, *vlans):
+            self._vlans[vid >> 3] |= 1 << (vid & 7)
+        self.netdev["bounce"] = self._bounce if vlans else 0
 
     # Tails.
 

@@ -29,9 +29,11 @@ from virtfn.kernels._jit import (
     entry,
     inlined,
     kernel,
+    load8,
     load16,
     load32_acquire,
     load64,
+    part,
     row_at,
     row_of,
     store32_release,
@@ -55,6 +57,8 @@ RINGS = row_of(
     "tx_done_head "
     # cursors: the head that was seen last, and the next descriptor to look at
     "tx_reaped rx_next "
+    # address of 4096 bits, a VLAN each: tags of these are the guest's to see
+    "vlans "
     # 1 while descriptors belong to a frame that came in pieces, which this driver does not take
     "in_pieces"
 )
@@ -121,6 +125,13 @@ def frame_length(d: Row, status: int, at: int) -> int:
     return 0
 
 
+@part
+def own_tag(d: Row, tag: int) -> int:
+    """Return a tag that the device took out, -1 for one of a VLAN that is the host's and not the guest's."""
+    vid = tag & 0xFFF
+    return tag if load8(d.vlans + (vid >> 3)) >> (vid & 7) & 1 else -1
+
+
 @kernel
 def rx_take(address: int, most: int) -> int:
     """List received frames, in order."""
@@ -146,7 +157,7 @@ def rx_take(address: int, most: int) -> int:
         store64(listed, buffers + next_one * step)
         store64(listed + 8, length)
         if tags:
-            store64(listed + 16, load16(at + 14) if status & RXD_VP else -1)
+            store64(listed + 16, own_tag(d, load16(at + 14)) if status & RXD_VP else -1)
         listed += ENTRY_BYTES
         next_one = next_one + 1 if next_one + 1 < size else 0
         count += 1

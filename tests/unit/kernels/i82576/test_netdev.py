@@ -56,10 +56,12 @@ def test_no_more_are_taken_than_asked_for_and_some_may_be_kept() -> None:
 
 def test_a_stripped_tag_is_told_and_put_back() -> None:
     d = Driver(4)
+    d.vlans[0] = 1 << 5
     frame = ether(mac(0), mac(1), size=70)
     d.deliver(frame, status=3 | 1 << 3, vlan=0xE005)
     d.deliver(frame, status=3)
-    assert (take(d.address, BATCH), d.taken[:2, 2].tolist()) == (2, [0xE005, -1])
+    d.deliver(frame, status=3 | 1 << 3, vlan=0x0064)  # of a VLAN that the host put the guest into
+    assert (take(d.address, BATCH), d.taken[:3, 2].tolist()) == (3, [0xE005, -1, -1])
     at = retag(d.address, int(d.taken[0, 0]), 70, 0xE005)
     assert at == d.bounce.ctypes.data
     assert d.bounce[:74].tobytes() == tagged(frame, 0xE005)
