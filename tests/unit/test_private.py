@@ -19,9 +19,9 @@ from virtfn import private
 from virtfn.cli.outputs import claim, write_json
 from virtfn.hw.vtd.regs import CAP, ECAP, IRTA
 from virtfn.iovm.iommu.state import SavedPages, UnitState, save_state
-from virtfn.machine.captures import Recorder
 from virtfn.machine.clock import VirtualClock
 from virtfn.machine.ports import VirtfnError
+from virtfn.machine.recorder import Recorder
 from virtfn.machine.trace import Tracer
 from virtfn.private import NotPrivateError, check, found, fresh_folder, kernel_cache, own_folder, runtime_folder
 from virtfn.vmm.qemu import Console, Watch

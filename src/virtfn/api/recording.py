@@ -8,9 +8,9 @@ from pathlib import Path
 
 from virtfn.api.machine import LabPf, Machine, function_name
 from virtfn.hw.types import Ps, format_rid
-from virtfn.machine.captures import Direction, Recorder
 from virtfn.machine.clock import WallClock, epoch_ps
 from virtfn.machine.ports import Actor, VirtfnError
+from virtfn.machine.recorder import Direction, Recorder
 
 __all__ = ["Recording"]
 

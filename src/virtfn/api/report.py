@@ -166,7 +166,7 @@ class Report(TypedDict):
     """The document of `virtfn run --json`. attacks: kind attack.
 
     elapsed_s: from nothing to the end of the work; compile_s: the part of it that compiled kernels. unwritten: files
-    that the disk refused, in words; the run is what it is all the same.
+    that the disk refused, in words; the run is what it is all the same. notes: what of the captures is not used.
     """
 
     virtfn: str
@@ -180,6 +180,7 @@ class Report(TypedDict):
     totals: Totals
     attacks: NotRequired[list[AttackReport]]
     unwritten: NotRequired[list[str]]
+    notes: NotRequired[list[str]]
 
 
 class BenchPoint(TypedDict):

@@ -1,47 +1,52 @@
-"""Captures: frames out of pcap and pcapng files, and what functions sent and received into pcapng files.
+"""Captures: frames out of pcap and pcapng files. What writes them is `recorder.py`.
 
-A capture read is one piece of memory, so that kernels take it as it is:
+A capture is one piece of memory, so that kernels take it as it is:
 
     bytes    | frame 0 | frame 1 | frame 2 | ...       (sum of lengths,) uint8, no gaps, no frame check sequences
     offsets  0         ^         ^                     (n,) int64
     lengths, ts_ps                                     (n,) int64; time since the first frame
 
 A pcap record keeps what was captured and how long the frame was on the wire; a frame cut by the snap length is not a
-frame any more and is left out and counted. Who calls: the workload of kind pcap, and whoever records a run.
+frame any more and is left out and counted. A file that ends in the middle of a record, as those of a tool that was
+killed, has the frames before it. What is left out is said in `notes`. Who calls: the workload of kind pcap, and the
+uplink of a capture. Spec: IETF drafts opsawg-pcap and opsawg-pcapng.
 """
 
 from __future__ import annotations
 
-import enum
-import errno
 import struct
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from virtfn import private
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["CaptureError", "Direction", "Frames", "Recorder", "read_capture"]
+__all__ = ["CaptureError", "Frames", "read_capture"]
 
 MAX_BYTES = 1 << 30
 MAX_FRAME = 256 << 10  # the longest that libpcap itself believes
 ETHERNET = 1
 _PS = 10**12
 _FAR = 1 << 62
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # nothing is wrong with the name
 
-_PCAP = {  # the magic as the file has it: byte order of the rest, ticks a second
-    b"\xa1\xb2\xc3\xd4": (">", 10**6),
-    b"\xd4\xc3\xb2\xa1": ("<", 10**6),
-    b"\xa1\xb2\x3c\x4d": (">", 10**9),
-    b"\x4d\x3c\xb2\xa1": ("<", 10**9),
+_PCAP = {  # the magic as the file has it: byte order of the rest, ticks a second, bytes of a record's header
+    b"\xa1\xb2\xc3\xd4": (">", 10**6, 16),
+    b"\xd4\xc3\xb2\xa1": ("<", 10**6, 16),
+    b"\xa1\xb2\x3c\x4d": (">", 10**9, 16),
+    b"\x4d\x3c\xb2\xa1": ("<", 10**9, 16),
+    # A patched libpcap of old, whose records also tell interface, protocol and direction.
+    b"\xa1\xb2\xcd\x34": (">", 10**6, 24),
+    b"\x34\xcd\xb2\xa1": ("<", 10**6, 24),
+}
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\xfd7zX": "unxz",
+    b"BZh": "bunzip2",
+    b"\x04\x22\x4d\x18": "unlz4",
 }
 _PCAPNG = b"\x0a\x0d\x0d\x0a"
 _LINKS = {0: "BSD loopback", 9: "PPP", 12: "raw IP", 101: "raw IP", 105: "IEEE 802.11", 113: "Linux cooked (any)",
@@ -54,22 +59,19 @@ class CaptureError(VirtfnError):
     exit_status = 2
 
 
-class Direction(enum.IntEnum):
-    """Which way a frame passed a function, as epb_flags has it."""
-
-    INBOUND = 1
-    OUTBOUND = 2
-
-
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames in one piece of memory. `skipped` counts those left out because the snap length had cut them."""
+    """Frames in one piece of memory. `skipped` counts those left out because the snap length had cut them.
+
+    notes: what of the file is not used, in words, a line each.
+    """
 
     bytes: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     ts_ps: npt.NDArray[np.int64]
     skipped: int
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -93,20 +95,24 @@ class _Record:
 def read_capture(path: Path) -> Frames:
     """Read the Ethernet frames of a pcap (either byte order, micro- or nanoseconds) or pcapng file.
 
-    Raises CaptureError when the file is missing, cut short, empty, of another kind, or not Ethernet.
+    Raises CaptureError when the file is missing, damaged, without a whole frame, of another kind, or not Ethernet.
     """
     content = _content(path)
     name = str(path)
     magic = bytes(content[:4])
+    notes: list[str] = []
     if magic in _PCAP:
-        records = _pcap(content, name)
+        records = _pcap(content, name, notes)
     elif magic == _PCAPNG:
-        records = _pcapng(content, name)
-    elif magic[:2] == b"\x1f\x8b":
-        raise CaptureError(f"{name}: is compressed; unpack it with gunzip first")
+        records = _pcapng(content, name, notes)
     else:
-        raise CaptureError(f"{name}: is neither pcap nor pcapng; record one with tcpdump -w FILE")
-    return _gather(records, name)
+        for start, tool in _COMPRESSED.items():
+            if magic.startswith(start):
+                raise CaptureError(f"{name}: is compressed; unpack it with {tool} first")
+        raise CaptureError(
+            f"{name}: is neither pcap nor pcapng; record one with tcpdump -w FILE, or convert it with editcap -F pcapng"
+        )
+    return _gather(records, name, notes)
 
 
 def _content(path: Path) -> memoryview:
@@ -125,7 +131,12 @@ def _content(path: Path) -> memoryview:
     return memoryview(content)
 
 
-def _gather(records: Iterator[_Record], name: str) -> Frames:
+def _count(number: int) -> str:
+    return "1 frame" if number == 1 else f"{number:,} frames"
+
+
+def _gather(records: Iterator[_Record], name: str, notes: list[str]) -> Frames:
+    """Lay the frames out in memory; what is not used is in `notes` when the records have come to their end."""
     pieces: list[bytes | memoryview] = []
     times: list[int] = []
     skipped = 0
@@ -138,7 +149,11 @@ def _gather(records: Iterator[_Record], name: str) -> Frames:
     if not pieces:
         if skipped:
             raise CaptureError(f"{name}: the snap length has cut all {skipped} frames; record with tcpdump -s 0")
+        if notes:
+            raise CaptureError(f"{name}: {notes[0]}, and holds no whole frame; record or copy it again")
         raise CaptureError(f"{name}: holds no frame; record one with tcpdump -w FILE")
+    if skipped:
+        notes.append(f"{_count(skipped)} that the snap length had cut {'is' if skipped == 1 else 'are'} left out")
     lengths = np.array([len(piece) for piece in pieces], np.int64)
     return Frames(
         bytes=np.frombuffer(bytearray().join(pieces), np.uint8),
@@ -147,6 +162,7 @@ def _gather(records: Iterator[_Record], name: str) -> Frames:
         # Stamps are the file's to choose; what is months away from the first frame is only kept far away.
         ts_ps=np.array([max(-_FAR, min(_FAR, t - times[0])) for t in times], np.int64),
         skipped=skipped,
+        notes=tuple(f"{name}: {note}" for note in notes),
     )
 
 
@@ -156,25 +172,31 @@ def _check_link(link: int, name: str) -> None:
         raise CaptureError(f"{name}: link type {link} ({kind}) is not Ethernet; record on an Ethernet interface")
 
 
-def _pcap(content: memoryview, name: str) -> Iterator[_Record]:
-    order, ticks = _PCAP[bytes(content[:4])]
+def _pcap(content: memoryview, name: str, notes: list[str]) -> Iterator[_Record]:
+    order, ticks, size = _PCAP[bytes(content[:4])]
     if len(content) < 24:
         raise CaptureError(f"{name}: is cut short in its header; record or copy it again")
-    (link,) = struct.unpack_from(order + "I", content, 20)
+    major, minor, link = struct.unpack_from(order + "HH12xI", content, 4)
+    version = major, minor
     _check_link(link & 0xFFFF, name)
     fcs = 2 * (link >> 28) if link & 1 << 26 else 0  # the link type's upper bits may give the FCS in 16-bit words
     header = struct.Struct(order + "IIII")
     at, count = 24, 0
     while at < len(content):
         count += 1
-        if at + 16 > len(content):
-            raise CaptureError(f"{name}: is cut short in the header of frame {count}; record or copy it again")
+        if at + size > len(content):
+            notes.append(f"ends in the header of frame {count}")
+            return
         seconds, fraction, captured, length = header.unpack_from(content, at)
+        # libpcap once wrote the two lengths the other way round, and some of its users did so a version longer.
+        if version < (2, 3) or (version == (2, 3) and captured > length):
+            captured, length = length, captured
         if captured > MAX_FRAME:
             raise CaptureError(f"{name}: frame {count} claims {captured} bytes; the file is damaged, record it again")
-        start, at = at + 16, at + 16 + captured
+        start, at = at + size, at + size + captured
         if at > len(content):
-            raise CaptureError(f"{name}: is cut short in frame {count}; record or copy it again")
+            notes.append(f"ends in frame {count}")
+            return
         yield _Record(seconds * _PS + fraction * (_PS // ticks), content[start:at], length, fcs)
 
 
@@ -195,17 +217,23 @@ class _Interface:
         return (ticks >> self.resolution if self.shift else ticks // 10**self.resolution) + self.offset_ps
 
 
-def _pcapng(content: memoryview, name: str) -> Iterator[_Record]:
-    """Walk the blocks: type, length, body, length again; a section sets the byte order and its own interfaces."""
+def _pcapng(content: memoryview, name: str, notes: list[str]) -> Iterator[_Record]:
+    """Walk the blocks: type, length, body, length again; a section sets the byte order and its own interfaces.
+
+    Frames of interfaces that are not Ethernet are left out, if there are others.
+    """
     order = "<"
     interfaces: list[_Interface] = []
-    at = 0
+    strange: dict[int, int] = {}
+    ethernet = at = 0
     while at < len(content):
         try:
             if bytes(content[at : at + 4]) == _PCAPNG:
                 order = {b"\x1a\x2b\x3c\x4d": ">", b"\x4d\x3c\x2b\x1a": "<"}[bytes(content[at + 8 : at + 12])]
                 interfaces = []
             kind, length = struct.unpack_from(order + "II", content, at)
+            if length >= 12 and not length & 3 and at + length > len(content):
+                break
             (again,) = struct.unpack_from(order + "I", content, at + length - 4)
             if length != again or length < 12 or length & 3:
                 raise ValueError
@@ -214,29 +242,36 @@ def _pcapng(content: memoryview, name: str) -> Iterator[_Record]:
                 interfaces.append(_interface(body, order))
             record, link = _packet(kind, body, order, interfaces)
         except (struct.error, IndexError, KeyError, ValueError):
-            raise CaptureError(f"{name}: is damaged or cut short after byte {at}; record or copy it again") from None
-        if record is not None:
-            _check_link(link, name)
+            if len(content) - at < 12:
+                break
+            raise CaptureError(f"{name}: is damaged after byte {at}; record or copy it again") from None
+        if record is not None and link == ETHERNET:
+            ethernet += 1
             yield record
+        elif record is not None:
+            strange[link] = strange.get(link, 0) + 1
         at += length
+    if at < len(content):
+        notes.append(f"ends in the block after byte {at:,}")
+    if strange and not ethernet:
+        _check_link(next(iter(strange)), name)
+    for link, count in strange.items():
+        left = f"{_count(count)} of link type {link} ({_LINKS.get(link, 'unknown')})"
+        notes.append(f"{left}, not Ethernet, {'is' if count == 1 else 'are'} left out")
 
 
 def _interface(body: memoryview, order: str) -> _Interface:
     link, _, snaplen = struct.unpack_from(order + "HHI", body)
     resolution, fcs, offset_s = 6, 0, 0
-    at = 8
-    while at < len(body):
-        code, size = struct.unpack_from(order + "HH", body, at)
+    options = body[8:]
+    for code, at, _ in _options(options, order):
         match code:
-            case 0:  # end of options
-                break
             case 9:  # if_tsresol
-                resolution = body[at + 4]
+                resolution = options[at]
             case 13:  # if_fcslen
-                fcs = body[at + 4]
+                fcs = options[at]
             case 14:  # if_tsoffset
-                (offset_s,) = struct.unpack_from(order + "q", body, at + 4)
-        at += 4 + size + (-size & 3)
+                (offset_s,) = struct.unpack_from(order + "q", options, at)
     return _Interface(link, snaplen, bool(resolution & 128), resolution & 127, offset_s * _PS, fcs)
 
 
@@ -257,92 +292,27 @@ def _packet(kind: int, body: memoryview, order: str, interfaces: list[_Interface
     interface = interfaces[number]
     if start + captured > len(body) or captured > MAX_FRAME:
         raise ValueError
-    return _Record(interface.ps(high, low), body[start : start + captured], length, interface.fcs), interface.link
+    fcs = interface.fcs
+    if kind == 6:
+        fcs = _fcs_of(body[start + captured + (-captured & 3) :], order) or fcs
+    return _Record(interface.ps(high, low), body[start : start + captured], length, fcs), interface.link
 
 
-class Recorder:
-    """Writes a pcapng file with one interface for each function, in nanoseconds.
-
-    interfaces: names in the order of their numbers, like "vf0 0000:02:10.0". epoch_ps: what to add to the times of
-    frames to make them times since 1970. Raises CaptureError when the file cannot be written.
-    """
-
-    def __init__(self, path: Path, interfaces: Sequence[str], *, epoch_ps: int = 0) -> None:
-        from pcapng import FileWriter, blocks
-
-        self.path = path
-        self.frames = 0
-        self._count = len(interfaces)
-        self._epoch_ps = epoch_ps
-        section = blocks.SectionHeader(options={"shb_userappl": "virtfn"}, endianness="<")
-        for interface in interfaces:
-            options = {"if_name": interface, "if_tsresol": b"\x09", "if_fcslen": 0}
-            section.new_member(blocks.InterfaceDescription, link_type=ETHERNET, snaplen=0, options=options)
-        try:
-            self._stream = open(path, "wb", buffering=1 << 20, opener=private.opener)  # noqa: SIM115  # open until close()
-            with warnings.catch_warnings():
-                # python-pcapng declares if_tsresol without a type and then warns of that itself.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                FileWriter(self._stream, section)
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from None
-
-    def _unwritable(self, error: Exception) -> CaptureError:
-        reason = getattr(error, "strerror", None) or "not a file name"
-        refused = CaptureError(f"{self.path}: cannot be written ({reason}); choose another file")
-        if getattr(error, "errno", None) in _DISK:
-            refused.exit_status = 1
-        return refused
-
-    def write(self, batch: Iterable[tuple[int, int, bytes | memoryview, Direction]]) -> None:
-        """Append frames: interface number, time in picoseconds, bytes without FCS, direction as the function sees it.
-
-        Raises CaptureError when the disk refuses; ValueError for an interface that was not named.
-        """
-        try:
-            for interface, ts_ps, frame, direction in batch:
-                if not 0 <= interface < self._count:
-                    raise ValueError(f"interface {interface} of {self._count}")
-                self._stream.write(_enhanced_packet(interface, (ts_ps + self._epoch_ps) // 1000, frame, direction))
-                self.frames += 1
-        except OSError as error:
-            raise self._unwritable(error) from None
-
-    def flush(self) -> None:
-        """Put everything so far into the file.
-
-        Raises CaptureError when the disk refuses.
-        """
-        try:
-            self._stream.flush()
-        except OSError as error:
-            raise self._unwritable(error) from None
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises CaptureError when the disk refuses.
-        """
-        try:
-            self._stream.close()
-        except OSError as error:
-            raise self._unwritable(error) from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+def _fcs_of(options: memoryview, order: str) -> int:
+    """Find the bytes of FCS in the options of a packet (epb_flags); 0 if they do not say."""
+    for code, at, size in _options(options, order):
+        if code == 2 and size >= 4:
+            (flags,) = struct.unpack_from(order + "I", options, at)
+            return int(flags) >> 5 & 15
+    return 0
 
 
-_EPB_HEAD = struct.Struct("<7I")  # type, length, interface, time high, time low, captured, original
-_EPB_TAIL = struct.Struct("<HHIHHI")  # epb_flags (code 2, 4 bytes), end of options, length
-
-
-def _enhanced_packet(interface: int, ts_ns: int, frame: bytes | memoryview, direction: Direction) -> bytes:
-    """Lay out an Enhanced Packet Block: a tenth of the time that a block object of python-pcapng takes."""
-    size = len(frame)
-    pad = -size & 3
-    length = _EPB_HEAD.size + size + pad + _EPB_TAIL.size
-    head = _EPB_HEAD.pack(6, length, interface, ts_ns >> 32 & 0xFFFFFFFF, ts_ns & 0xFFFFFFFF, size, size)
-    return b"".join((head, frame, bytes(pad), _EPB_TAIL.pack(2, 4, direction, 0, 0, length)))
+def _options(options: memoryview, order: str) -> Iterator[tuple[int, int, int]]:
+    """Walk options: (code, where the value begins, its bytes)."""
+    at = 0
+    while at + 4 <= len(options):
+        code, size = struct.unpack_from(order + "HH", options, at)
+        if code == 0:
+            return
+        yield code, at + 4, size
+        at += 4 + size + (-size & 3)

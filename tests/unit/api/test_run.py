@@ -235,6 +235,21 @@ def test_a_full_disk_does_not_end_a_run_and_the_report_names_the_file(frames):
     ]
 
 
+@pytest.mark.parametrize("where", ["workload", "uplink"])
+def test_a_capture_that_ends_in_a_frame_is_used_and_the_report_says_so(tmp_path, where):
+    whole = Path(__file__).parents[2] / "captures" / "ping.pcap"
+    cut = tmp_path / "cut.pcap"
+    cut.write_bytes(whole.read_bytes()[:-10])
+    text = lab_text(workload=f"{{kind: pcap, pcap: {cut}}}")
+    if where == "uplink":
+        text = lab_text().replace("link-mbps: 0,", f"uplink: 'pcap:{cut}',")
+    report = run_lab(parse_lab(text))
+    assert verdict(report).passed
+    (note,) = report["notes"]
+    assert re.fullmatch(rf"{re.escape(str(cut))}: ends in frame \d+", note)
+    assert "notes" not in run_lab(parse_lab(text.replace(str(cut), str(whole))))
+
+
 # What does not work names the key.
 
 

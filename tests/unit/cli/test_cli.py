@@ -175,6 +175,13 @@ def test_what_can_be_said_is_said_when_a_disk_is_full(virtfn: Callable[..., Resu
     assert "passed every frame arrived once" in result[1]
 
 
+def test_what_of_a_capture_is_not_used_is_said_and_is_no_failure(virtfn: Callable[..., Result], engine: Engine) -> None:
+    engine.report["notes"] = ["x.pcap: ends in frame 7"]
+    code, out, _ = virtfn("run")
+    assert code == 0
+    assert "x.pcap: ends in frame 7" in out
+
+
 def test_a_lab_that_is_kept_says_when_it_is_ready(virtfn: Callable[..., Result]) -> None:
     code, out, _ = virtfn("run", "--keep")
     assert code == 0

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pcapng import FileScanner, FileWriter, blocks
 
-from virtfn.machine.captures import CaptureError, Direction, Frames, Recorder, read_capture
+from virtfn.machine.captures import CaptureError, Frames, read_capture
+from virtfn.machine.recorder import Direction, Recorder
 
 FRAMES = [bytes([n]) * (60 + 7 * n) for n in range(5)] + [b"\x01\x02\x03"]
 
@@ -119,6 +120,8 @@ def test_frames_cut_by_the_snap_length_are_counted(tmp_path: Path) -> None:
     frames = load(tmp_path, short)
     assert_holds(frames, FRAMES[:2])
     assert frames.skipped == 2
+    assert frames.notes == (f"{tmp_path / 'x.pcap'}: 2 frames that the snap length had cut are left out",)
+    assert load(tmp_path, pcap(FRAMES)).notes == ()
     assert refused(tmp_path, pcap(FRAMES, cut=1)).startswith("the snap length has cut all 6 frames; ")
     assert refused(tmp_path, pcapng(FRAMES, cut=1)).startswith("the snap length has cut all 6 frames; ")
 
@@ -138,12 +141,16 @@ def test_times_may_be_absurd(tmp_path: Path) -> None:
 def test_files_that_are_no_captures(tmp_path: Path) -> None:
     assert refused(tmp_path, b"").startswith("is empty")
     assert refused(tmp_path, b"hello, world").startswith("is neither pcap nor pcapng")
-    assert refused(tmp_path, b"\x1f\x8b\x08\x00").startswith("is compressed")
+    for magic, tool in (
+        (b"\x1f\x8b\x08\x00", "gunzip"), (b"\x28\xb5\x2f\xfd", "unzstd"), (b"BZh9", "bunzip2"),
+        (b"\xfd7zXZ\x00", "unxz"), (b"\x04\x22\x4d\x18", "unlz4"),
+    ):  # fmt: skip
+        assert refused(tmp_path, magic) == f"is compressed; unpack it with {tool} first"
     assert refused(tmp_path, pcap([])).startswith("holds no frame")
     assert refused(tmp_path, pcapng([])).startswith("holds no frame")
     assert refused(tmp_path, pcap(FRAMES)[:20]).startswith("is cut short in its header")
-    assert refused(tmp_path, pcap(FRAMES)[:30]).startswith("is cut short in the header of frame 1")
-    assert refused(tmp_path, pcap(FRAMES)[:-1]).startswith("is cut short in frame 6")
+    assert refused(tmp_path, pcap(FRAMES)[:30]).startswith("ends in the header of frame 1, and holds no whole frame")
+    assert refused(tmp_path, pcap(FRAMES)[:50]).startswith("ends in frame 1, and holds no whole frame")
     assert refused(tmp_path, pcap(FRAMES, link=113)).startswith("link type 113 (Linux cooked (any)) is not Ethernet")
     assert refused(tmp_path, pcapng(FRAMES, link=105)).startswith("link type 105 (IEEE 802.11) is not Ethernet")
     absurd = bytearray(pcap(FRAMES))
@@ -157,18 +164,139 @@ def test_files_that_are_no_captures(tmp_path: Path) -> None:
         read_capture(Path("a\0b"))
 
 
-def test_pcapng_cut_anywhere_but_between_blocks_is_refused(tmp_path: Path) -> None:
-    whole = pcapng(FRAMES[:2])
-    boundaries = {0}
-    at = 0
-    while at < len(whole):
-        at += struct.unpack_from("<I", whole, at + 4)[0]
-        boundaries.add(at)
+def noted(frames: Frames) -> list[str]:
+    return [note.split("x.pcap: ")[1] for note in frames.notes]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pcap_that_ends_anywhere_has_the_frames_before(tmp_path: Path, order: str) -> None:
+    """As a tool that was killed, or a full disk, leaves it."""
+    whole = pcap(FRAMES[:3], order)
+    ends = [24]
+    for frame in FRAMES[:3]:
+        ends.append(ends[-1] + 16 + len(frame))
+    for size in range(ends[1], len(whole)):
+        frames = load(tmp_path, whole[:size])
+        count = sum(end <= size for end in ends[1:])
+        assert_holds(frames, FRAMES[:count])
+        inside = size - ends[count]
+        expected = [] if not inside else ["ends in the header of frame" if inside < 16 else "ends in frame"]
+        assert noted(frames) == [f"{words} {count + 1}" for words in expected]
+
+
+@pytest.mark.parametrize("endianness", ["<", ">"])
+def test_pcapng_that_ends_anywhere_has_the_frames_before(tmp_path: Path, endianness: str) -> None:
+    whole = pcapng(FRAMES[:3], endianness)
+    ends = [0]
+    while ends[-1] < len(whole):
+        ends.append(ends[-1] + struct.unpack_from(endianness + "I", whole, ends[-1] + 4)[0])
     for size in range(1, len(whole)):
-        if size in boundaries:
+        start = max(end for end in ends if end <= size)
+        count = max(0, ends.index(start) - 2)  # behind the section and its interface
+        if count == 0:
+            message = refused(tmp_path, whole[:size])
+            assert size < 4 or "holds no" in message, (size, message)
             continue
-        message = refused(tmp_path, whole[:size])
-        assert "cut short" in message or size < 4, (size, message)
+        frames = load(tmp_path, whole[:size])
+        assert_holds(frames, FRAMES[:count])
+        assert noted(frames) == ([] if size == start else [f"ends in the block after byte {start:,}"])
+
+
+def test_damage_before_the_end_is_refused(tmp_path: Path) -> None:
+    content = bytearray(pcapng(FRAMES))
+    first = struct.unpack_from("<I", content, 4)[0]
+    struct.pack_into("<I", content, first + 4, 16)  # shorter than its other length says
+    assert refused(tmp_path, bytes(content)).startswith(f"is damaged after byte {first}; ")
+
+
+def block(kind: int, body: bytes, order: str = "<") -> bytes:
+    body += bytes(-len(body) & 3)
+    size = struct.pack(order + "I", len(body) + 12)
+    return struct.pack(order + "I", kind) + size + body + size
+
+
+def interface(link: int = 1, snaplen: int = 0, options: bytes = b"", order: str = "<") -> bytes:
+    return block(1, struct.pack(order + "HHI", link, 0, snaplen) + options, order)
+
+
+def enhanced(
+    number: int, frame: bytes, ticks: int = 0, options: bytes = b"", length: int | None = None, order: str = "<"
+) -> bytes:
+    size = len(frame) if length is None else length
+    head = struct.pack(order + "IIIII", number, ticks >> 32, ticks & 0xFFFFFFFF, len(frame), size)
+    return block(6, head + frame + bytes(-len(frame) & 3) + options, order)
+
+
+def section(order: str = "<", size: int = -1) -> bytes:
+    return block(0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, size), order)
+
+
+def test_sections_have_byte_orders_and_interfaces_of_their_own(tmp_path: Path) -> None:
+    nano, offset = struct.pack(">HHBxxx", 9, 1, 9), struct.pack("<HHq", 14, 8, 1)
+    content = section() + interface() + enhanced(0, FRAMES[0], 5)
+    content += section(">") + interface(options=nano, order=">") + interface(order=">")
+    content += enhanced(1, FRAMES[1], 6, order=">") + enhanced(0, FRAMES[2], 7000, order=">")
+    content += section("<", 0) + interface(options=offset) + enhanced(0, FRAMES[3], 8)
+    frames = load(tmp_path, content)
+    assert_holds(frames, FRAMES[:4])
+    assert frames.ts_ps.tolist() == [0, 10**6, 2 * 10**6, 10**12 + 3 * 10**6]
+    assert frames.notes == ()
+
+
+def test_blocks_that_say_nothing_about_frames_are_skipped(tmp_path: Path) -> None:
+    """Names, statistics, secrets, processes, custom ones, and kinds that nobody knows yet."""
+    content = section() + interface()
+    for kind in (4, 5, 7, 9, 10, 0xBAD, 0x40000BAD, 0x80000001, 0x7FFFFFFF):
+        content += block(kind, bytes(range(40))) + block(kind, b"")
+    frames = load(tmp_path, content + enhanced(0, FRAMES[0]) + block(5, bytes(12)))
+    assert_holds(frames, FRAMES[:1])
+    assert frames.notes == ()
+
+
+def test_simple_and_obsolete_packet_blocks(tmp_path: Path) -> None:
+    frame = FRAMES[2]
+    obsolete = struct.pack("<HHIIII", 1, 0xFFFF, 0, 9, len(frame), len(frame)) + frame
+    content = section() + interface(snaplen=64) + interface()
+    content += block(3, struct.pack("<I", 60) + FRAMES[0]) + block(3, struct.pack("<I", 74) + FRAMES[2][:64])
+    frames = load(tmp_path, content + block(2, obsolete))
+    assert_holds(frames, [FRAMES[0], frame])
+    assert frames.skipped == 1
+
+
+def test_the_fcs_is_where_a_frame_says_so(tmp_path: Path) -> None:
+    flags = struct.pack("<HHIHH", 2, 4, 4 << 5 | 1, 0, 0)
+    comment = struct.pack("<HH", 1, 5) + b"hello\0\0\0"
+    content = section() + interface() + enhanced(0, FRAMES[0], options=comment + flags) + enhanced(0, FRAMES[1])
+    assert_holds(load(tmp_path, content), [FRAMES[0][:-4], FRAMES[1]])
+
+
+def test_frames_of_other_links_are_left_out_beside_ethernet(tmp_path: Path) -> None:
+    """As tools write that record on several interfaces."""
+    content = section() + interface(113) + interface(1) + enhanced(0, FRAMES[0]) + enhanced(0, FRAMES[1])
+    frames = load(tmp_path, content + enhanced(1, FRAMES[2]))
+    assert_holds(frames, [FRAMES[2]])
+    assert noted(frames) == ["2 frames of link type 113 (Linux cooked (any)), not Ethernet, are left out"]
+    assert refused(tmp_path, content).startswith("link type 113 (Linux cooked (any)) is not Ethernet")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pcap_of_the_patched_libpcap(tmp_path: Path, order: str) -> None:
+    out = struct.pack(order + "IHHIIII", 0xA1B2CD34, 2, 4, 0, 0, 65535, 1)
+    for frame in FRAMES:
+        out += struct.pack(order + "IIIIIHBB", 1, 5, len(frame), len(frame), 2, 0x0800, 1, 0) + frame
+    assert_holds(load(tmp_path, out), FRAMES)
+    assert noted(load(tmp_path, out[:-1])) == ["ends in frame 6"]
+
+
+@pytest.mark.parametrize("minor", [2, 3])
+def test_pcap_of_old_with_its_lengths_exchanged(tmp_path: Path, minor: int) -> None:
+    out = struct.pack("<IHHIIII", 0xA1B2C3D4, 2, minor, 0, 0, 65535, 1)
+    for frame in FRAMES[:2]:
+        out += struct.pack("<IIII", 1, 5, len(frame) + 30, len(frame)) + frame
+    out += struct.pack("<IIII", 1, 5, 60, 60) + FRAMES[0]
+    frames = load(tmp_path, out)
+    assert_holds(frames, [FRAMES[0]])
+    assert frames.skipped == 2
 
 
 @given(st.binary(max_size=120), st.integers(0, 400), st.sampled_from(["pcap", "pcapng", "none"]))

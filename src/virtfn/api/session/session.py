@@ -106,6 +106,7 @@ class Session:
         self._closes = ExitStack()
         self._live: Live | None = None  # exists as long as the lab is up; `_up` is how to reach it
         self.unwritten: list[str] = []
+        self._notes: list[str] = []
         self._reading = threading.Lock()  # what snapshots read does not go away meanwhile
         self._look: Callable[[], Snapshot] = self._see_nothing
 
@@ -194,6 +195,8 @@ class Session:
             with self._reading:
                 self._live, self._look = live, self._see
             live.start(self._capture, platform, frames)
+            captures = [frames, *(pf.strangers for pf in machine.pfs)]
+            self._notes = list(dict.fromkeys(note for capture in captures if capture for note in capture.notes))
             # What is there by now stays, the compiler's memory most of all: to search it for garbage takes 50 ms.
             gc.freeze()
             self._closes.callback(gc.unfreeze)
@@ -243,6 +246,8 @@ class Session:
         report["elapsed_s"] = round(self.elapsed_s, 3)
         if self.unwritten:
             report["unwritten"] = list(self.unwritten)
+        if self._notes:
+            report["notes"] = list(self._notes)
         return report
 
     def save_iommu(self, path: Path) -> None:

@@ -26,6 +26,7 @@ def render_report(report: Report) -> RenderableType:
         _facts(report),
         Text(""),
         *(Text(words, style="bold red") for words in report.get("unwritten", [])),
+        *(Text(words, style="yellow") for words in report.get("notes", [])),
         word + Text(judged.words, style="not bold"),
     )
 
