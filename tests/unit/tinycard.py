@@ -11,13 +11,14 @@ A descriptor is an address and a word: length, and bit 32 when the card has done
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from virtfn.cards import Limits, Model, Options
 from virtfn.devices.pci import Endpoint, MsiXTable, Physical, Place, SrIovUnit
-from virtfn.drivers.policy import VfPolicy
+from virtfn.drivers.policy import Claim, VfPolicy
 from virtfn.hw.pci import NO_DEVICE, Ari, Command, DevCtl, Location, MsiX, Pcie, SrIov, Type0
 from virtfn.hw.types import Hva, Mac, Rid
 from virtfn.kernels._jit import (
@@ -288,6 +289,10 @@ class TinyPf:
 
     def offer_mac(self, n: int, mac: Mac | None = None) -> None:
         self._set(n, mac or Mac(0x02 | n << 40))
+
+    def watch_claims(self, tell: Callable[[Claim], None]) -> None: ...
+    def claims(self, n: int) -> int:
+        return 0
 
     def start(self, vfs: int) -> None: ...
     def end_vfs(self) -> None: ...

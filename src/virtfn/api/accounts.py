@@ -161,6 +161,8 @@ def _group_reports(group: Group, machine: Machine) -> tuple[list[GuestReport], l
             "copies": meter["copies"],
             "mailbox_messages": machine.mailbox_messages(run.pf, run.vf),
         }
+        if claims := machine.claims(run.pf, run.vf):
+            report["addresses_refused"] = claims
         times = group.engine.ping_ps[g]
         if times:
             report["ping_ms"] = round(sum(times) / len(times) / MS_PS, 4)

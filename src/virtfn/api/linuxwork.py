@@ -249,6 +249,8 @@ class LinuxWork:
             "boot_s": round(guest.boot_s, 2),
             "exits_per_frame": round(found.per_frame, 4),
         }
+        if guest.vf is not None and (claims := self._machine.claims(guest.pf, guest.vf)):
+            report["addresses_refused"] = claims
         if found.ping is not None and found.ping.ms is not None:
             report["ping_ms"] = found.ping.ms
         if found.mbps is not None:

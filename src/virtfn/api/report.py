@@ -66,6 +66,7 @@ class GuestReport(TypedDict):
     Of guests under QEMU: exits are messages about registers, boot included; exits_per_frame are those of the workload;
     boot_s from the first instruction until it takes commands; iperf_mbps: payload that it sent, as its receiver
     counted; self_test: of its driver, where it is alone; failure: what went wrong inside, in its own words.
+    addresses_refused: how often it asked for an address that is another's, if it did.
     """
 
     name: str
@@ -93,6 +94,7 @@ class GuestReport(TypedDict):
     iperf_mbps: NotRequired[float]
     self_test: NotRequired[str]
     failure: NotRequired[str]
+    addresses_refused: NotRequired[int]
 
 
 class FlowReport(TypedDict):

@@ -60,6 +60,7 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "mailbox_messages": ("messages", "between its VF and the PF, both ways"),
         "rx_mpps": ("million frames a second", "received, over moving_s; embedded guests"),
         "rx_gbps": ("Gb/s", "received, over moving_s, without frame check sequence; embedded guests"),
+        "addresses_refused": ("times", "that it asked for an address that is another's, if it did"),
         "ping_ms": ("milliseconds", "mean round trip, where the guest pings"),
         "boot_s": ("seconds", "from the first instruction until it takes commands; Linux guests"),
         "exits_per_frame": ("accesses", "that trapped, for each frame of the work; Linux guests"),

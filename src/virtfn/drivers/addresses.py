@@ -6,11 +6,14 @@
                further: a trusted guest's filters, of what nobody has; they go with its driver's next reset
 
 An address leads frames to its VF and lets frames from it pass the spoof check: without trust, only the given one does.
+Who asks for what is another's is refused, whoever came first and by whatever message, and that is told and counted.
 """
 
 from __future__ import annotations
 
-from virtfn.drivers.policy import VfPolicy
+from collections.abc import Callable
+
+from virtfn.drivers.policy import Claim, VfPolicy
 from virtfn.drivers.pools import Pools
 from virtfn.hw.types import Mac, format_mac
 from virtfn.machine.ports import VirtfnError
@@ -25,6 +28,8 @@ class Addresses:
         self._pools = pools
         self._policies = policies
         self._own = Mac(0)
+        self._watchers: list[Callable[[Claim], None]] = []
+        self._claims: list[int] = []
         self._offered: list[Mac] = []
         self._taken: list[Mac] = []
 
@@ -32,6 +37,15 @@ class Addresses:
         """Begin with `vfs` VFs that have none, on a PF with the address `own`."""
         self._own = own
         self._offered, self._taken = [Mac(0)] * vfs, [Mac(0)] * vfs
+        self._claims = [0] * vfs
+
+    def watch(self, tell: Callable[[Claim], None]) -> None:
+        """Have it told when a guest asks for an address that is another's."""
+        self._watchers.append(tell)
+
+    def claims(self, n: int) -> int:
+        """Count how often VF `n` has asked for an address that is another's, since it was last given to someone."""
+        return self._claims[n]
 
     def of(self, n: int) -> Mac:
         """Return the address that VF `n` uses; 0 if it has none."""
@@ -94,6 +108,7 @@ class Addresses:
     def forget(self, n: int) -> None:
         """Take every address of VF `n` away."""
         self._offered[n] = self._taken[n] = Mac(0)
+        self._claims[n] = 0
         self._pools.clear_addresses(n)
         self.apply(n)
 
@@ -113,10 +128,16 @@ class Addresses:
         return mac == self.of(n) != 0 or (self._may_have(n, mac) and self._pools.add_address(n, mac))
 
     def _may_have(self, n: int, mac: Mac) -> bool:
-        if not self._policies[n].trust or not mac or mac & 1 or mac == self._own:
+        if not mac or mac & 1:
             return False
-        held = any(mac in (self._policies[m].mac, self._offered[m], self._taken[m]) for m in self._others(n))
-        return not held and self._pools.further_owners(mac) <= {n}
+        holders = [m for m in self._others(n) if mac in (self._policies[m].mac, self._offered[m], self._taken[m])]
+        holders += sorted(self._pools.further_owners(mac) - {n})
+        if mac == self._own or holders:
+            self._claims[n] += 1
+            for tell in self._watchers:
+                tell(Claim(n, mac, None if mac == self._own else holders[0]))
+            return False
+        return self._policies[n].trust
 
     def _others(self, n: int) -> list[int]:
         return [m for m in range(len(self._taken)) if m != n]

@@ -11,11 +11,12 @@ Spec: 82576 datasheet, chapter "Software use of virtualization"; mailbox protoco
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 
 from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pfmailbox import PfMailbox
-from virtfn.drivers.policy import VfPolicy
+from virtfn.drivers.policy import Claim, VfPolicy
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.window import Window
 from virtfn.hw.i82576 import Regs, checksum_ok
@@ -243,6 +244,15 @@ class Igb:
     def _recall(self, vfs: list[int]) -> None:
         for n in vfs:
             self.mailbox.recall(n)
+
+    def watch_claims(self, tell: Callable[[Claim], None]) -> None:
+        """Have it told when a guest asks for an address that is another's; it is refused."""
+        self.addresses.watch(tell)
+
+    def claims(self, n: int) -> int:
+        """Count how often the guest of VF `n` has asked so. Raises VirtfnError if there is no such VF."""
+        self._check(n)
+        return self.addresses.claims(n)
 
     def set_vlan(self, n: int, vlan: int, qos: int = 0) -> None:
         """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 brings its own back.

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 
 from virtfn.hw.types import Mac
 
-__all__ = ["VfPolicy"]
+__all__ = ["Claim", "VfPolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A guest asked for an address that is another's, and was refused. holder: a VF; None: the PF."""
+
+    vf: int
+    mac: Mac
+    holder: int | None
 
 
 @dataclass(slots=True)

@@ -6,9 +6,10 @@ BoundDriver   the same, driven by this process: bound to registers, and interrup
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from virtfn.drivers.policy import VfPolicy
+from virtfn.drivers.policy import Claim, VfPolicy
 from virtfn.hw.types import Mac
 
 __all__ = ["BoundDriver", "PfDriver"]
@@ -47,6 +48,12 @@ class PfDriver(Protocol):
 
 class BoundDriver(PfDriver, Protocol):
     """The driver of a PF that this process drives itself, bound to its registers."""
+
+    def watch_claims(self, tell: Callable[[Claim], None]) -> None:
+        """Have it told when a guest asks for an address that is another's."""
+
+    def claims(self, n: int) -> int:
+        """Count how often the guest of a VF has asked so."""
 
     def probe(self) -> None:
         """Find the device and reset it. Raises VirtfnError if it is not as it should be."""

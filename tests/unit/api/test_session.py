@@ -25,6 +25,7 @@ from virtfn.api.iommu import show_document
 from virtfn.api.lab import parse_lab
 from virtfn.api.progress import Progress
 from virtfn.api.session import (
+    AddressRefused,
     Events,
     ExplainIommu,
     FaultsRecorded,
@@ -41,7 +42,8 @@ from virtfn.api.session import (
 )
 from virtfn.api.session.desk import MAX_WAITING, Desk
 from virtfn.api.session.events import FaultWatch
-from virtfn.hw.types import Iova, Ps, Rid
+from virtfn.drivers.igbvf import MailboxError
+from virtfn.hw.types import Iova, Ps, Rid, format_rid
 from virtfn.hw.vtd.regs import Fault
 from virtfn.hw.vtd.tables import FaultReason
 from virtfn.iovm.iommu.state import SavedPages, UnitState, read_unit
@@ -294,6 +296,23 @@ def test_a_run_tells_what_happens() -> None:
     assert WorkDone(True) in events
     (fault,) = (event for event in events if isinstance(event, FaultsRecorded))
     assert (fault.count, fault.iova, fault.reason, fault.write) == (1, 1 << 40, "write not allowed", True)
+
+
+def test_an_address_that_is_anothers_is_refused_and_told() -> None:
+    with session() as made:
+        made.start()
+        a, b = (run.guest.nics[0].driver for run in made.machine.guests)
+        for mac in (b.mac, b.mac, made.machine.pfs[0].driver.mac):  # type: ignore[attr-defined]
+            with pytest.raises(MailboxError):
+                a.set_mac(mac)
+        made.work()
+        report = made.report()
+        functions = made.machine.guests[0].vf.rid, made.machine.pfs[0].nic.pf_rid
+        made.stop()
+    refused = [told.event for told in made.events.since(0).events if isinstance(told.event, AddressRefused)]
+    assert sum(event.count for event in refused) == 3
+    assert (refused[-1].rid, refused[-1].holder) == tuple(map(format_rid, functions))
+    assert [guest.get("addresses_refused") for guest in report["guests"]] == [3, None]
 
 
 def test_who_reads_late_learns_what_is_lost() -> None:

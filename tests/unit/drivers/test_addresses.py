@@ -9,7 +9,7 @@ import pytest
 
 from unit.rig import Rig, frame, send, take
 from virtfn.drivers.igbvf import MailboxError, State
-from virtfn.drivers.policy import VfPolicy
+from virtfn.drivers.policy import Claim, VfPolicy
 from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, mac_words
 from virtfn.hw.i82576.fields import VTCTRL
 from virtfn.hw.pci import DevCtl, Pcie
@@ -145,6 +145,74 @@ def test_a_lab_offers_nobody_what_it_fixes_for_another():
     with Rig(policies='[{id: 1, mac-address: "02:00:00:00:00:10"}]') as rig:
         assert rig.driver(1).mac == FIRST
         assert rig.driver(0).mac == parse_mac("02:00:00:01:00:10")
+
+
+# Who asks for what is another's is told of.
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("trust", [False, True])
+def test_claims_of_what_is_anothers_are_told_and_counted(rig: Rig, trust: bool, action: MacAction):
+    told: list[Claim] = []
+    rig.igb.watch_claims(told.append)
+    rig.igb.set_trust(0, trust)
+    holders = {SECOND: 1, FIXED: 2, OFFERED: 3, rig.igb.mac: None}
+    for mac in holders:
+        assert not asks(rig, 0, action, mac)
+    assert told == [Claim(0, mac, holder) for mac, holder in holders.items()]
+    assert [rig.igb.claims(n) for n in range(4)] == [4, 0, 0, 0]
+    rig.driver(0).recover()
+    assert rig.igb.claims(0) == 4, "a reset does not make up for it"
+    assert asks(rig, 0, action, FIRST), "its own"
+    assert asks(rig, 0, action, STRANGER) == trust
+    assert not asks(rig, 0, action, Mac((1 << 48) - 1))
+    assert len(told) == 4, "what nobody has is no other's"
+
+
+def test_a_vf_without_an_address_gets_none_that_the_host_fixed_for_another(rig: Rig):
+    """Nothing was given to it, and it is not trusted: it sets and adds the neighbour's, and hears nothing of its."""
+    told: list[Claim] = []
+    rig.igb.watch_claims(told.append)
+    rig.igb.set_mac(0, FIRST)
+    rig.igb.release_vf(1)
+    rig.registers(1).set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
+    rig.driver(1).mac = FIRST
+    with pytest.raises(MailboxError, match="refuses SET_MAC"):
+        rig.driver(1).recover()
+    assert not any(asks(rig, 1, action, FIRST) for action in ACTIONS)
+    assert told == [Claim(1, FIRST, 0)] * 3
+    assert leads(rig, FIRST) == 1
+
+
+def test_claims_after_and_before_the_hosts_word(rig: Rig):
+    """A trusted guest has an address first; the host gives it away; from then on the guest's wish is a claim."""
+    told: list[Claim] = []
+    rig.igb.watch_claims(told.append)
+    rig.igb.set_trust(0, True)
+    assert asks(rig, 0, MacAction.SET, STRANGER)
+    assert asks(rig, 0, MacAction.SET, STRANGER), "twice"
+    rig.igb.set_mac(1, STRANGER)
+    rig.driver(0).recover()
+    assert not any(asks(rig, 0, action, STRANGER) for action in ACTIONS)
+    assert told == [Claim(0, STRANGER, 1)] * 2
+    rig.igb.set_mac(1, Mac(0))
+    assert asks(rig, 0, MacAction.ADD_FILTER, STRANGER), "the host has taken it back"
+
+
+def test_a_further_address_is_its_first_owners(rig: Rig):
+    told: list[Claim] = []
+    rig.igb.watch_claims(told.append)
+    for n in (0, 1):
+        rig.igb.set_trust(n, True)
+    assert asks(rig, 1, MacAction.ADD_FILTER, GATEWAY)
+    assert not any(asks(rig, 0, action, GATEWAY) for action in ACTIONS)
+    assert told == [Claim(0, GATEWAY, 1)] * 2
+
+
+def test_the_next_guest_begins_without_claims(rig: Rig):
+    asks(rig, 0, MacAction.SET, SECOND)
+    rig.igb.release_vf(0)
+    assert rig.igb.claims(0) == 0
 
 
 # The host comes first.

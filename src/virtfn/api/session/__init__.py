@@ -8,12 +8,22 @@ snapshot   what everybody has counted
 events     what happened
 """
 
-from virtfn.api.session.events import Event, Events, FaultsRecorded, GuestBooted, Reading, StateChanged, WorkDone
+from virtfn.api.session.events import (
+    AddressRefused,
+    Event,
+    Events,
+    FaultsRecorded,
+    GuestBooted,
+    Reading,
+    StateChanged,
+    WorkDone,
+)
 from virtfn.api.session.requests import ExplainIommu, ReadEvents, ReadSnapshot, Request, RunInGuest, ShowIommu
 from virtfn.api.session.session import Session, State
 from virtfn.api.session.snapshot import Snapshot
 
 __all__ = [
+    "AddressRefused",
     "Event",
     "Events",
     "ExplainIommu",

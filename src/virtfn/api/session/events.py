@@ -3,6 +3,7 @@
 GUEST_BOOTED     a guest works: an embedded one at once, Linux when it takes commands
 WORK_DONE        the work of the lab is over
 FAULTS_RECORDED  the remapping unit refused something; up to ten such events a second, however many faults there are
+ADDRESS_REFUSED  a guest asked for an address that is another's; as often at most
 STATE_CHANGED    the session's
 """
 
@@ -12,14 +13,17 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import ClassVar, NamedTuple, TypedDict
+from typing import ClassVar, Generic, NamedTuple, TypedDict, TypeVar
 
-from virtfn.hw.types import Ps, format_rid
+from virtfn.drivers.policy import Claim
+from virtfn.hw.types import Ps, format_mac, format_rid
 from virtfn.hw.vtd.regs import Fault
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock, epoch_ps
 from virtfn.machine.ports import Actor
 
 __all__ = [
+    "AddressRefused",
+    "ClaimWatch",
     "Event",
     "EventDocument",
     "Events",
@@ -33,7 +37,8 @@ __all__ = [
 ]
 
 KEPT = 1024
-_FAULTS_PS = 100 * MS_PS
+_QUIET_PS = 100 * MS_PS
+_Noted = TypeVar("_Noted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,21 @@ class FaultsRecorded:
     write: bool
 
 
-Event = StateChanged | GuestBooted | WorkDone | FaultsRecorded
+@dataclass(frozen=True, slots=True)
+class AddressRefused:
+    """A guest asked for an address that is another's. count: since the last such event; the rest is of the latest.
+
+    rid: of its VF. holder: whose address it is, a VF's routing ID or the PF's.
+    """
+
+    name: ClassVar[str] = "ADDRESS_REFUSED"
+    count: int
+    rid: str
+    address: str
+    holder: str
+
+
+Event = StateChanged | GuestBooted | WorkDone | FaultsRecorded | AddressRefused
 
 
 class EventDocument(TypedDict):
@@ -137,29 +156,52 @@ class Events:
         return Reading(events, max(first - max(sequence, 0), 0), begin + len(events))
 
 
-class FaultWatch(Actor):
-    """Turns faults into events, and many at a time into one. An actor of the world."""
+class _Watch(Actor, Generic[_Noted]):
+    """Turns what is noted into events, and many at a time into one. An actor of the world."""
 
     def __init__(self, tell: Callable[[Event], None]) -> None:
         self._tell = tell
-        self._untold: list[Fault] = []  # the latest alone
+        self._untold: list[_Noted] = []  # the latest alone
         self._count = 0
         self._quiet_until = Ps(0)
 
-    def note(self, fault: Fault) -> None:
-        """Take a fault that the unit tells of."""
+    def event(self, count: int, latest: _Noted) -> Event:
+        """Make the event."""
+        raise NotImplementedError
+
+    def note(self, what: _Noted) -> None:
+        """Take what is to be told."""
         self._count += 1
-        self._untold[:] = [fault]
+        self._untold[:] = [what]
 
     def turn(self, now: Ps) -> int:
         """Tell of what was noted, if it is time to."""
         if not self._untold or now < self._quiet_until:
             return 0
-        fault = self._untold.pop()
-        self._tell(FaultsRecorded(self._count, format_rid(fault.rid), fault.iova, fault.reason.text, fault.write))
-        self._count, self._quiet_until = 0, Ps(now + _FAULTS_PS)
+        self._tell(self.event(self._count, self._untold.pop()))
+        self._count, self._quiet_until = 0, Ps(now + _QUIET_PS)
         return 1
 
     def due(self) -> Ps | None:
         """Say when what was noted may be told."""
         return self._quiet_until if self._untold else None
+
+
+class FaultWatch(_Watch[Fault]):
+    """Tells of faults of the remapping unit."""
+
+    def event(self, count: int, latest: Fault) -> Event:
+        """Make the event of the latest fault."""
+        return FaultsRecorded(count, format_rid(latest.rid), latest.iova, latest.reason.text, latest.write)
+
+
+class ClaimWatch(_Watch[Claim]):
+    """Tells of addresses that guests of a PF were refused. name: the function of a VF, or of the PF."""
+
+    def __init__(self, tell: Callable[[Event], None], name: Callable[[int | None], str]) -> None:
+        super().__init__(tell)
+        self._name = name
+
+    def event(self, count: int, latest: Claim) -> Event:
+        """Make the event of the latest claim."""
+        return AddressRefused(count, self._name(latest.vf), format_mac(latest.mac), self._name(latest.holder))

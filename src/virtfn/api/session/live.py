@@ -12,12 +12,13 @@ from virtfn.api.image import Platform
 from virtfn.api.lab import Lab
 from virtfn.api.linux import LinuxGuest, LinuxGuests
 from virtfn.api.linuxwork import LinuxWork
-from virtfn.api.machine import LabGuestRun, Machine
+from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
-from virtfn.api.session.events import Event, FaultWatch, GuestBooted
+from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted
 from virtfn.api.session.telling import Teller
 from virtfn.hw.eth import FCS_BYTES
+from virtfn.hw.types import format_rid
 from virtfn.hw.vtd.regs import Fault
 from virtfn.iomodels.engine import BREATH_PS, Engine
 from virtfn.iomodels.workload import Station, Workload
@@ -79,6 +80,7 @@ class Live:
         tell("starting", force=True)
         machine.start(lambda: tell("starting"))
         self._watch_faults()
+        self._watch_claims()
         for run in machine.guests:
             self._tell_event(GuestBooted(run.lab.name, run.lab.vmm, 0.0))
         if capture is not None:
@@ -101,6 +103,19 @@ class Live:
 
         unit.on_fault = note
         self._world.add(watch)
+
+    def _watch_claims(self) -> None:
+        """Tell of addresses that guests are refused, where the PF's driver is ours."""
+        for pf in self.machine.pfs:
+            if not pf.driven:
+                continue
+
+            def name(n: int | None, pf: LabPf = pf) -> str:
+                return format_rid(pf.nic.pf_rid if n is None else pf.vfs[n].rid)
+
+            watch = ClaimWatch(self._tell_event, name)
+            pf.driver.watch_claims(watch.note)
+            self._world.add(watch)
 
     def _boot_linux(self, platform: Platform) -> None:
         linux = self._closes.enter_context(closing(LinuxGuests(self.machine, platform, self._world, self._teller.tell)))
