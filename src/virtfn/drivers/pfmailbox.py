@@ -8,7 +8,7 @@ Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.policy import VfPolicy
@@ -44,7 +44,7 @@ class _Peer:
 
     clear_to_send: bool = False
     allowed: bool = True
-    missed_vlans: bool = False  # it asked for VLANs while the host's was in their place
+    missed_vlans: set[int] = field(default_factory=set)  # asked for while the host's was in their place
     last_nack_ps: int = -_NACK_PS
 
 
@@ -100,7 +100,8 @@ class PfMailbox:
 
     def was_reset(self, n: int) -> None:
         """VF `n` was reset: its driver must introduce itself, and nothing that it asked for stays."""
-        self._peers[n].clear_to_send = self._peers[n].missed_vlans = False
+        self._peers[n].clear_to_send = False
+        self._peers[n].missed_vlans.clear()
         self._pools.new_driver(n, self._policies[n].vlan)
 
     def ping(self, n: int) -> bool:
@@ -158,7 +159,7 @@ class PfMailbox:
 
     def _reset(self, n: int) -> list[int]:
         peer = self._peers[n]
-        peer.missed_vlans = False
+        peer.missed_vlans.clear()
         self._pools.new_driver(n, self._policies[n].vlan)
         self._addresses.apply(n)
         mac = self._addresses.of(n)
@@ -192,8 +193,11 @@ class PfMailbox:
         if not 0 <= vid <= 4095:
             return False
         if self._policies[n].vlan:
-            self._peers[n].missed_vlans |= joins
-            if not joins:
+            missed = self._peers[n].missed_vlans
+            if joins and vid:
+                missed.add(vid)
+            elif not joins:
+                missed.discard(vid)
                 self._pools.leave_vlan(n, vid)
             return False
         if joins:

@@ -191,6 +191,16 @@ def test_what_a_guest_asked_for_in_vain_it_is_made_to_ask_for_again(rig: Rig):
     assert rig.driver(0).state is State.RUNNING, "it has not asked since"
 
 
+def test_who_wants_nothing_any_more_is_left_in_peace(rig: Rig):
+    rig.igb.set_vlan(0, 100)
+    assert not asks(rig, 0, 5)
+    assert not asks(rig, 0, 5, join=False)
+    assert not asks(rig, 0, 0), "which it is in after it anyway"
+    rig.igb.set_vlan(0, 0)
+    rig.serve()
+    assert rig.driver(0).state is State.RUNNING
+
+
 def test_what_a_guest_leaves_meanwhile_does_not_come_back(rig: Rig):
     rig.driver(0).set_vlan(5)
     rig.driver(0).set_vlan(6)
