@@ -28,6 +28,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/gen_reference.py --check
+	$(BIN)/python tools/check_fields.py
 	$(BIN)/python tools/gen_schema.py --check
 	$(BIN)/python tools/draw_frame.py --check
 	$(BIN)/python tools/line_budget.py

@@ -6,17 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from conformance.pooled import DD, DROP, EOP, LB, ONE_BUFFER, STRVLAN, VMOLR, VP, Pooled, mac
+from conformance.pooled import DD, DROP, EOP, LB, STRVLAN, VMOLR, VP, Pooled, mac
 from conformance.rig import PF, Rig, ethernet
+from conformance.whole import Whole
 from unit.nicrig import IXSM, TCP, VLE, context, data, tagged
 from unit.packets import ipv4, wrap
 from virtfn.hw.i82576 import Regs
 from virtfn.hw.i82576.desc import RXD_IPCS, RXD_L4CS, RXD_PT_IPV4, RXD_PT_TCP, RXD_VEXT
 from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, VET
-from virtfn.hw.i82576.rxtx import DTXSWC, RCTL, TCTL
+from virtfn.hw.i82576.rxtx import DTXSWC, RCTL
 
 OUTER, INNER = 0x88A8, 0x8100
-ENABLE, SPLIT_ALWAYS = 1 << 25, 0x0A000202 | DROP
+SPLIT_ALWAYS = 0x0A000202 | DROP
 
 
 def double(frame: bytes, outer: int, inner: int) -> bytes:
@@ -26,35 +27,6 @@ def double(frame: bytes, outer: int, inner: int) -> bytes:
 def small(vf: int, source: int) -> bytes:
     """Make a TCP segment from VF `source` to VF `vf`."""
     return mac(vf) + mac(source) + wrap(ipv4(6, bytes(range(40))))[12:]
-
-
-class Whole(Rig):
-    """A port without pools: one pair of queues, the PF's."""
-
-    RX, TX, BUFFERS, DATA = 0x1000, 0x2000, 0x10000, 0x80000
-
-    def __init__(self, ctrl: CTRL) -> None:
-        super().__init__(connected=True)
-        self.base = self.domain(1, PF)
-        self.used = 0
-        self.set(Regs.CTRL, ctrl.replace(FD=1, SLU=1).value)
-        self.set(Regs.VMOLR, VMOLR | STRVLAN * (not ctrl.VME))  # it must not matter
-        for i in range(8):
-            self.words(self.base + self.RX + 16 * i, self.BUFFERS + 2048 * i, 0)
-        for decl, value in (
-            (Regs.RDBAL, self.RX), (Regs.RDLEN, 128), (Regs.SRRCTL, ONE_BUFFER), (Regs.RXDCTL, ENABLE), (Regs.RDT, 7),
-            (Regs.TDBAL, self.TX), (Regs.TDLEN, 128), (Regs.TXDCTL, ENABLE),
-        ):  # fmt: skip
-            self.set(decl, value)
-        self.set(Regs.RCTL, RCTL.of(RXEN=1, UPE=1, BAM=1).value)
-        self.set(Regs.TCTL, TCTL.of(EN=1, PSP=1).value)
-
-    def got(self) -> tuple[bytes, int]:
-        """Take the next received frame: its bytes, and the second word of its descriptor."""
-        q1 = int.from_bytes(self.load(self.base + self.RX + 16 * self.used + 8, 8), "little")
-        body = self.load(self.base + self.BUFFERS + 2048 * self.used, q1 >> 32 & 0xFFFF)
-        self.used += 1
-        return body, q1
 
 
 @pytest.fixture

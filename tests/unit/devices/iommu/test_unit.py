@@ -305,3 +305,14 @@ def test_reset_forgets(w: Rig) -> None:
 def test_iotlb_size_is_checked(w: Rig) -> None:
     with pytest.raises(ValueError, match="power of two"):
         IommuUnit(w.memory, 100)
+
+
+@pytest.mark.parametrize("cfi", [0, 1])
+def test_cfi_lets_messages_of_the_old_format_pass(w: Rig, cfi: int) -> None:
+    w.write(Regs.IRTA, 0)
+    w.write(Regs.GCMD, GCMD.SIRTP.mask)
+    w.write(Regs.GCMD, GCMD.IRE.mask)
+    status = w.read(Regs.GSTS)
+    w.write(Regs.GCMD, GCMD.IRE.mask | GCMD.CFI.mask * cfi)
+    assert w.read(Regs.GSTS) == status | GSTS.CFIS.mask * cfi
+    assert w.device.interrupts.send(R, 0xFEE0_0000, 0x41) == bool(cfi)
