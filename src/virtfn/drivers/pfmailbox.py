@@ -161,6 +161,8 @@ class PfMailbox:
         peer = self._peers[n]
         peer.missed_vlans.clear()
         self._pools.new_driver(n, self._policies[n].vlan)
+        if not self._policies[n].vlan:
+            self._pools.admit(n, 0)
         self._addresses.apply(n)
         mac = self._addresses.of(n)
         peer.clear_to_send = True

@@ -266,8 +266,6 @@ class Pools:
         self._write_groups(n)
         self._vlans[n].clear()
         self._leave_vlans(n, port_vlan)
-        if not port_vlan:
-            self._join(n, 0)
         self._strip(n, bool(port_vlan))
         self._regs.set(Regs.VMOLR, self._vmolr(port_vlan=bool(port_vlan)), n)
         for q in (n, n + 8):
@@ -282,7 +280,6 @@ class Pools:
         """Take everything of VF `n` away, its address, port VLAN and rate included."""
         self.enable(n, False)
         self.new_driver(n, 0)
-        self._leave_vlans(n, 0)
         self.clear_address(n)
         self._regs.set(Regs.VMVIR, 0, n)
         self.set_rate(n, 0, 1000)
