@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
     "hw": 2900,
-    "kernels": 4680,
+    "kernels": 5200,
     "machine": 2100,
     "devices": 4800,
     "drivers": 2200,
