@@ -195,9 +195,9 @@ class Rig:
 
     def reset(self) -> None:
         """Put everything back but the domains."""
-        nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured")}
+        nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured", "rss_table")}
         nic["card"] = 0
-        for name in ("port", "turn", "counters", "pools", "rx", "tx"):
+        for name in ("port", "turn", "counters", "pools", "rx", "tx", "routes"):
             nic[name] = np.zeros((), nic[name].dtype)
         for name in (
             "drops",

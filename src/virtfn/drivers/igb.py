@@ -101,6 +101,15 @@ class Igb:
         regs.set(Regs.RXCSUM, RXCSUM.of(IPOFLD=1, TUOFLD=1).value)
         regs.update(Regs.DTXCTL, SPOOF_INT=1, MDP_EN=1)
 
+    def hash_flows(self) -> None:
+        """Let the card hash the flows of IP frames for the VFs; all of them stay in a VF's first queue."""
+        fields = MRQC.of(MODE=RxMode.VMDQ_RSS, RSS_TCP4=1, RSS_IPV4=1, RSS_IPV6=1, RSS_TCP6=1, RSS_UDP4=1, RSS_UDP6=1)
+        for i in range(10):
+            self._regs.set(Regs.RSSRK, 0x6D5A56DA + i * 0x1B873593 & 0xFFFFFFFF, i)
+        for vf in range(self.vfs):
+            self._regs.update(Regs.VMOLR, vf, RSSE=1)
+        self._regs.set(Regs.MRQC, fields.value)
+
     def _open(self) -> None:
         """Let frames move, and tell the VFs that the reset is done."""
         regs = self._regs

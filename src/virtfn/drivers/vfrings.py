@@ -16,7 +16,20 @@ from virtfn.drivers.window import Window
 from virtfn.hw.bits import Decl
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import VfRegs
-from virtfn.hw.i82576.desc import DESC_BYTES, MAX_FRAME, RXD_DD, RXD_EOP
+from virtfn.hw.i82576.desc import (
+    DESC_BYTES,
+    MAX_FRAME,
+    RXD_DD,
+    RXD_EOP,
+    TXC_L4T_SHIFT,
+    TXC_L4T_TCP,
+    TXC_L4T_UDP,
+    TXC_MACLEN_SHIFT,
+    TXC_VLAN_SHIFT,
+    TXD_DEXT,
+    TXD_DTYP_CONTEXT,
+    TXD_IDX_SHIFT,
+)
 from virtfn.hw.i82576.fields import DescType
 from virtfn.hw.i82576.rxtx import RXDCTL, SRRCTL, TDWBAL, TXDCTL
 from virtfn.hw.types import Hva, Iova
@@ -57,9 +70,10 @@ class VfRings:
         self.netdev["taken"] = address_of(self._taken, "received frames")
         self._vlans = np.zeros(4096 // 8, np.uint8)
         self.netdev["vlans"] = address_of(self._vlans, "VLANs of a guest")
-        # Whole KiB, enough for a frame with a VLAN tag.
-        self.buffer_bytes = -(-max(mtu + 18, 2048) // 1024) * 1024
-        self.netdev["longest"] = min(self.buffer_bytes - FCS_BYTES, MAX_FRAME)
+        # Whole KiB, enough for a tagged frame; and a line of the cache, or all buffers would compete for a few of them.
+        self._packet_kib = -(-max(mtu + 18, 2048) // 1024)
+        self.buffer_bytes = self._packet_kib * 1024 + 64
+        self.netdev["longest"] = min(self._packet_kib * 1024 - FCS_BYTES, MAX_FRAME)
         self._regs = regs
         self._dma = dma
         self._allocated: list[Iova] = []
@@ -137,7 +151,7 @@ class VfRings:
         Raises DeviceTimeoutError if the queue does not start.
         """
         regs, d = self._regs, self.netdev
-        srrctl = SRRCTL.of(BSIZEPACKET=self.buffer_bytes // 1024, DESCTYPE=DescType.ADV_ONE_BUFFER, DROP_EN=1)
+        srrctl = SRRCTL.of(BSIZEPACKET=self._packet_kib, DESCTYPE=DescType.ADV_ONE_BUFFER, DROP_EN=1)
         regs.set(VfRegs.SRRCTL, srrctl.value)
         regs.update(VfRegs.RXDCTL, ENABLE=0)
         regs.set(VfRegs.RDBAL, self._rx_ring & 0xFFFFFFFF)
@@ -153,6 +167,20 @@ class VfRings:
         regs.set(VfRegs.RXDCTL, RXDCTL.of(PTHRESH=16, HTHRESH=8, WTHRESH=1, ENABLE=1).value)
         regs.wait(VfRegs.RXDCTL, RXDCTL.ENABLE.mask, RXDCTL.ENABLE.mask, 10 * MS_PS)
         regs.set(VfRegs.RDT, self.size - 1)
+
+    def set_context(self, index: int, l3: int, l4: int, tcp: bool, tag: int = 0) -> None:
+        """Tell the device, before the next frame, what frames with context `index`, 0 or 1, are like.
+
+        l3, l4: bytes before the network header, and before the transport header. tcp: whether that is TCP, not UDP.
+        tag: the VLAN tag to insert. It takes a place of the ring, and that place's buffer is not sent.
+        """
+        tail, carried = int(self.netdev["tx_tail"]), TXC_L4T_TCP if tcp else TXC_L4T_UDP
+        ring = view_bytes(int(self.netdev["tx_ring"]), self.size * DESC_BYTES).view(np.int64).reshape(-1, 2)
+        ring[tail] = (
+            l4 - l3 | l3 << TXC_MACLEN_SHIFT | tag << TXC_VLAN_SHIFT,
+            TXD_DEXT | TXD_DTYP_CONTEXT | carried << TXC_L4T_SHIFT | index << TXD_IDX_SHIFT,
+        )
+        self.netdev["tx_tail"] = (tail + 1) % self.size
 
     def stop(self) -> None:
         """Stop both queues, and make the device forget where it writes the head."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.hw.eth import BROADCAST, MIN_FRAME
+from virtfn.hw.eth import BROADCAST, LOCAL_EXPERIMENT_LOADED, MIN_FRAME
 from virtfn.hw.types import Mac
 from virtfn.iomodels.plan import deal, plan
 from virtfn.kernels.ranges import address_of, row_address
@@ -108,7 +108,12 @@ class Workload:
         for g, station in enumerate(self.stations):
             task = self.row["tasks"][g]
             task["netdev"] = station.row.ctypes.data
-            task["index"], task["mac"], task["length"], task["raw"] = g, station.mac, length, int(raw)
+            task["index"], task["mac"], task["length"], task["raw"] = (
+                g,
+                station.mac,
+                length,
+                LOCAL_EXPERIMENT_LOADED if raw else 0,
+            )
             task["ip"] = int.from_bytes(bytes((10, 0, g >> 8, (g & 255) + 1)), "little")
         if kind == "pcap":
             if capture is None:

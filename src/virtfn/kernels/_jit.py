@@ -7,6 +7,9 @@ changed constant or callee elsewhere would silently keep running old machine cod
     load32_acquire                  tails and descriptor done words: what they publish is read after them
     store32_release, store64_release  heads and write-backs: what they publish is written before them
     copy_bytes                      memcpy; the regions do not overlap
+    prefetch(address)               says that it will soon be looked at; any address will do, nothing is read
+    sum_blocks(source, blocks)      adds blocks of 32 bytes as 32-bit words, many at a time
+    copy_blocks(target, source, blocks)  the same, and copies them
     row_of(names)                   makes a dtype: a row of 64-bit integers
     row_at(dtype)                   makes an intrinsic: the structured row of that dtype at an address
     libc(name, 32, 64)              a function of the C library, for kernels that call the system
@@ -358,6 +361,56 @@ def _copy_bytes(typingctx, target, source, size):  # type: ignore[no-untyped-def
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+_LANES, _UNROLLED = 4, 4
+
+
+def _sum_blocks(copy: bool) -> Callable[..., int]:
+    """Make the intrinsic of `sum_blocks`, or of `copy_blocks`: blocks of 32 bytes, eight 32-bit words at a time."""
+    lanes = ir.VectorType(ir.IntType(64), _LANES)
+    low = ir.Constant(lanes, [0xFFFFFFFF] * _LANES)
+    high = ir.Constant(lanes, [32] * _LANES)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        *target, source, blocks = args
+        word = ir.IntType(64)
+        nbytes = builder.shl(blocks, word(5))
+        _check(context, builder, _MAY_TOUCH, source, nbytes, 0)
+        for address in target:
+            _check(context, builder, _MAY_TOUCH, address, nbytes, 1)
+        totals = [cgutils.alloca_once_value(builder, ir.Constant(lanes, None)) for _ in range(_UNROLLED)]
+
+        def add(block: Any, total: Any) -> None:
+            offset = builder.shl(block, word(5))
+            value = builder.load(builder.inttoptr(builder.add(source, offset), lanes.as_pointer()))
+            value.align = 1
+            for address in target:
+                builder.store(value, builder.inttoptr(builder.add(address, offset), lanes.as_pointer())).align = 1
+            two = builder.add(builder.and_(value, low), builder.lshr(value, high))
+            builder.store(builder.add(builder.load(total), two), total)
+
+        whole = builder.sdiv(blocks, word(_UNROLLED))
+        with cgutils.for_range(builder, whole) as loop:
+            first = builder.mul(loop.index, word(_UNROLLED))
+            for i, total in enumerate(totals):
+                add(builder.add(first, word(i)), total)
+        begun = builder.mul(whole, word(_UNROLLED))
+        with cgutils.for_range(builder, builder.sub(blocks, begun)) as loop:
+            add(builder.add(begun, loop.index), totals[0])
+        sums = builder.load(totals[0])
+        for total in totals[1:]:
+            sums = builder.add(sums, builder.load(total))
+        lane = [builder.extract_element(sums, ir.IntType(32)(i)) for i in range(_LANES)]
+        return builder.add(builder.add(lane[0], lane[1]), builder.add(lane[2], lane[3]))
+
+    def of_one(typingctx, source, blocks):  # type: ignore[no-untyped-def]
+        return types.int64(types.int64, types.int64), codegen
+
+    def of_two(typingctx, target, source, blocks):  # type: ignore[no-untyped-def]
+        return types.int64(types.int64, types.int64, types.int64), codegen
+
+    return cast("Callable[..., int]", intrinsic(of_two if copy else of_one))
+
+
 def _touch(typingctx, address, size, write):  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         _check(context, builder, _MAY_TOUCH, *args)
@@ -375,7 +428,21 @@ def _grant(typingctx, address, size, write, rid):  # type: ignore[no-untyped-def
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
+def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(hint, [builder.inttoptr(args[0], byte), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
+prefetch = cast("Callable[[int], None]", intrinsic(_prefetch))
+sum_blocks = _sum_blocks(copy=False)
+copy_blocks = _sum_blocks(copy=True)
 touch = cast("Callable[[int, int, int], None]", intrinsic(_touch))
 grant = cast("Callable[[int, int, int, int], None]", intrinsic(_grant))
 

@@ -5,9 +5,35 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.kernels._jit import kernel, load8, load16, load32
+from virtfn.kernels._jit import (
+    copy_blocks,
+    kernel,
+    load8,
+    load16,
+    load32,
+    load64,
+    part,
+    store8,
+    store16,
+    store32,
+    store64,
+    sum_blocks,
+)
 
-__all__ = ["CRC32C", "crc32c", "fold", "sum_bytes", "swap16", "swap32", "toeplitz", "toeplitz_table"]
+__all__ = [
+    "CRC32C",
+    "copy_sum",
+    "crc32c",
+    "fold",
+    "halves",
+    "sum_bytes",
+    "sum_words",
+    "swap16",
+    "swap32",
+    "toeplitz",
+    "toeplitz_table",
+    "toeplitz_word",
+]
 
 
 def _crc_table() -> npt.NDArray[np.uint32]:
@@ -39,20 +65,76 @@ def fold(total: int) -> int:
     return (total & 0xFFFF) + (total >> 16)
 
 
+@part
+def halves(word: int) -> int:
+    """Add the two halves of a 64-bit word."""
+    return (word & 0xFFFFFFFF) + (word >> 32 & 0xFFFFFFFF)
+
+
 @kernel
 def sum_bytes(address: int, size: int) -> int:
     """Add `size` bytes at `address` as little-endian 16-bit words, unfolded; the last odd byte counts as low."""
-    total = 0
-    i = 0
-    while i + 4 <= size:
+    i = size & ~31
+    total = sum_blocks(address, size >> 5)
+    while i + 8 <= size:
+        total += halves(load64(address + i))
+        i += 8
+    if size & 4:
         total += load32(address + i)
         i += 4
-    if i + 2 <= size:
+    if size & 2:
         total += load16(address + i)
         i += 2
-    if i < size:
+    if size & 1:
         total += load8(address + i)
     return total
+
+
+@kernel
+def copy_sum(target: int, source: int, size: int) -> int:
+    """Copy `size` bytes, each read once, and add them as `sum_bytes` does; the regions do not overlap."""
+    i = size & ~31
+    total = copy_blocks(target, source, size >> 5)
+    while i + 8 <= size:
+        word = load64(source + i)
+        store64(target + i, word)
+        total += halves(word)
+        i += 8
+    if size & 4:
+        word = load32(source + i)
+        store32(target + i, word)
+        total += word
+        i += 4
+    if size & 2:
+        word = load16(source + i)
+        store16(target + i, word)
+        total += word
+        i += 2
+    if size & 1:
+        word = load8(source + i)
+        store8(target + i, word)
+        total += word
+    return total
+
+
+@kernel
+def sum_words(address: int, start: int, end: int) -> int:
+    """Add bytes start..end-1 at `address` as `sum_bytes` does, by 64-bit words from `address`; `start` is even.
+
+    What was stored by such words is had back without a wait. The words are read whole.
+    """
+    if end <= start:
+        return 0
+    at = address + (start & ~7)
+    left = end - (start & ~7)
+    word = load64(at) & -1 << ((start & 7) << 3)
+    total = 0
+    while left > 8:
+        total += halves(word)
+        at += 8
+        left -= 8
+        word = load64(at)
+    return total + halves(word & (2 << (left << 3) - 1) - 1)
 
 
 @kernel
@@ -65,12 +147,30 @@ def crc32c(address: int, size: int, skip: int) -> int:
     return value ^ 0xFFFFFFFF
 
 
-@kernel
-def toeplitz(table: npt.NDArray[np.uint32], address: int, size: int, first: int) -> int:
-    """Contribution to the RSS hash of `size` bytes at `address` that are input bytes `first`... of the hash."""
+@part
+def toeplitz(table: int, address: int, size: int, first: int) -> int:
+    """Contribution to the RSS hash of `size` bytes at `address` that are input bytes `first`... of the hash.
+
+    table: address of what `toeplitz_table` makes. size: a multiple of 4.
+    """
     value = 0
+    row = table + (first << 10)
+    for i in range(0, size, 4):
+        word = load32(address + i)
+        low = load32(row + ((word & 0xFF) << 2)) ^ load32(row + 0x400 + ((word >> 8 & 0xFF) << 2))
+        high = load32(row + 0x800 + ((word >> 16 & 0xFF) << 2)) ^ load32(row + 0xC00 + (word >> 24 << 2))
+        value ^= low ^ high
+        row += 0x1000
+    return value
+
+
+@part
+def toeplitz_word(table: int, word: int, skip: int, size: int, first: int) -> int:
+    """Contribution to the RSS hash of `size` bytes of a 64-bit word, after its lowest `skip`, as `toeplitz` has it."""
+    value = 0
+    word >>= skip << 3
     for i in range(size):
-        value ^= int(table[first + i, load8(address + i)])
+        value ^= load32(table + (first + i << 10) + ((word >> (i << 3) & 0xFF) << 2))
     return value
 
 

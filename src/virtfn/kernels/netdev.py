@@ -6,7 +6,10 @@
     transmit   buffer i is at tx_buffers + i * buffer_bytes; the free ones begin with tx_tail, in a circle of tx_size
     receive    rx_take lists up to BATCH frames in `taken`: (BATCH, 3) of address, length, tag
 
-A length of 0 is none: what lies there is to be returned with the rest. The tag is that of a VLAN, which the device
+A length to send has, from ASK_CHECKSUM on, what the card shall do: insert the transport checksum, insert a VLAN tag,
+and by which of the two contexts that the driver was told.
+
+A received length of 0 is none: what lies there is to be returned with the rest. The tag is that of a VLAN, which it
 took out of the frame, a number of 16 bits; -1 if it took none.
 
 A driver's state begins with a NETDEV row; its address is `netdev` here:
@@ -21,10 +24,20 @@ from __future__ import annotations
 
 from virtfn.kernels._jit import by_address, row_at, row_of
 
-__all__ = ["BATCH", "ENTRY_BYTES", "NETDEV_NAMES", "call_netdev", "netdev_at"]
+__all__ = [
+    "ASK_CHECKSUM",
+    "ASK_SECOND",
+    "ASK_TAG",
+    "BATCH",
+    "ENTRY_BYTES",
+    "NETDEV_NAMES",
+    "call_netdev",
+    "netdev_at",
+]
 
 BATCH = 64
 ENTRY_BYTES = 24
+ASK_CHECKSUM, ASK_TAG, ASK_SECOND = 1 << 20, 1 << 21, 1 << 22
 
 NETDEV_NAMES = (
     # the kernels: `entry` of each

@@ -46,7 +46,7 @@ TASK = np.dtype(
             "netdev index kind mac ip peer_mac peer_ip length "
             # sending: first and next sequence number (generated) or frame (replayed), and where to stop
             "next stop targets "
-            # 1: only count and give back, for measurements of the path alone
+            # not 0: only look at the ether type, which is this as it is loaded, and give back
             "raw "
             # replay: digests logged so far
             "logged "
@@ -369,7 +369,7 @@ def take_frames(t: Row, g: int, d: Row) -> int:
             if length == 0:
                 continue
             if task.raw:
-                task.corrupt += load16(frame + 12) != LOCAL_EXPERIMENT_LOADED
+                task.corrupt += load16(frame + 12) != task.raw
             elif task.kind == REPLAY:
                 log_frame(t, g, d, frame, length, load64(listed + 16) if d.bounce else -1)
             elif task.kind >= PING:

@@ -86,7 +86,7 @@ def work_of(
         )
         each.start = lambda command, name=guest.name: answers.start(name, command)
         answers.guests.append(each)
-    machine = SimpleNamespace(lab=lab, mailbox_messages=lambda pf, vf: 3)
+    machine = SimpleNamespace(lab=lab, mailbox_messages=lambda pf, vf: 3, claims=lambda pf, vf: 0)
     return LinuxWork(cast(Any, machine), cast(Any, answers)), answers
 
 

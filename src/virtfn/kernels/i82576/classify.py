@@ -27,21 +27,24 @@ from virtfn.hw.i82576.desc import (
     RXD_PT_UDP,
     RXD_UDPCS,
 )
-from virtfn.kernels._jit import Row, kernel, load8, load16, load32, part
-from virtfn.kernels.csum import fold, sum_bytes, swap16, toeplitz
+from virtfn.kernels._jit import Row, kernel, load8, load16, part
+from virtfn.kernels.csum import fold, sum_bytes, sum_words, swap16, toeplitz
 from virtfn.kernels.i82576.state import PLAIN_TAG_AT
 
-__all__ = ["HEAD_BYTES", "classify", "split_point"]
+__all__ = [
+    "HEAD_BYTES",
+    "classify",
+    "hash_kind",
+    "is_summed",
+    "judge_header",
+    "judge_payload",
+    "look_at_ip",
+    "look_at_payload",
+    "split_point",
+    "sum_pseudo",
+]
 
 HEAD_BYTES = 128
-
-
-@kernel
-def sum_frame(head: int, body: int, start: int, end: int) -> int:
-    """Add bytes start..end-1 of a frame as 16-bit words; `start` is even or the whole range is in the head."""
-    if end <= HEAD_BYTES:
-        return sum_bytes(head + start, end - start)
-    return sum_bytes(head + start, HEAD_BYTES - start) + sum_bytes(body + HEAD_BYTES, end - HEAD_BYTES)
 
 
 @part
@@ -75,34 +78,81 @@ def look_at_ipv6(head: int, length: int, start: int) -> tuple[int, int, int, int
 
 
 @part
+def look_at_ip(head: int, length: int, start: int) -> tuple[int, int, int, int]:
+    """Read the IP header of a frame at `start`, as `look_at_ipv4` does; packet type 0 for anything else."""
+    kind = load16(head + start - 2)
+    if kind == IPV4_LOADED:
+        return look_at_ipv4(head, length, start)
+    if kind == IPV6_LOADED:
+        return look_at_ipv6(head, length, start)
+    return 0, -1, 0, 0
+
+
+@part
 def look_at_payload(head: int, protocol: int, l4: int, end: int) -> tuple[int, int]:
-    """Tell what an IP packet carries, as a packet type, and how many bytes its checksum covers, 0: unchecked."""
+    """Tell what an IP packet carries, as a packet type, and how many bytes its checksum covers, 0: none is known."""
     payload = end - l4
     if protocol == 6 and payload >= 20:
         return RXD_PT_TCP, payload
     if protocol == 17 and payload >= 8:
         covered = swap16(load16(head + l4 + 4))
-        return RXD_PT_UDP, covered if load16(head + l4 + 6) != 0 and 8 <= covered <= payload else 0
+        return RXD_PT_UDP, covered if 8 <= covered <= payload else 0
     if protocol == 132 and payload >= 12:
         return RXD_PT_SCTP, 0
     return 0, 0
 
 
 @part
-def hash_flow(nic: Row, head: int, carried: int, six: bool, addresses: int, address_bytes: int, l4: int) -> int:
-    """Hash a frame's addresses, and ports where MRQC says so: RSS type and hash, as in Q0; 0 for frames without."""
+def is_summed(head: int, carried: int, l4: int) -> bool:
+    """Tell whether a checksum is there; UDP may leave it out."""
+    return carried != RXD_PT_UDP or load16(head + l4 + 6) != 0
+
+
+@part
+def judge_header(head: int, start: int, l4: int) -> int:
+    """Verdict on the checksum of an IPv4 header, as status and errors."""
+    return RXD_IPCS if fold(sum_words(head, start, l4)) == 0xFFFF else RXD_IPCS | RXD_ERR_IPE
+
+
+@part
+def judge_payload(carried: int, total: int) -> int:
+    """Verdict on a transport checksum, by the sum of all that it covers and the pseudo header: status and errors."""
+    status = RXD_L4CS | RXD_UDPCS if carried == RXD_PT_UDP else RXD_L4CS
+    return status if fold(total) == 0xFFFF else status | RXD_ERR_L4E
+
+
+@part
+def sum_pseudo(head: int, six: bool, start: int, protocol: int, covered: int) -> int:
+    """Sum of the pseudo header of TCP or UDP."""
+    addresses = sum_words(head, start + 8, start + 40) if six else sum_words(head, start + 12, start + 20)
+    return addresses + swap16(protocol) + swap16(covered)
+
+
+@part
+def hash_kind(nic: Row, carried: int, six: bool) -> int:
+    """Tell what of a frame is hashed, as an RSS type; 0: nothing."""
     fields = nic.port.rss_fields
-    kind = 0
     if carried == RXD_PT_TCP and fields & (0x20 if six else 1):
-        kind = RSS_TCP6 if six else RSS_TCP4
-    elif carried == RXD_PT_UDP and fields & (0x80 if six else 0x40):
-        kind = RSS_UDP6 if six else RSS_UDP4
-    digest = toeplitz(nic.rss_table, head + l4, 4, address_bytes) if kind else 0
-    if kind == 0 and fields & (0x10 if six else 2):
-        kind = RSS_IPV6 if six else RSS_IPV4
+        return RSS_TCP6 if six else RSS_TCP4
+    if carried == RXD_PT_UDP and fields & (0x80 if six else 0x40):
+        return RSS_UDP6 if six else RSS_UDP4
+    if fields & (0x10 if six else 2):
+        return RSS_IPV6 if six else RSS_IPV4
+    return 0
+
+
+@part
+def hash_flow(nic: Row, head: int, carried: int, six: bool, start: int, l4: int) -> int:
+    """Hash a frame's addresses, and ports where MRQC says so: RSS type and hash, as in Q0; 0 for frames without."""
+    kind = hash_kind(nic, carried, six)
     if kind == 0:
         return 0
-    return kind | (digest ^ toeplitz(nic.rss_table, head + addresses, address_bytes, 0)) << 32
+    size = 32 if six else 8
+    table = nic.port.rss_table
+    digest = toeplitz(table, head + start + (8 if six else 12), size, 0)
+    if kind != RSS_IPV6 and kind != RSS_IPV4:
+        digest ^= toeplitz(table, head + l4, 4, size)
+    return kind | digest << 32
 
 
 @kernel
@@ -112,35 +162,21 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
     Returns (Q0, status and errors) to merge into a write-back; (0, 0) for anything but IP.
     """
     p = nic.port
-    ethertype = load16(head + start - 2)
-    six = ethertype == IPV6_LOADED
-    if six:
-        packet, protocol, l4, end = look_at_ipv6(head, length, start)
-        addresses = start + 8
-        address_bytes = 32
-    elif ethertype == IPV4_LOADED:
-        packet, protocol, l4, end = look_at_ipv4(head, length, start)
-        addresses = start + 12
-        address_bytes = 8
-    else:
-        return 0, 0
+    six = load16(head + start - 2) == IPV6_LOADED
+    packet, protocol, l4, end = look_at_ip(head, length, start)
     if l4 == 0:
         return packet, 0
-    status = 0
-    if p.rx_ip_checksum and not six:
-        status |= RXD_IPCS
-        if fold(sum_bytes(head + start, l4 - start)) != 0xFFFF:
-            status |= RXD_ERR_IPE
+    status = judge_header(head, start, l4) if p.rx_ip_checksum and not six else 0
     carried, covered = look_at_payload(head, protocol, l4, end)
-    if covered and p.rx_l4_checksum and l4 & 1 == 0:
-        status |= RXD_L4CS | RXD_UDPCS if carried == RXD_PT_UDP else RXD_L4CS
-        pseudo = sum_bytes(head + addresses, 32) if six else load32(head + addresses) + load32(head + addresses + 4)
-        pseudo += swap16(protocol) + swap16(covered)
-        if fold(pseudo + sum_frame(head, body, l4, l4 + covered)) != 0xFFFF:
-            status |= RXD_ERR_L4E
+    if covered and p.rx_l4_checksum and is_summed(head, carried, l4):
+        end = l4 + covered
+        total = sum_pseudo(head, six, start, protocol, covered) + sum_words(head, l4, min(end, HEAD_BYTES))
+        if end > HEAD_BYTES:
+            total += sum_bytes(body + HEAD_BYTES, end - HEAD_BYTES)
+        status |= judge_payload(carried, total)
     q0 = packet | carried
     if p.rss:
-        q0 |= hash_flow(nic, head, carried, six, addresses, address_bytes, l4)
+        q0 |= hash_flow(nic, head, carried, six, start, l4)
     return q0, status
 
 

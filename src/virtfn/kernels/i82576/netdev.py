@@ -20,9 +20,12 @@ from virtfn.hw.i82576.desc import (
     TXD_DEXT,
     TXD_DTYP_DATA,
     TXD_EOP,
+    TXD_IDX_SHIFT,
     TXD_IFCS,
     TXD_PAYLEN_SHIFT,
     TXD_RS,
+    TXD_TXSM,
+    TXD_VLE,
 )
 from virtfn.kernels._jit import (
     Row,
@@ -40,7 +43,7 @@ from virtfn.kernels._jit import (
     store64,
     store64_release,
 )
-from virtfn.kernels.netdev import ENTRY_BYTES, NETDEV_NAMES
+from virtfn.kernels.netdev import ASK_CHECKSUM, ASK_SECOND, ASK_TAG, ENTRY_BYTES, NETDEV_NAMES
 from virtfn.kernels.ranges import row_address
 
 __all__ = ["RINGS", "new_rings"]
@@ -99,9 +102,14 @@ def tx_send(address: int, count: int) -> int:
     total = 0
     for i in range(count):
         length = load64(lengths + tail * 8)
+        asked = 0
+        if length >= ASK_CHECKSUM:
+            asked = TXD_TXSM if length & ASK_CHECKSUM else 0
+            asked |= (TXD_VLE if length & ASK_TAG else 0) | (1 << TXD_IDX_SHIFT if length & ASK_SECOND else 0)
+            length &= ASK_CHECKSUM - 1
         at = ring + tail * DESC_BYTES
         store64(at, iova + tail * step)
-        store64(at + 8, _SEND | (TXD_RS if i == count - 1 else 0) | length | length << TXD_PAYLEN_SHIFT)
+        store64(at + 8, _SEND | (TXD_RS if i == count - 1 else 0) | length | length << TXD_PAYLEN_SHIFT | asked)
         tail = tail + 1 if tail + 1 < size else 0
         total += length
     d.tx_tail = tail

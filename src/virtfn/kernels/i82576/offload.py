@@ -67,6 +67,8 @@ __all__ = [
     "CHAIN_PAGE",
     "area_of",
     "gather",
+    "is_context",
+    "keep_context",
     "segment",
 ]
 

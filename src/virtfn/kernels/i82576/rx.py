@@ -42,7 +42,16 @@ from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import dma_copy_out, translate, translate_hot
 from virtfn.kernels.vtd.iommu import iommu_at
 
-__all__ = ["RX_DONE", "RX_DROPPED", "RX_OVERSIZE", "RX_STALL", "capture_frame", "capture_room", "receive"]
+__all__ = [
+    "RX_DONE",
+    "RX_DROPPED",
+    "RX_OVERSIZE",
+    "RX_STALL",
+    "capture_frame",
+    "capture_room",
+    "choose_queue",
+    "receive",
+]
 
 RX_DONE, RX_DROPPED, RX_STALL, RX_OVERSIZE = range(4)
 

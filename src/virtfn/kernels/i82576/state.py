@@ -42,6 +42,7 @@ VECTORS = 25
 # The scratch area, private copies: a head, a segment, a frame to split; and for each transmit queue the frame that it
 # has gathered, up to the largest segmentation, until that is sent.
 HEAD_AREA = 0
+LOCAL_AREA = HEAD_AREA + 1024  # a head as `local.py` keeps it
 SEGMENT_AREA = 16 << 10
 SPLIT_AREA = 32 << 10
 GATHER_AREA = 48 << 10
@@ -80,8 +81,8 @@ PORT = row_of(
     "misbehaved blocked "
     # this call
     "epoch now capture capture_head capture_bytes "
-    # addresses: the IOMMU's state, the scratch area, the captured bytes
-    "iommu scratch captured "
+    # addresses: the IOMMU's state, the scratch area, the captured bytes, what the RSS key makes of bytes
+    "iommu scratch captured rss_table "
     # address of the device TLB, 0 if the NIC has none
     "device_tlb "
     # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet; without padding
@@ -95,7 +96,9 @@ TURN = row_of(
     # the queue (plus one) that has just held up the line, and so lets the others go first; all that do so
     "resumed yielded "
     # work done, and where a visit ends; bytes that found their place; whether a receiver had no descriptor
-    "work work_stop taken refused"
+    "work work_stop taken refused "
+    # receive queues with frames that are not in the counters yet (`local.py`)
+    "touched"
 )
 
 POOL = row_of(
@@ -120,8 +123,15 @@ QUEUE = row_of(
     # the piece of the ring whose translation this call knows: descriptors win_lo..win_hi-1 at win_hpa
     "epoch win_lo win_hi win_hpa "
     # two transmit contexts (advanced descriptors)
-    "context0_q0 context0_q1 context1_q0 context1_q1 " + " ".join(CHAIN) + " drops"
+    "context0_q0 context0_q1 context1_q0 context1_q1 " + " ".join(CHAIN) + " drops "
+    # receive, while `local.py` serves one sender: descriptors at hand, `place` to `stop`; frames and bytes to count
+    "place stop frames bytes"
 )
+
+# Where frames of a pool go, by their addresses and VLAN, as long as the call lasts: call and pool, the first 8 bytes,
+# the rest of the source address and the VLAN, the receiving pool or -1.
+ROUTE = row_of("stamp low high target")
+ROUTES = 64
 
 COUNTER_NAMES = (
     "gprc gptc gorc gotc bprc bptc mprc mptc tpr tpt tor tot ruc roc rfc rnbc mpc "
@@ -195,6 +205,7 @@ NIC = np.dtype(
         ("wanted", np.int64, (POOLS + 1, POOLS)),
         ("claims", np.int64, (POOLS + 1, POOLS)),
         ("had", np.int64, (POOLS + 1, POOLS)),
+        ("routes", ROUTE, (ROUTES,)),
         ("macs", np.int64, (MAC_SLOTS, 2)),  # address or -1, pool bitmap
         ("vlans", np.int64, (4096,)),  # pool bitmap 7:0, in VFTA 8, local 10, VLVF entries 47:16
         ("multicast", np.uint32, (128,)),  # MTA
@@ -228,5 +239,6 @@ def new_nic(iommu: Iommu) -> npt.NDArray[np.void]:
         address_of(scratch[first:end], "a scratch area")
     port["scratch"] = scratch.ctypes.data
     port["captured"] = address_of(nic["captured"], "captured frames")
+    port["rss_table"] = address_of(nic["rss_table"], "the RSS key's table")
     address_of(nic["departed"], "frames for the uplink")
     return block

@@ -13,11 +13,24 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.hw.eth import MIN_FRAME
-from virtfn.hw.i82576.desc import MAX_FRAME, TXD_LEN_MASK, TXD_PAYLEN_SHIFT
+from virtfn.hw.i82576.desc import (
+    MAX_FRAME,
+    TXD_DEXT,
+    TXD_DTYP_DATA,
+    TXD_DTYP_MASK,
+    TXD_EOP,
+    TXD_IXSM,
+    TXD_LEN_MASK,
+    TXD_PAYLEN_SHIFT,
+    TXD_TSE,
+    TXD_TXSM,
+    TXD_VLE,
+)
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release
 from virtfn.kernels.card import EV_CAPTURE, EV_MORE, EV_TIMER
 from virtfn.kernels.i82576.classify import HEAD_BYTES
 from virtfn.kernels.i82576.forward import BURST_PS, FORWARDED, WAITING, YIELDED, forward
+from virtfn.kernels.i82576.local import mark_done, serve_local
 from virtfn.kernels.i82576.offload import (
     CHAIN_BAD,
     CHAIN_DONE,
@@ -29,7 +42,6 @@ from virtfn.kernels.i82576.offload import (
     segment,
 )
 from virtfn.kernels.i82576.ring import advance, forget_chain, misbehave, note_cause, ring_count, window, window_hot
-from virtfn.kernels.i82576.runs import PLAIN, PLAIN_MASK, mark_done, serve_run
 from virtfn.kernels.i82576.rx import capture_room
 from virtfn.kernels.i82576.state import (
     DROP_DMA_FAULT,
@@ -46,7 +58,9 @@ from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["serve_queue"]
 
-_PATIENCE = 4  # frames that were no run, before a call stops looking for one
+_PATIENCE = 4  # frames that were not for `local.py`, before a call stops asking it
+_PLAIN_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_VLE | TXD_TSE | TXD_IXSM | TXD_TXSM
+_PLAIN = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
 
 
 @kernel
@@ -61,7 +75,7 @@ def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, i
     length = q1 & TXD_LEN_MASK
     if (
         not r.whole
-        and q1 & PLAIN_MASK == PLAIN
+        and q1 & _PLAIN_MASK == _PLAIN
         and (length >= MIN_FRAME or not p.pad)
         and nic.pools[pool].vlan_mode != 1
     ):
@@ -258,7 +272,7 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             events |= EV_MORE
             break
         if extraordinary < _PATIENCE and not r.whole:
-            count, told = serve_run(nic, q, budget - frames)
+            count, told = serve_local(nic, q, budget - frames)
             frames += count
             asked = asked or told
             extraordinary = 0 if count else extraordinary + 1

@@ -15,7 +15,8 @@ __all__ = [
     "FAULT_WORK",
     "FRAME_WORK",
     "GENERAL_WORK",
-    "RUN_WORK",
+    "LOCAL_WORK",
+    "ROUTE_WORK",
     "SEGMENT_WORK",
     "SWITCH_WORK",
     "WALK_WORK",
@@ -25,12 +26,13 @@ __all__ = [
 
 FRAME_WORK = 32  # a frame, whatever its size, to one receiver
 GENERAL_WORK = 96  # a descriptor or a frame that is no part of a run
-RUN_WORK = 128  # a run, to begin it
+ROUTE_WORK = 64  # a decision where frames with these addresses go
 DESCRIPTOR_WORK = 24  # one more of a chain
 CHAIN_WORK = 96  # a chain that has to be gathered, besides its descriptors and bytes
 SEGMENT_WORK = 256  # a segment of a large send, besides its bytes
 SWITCH_WORK = 96  # a frame to the wire, to several, or to nobody
 CLASSIFY_WORK = 96  # a look into the headers of an IP frame
+LOCAL_WORK = 80  # a frame, whatever it carries, that `local.py` gives to a pool
 WALK_WORK = 64  # a page walk
 FAULT_WORK = 128  # a request that was refused
 
