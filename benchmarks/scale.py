@@ -18,7 +18,7 @@ def main() -> None:
     found: dict[int, list[float]] = {2: [], 4: [], 8: []}
     for _ in range(rounds):
         for vfs, values in found.items():
-            values.append(1000 / run_bench([64], vfs, seconds)["points"][0]["mpps"])
+            values.append(1000 / run_bench([64], vfs, seconds, traffic=["like"])["points"][0]["mpps"])
     for vfs, values in found.items():
         print(f"{vfs} VFs   {median(values):6.1f} ns a frame   {min(values):.1f} to {max(values):.1f}")
 

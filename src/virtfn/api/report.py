@@ -186,9 +186,13 @@ class Report(TypedDict):
 
 
 class BenchPoint(TypedDict):
-    """One measurement. frame_bytes: with frame check sequence; gbps: without. copy_ratio: of a plain copy's rate."""
+    """One measurement. frame_bytes: with frame check sequence; gbps: without. copy_ratio: of a plain copy's rate.
+
+    traffic: what the frames look like, a name in `api/frames.py`. frame_bytes of imix: the mean.
+    """
 
     path: str
+    traffic: str
     frame_bytes: int
     mpps: float
     gbps: float

@@ -148,7 +148,7 @@ def bench(json_to: str | None, frame_bytes: tuple[int, ...], vfs: int, seconds: 
     from virtfn.cli.render.report import render_bench
 
     with Watcher(console(stderr=True), quiet=json_to == STDOUT) as watcher:
-        report = run_bench(list(frame_bytes) or [64, 512, 1518], vfs, seconds, watcher)
+        report = run_bench(list(frame_bytes), vfs, seconds, watcher)
     deliver(json_to, report, lambda: render_bench(report))
 
 

@@ -68,7 +68,8 @@ class Engine:
 
     def run_bench(self, frame_bytes: list[int], vfs: int, seconds: float, progress: object) -> dict[str, object]:
         self.bench_calls.append((frame_bytes, vfs, seconds))
-        point = {"path": "vf-to-vf", "frame_bytes": 64, "mpps": 9.5, "gbps": 4.6, "copy_ratio": 0.25, "vfs": vfs}
+        point = {"path": "vf-to-vf", "traffic": "like", "frame_bytes": 64, "mpps": 9.5, "gbps": 4.6}
+        point |= {"copy_ratio": 0.25, "vfs": vfs}
         return {"cpu": "a processor", "copy_gbps": {"64": 18.4}, "points": [point]}
 
 
@@ -354,7 +355,7 @@ def test_bench(virtfn: Callable[..., Result], engine: Engine) -> None:
     code, out, _ = virtfn("bench", "--frame-bytes", "64", "--frame-bytes", "9728", "--vfs", "8", "--seconds", "0.5")
     assert code == 0
     assert engine.bench_calls == [([64, 9728], 8, 0.5)]
-    assert "vf-to-vf" in out
+    assert "like" in out
     assert "18.40" in out
     assert "25 %" in out
     assert json.loads(virtfn("bench", "--json", "-")[1])["cpu"] == "a processor"

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from virtfn.api.frames import TRAFFIC
 from virtfn.api.report import AttackReport, BenchReport, GuestReport, Report, verdict
 from virtfn.cli.render.table import Listing, facts
 
@@ -144,13 +145,16 @@ def _has_rate(guest: GuestReport) -> bool:
     return "rx_mpps" in guest and guest["rx_frames"] > 0
 
 
+_NOT_IN_IT = "not in it: making and reading frames, interrupts, the wire"
+
+
 def render_bench(report: BenchReport) -> RenderableType:
     """Lay a bench report out for a person."""
-    table = Listing("path", right=("frame bytes", "VFs", "Mpps", "Gb/s", "copy Gb/s", "of copy"))
+    table = Listing("traffic", right=("frame bytes", "VFs", "Mpps", "Gb/s", "copy Gb/s", "of copy"))
     for p in report["points"]:
         copy = report["copy_gbps"].get(str(p["frame_bytes"]))
         table.add_row(
-            p["path"],
+            p["traffic"],
             str(p["frame_bytes"]),
             str(p["vfs"]),
             Text(f"{p['mpps']:.2f}", style="bold"),
@@ -158,8 +162,16 @@ def render_bench(report: BenchReport) -> RenderableType:
             Text("-" if copy is None else f"{copy:.2f}", style="dim"),
             f"{100 * p['copy_ratio']:.0f} %",
         )
-    note = "frame bytes are with frame check sequence, Gb/s without"
-    return Group(Text(report["cpu"], style="dim"), Text(""), table, Text(""), Text(note, style="dim"))
+    names = dict.fromkeys(p["traffic"] for p in report["points"])
+    notes = [
+        *(f"{name:<10} {TRAFFIC[name].words}" for name in names),
+        "",
+        _NOT_IN_IT,
+        "frame bytes are with frame check sequence, Gb/s without; imix has their mean",
+        "of copy: the rate against a plain copy of the same frames, on this core",
+    ]
+    head = f"{report['cpu']}, one core; VF 0 to others, through both drivers, switch and IOMMU"
+    return Group(Text(head, style="dim"), Text(""), table, Text(""), *(Text(note, style="dim") for note in notes))
 
 
 def _count(number: int) -> str:

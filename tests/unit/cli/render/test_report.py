@@ -118,8 +118,17 @@ def test_a_bench_is_shown_whole(width: int) -> None:
         "cpu": "a processor",
         "copy_gbps": {"9018": 1234.5},
         "points": [
-            {"path": "vf-to-vf", "frame_bytes": 9018, "mpps": 41.9, "gbps": 213.25, "copy_ratio": 0.81, "vfs": 8}
+            {
+                "path": "vf-to-vf",
+                "traffic": "receivers",
+                "frame_bytes": 9018,
+                "mpps": 41.9,
+                "gbps": 213.25,
+                "copy_ratio": 0.81,
+                "vfs": 8,
+            }
         ],
     }
     shown = [line.split() for line in text(render_bench(report), width).splitlines()]
-    assert ["vf-to-vf", "9018", "8", "41.90", "213.25", "1234.50", "81", "%"] in shown
+    assert ["receivers", "9018", "8", "41.90", "213.25", "1234.50", "81", "%"] in shown
+    assert any("to 4 receivers in turn" in " ".join(line) for line in shown)
