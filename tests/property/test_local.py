@@ -266,7 +266,7 @@ def state(rig: Rig) -> dict[str, object]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(sent=frames, world=worlds, budget=st.sampled_from([1, 3, 64]))
 def test_local_switching_equals_the_general_path(
     pair: tuple[Rig, Rig], sent: list[Sent], world: World, budget: int
