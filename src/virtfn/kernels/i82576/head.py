@@ -44,7 +44,7 @@ _ADDRESSES = 12  # bytes of MAC addresses
 def take_head(head: int, source: int, length: int, low: int, high: int) -> None:
     """Copy the first bytes of a frame, `HELD_BYTES` at most, by 64-bit words, and zeros behind them.
 
-    low, high: its first 16 bytes, as they have been read.
+    low, high: its first 16 bytes, as they have been read; it has no fewer.
     """
     store64(head, low)
     store64(head + 8, high)
@@ -63,9 +63,7 @@ def take_head(head: int, source: int, length: int, low: int, high: int) -> None:
     else:
         for i in range(2, 7):
             store64(head + i * 8, load64(source + i * 8) if i < whole else 0)
-    if whole < 2:
-        store64(head + 8, high & (1 << ((length & 7) << 3)) - 1)
-    elif length & 7:
+    if length & 7:
         last = load64(source + length - 8) >> ((8 - (length & 7)) << 3)
         store64(head + (whole << 3), last & (1 << ((length & 7) << 3)) - 1)
 

@@ -77,6 +77,7 @@ _WHOLE_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_TSE
 _WHOLE = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
 _DONE = RXD_DD | RXD_EOP | RXD_LB
 _LOW = 0xFFFFFFFF
+_LEAST = 16  # bytes that are looked at before anything else
 _ROUTE_HASH = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
@@ -104,7 +105,7 @@ def find_whole(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int
     length = q1 & TXD_LEN_MASK
     if q1 & _WHOLE_MASK != _WHOLE or q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
         return 0, 0
-    if length < IP_START or length > MAX_FRAME - VLAN_BYTES:
+    if length < _LEAST or length > MAX_FRAME - VLAN_BYTES:
         return 0, 0
     source, run = translate_hot(iommu, t.rid, q0, length, 0)
     if run == length:
@@ -124,7 +125,7 @@ def is_plain(nic: Row, t: Row, q1: int, kind: int, length: int) -> bool:
     return (
         q1 & (TXD_VLE | TXD_IXSM | TXD_TXSM) == 0
         and nic.pools[t.pool].vlan_mode != 1
-        and (length >= MIN_FRAME or (nic.port.pad == 0 and length >= 16))
+        and (length >= MIN_FRAME or nic.port.pad == 0)
     )
 
 
