@@ -7,7 +7,6 @@ changed constant or callee elsewhere would silently keep running old machine cod
     load32_acquire                  tails and descriptor done words: what they publish is read after them
     store32_release, store64_release  heads and write-backs: what they publish is written before them
     copy_bytes                      memcpy; the regions do not overlap
-    prefetch(address)               says that it will soon be looked at; any address will do, nothing is read
     sum_blocks(source, blocks)      adds blocks of 32 bytes as 32-bit words, many at a time
     copy_blocks(target, source, blocks)  the same, and copies them
     row_of(names)                   makes a dtype: a row of 64-bit integers
@@ -428,19 +427,7 @@ def _grant(typingctx, address, size, write, rid):  # type: ignore[no-untyped-def
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen
 
 
-def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(hint, [builder.inttoptr(args[0], byte), flag(0), flag(3), flag(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
 copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
-prefetch = cast("Callable[[int], None]", intrinsic(_prefetch))
 sum_blocks = _sum_blocks(copy=False)
 copy_blocks = _sum_blocks(copy=True)
 touch = cast("Callable[[int, int, int], None]", intrinsic(_touch))
