@@ -24,10 +24,7 @@ IMIX = (64, 594, 64, 64, 594, 64, 64, 594, 64, 64, 594, 1518)
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A kind of traffic. words: for people. protocol: of IP, 0 for none. tag: of a VLAN, 0 for none.
-
-    least: bytes of the shortest frame, with frame check sequence.
-    """
+    """A kind of traffic. words: for people. protocol: of IP, 0 for none. tag: of a VLAN, 0 for none."""
 
     name: str
     words: str

@@ -104,8 +104,8 @@ class Igb:
     def hash_flows(self) -> None:
         """Let the card hash the flows of IP frames for the VFs; all of them stay in a VF's first queue."""
         fields = MRQC.of(MODE=RxMode.VMDQ_RSS, RSS_TCP4=1, RSS_IPV4=1, RSS_IPV6=1, RSS_TCP6=1, RSS_UDP4=1, RSS_UDP6=1)
-        for i in range(10):
-            self._regs.set(Regs.RSSRK, 0x6D5A56DA + i * 0x1B873593 & 0xFFFFFFFF, i)
+        for i in range(Regs.RSSRK.count):
+            self._regs.set(Regs.RSSRK, secrets.randbits(32), i)  # whoever knows the key can choose who collides
         for vf in range(self.vfs):
             self._regs.update(Regs.VMOLR, vf, RSSE=1)
         self._regs.set(Regs.MRQC, fields.value)

@@ -172,7 +172,7 @@ class VfRings:
         """Tell the device, before the next frame, what frames with context `index`, 0 or 1, are like.
 
         l3, l4: bytes before the network header, and before the transport header. tcp: whether that is TCP, not UDP.
-        tag: the VLAN tag to insert. It takes a place of the ring, and that place's buffer is not sent.
+        tag: the VLAN tag to insert. It takes a free place of the ring, and that place's buffer is not sent.
         """
         tail, carried = int(self.netdev["tx_tail"]), TXC_L4T_TCP if tcp else TXC_L4T_UDP
         ring = view_bytes(int(self.netdev["tx_ring"]), self.size * DESC_BYTES).view(np.int64).reshape(-1, 2)

@@ -148,29 +148,24 @@ def crc32c(address: int, size: int, skip: int) -> int:
 
 
 @part
-def toeplitz(table: int, address: int, size: int, first: int) -> int:
-    """Contribution to the RSS hash of `size` bytes at `address` that are input bytes `first`... of the hash.
-
-    table: address of what `toeplitz_table` makes. size: a multiple of 4.
-    """
-    value = 0
-    row = table + (first << 10)
-    for i in range(0, size, 4):
-        word = load32(address + i)
-        low = load32(row + ((word & 0xFF) << 2)) ^ load32(row + 0x400 + ((word >> 8 & 0xFF) << 2))
-        high = load32(row + 0x800 + ((word >> 16 & 0xFF) << 2)) ^ load32(row + 0xC00 + (word >> 24 << 2))
-        value ^= low ^ high
-        row += 0x1000
-    return value
-
-
-@part
 def toeplitz_word(table: int, word: int, skip: int, size: int, first: int) -> int:
-    """Contribution to the RSS hash of `size` bytes of a 64-bit word, after its lowest `skip`, as `toeplitz` has it."""
+    """Contribution to the RSS hash of `size` bytes of a 64-bit word, after its lowest `skip`.
+
+    table: address of what `toeplitz_table` makes. They are input bytes `first`... of the hash.
+    """
     value = 0
     word >>= skip << 3
     for i in range(size):
         value ^= load32(table + (first + i << 10) + ((word >> (i << 3) & 0xFF) << 2))
+    return value
+
+
+@part
+def toeplitz(table: int, address: int, size: int, first: int) -> int:
+    """Contribution of `size` bytes at `address`, as `toeplitz_word` has it. size: a multiple of 4."""
+    value = 0
+    for i in range(0, size, 4):
+        value ^= toeplitz_word(table, load32(address + i), 0, 4, first + i)
     return value
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED
 from virtfn.hw.i82576.desc import (
-    RXD_ERR_IPE,
-    RXD_IPCS,
     RXD_PT_TCP,
     RXD_PT_UDP,
+    TXC_L4T_SHIFT,
     TXC_L4T_TCP,
     TXC_L4T_UDP,
     TXC_MACLEN_SHIFT,
-    TXD_IDX_SHIFT,
     TXD_IXSM,
     TXD_TXSM,
 )
@@ -30,6 +28,7 @@ from virtfn.kernels._jit import (
 from virtfn.kernels.csum import fold, sum_words, swap16
 from virtfn.kernels.i82576.classify import (
     is_summed,
+    judge_header,
     judge_payload,
     look_at_ip,
     look_at_payload,
@@ -40,6 +39,7 @@ from virtfn.kernels.i82576.head import (
     sum_header,
     sum_payload,
 )
+from virtfn.kernels.i82576.offload import context_of
 
 __all__ = ["IP_START", "look", "settle_sums"]
 
@@ -53,9 +53,8 @@ def agrees(t: Row, q1: int, six: bool, cut: int, carried: int, l4: int, end: int
 
     l4, end: where its payload begins and ends; length: its bytes. Without the tag of `cut` bytes.
     """
-    second = q1 >> TXD_IDX_SHIFT & 1
-    c0 = t.context1_q0 if second else t.context0_q0
-    kind = (t.context1_q1 if second else t.context0_q1) >> 11 & 3
+    c0, c1 = context_of(t, q1)
+    kind = c1 >> TXC_L4T_SHIFT & 3
     l3 = (c0 >> TXC_MACLEN_SHIFT & 0x7F) - cut
     if l3 + (c0 & 0x1FF) != l4 or (q1 & TXD_IXSM and (six or l3 != IP_START)):
         return False
@@ -94,7 +93,7 @@ def look(nic: Row, t: Row, q1: int, head: int, size: int, cut: int, length: int)
             store64(head + 24, word)
             store64(head + 24, word | fold(sum_header(head, addresses)) ^ 0xFFFF)
         if p.rx_ip_checksum:
-            status = RXD_IPCS if fold(sum_header(head, addresses)) == 0xFFFF else RXD_IPCS | RXD_ERR_IPE
+            status = judge_header(sum_header(head, addresses))
     q0 = packet | carried
     if p.rss:
         q0 |= hash_head(nic, head, carried, six)

@@ -109,9 +109,9 @@ def is_summed(head: int, carried: int, l4: int) -> bool:
 
 
 @part
-def judge_header(head: int, start: int, l4: int) -> int:
-    """Verdict on the checksum of an IPv4 header, as status and errors."""
-    return RXD_IPCS if fold(sum_words(head, start, l4)) == 0xFFFF else RXD_IPCS | RXD_ERR_IPE
+def judge_header(total: int) -> int:
+    """Verdict on the checksum of an IPv4 header, by its sum: status and errors."""
+    return RXD_IPCS if fold(total) == 0xFFFF else RXD_IPCS | RXD_ERR_IPE
 
 
 @part
@@ -166,7 +166,7 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
     packet, protocol, l4, end = look_at_ip(head, length, start)
     if l4 == 0:
         return packet, 0
-    status = judge_header(head, start, l4) if p.rx_ip_checksum and not six else 0
+    status = judge_header(sum_words(head, start, l4)) if p.rx_ip_checksum and not six else 0
     carried, covered = look_at_payload(head, protocol, l4, end)
     if covered and p.rx_l4_checksum and is_summed(head, carried, l4):
         end = l4 + covered

@@ -15,15 +15,13 @@ from virtfn.kernels.i82576.departures import depart
 from virtfn.kernels.i82576.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, receive
 from virtfn.kernels.i82576.shares import has_turn, is_scarce
 from virtfn.kernels.i82576.state import (
-    DROP_MAC_SPOOF,
     DROP_NO_UPLINK,
-    DROP_VLAN_SPOOF,
     DROP_WITHDRAWN,
     LOWEST,
     PLAIN_TAG_AT,
     WIRE,
 )
-from virtfn.kernels.i82576.switch import MAC, find_pools, switch_receive, switch_transmit
+from virtfn.kernels.i82576.switch import MAC, switch_receive, switch_transmit, why_spoofed
 from virtfn.kernels.i82576.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
 
 __all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread", "tag_of"]
@@ -130,11 +128,7 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
 def check_sender(nic: Row, q: int, pool: int, source: int, vid: int) -> bool:
     """Anti-spoofing: the source address, and the VLAN, must be the pool's own where DTXSWC says so."""
     p = nic.port
-    reason = -1
-    if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:
-        reason = DROP_MAC_SPOOF
-    elif p.vlan_spoof_pools >> pool & 1 and vid >= 0 and not nic.vlans[vid] >> pool & 1:
-        reason = DROP_VLAN_SPOOF
+    reason = why_spoofed(nic, pool, source, vid)
     if reason < 0:
         return True
     nic.drops[pool, reason] += 1

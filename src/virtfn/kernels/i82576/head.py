@@ -52,6 +52,7 @@ def take_head(head: int, source: int, length: int, low: int, high: int) -> None:
         for i in range(2, HELD_BYTES // 8):
             store64(head + i * 8, load64(source + i * 8))
         return
+    # Seven words, those of the shortest frame, are unrolled: a loop of unknown length costs as much as they do.
     whole = length >> 3
     for i in range(7, HELD_BYTES // 8):
         store64(head + i * 8, 0)

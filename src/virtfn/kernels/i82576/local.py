@@ -32,7 +32,6 @@ from virtfn.hw.i82576.desc import (
     TXD_DTYP_DATA,
     TXD_DTYP_MASK,
     TXD_EOP,
-    TXD_IDX_SHIFT,
     TXD_IXSM,
     TXD_LEN_MASK,
     TXD_PAYLEN_SHIFT,
@@ -60,12 +59,12 @@ from virtfn.kernels.i82576.head import (
     put_words,
     take_head,
 )
-from virtfn.kernels.i82576.offload import is_context, keep_context
+from virtfn.kernels.i82576.offload import context_of, is_context, keep_context
 from virtfn.kernels.i82576.ring import latch, move_head, next_stretch, note_cause
 from virtfn.kernels.i82576.rx import choose_queue
 from virtfn.kernels.i82576.shares import is_scarce
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOCAL_AREA, LOWEST, PLAIN_TAG_AT, QUEUES, ROUTES, SPLIT_AREA
-from virtfn.kernels.i82576.switch import MAC, find_pools, switch_transmit
+from virtfn.kernels.i82576.switch import MAC, switch_transmit, why_spoofed
 from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, LOCAL_WORK, ROUTE_WORK, copy_work
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import translate_hot
@@ -136,7 +135,7 @@ def take_tag(nic: Row, t: Row, q1: int, head: int, length: int) -> tuple[int, in
     if owner.vlan_mode == 1:
         return owner.vlan_tag, 0
     if q1 & TXD_VLE and owner.vlan_mode != 2:
-        return (t.context1_q0 if q1 >> TXD_IDX_SHIFT & 1 else t.context0_q0) >> TXC_VLAN_SHIFT & 0xFFFF, 0
+        return context_of(t, q1)[0] >> TXC_VLAN_SHIFT & 0xFFFF, 0
     word = load64(head + 8)
     if word >> 32 & 0xFFFF != nic.port.tag_kind or length < IP_START + VLAN_BYTES:
         return -1, 0
@@ -153,11 +152,8 @@ def take_tag(nic: Row, t: Row, q1: int, head: int, length: int) -> tuple[int, in
 @kernel
 def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
     """Find the only pool that frames of `pool` with these addresses go to; -1: they need the general path."""
-    p = nic.port
     source = (low >> 48 & 0xFFFF) | (high & _LOW) << 16
-    if low & 1 or (p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1):
-        return -1
-    if p.vlan_spoof_pools >> pool & 1 and vid >= 0 and not nic.vlans[vid] >> pool & 1:
+    if low & 1 or why_spoofed(nic, pool, source, vid) >= 0:
         return -1
     pools, wire, _ = switch_transmit(nic, pool, low & MAC, vid)
     if wire or pools == 0 or pools & (pools - 1):
@@ -263,8 +259,7 @@ def move_frame(nic: Row, iommu: Row, t: Row, q1: int, source: int, length: int) 
     place = have_room(nic, target, q, size + left, size + tag, tag != 0)
     if place == 0:
         return True, 0
-    iova = load64(place)
-    buffer, run = translate_hot(iommu, r.rid, iova, size + left, 1)
+    buffer, run = translate_hot(iommu, r.rid, load64(place), size + left, 1)
     refused = run == 0
     if run != size + left and (run or awaits_page(iommu, r.rid)):
         return True, 0

@@ -66,6 +66,7 @@ __all__ = [
     "CHAIN_OPEN",
     "CHAIN_PAGE",
     "area_of",
+    "context_of",
     "gather",
     "is_context",
     "keep_context",
@@ -99,6 +100,14 @@ def keep_context(r: Row, q0: int, q1: int) -> None:
     else:
         r.context0_q0 = q0
         r.context0_q1 = q1
+
+
+@part
+def context_of(r: Row, q1: int) -> tuple[int, int]:
+    """Return the context, as two words, that the data descriptor with the second word `q1` goes by."""
+    if q1 >> TXD_IDX_SHIFT & 1:
+        return r.context1_q0, r.context1_q1
+    return r.context0_q0, r.context0_q1
 
 
 @part
@@ -294,13 +303,7 @@ def finish_advanced(nic: Row, q: int, pool: int, first: int, length: int) -> boo
 
     A frame that is too long to be sent gets no checksums: they would be work for nothing.
     """
-    r = nic.tx[q]
-    if first >> TXD_IDX_SHIFT & 1:
-        c0 = r.context1_q0
-        c1 = r.context1_q1
-    else:
-        c0 = r.context0_q0
-        c1 = r.context0_q1
+    c0, c1 = context_of(nic.tx[q], first)
     frame = area_of(nic, q) + TAG_BYTES
     l3 = c0 >> TXC_MACLEN_SHIFT & 0x7F
     l4 = l3 + (c0 & 0x1FF)

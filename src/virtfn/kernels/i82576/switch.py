@@ -18,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.eth import BROADCAST
-from virtfn.kernels._jit import Row, kernel
+from virtfn.kernels._jit import Row, kernel, part
 from virtfn.kernels.i82576.state import (
     DROP_ECHO,
+    DROP_MAC_SPOOF,
     DROP_NO_MATCH,
     DROP_RX_DISABLED,
     DROP_VLAN_FILTER,
     DROP_VLAN_MEMBERSHIP,
+    DROP_VLAN_SPOOF,
     MAC_SLOTS,
 )
 
@@ -36,6 +38,7 @@ __all__ = [
     "select_pools",
     "switch_receive",
     "switch_transmit",
+    "why_spoofed",
 ]
 
 MAC = BROADCAST
@@ -63,6 +66,20 @@ def find_pools(macs: npt.NDArray[np.int64], mac: int) -> int:
             return 0
         slot = slot + 1 & (MAC_SLOTS - 1)
     return 0
+
+
+@part
+def why_spoofed(nic: Row, pool: int, source: int, vid: int) -> int:
+    """Tell why `pool` may not send from an address in a VLAN (-1: untagged), as a drop reason; -1: it may.
+
+    Both must be the pool's own where DTXSWC says so.
+    """
+    p = nic.port
+    if p.mac_spoof_pools >> pool & 1 and not find_pools(nic.macs, source) >> pool & 1:
+        return DROP_MAC_SPOOF
+    if p.vlan_spoof_pools >> pool & 1 and vid >= 0 and not nic.vlans[vid] >> pool & 1:
+        return DROP_VLAN_SPOOF
+    return -1
 
 
 @kernel
