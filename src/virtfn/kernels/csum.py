@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 from virtfn.kernels._jit import (
     copy_blocks,
+    inlined,
     kernel,
     load8,
     load16,
     load32,
     load64,
-    part,
     store8,
     store16,
     store32,
@@ -65,7 +65,7 @@ def fold(total: int) -> int:
     return (total & 0xFFFF) + (total >> 16)
 
 
-@part
+@inlined
 def halves(word: int) -> int:
     """Add the two halves of a 64-bit word."""
     return (word & 0xFFFFFFFF) + (word >> 32 & 0xFFFFFFFF)
@@ -147,7 +147,7 @@ def crc32c(address: int, size: int, skip: int) -> int:
     return value ^ 0xFFFFFFFF
 
 
-@part
+@inlined
 def toeplitz_word(table: int, word: int, skip: int, size: int, first: int) -> int:
     """Contribution to the RSS hash of `size` bytes of a 64-bit word, after its lowest `skip`.
 
@@ -160,7 +160,7 @@ def toeplitz_word(table: int, word: int, skip: int, size: int, first: int) -> in
     return value
 
 
-@part
+@inlined
 def toeplitz(table: int, address: int, size: int, first: int) -> int:
     """Contribution of `size` bytes at `address`, as `toeplitz_word` has it. size: a multiple of 4."""
     value = 0

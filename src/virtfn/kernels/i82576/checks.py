@@ -17,14 +17,7 @@ from virtfn.hw.i82576.desc import (
     TXD_IXSM,
     TXD_TXSM,
 )
-from virtfn.kernels._jit import (
-    Row,
-    load16,
-    load64,
-    part,
-    store16,
-    store64,
-)
+from virtfn.kernels._jit import Row, inlined, load16, load64, store16, store64
 from virtfn.kernels.csum import fold, sum_words, swap16
 from virtfn.kernels.i82576.classify import (
     is_summed,
@@ -47,7 +40,7 @@ IP_START = 14  # where an IP header begins
 _L4_OF_IPV4, _L4_OF_IPV6 = 34, 54  # where the payload begins, without options
 
 
-@part
+@inlined
 def agrees(t: Row, q1: int, six: bool, cut: int, carried: int, l4: int, end: int, length: int) -> bool:
     """Tell whether the offloads of a frame are for the headers that it has, and its checksum for all of the rest.
 
@@ -64,7 +57,7 @@ def agrees(t: Row, q1: int, six: bool, cut: int, carried: int, l4: int, end: int
     return known and end == length
 
 
-@part
+@inlined
 def look(nic: Row, t: Row, q1: int, head: int, size: int, cut: int, length: int) -> tuple[int, int, int, int, int, int]:
     """Look into a frame of `size` bytes, `length` before it was filled up.
 
@@ -102,7 +95,7 @@ def look(nic: Row, t: Row, q1: int, head: int, size: int, cut: int, length: int)
     return q0, status, l4, l4 + covered, protocol, addresses
 
 
-@part
+@inlined
 def settle_sums(
     nic: Row, q1: int, head: int, held: int, target: int, length: int, looked: tuple[int, int, int, int, int, int],
     rest: int,

@@ -9,16 +9,7 @@ before it is in the cache, but no word that was written in two.
 from __future__ import annotations
 
 from virtfn.hw.i82576.desc import RSS_IPV4, RSS_IPV6
-from virtfn.kernels._jit import (
-    Row,
-    copy_bytes,
-    load64,
-    part,
-    store8,
-    store16,
-    store32,
-    store64,
-)
+from virtfn.kernels._jit import Row, copy_bytes, inlined, load64, store8, store16, store32, store64
 from virtfn.kernels.csum import copy_sum, halves, swap16, toeplitz_word
 from virtfn.kernels.i82576.classify import hash_kind
 
@@ -40,7 +31,7 @@ _48 = (1 << 48) - 1
 _ADDRESSES = 12  # bytes of MAC addresses
 
 
-@part
+@inlined
 def take_head(head: int, source: int, length: int, low: int, high: int) -> None:
     """Copy the first bytes of a frame, `HELD_BYTES` at most, by 64-bit words, and zeros behind them.
 
@@ -69,7 +60,7 @@ def take_head(head: int, source: int, length: int, low: int, high: int) -> None:
         store64(head + (whole << 3), last & (1 << ((length & 7) << 3)) - 1)
 
 
-@part
+@inlined
 def put_words(target: int, source: int, size: int) -> None:
     """Copy `size` bytes of a private head by 64-bit words, and what is left in smaller ones."""
     whole = size >> 3
@@ -85,7 +76,7 @@ def put_words(target: int, source: int, size: int) -> None:
         put_last(target + (whole << 3), load64(source + (whole << 3)), size & 7)
 
 
-@part
+@inlined
 def put_last(target: int, word: int, size: int) -> None:
     """Write the lowest `size` bytes of a word, up to 7."""
     if size & 4:
@@ -100,7 +91,7 @@ def put_last(target: int, word: int, size: int) -> None:
         store8(target, word)
 
 
-@part
+@inlined
 def put_tagged(target: int, head: int, size: int, kind: int, tci: int) -> None:
     """Write `size` bytes of a private head, with a VLAN tag after the addresses."""
     word = load64(head + 8)
@@ -122,7 +113,7 @@ def put_tagged(target: int, head: int, size: int, kind: int, tci: int) -> None:
         left -= 8
 
 
-@part
+@inlined
 def sum_addresses(head: int, six: bool) -> int:
     """Sum of the addresses of an IP packet without options, which are in front of its payload."""
     if six:
@@ -131,13 +122,13 @@ def sum_addresses(head: int, six: bool) -> int:
     return halves(load64(head + 24) >> 16 & _48) + (load64(head + 32) & 0xFFFF)
 
 
-@part
+@inlined
 def sum_header(head: int, addresses: int) -> int:
     """Sum of an IPv4 header without options; addresses: the sum of its addresses."""
     return (load64(head + 8) >> 48 & 0xFFFF) + halves(load64(head + 16)) + (load64(head + 24) & 0xFFFF) + addresses
 
 
-@part
+@inlined
 def sum_payload(head: int, six: bool) -> int:
     """Sum of what a head holds behind an IP header without options."""
     last = halves(load64(head + 56)) + halves(load64(head + 64)) + halves(load64(head + 72))
@@ -146,7 +137,7 @@ def sum_payload(head: int, six: bool) -> int:
     return halves(load64(head + 32) >> 16 & _48) + halves(load64(head + 40)) + halves(load64(head + 48)) + last
 
 
-@part
+@inlined
 def hash_head(nic: Row, head: int, carried: int, six: bool) -> int:
     """Hash an IP packet without options, as `hash_flow` does, by words of the head."""
     kind = hash_kind(nic, carried, six)
@@ -168,7 +159,7 @@ def hash_head(nic: Row, head: int, carried: int, six: bool) -> int:
     return kind | digest << 32
 
 
-@part
+@inlined
 def copy_rest(target: int, source: int, size: int, covered: int) -> int:
     """Copy the rest of a frame; return the sum of its first `covered` bytes."""
     if covered <= 0:

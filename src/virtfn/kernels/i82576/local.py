@@ -43,6 +43,7 @@ from virtfn.hw.i82576.desc import (
 from virtfn.kernels._jit import (
     Row,
     copy_bytes,
+    inlined,
     kernel,
     load64,
     part,
@@ -95,7 +96,7 @@ def ordinary(nic: Row, q: int) -> bool:
     )
 
 
-@part
+@inlined
 def find_whole(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int]:
     """Find the frame of a descriptor, `q0` and `q1`, of transmit queue `t`. Returns (length, address).
 
@@ -116,7 +117,7 @@ def find_whole(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int
     return length, 0
 
 
-@part
+@inlined
 def is_plain(nic: Row, t: Row, q1: int, kind: int, length: int) -> bool:
     """Tell whether a frame is to be given on as it is, and nobody looks behind its ether type, `kind` as loaded."""
     if kind == IPV4_LOADED or kind == IPV6_LOADED or kind == nic.port.tag_kind:
@@ -128,7 +129,7 @@ def is_plain(nic: Row, t: Row, q1: int, kind: int, length: int) -> bool:
     )
 
 
-@part
+@inlined
 def take_tag(nic: Row, t: Row, q1: int, head: int, length: int) -> tuple[int, int]:
     """Find the VLAN tag of a frame, and take it out of its head. Returns (tag or -1, bytes taken out)."""
     owner = nic.pools[t.pool]
@@ -161,7 +162,7 @@ def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
     return LOWEST[pools & 0xFF]
 
 
-@part
+@inlined
 def find_route(nic: Row, pool: int, low: int, high: int, tci: int) -> int:
     """Find the pool that a frame goes to, as `choose_route` does, or as it did in this call.
 
@@ -180,7 +181,7 @@ def find_route(nic: Row, pool: int, low: int, high: int, tci: int) -> int:
     return route.target
 
 
-@part
+@inlined
 def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool) -> int:
     """Find the next descriptor of receive queue `q` of pool `target` for a frame; 0: the general path sees to it.
 
@@ -202,7 +203,7 @@ def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool
     return r.place
 
 
-@part
+@inlined
 def put_frame(
     nic: Row, q1: int, head: int, target: int, source: int, size: int, length: int, cut: int, tci: int,
     looked: tuple[int, int, int, int, int, int],
