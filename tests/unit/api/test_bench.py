@@ -62,3 +62,9 @@ def test_each_kind_of_traffic_is_measured() -> None:
 def test_sizes_that_are_asked_for_are_measured() -> None:
     report = run_bench([128], seconds=0.1, traffic=["ipv6-tcp"])
     assert [p["frame_bytes"] for p in report["points"]] == [128]
+
+
+@pytest.mark.parametrize("traffic", ["like", "tagged", "receivers"])
+def test_the_largest_frames_are_measured(traffic: str) -> None:
+    report = run_bench([9728], seconds=0.1, traffic=[traffic])
+    assert [p["frame_bytes"] for p in report["points"]] == [9728]
