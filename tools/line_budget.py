@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
-    "hw": 2900,
-    "kernels": 5200,
+    "hw": 3000,
+    "kernels": 6600,
     "machine": 2100,
-    "devices": 4800,
-    "drivers": 2200,
+    "devices": 5000,
+    "drivers": 2500,
     "vmm": 5000,
     "iovm": 2600,
     "iomodels": 1800,
