@@ -4,8 +4,9 @@ The cache lives in a directory named by the content of `hw` and `kernels`: Numba
 changed constant or callee elsewhere would silently keep running old machine code.
 
     load16/32/64, store16/32/64     plain access at an address
-    load32_acquire                  tails and descriptor done words: what they publish is read after them
-    store32_release, store64_release  heads and write-backs: what they publish is written before them
+    load16_acquire, load32_acquire  tails and descriptor done words: what they publish is read after them
+    store16_release, ...            heads and write-backs, of 32 and 64 bits too: what they publish is written before
+    fence()                         what was stored before is seen by all before anything is loaded after it
     copy_bytes                      memcpy; the regions do not overlap
     sum_blocks(source, blocks)      adds blocks of 32 bytes as 32-bit words, many at a time
     copy_blocks(target, source, blocks)  the same, and copies them
@@ -335,11 +336,13 @@ load8 = _load(8, None)
 load16 = _load(16, None)
 load32 = _load(32, None)
 load64 = _load(64, None)
+load16_acquire = _load(16, "acquire")
 load32_acquire = _load(32, "acquire")
 store8 = _store(8, None)
 store16 = _store(16, None)
 store32 = _store(32, None)
 store64 = _store(64, None)
+store16_release = _store(16, "release")
 store32_release = _store(32, "release")
 store64_release = _store(64, "release")
 # For the checks themselves.
@@ -410,6 +413,14 @@ def _sum_blocks(copy: bool) -> Callable[..., int]:
     return cast("Callable[..., int]", intrinsic(of_two if copy else of_one))
 
 
+def _fence(typingctx):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 def _touch(typingctx, address, size, write):  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         _check(context, builder, _MAY_TOUCH, *args)
@@ -430,6 +441,7 @@ def _grant(typingctx, address, size, write, rid):  # type: ignore[no-untyped-def
 copy_bytes = cast("Callable[[int, int, int], None]", intrinsic(_copy_bytes))
 sum_blocks = _sum_blocks(copy=False)
 copy_blocks = _sum_blocks(copy=True)
+fence = cast("Callable[[], None]", intrinsic(_fence))
 touch = cast("Callable[[int, int, int], None]", intrinsic(_touch))
 grant = cast("Callable[[int, int, int, int], None]", intrinsic(_grant))
 

@@ -81,6 +81,8 @@ def load_loops() -> None:
     from virtfn.kernels.ranges import address_of, row_address
     from virtfn.kernels.streams import cut_stream, whole_frames
     from virtfn.kernels.traffic import TRAFFIC, digest, fill_buffers
+    from virtfn.kernels.virtio import frontend
+    from virtfn.kernels.virtio.bridge import serve_bridge
     from virtfn.kernels.vtd.iommu import new_iommu
     from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
     from virtfn.kernels.vtd.irqremap import invalidate_interrupts, remap_interrupt
@@ -88,10 +90,12 @@ def load_loops() -> None:
     card, traffic, state = np.zeros(1, CARD), np.zeros(1, TRAFFIC), np.zeros(1, PUMP)
     empty, scratch = np.zeros(1, np.int64), np.zeros(2, np.int64)
     new_rings()
+    frontend.new_rings()
     breathe(row_address(card), row_address(traffic), 0, 0, 0)
     cut_stream(0, 0, 0, 0, empty, empty)
     whole_frames(0, 0)
-    for function, arguments in ((fill_buffers, 3), (digest, 2), (mac_slot, 1)):
+    plain = ((fill_buffers, 3), (digest, 2), (mac_slot, 1), (serve_bridge, 3), (frontend.quiet, 1), (frontend.rearm, 1))
+    for function, arguments in plain:
         _jit.entry(function, arguments)
     unit = new_iommu(0, 0).row
     invalidate_contexts(unit, 0, 0, -1)

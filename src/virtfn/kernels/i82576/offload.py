@@ -50,10 +50,11 @@ from virtfn.kernels._jit import (
     store32,
     store64,
 )
-from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16, swap32
+from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16
 from virtfn.kernels.i82576.ring import advance, forget_chain, ring_count, window
 from virtfn.kernels.i82576.state import GATHER_AREA, GATHER_BYTES, PLAIN_TAG_AT
 from virtfn.kernels.i82576.work import CHAIN_WORK, DESCRIPTOR_WORK, copy_work, sum_work
+from virtfn.kernels.segments import number_segment, put_ip_checksum
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import dma_copy_in
 from virtfn.kernels.vtd.iommu import iommu_at
@@ -371,13 +372,6 @@ def put_l4_checksum(frame: int, l4: int, end: int, l4_type: int) -> None:
 
 
 @kernel
-def put_ip_checksum(frame: int, l3: int, l4: int) -> None:
-    """Insert the IPv4 header checksum."""
-    store16(frame + l3 + 10, 0)
-    store16(frame + l3 + 10, fold(sum_bytes(frame + l3, l4 - l3)) ^ 0xFFFF)
-
-
-@kernel
 def finish_legacy(nic: Row, q: int, pool: int, first: int, length: int) -> bool:
     """Apply the offloads of a legacy chain: one checksum from CSS to the end, put at CSO; a VLAN tag.
 
@@ -426,16 +420,9 @@ def segment(nic: Row, q: int, offset: int, target: int) -> int:
     l3 = r.seg_l3
     l4 = r.seg_l4
     tcp = r.seg_kind & 3 == TXC_L4T_TCP
-    if r.seg_kind & 0x10:
-        store16(target + l3 + 2, swap16(total - l3))
-        store16(target + l3 + 4, swap16(swap16(load16(target + l3 + 4)) + number & 0xFFFF))
-    else:
-        store16(target + l3 + 4, swap16(total - l3 - 40))
+    number_segment(target, l3, l4, r.seg_kind & 0x10 != 0, tcp, total, offset - header, number)
     if tcp:
-        store32(target + l4 + 4, swap32(swap32(load32(target + l4 + 4)) + (offset - header) & 0xFFFFFFFF))
         store16(target + l4 + 12, load16(target + l4 + 12) & kept_flags(nic, number == 0, last))
-    else:
-        store16(target + l4 + 4, swap16(total - l4))
     nic.turn.work += copy_work(total)
     if r.seg_flags & TXD_TXSM:
         nic.turn.work += sum_work(total - l4, False)

@@ -1,0 +1,1 @@
+"""Facts of virtio 1.x: split virtqueues and network devices."""
