@@ -2,7 +2,8 @@
 
     MODELS["82576"].make(host, iommu, agent, Options(mac))   the device
     MODELS["82576"].pf_driver(bar, clock)                    the host's driver
-    vf_driver(0x8086, 0x10CA)(bar, dma, clock, ...)          what a guest binds to a VF, by its IDs
+    MODELS["82576"].stack(driver, bar, dma, clock, ...)      the host's own network device on it
+    nic_driver(0x8086, 0x10CA)(bar, dma, clock, ...)         what a guest binds to a function, by its IDs
 
 To add a model, put a `Model` into MODELS. Devices and drivers are imported when they are needed: a lab can be read
 without them.
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from virtfn.machine.netports import Card, NetDriver
     from virtfn.machine.ports import Bar, Clock, DeviceHost, DmaMemory, TranslationAgent
 
-__all__ = ["MODELS", "Limits", "Model", "Options", "VfDriver", "vf_driver"]
+__all__ = ["MODELS", "Limits", "Model", "NicDriver", "Options", "nic_driver"]
+
+_STACK_RING = 1024  # the host's own device carries the frames of many guests
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +48,26 @@ class Options:
     device_tlb_entries: int = 64
 
 
-class VfDriver(Protocol):
-    """Makes the driver of a VF."""
+class NicDriver(Protocol):
+    """Makes the driver of a function in a guest: of a VF, or of a card that is whole."""
 
     def __call__(self, bar: Bar, dma: DmaMemory, clock: Clock, *, ring: int, mtu: int) -> NetDriver:
-        """Bind to a VF's BAR0. ring: descriptors of each ring. Raises VirtfnError for what cannot be."""
+        """Bind to a function's BAR0. ring: descriptors of each ring. Raises VirtfnError for what cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of card. report: how reports name it. vf_drivers: by vendor and device ID."""
+    """A model of card. report: how reports name it. nic_drivers: by vendor and device ID.
+
+    stack: makes the host's own network device on a PF that its driver drives, perhaps with VFs; None: it cannot be.
+    """
 
     report: int | str
     limits: Limits
     make: Callable[[DeviceHost, Iommu, TranslationAgent, Options], Card]
     pf_driver: Callable[[Bar, Clock], BoundDriver]
-    vf_drivers: Mapping[tuple[int, int], VfDriver]
+    nic_drivers: Mapping[tuple[int, int], NicDriver]
+    stack: Callable[[BoundDriver, Bar, DmaMemory, Clock], NetDriver] | None = None
 
 
 def _make_82576(host: DeviceHost, iommu: Iommu, agent: TranslationAgent, options: Options) -> Card:
@@ -83,18 +90,34 @@ def _igbvf(bar: Bar, dma: DmaMemory, clock: Clock, *, ring: int, mtu: int) -> Ne
     return Igbvf(bar, dma, clock, ring=ring, mtu=mtu)
 
 
+def _igb_whole(bar: Bar, dma: DmaMemory, clock: Clock, *, ring: int, mtu: int) -> NetDriver:
+    from virtfn.drivers.igbnet import IgbNet
+
+    return IgbNet.whole(bar, dma, clock, ring=ring, mtu=mtu)
+
+
+def _igb_stack(driver: BoundDriver, bar: Bar, dma: DmaMemory, clock: Clock) -> NetDriver:
+    from virtfn.drivers.igb import Igb
+    from virtfn.drivers.igbnet import IgbNet
+
+    if not isinstance(driver, Igb):
+        raise TypeError("this is a network device of an igb")
+    return IgbNet(driver, bar, dma, clock, ring=_STACK_RING, host=True)
+
+
 MODELS: dict[str, Model] = {
     "82576": Model(
         report=82576,
         limits=Limits(vfs=8, mtu=MAX_MTU, frame=MAX_FRAME),
         make=_make_82576,
         pf_driver=_igb,
-        vf_drivers={(0x8086, 0x10CA): _igbvf},
+        nic_drivers={(0x8086, 0x10CA): _igbvf, (0x8086, 0x10C9): _igb_whole},
+        stack=_igb_stack,
     )
 }
 
 
-def vf_driver(vendor: int, device: int) -> VfDriver | None:
-    """Find the driver of a VF by its IDs; None if there is none."""
-    found = (model.vf_drivers.get((vendor, device)) for model in MODELS.values())
+def nic_driver(vendor: int, device: int) -> NicDriver | None:
+    """Find the driver of a function by its IDs; None if there is none."""
+    found = (model.nic_drivers.get((vendor, device)) for model in MODELS.values())
     return next((driver for driver in found if driver is not None), None)

@@ -28,9 +28,9 @@ class Group:
 
     def drops(self) -> list[dict[str, int]]:
         """What was dropped of each guest, by reason."""
-        drops = [dict(self.pf.nic.drops(run.vf.index)) for run in self.runs]
+        drops = [run.link.drops() for run in self.runs]
         for run, dropped in zip(self.runs, drops, strict=True):
-            if given_up := run.guest.nics[0].driver.given_up:
+            if given_up := run.driver.given_up:
                 dropped["driver-reset"] = given_up
         return drops
 
@@ -138,16 +138,15 @@ def _group_reports(group: Group, machine: Machine) -> tuple[list[GuestReport], l
     lost = lost_by_guest(group.workload, findings, explained, elsewhere=elsewhere)
     reports: list[GuestReport] = []
     for g, run in enumerate(group.runs):
-        nic = run.guest.nics[0]
-        d, meter = nic.driver.netdev, run.guest.meter
+        d, meter = run.driver.netdev, run.guest.meter
         for reason, count in group.workload.refused[g].items():
             drops[g][reason] = drops[g].get(reason, 0) + count
         report: GuestReport = {
             "name": run.lab.name,
             "io": run.lab.nic.io,
             "vmm": run.lab.vmm,
-            "address": format_rid(run.vf.rid),
-            "mac": format_mac(nic.driver.mac),
+            "address": run.link.address,
+            "mac": format_mac(run.driver.mac),
             "tx_frames": int(d["tx_frames"]),
             "tx_bytes": int(d["tx_bytes"]),
             "rx_frames": int(d["rx_frames"]),
@@ -159,9 +158,9 @@ def _group_reports(group: Group, machine: Machine) -> tuple[list[GuestReport], l
             "exits": meter.exits,
             "interrupts": meter["interrupts"],
             "copies": meter["copies"],
-            "mailbox_messages": machine.mailbox_messages(run.pf, run.vf),
+            "mailbox_messages": run.link.messages(),
         }
-        if claims := machine.claims(run.pf, run.vf):
+        if claims := run.link.claims():
             report["addresses_refused"] = claims
         times = group.engine.ping_ps[g]
         if times:

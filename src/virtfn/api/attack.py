@@ -54,7 +54,7 @@ def attack_unprotected(lab: Lab, clock: Clock, attempts: Sequence[Attempt] = ATT
     mtu = max(1500, lab.workload.frame_bytes - FCS_BYTES - 14)
     with Machine(plain, clock, ring=_RING, mtu=mtu, remapping=False) as machine:
         runs = _runs(machine)
-        stations = [Station(run.guest.nics[0].driver.row, run.guest.nics[0].driver.mac) for run in runs]
+        stations = [Station(run.driver.row, run.driver.mac) for run in runs]
         work = lab.workload
         workload = Workload("attack", stations, length=work.frame_bytes - FCS_BYTES, frames=work.frames_each)
         engine = Engine(machine.host, runs[0].pf.nic, [run.guest for run in runs], workload)

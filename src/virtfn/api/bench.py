@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean, median
 from typing import Protocol, cast
 
@@ -18,6 +17,7 @@ import numpy as np
 from virtfn.api.frames import IMIX, TCP, TRAFFIC, Frame, Traffic, make_frame
 from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
+from virtfn.api.processor import processor
 from virtfn.api.progress import Progress
 from virtfn.api.report import BenchPoint, BenchReport
 from virtfn.hw.eth import FCS_BYTES, HEADER_BYTES, VLAN_BYTES, as_loaded
@@ -72,7 +72,7 @@ def run_bench(
             point, copied = _measure(kind, sizes, max(vfs, kind.receivers + 1), seconds, clock)
             points.append(point)
             copy_gbps.setdefault(str(point["frame_bytes"]), copied)
-    return {"cpu": _cpu(), "copy_gbps": copy_gbps, "points": points}
+    return {"cpu": processor(), "copy_gbps": copy_gbps, "points": points}
 
 
 def _sizes(kind: Traffic, frame_bytes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -118,7 +118,7 @@ class _Path:
 
     def __init__(self, machine: Machine, kind: Traffic, sizes: Sequence[int], clock: Clock) -> None:
         self._clock = clock
-        drivers = [cast(_Driver, run.guest.nics[0].driver) for run in machine.guests]
+        drivers = [cast(_Driver, run.driver) for run in machine.guests]
         self.source, self.receivers = drivers[0], drivers[1 : 1 + kind.receivers]
         self._workload = Workload(
             "pairs", [Station(d.row, d.mac) for d in drivers], length=60, frames=_ENDLESS, raw=True
@@ -232,14 +232,3 @@ def _rate(clock: WallClock, slice_ps: int, work: Callable[[], object], count: Ca
     while clock.now() - began < slice_ps:
         work()
     return (count() - before) * S_PS / (clock.now() - began)
-
-
-def _cpu() -> str:
-    """Name of this machine's processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return "unknown processor"

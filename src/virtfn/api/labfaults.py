@@ -13,7 +13,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from virtfn.api.labfile import KeyPath, quote
-from virtfn.api.labmodel import LINUX_MIB, Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.api.labmodel import (
+    LINUX_MIB,
+    STACK_MIB,
+    Dom0,
+    Guest,
+    Iommu,
+    Lab,
+    Nic,
+    Pf,
+    SrIov,
+    VfPolicy,
+    Workload,
+)
+from virtfn.cards import MODELS
 from virtfn.iomodels.plan import plan
 from virtfn.machine.ports import VirtfnError
 
@@ -48,7 +61,8 @@ def find_faults(lab: Lab) -> Iterator[Fault]:
         ]
     yield from _twice(macs, "MAC address")
     yield from _nic_faults(lab)
-    yield from _linux_faults(lab)
+    yield from _stack_faults(lab)
+    yield from _owner_faults(lab)
     yield from _workload_faults(lab)
     yield from _expect_faults(lab)
 
@@ -112,12 +126,33 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
             yield Fault((*key, "vf"), f"VF {nic.vf} of {nic.pf} belongs to guest {owner} already; take another VF")
 
 
-def _linux_faults(lab: Lab) -> Iterator[Fault]:
-    """List what is wrong with guests that are real virtual machines: their memory, and PFs that are given whole."""
+def _stack_faults(lab: Lab) -> Iterator[Fault]:
+    """List what keeps the host from a network stack on a PF, where split or direct guests need one."""
     for i, guest in enumerate(lab.guests):
-        if guest.vmm != "qemu":
+        nic = guest.nic
+        if nic.io not in ("split", "direct"):
             continue
-        if guest.memory_mib < LINUX_MIB:
+        if nic.vf is not None:
+            yield Fault(("guests", i, "nic", "vf"), f"io {nic.io} takes no VF; leave vf out")
+        for j, pf in enumerate(lab.pfs):
+            if pf.name == nic.pf and pf.total_vfs == MODELS[str(pf.model)].limits.vfs:
+                yield Fault(
+                    ("pfs", j, "sr-iov", "total-vfs"),
+                    f"with {pf.total_vfs} VFs no pool of {pf.name} is left for the host, as io {nic.io} of guest "
+                    f"{guest.name} needs; use {pf.total_vfs - 1} or fewer",
+                )
+        if lab.dom0.memory_mib < STACK_MIB:
+            yield Fault(
+                ("dom0", "memory-mib"),
+                f"io {nic.io} of guest {guest.name} needs {STACK_MIB} or more for the host's rings, not "
+                f"{lab.dom0.memory_mib}; raise it",
+            )
+
+
+def _owner_faults(lab: Lab) -> Iterator[Fault]:
+    """List what is wrong with the memory of real virtual machines, and with PFs that are given whole."""
+    for i, guest in enumerate(lab.guests):
+        if guest.vmm == "qemu" and guest.memory_mib < LINUX_MIB:
             yield Fault(
                 ("guests", i, "memory-mib"), f"Linux needs {LINUX_MIB} or more, not {guest.memory_mib}; raise it"
             )
@@ -260,14 +295,10 @@ def refuse_unsupported(lab: Lab) -> None:
                 _refuse(lab, (*key, "min-tx-rate"), "a guaranteed rate is", "0")
     for i, guest in enumerate(lab.guests):
         io: KeyPath = ("guests", i, "nic", "io")
-        if guest.vmm == "embedded" and guest.nic.io == "passthrough":
-            _refuse(lab, io, "passthrough of a PF to an embedded guest is", "vmm: qemu for that guest, or sriov")
-        if guest.vmm == "embedded" and guest.nic.io != "sriov":
-            _refuse(lab, io, f"{guest.nic.io} I/O is", "sriov")
-        if guest.nic.io == "split":
-            _refuse(lab, io, "split I/O comes with the comparison of the four models, and is", "another")
-        if guest.nic.io == "direct":
-            what = "direct I/O, a NIC of the guest's own, comes with the comparison of the four models, and is"
+        if guest.vmm == "qemu" and guest.nic.io == "split":
+            _refuse(lab, io, "split I/O of Linux guests is", "vmm: embedded for that guest, or sriov")
+        if guest.vmm == "qemu" and guest.nic.io == "direct":
+            what = "direct I/O of Linux guests, a NIC of the guest's own, is"
             _refuse(lab, io, what, "sriov with map-rings: false for a VF of which nothing is mapped")
     _refuse_for_linux(lab)
 
@@ -353,4 +384,5 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "nic": Nic,
     "workload": Workload,
     "iommu": Iommu,
+    "dom0": Dom0,
 }

@@ -6,7 +6,8 @@ Lab
  |- guests[]   Guest     name, vmm, memory-mib, expect
  |   `- nic    Nic       pf, io, vf, map-rings
  |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite, expect
- `- iommu      Iommu     iotlb-entries, ats, device-tlb-entries
+ |- iommu      Iommu     iotlb-entries, ats, device-tlb-entries
+ `- dom0       Dom0      memory-mib
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import parse_mac
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["LINUX_MIB", "Guest", "Iommu", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
+__all__ = ["LINUX_MIB", "STACK_MIB", "Dom0", "Guest", "Iommu", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
 
+STACK_MIB = 8
+"""Memory of the host's own network stack on a PF, at least: its rings and buffers take 3."""
 LINUX_MIB = 256
 """Memory of a Linux guest, at least: its initramfs takes half."""
 
@@ -164,7 +167,8 @@ class Nic(_Section):
     pf: Name
     io: Literal["split", "direct", "passthrough", "sriov"] = Field(
         default="sriov",
-        description="sriov: a VF; passthrough: the PF, whole; split and direct: not in this version",
+        description="sriov: a VF; passthrough: the PF, whole; split: a front end, whose back end is in Dom0, as the PF "
+        "is; direct: a card of the guest's own, which the VMM emulates, and whose every access traps",
     )
     vf: int | None = Field(default=None, ge=0, le=7, description="VF on that PF; io sriov needs it")
     map_rings: bool = Field(
@@ -265,6 +269,14 @@ def _power_of_two(value: int) -> int:
 Entries = Annotated[int, Field(ge=1, le=16384), AfterValidator(_power_of_two)]
 
 
+class Dom0(_Section):
+    """The host's own network stack, where guests with io split or direct need one. All keys are optional."""
+
+    memory_mib: int = Field(
+        default=16, ge=2, le=1024, multiple_of=2, description="of Dom0, or the VMM, for each PF; 8 at least"
+    )
+
+
 class Iommu(_Section):
     """The remapping unit, and what devices cache of it. All keys are optional."""
 
@@ -286,6 +298,7 @@ class Lab(_Section):
     guests: tuple[Guest, ...] = Field(min_length=1, max_length=64)
     workload: Workload
     iommu: Iommu = Iommu()
+    dom0: Dom0 = Dom0()
 
     _tree: Tree = PrivateAttr(default_factory=lambda: Tree("lab"))
 

@@ -18,23 +18,27 @@ from virtfn.cards import MODELS, Model, Options
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.drivers.ports import BoundDriver
 from virtfn.hw.types import Mac, format_rid, parse_mac
+from virtfn.iomodels.hoststack import HostStack
+from virtfn.iomodels.model import Connection, IoModel, Nic, Wish, open_model
 from virtfn.iovm import lspci
 from virtfn.iovm.iovm import Iovm, Vf, Vm
 from virtfn.iovm.pcim import Found, Pcim
 from virtfn.iovm.pfdriver import open_pf, start_pf
 from virtfn.machine.captures import Frames
-from virtfn.machine.netports import Card
+from virtfn.machine.netports import Card, NetDriver, Served
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.hostaddresses import HostAddresses
+from virtfn.vmm.together import Together
 from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 
 __all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "function_name"]
 
 _CARD_MAC = Mac(0x00_00_01_00_76_02)
 _DESCRIPTORS = 1 << 16
+_OTHERS = 0x40  # from here on are guests without VFs
 _GUEST_MAC = (
     0x00_00_00_00_00_02  # 02:00:00:tt:ss:nn, ss the PF, nn from 10h the VF, tt 0 but where a lab has given that
 )
@@ -42,7 +46,10 @@ _GUEST_MAC = (
 
 @dataclass(slots=True)
 class LabPf:
-    """A PF of the lab, up: a card, its driver. wire: to its uplink. driven: by us, not by a guest that has it whole."""
+    """A PF of the lab, up: a card, its driver. wire: to its uplink. driven: by us, not by a guest that has it whole.
+
+    io: the NIC as I/O models know it; models: those by which guests of this process reach it.
+    """
 
     name: str
     model: Model
@@ -52,12 +59,31 @@ class LabPf:
     vfs: list[Vf] = field(default_factory=list)
     wire: Wire | None = None
     driven: bool = True
+    io: Nic | None = None
+    models: dict[str, IoModel] = field(default_factory=dict)
 
     @property
     def strangers(self) -> Frames | None:
         """Frames that come from outside, where that is known before."""
         uplink = self.wire.uplink if self.wire is not None else None
         return uplink.frames if isinstance(uplink, PcapUplink) else None
+
+    @property
+    def served(self) -> Served:
+        """What compiled code serves: the card, with all that stands on it."""
+        parts = [part for model in self.models.values() for part in model.served]
+        parts.append(self.nic if self.stack is None else self.stack.bridge)
+        return parts[0] if len(parts) == 1 else Together(parts)
+
+    @property
+    def stack(self) -> HostStack | None:
+        """The host's own network stack on this PF, if a model has opened it."""
+        return None if self.io is None else self.io.stack
+
+    @property
+    def hosts(self) -> list[NetDriver]:
+        """Drivers of the host's own on this PF."""
+        return [] if self.stack is None else [self.stack.driver]
 
     @property
     def live(self) -> bool:
@@ -67,12 +93,24 @@ class LabPf:
 
 @dataclass(slots=True)
 class LabGuestRun:
-    """An embedded guest of the lab, up, and the VF it has."""
+    """An embedded guest of the lab, up, and its interface to the PF."""
 
     lab: LabGuest
     guest: Guest
     pf: LabPf
-    vf: Vf
+    link: Connection
+
+    @property
+    def driver(self) -> NetDriver:
+        """The driver of its interface."""
+        return self.link.driver
+
+    @property
+    def vf(self) -> Vf:
+        """The VF that it has. Raises VirtfnError (ENODEV) for a guest without one."""
+        if self.link.vf is None:
+            raise VirtfnError(f"guest {self.lab.name} has no VF: its I/O is {self.lab.nic.io}", errno_name="ENODEV")
+        return self.link.vf
 
 
 class Machine:
@@ -99,6 +137,7 @@ class Machine:
         self.lab = lab
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "embedded")
+        guest_bytes += sum(memory_for_stack(lab, pf) for pf in lab.pfs)
         foreign = [guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "qemu"]
         if foreign:
             _allow_descriptors()
@@ -119,6 +158,7 @@ class Machine:
         self.iovm = Iovm(self.pcim, self.host.remapping, clock)
         self.pfs: list[LabPf] = []
         self.guests: list[LabGuestRun] = []
+        self._guests: list[Guest] = []
         self.host.tracer = tracer
         self._cards: list[Card] = []
         self._wires: list[Wire] = []
@@ -214,14 +254,29 @@ class Machine:
 
     def _start_guest(self, lab_guest: LabGuest) -> None:
         pf = next(p for p in self.pfs if p.name == lab_guest.nic.pf)
-        vf = self.iovm.vf(pf.nic.pf_rid, lab_guest.nic.vf or 0)
         guest = Guest(self.host, lab_guest.name, lab_guest.memory_mib << 20, ring=self._ring, mtu=self._mtu)
+        self._guests.append(guest)
         if not self._remapping:
             guest.dma = HostAddresses(guest.memory)
-        self.guests.append(LabGuestRun(lab_guest, guest, pf, vf))
-        self.assign(pf, vf, guest)
-        guest.nic(vf.rid).driver.start()
-        guest.run_interrupts()
+        model = self._model(pf, lab_guest.nic.io)
+        link = model.connect(guest, self._wish(pf, lab_guest))
+        self.guests.append(LabGuestRun(lab_guest, guest, pf, link))
+        model.start(link)
+
+    def _model(self, pf: LabPf, name: str) -> IoModel:
+        """Find the model by which guests reach a PF, or open it."""
+        if name not in pf.models:
+            if pf.io is None:
+                pf.io = Nic(pf.model, pf.nic, pf.found, pf.driver, self.lab.dom0.memory_mib << 20)
+            pf.models[name] = open_model(name, self, pf.io)
+        return pf.models[name]
+
+    def _wish(self, pf: LabPf, guest: LabGuest) -> Wish:
+        if guest.nic.io == "sriov":
+            vf = self.iovm.vf(pf.nic.pf_rid, guest.nic.vf or 0)
+            return Wish(self.offered_mac(pf, vf), vf.index, self.policy(pf, vf))
+        place = [other.name for other in self.lab.guests if other.nic.pf == pf.name].index(guest.name)
+        return Wish(Mac(_GUEST_MAC | self.pfs.index(pf) << 32 | (_OTHERS + place) << 40))
 
     # The lab, and its state.
 
@@ -304,10 +359,11 @@ class Machine:
 
     def stop(self) -> None:
         """Take every VF back from its guest, and the VFs away."""
-        taken = [run.vf for run in self.guests if run.vf.vm is not None]
-        if taken:
-            self.iovm.take_back(*taken)
         for pf in self.pfs:
+            for name, model in pf.models.items():
+                model.disconnect([run.link for run in self.guests if run.pf is pf and run.lab.nic.io == name])
+            if pf.stack is not None:
+                pf.stack.stop()
             if not pf.driven:
                 continue
             pf.driver.stop()
@@ -320,9 +376,15 @@ class Machine:
             self.host.iommu.service()
             self._try_to_write(self.host.tracer.close)
             self.host.tracer = None
-        for run in self.guests:
-            run.guest.close()
+        for guest in self._guests:
+            guest.close()
+        self._guests.clear()
         self.guests.clear()
+        for pf in self.pfs:
+            for model in pf.models.values():
+                model.close()
+            if pf.stack is not None:
+                pf.stack.close()
         for wire in self._wires:
             wire.close()
         self._wires.clear()
@@ -339,6 +401,12 @@ def _allow_descriptors() -> None:
     wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
     if few != resource.RLIM_INFINITY and few < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def memory_for_stack(lab: Lab, pf: Pf) -> int:
+    """Return the bytes that the host's own network stack on a PF takes, Dom0's or the VMM's; 0 where there is none."""
+    models = {guest.nic.io for guest in lab.guests if guest.nic.pf == pf.name and guest.vmm == "embedded"}
+    return lab.dom0.memory_mib << 20 if models & {"split", "direct"} else 0
 
 
 def card_mac(number: int) -> Mac:

@@ -153,6 +153,51 @@ def bench(json_to: str | None, frame_bytes: tuple[int, ...], vfs: int, seconds: 
 
 
 @cli.command()
+@lab_argument
+@json_option
+@click.option("--report", "page_to", metavar="FILE.html", help="Write a page with plots, which needs nothing else.")
+@click.option("--guests", metavar="N,N,...", help="How many guests, 1 to 8 each. [1,2,4, or 1 and the lab's]")
+@click.option("--prices", metavar="FILE.yaml", help="Cycles of events, instead of the published ones.")
+def compare(
+    lab_file: str | None, json_to: str | None, page_to: str | None, guests: str | None, prices: str | None
+) -> None:
+    """Compare Split, Direct, Passthrough and SR-IOV: one workload, one NIC, what each costs.
+
+    Without a file: frames of 1518 bytes between each guest and a partner at the other end of the wire.
+    """
+    outputs = {"--json": json_to, "--report": page_to}
+    claim(outputs, lab_file, prices)
+    numbers = _numbers(guests)
+    from virtfn.api.compare import Plan, load_prices, run_compare
+    from virtfn.api.comparepage import write_page
+    from virtfn.cli.progress import Watcher
+    from virtfn.cli.render.compare import render_compare
+    from virtfn.sim.costs import PRICES
+
+    plan = Plan(guests=numbers or Plan().guests) if lab_file is None else Plan.of(_lab(lab_file), numbers)
+    price_list = PRICES if prices is None else load_prices(Path(prices))
+    with Watcher(console(stderr=True), quiet=STDOUT in outputs.values()) as watcher:
+        document = run_compare(plan, prices=price_list, progress=watcher)
+    if page_to is not None:
+        write_page(document, _path(page_to))
+    deliver(json_to, document, lambda: render_compare(document), stdout_taken=page_to == STDOUT)
+    broken = [held["name"] for held in document["properties"] if not held["holds"]]
+    unaccounted = sum(model["corrupt"] + model["lost"] for run in document["runs"] for model in run["models"].values())
+    if unaccounted:
+        raise click.ClickException(f"{unaccounted:,} frames did not arrive as they were sent")
+    if broken:
+        raise click.ClickException(f"does not hold here: {', '.join(broken)}")
+
+
+def _numbers(words: str | None) -> tuple[int, ...]:
+    """Read numbers of guests. Raises click.UsageError."""
+    numbers = () if words is None else tuple(words.split(","))
+    if not all(number.isascii() and number.isdigit() and 1 <= int(number) <= 8 for number in numbers):
+        raise click.UsageError(f"--guests {words}: give numbers from 1 to 8, like 1,2,4")
+    return tuple(sorted({int(number) for number in numbers}))
+
+
+@cli.command()
 @json_option
 def doctor(json_to: str | None) -> None:
     """Say what this machine can do, and what is missing for the rest."""

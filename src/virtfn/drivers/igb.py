@@ -38,6 +38,8 @@ class Igb:
         self.mac = Mac(0)
         self.vfs = 0
         self.interrupts = 0
+        self.resets = 0
+        self._stack: tuple[int, bool] | None = None  # longest frame, and whether it takes any address
         self.misbehaved: dict[int, int] = {}
         self.policies: list[VfPolicy] = []
         self._regs = Window(bar, clock)
@@ -61,6 +63,7 @@ class Igb:
 
     def _reset(self) -> None:
         regs = self._regs
+        self.resets += 1
         regs.update(Regs.CTRL, GIO_MASTER_DISABLE=1)
         regs.wait(Regs.STATUS, STATUS.GIO_MASTER_EN.mask, 0, 80 * MS_PS)
         regs.set(Regs.IMC, 0xFFFFFFFF)
@@ -94,12 +97,34 @@ class Igb:
         regs.set(Regs.VFRE, 0)
         regs.set(Regs.VFTE, 0)
         self.pools.start(self.vfs)
-        regs.set(Regs.MRQC, MRQC.of(MODE=RxMode.VMDQ).value)
-        # The host runs no network stack on the PF here: a frame that no VF takes has no default pool to go to.
-        regs.set(Regs.VT_CTL, VT_CTL.of(RPL_EN=1, DIS_DEF_POOL=1).value)
+        # Without VFs it is an ordinary card, of one queue and no pools.
+        regs.set(Regs.MRQC, MRQC.of(MODE=RxMode.VMDQ).value if self.vfs else 0)
+        # Unless the host runs a network stack on the PF, a frame that no VF takes has no default pool to go to.
+        regs.set(Regs.VT_CTL, VT_CTL.of(RPL_EN=1, DIS_DEF_POOL=1).value if self.vfs else 0)
         regs.set(Regs.QDE, 0xFFFF)
         regs.set(Regs.RXCSUM, RXCSUM.of(IPOFLD=1, TUOFLD=1).value)
         regs.update(Regs.DTXCTL, SPOOF_INT=1, MDP_EN=1)
+
+    def open_stack(self, max_frame: int, *, everything: bool) -> None:
+        """Let the host run a network stack on the PF: in the pool after the VFs', or on the card if it has none.
+
+        max_frame: bytes with frame check sequence. everything: it takes frames to any address that no VF has.
+        """
+        self._stack = max_frame, everything
+        regs, pool = self._regs, self.vfs
+        regs.set(Regs.RLPML, max_frame)
+        if not self.vfs:
+            regs.update(Regs.RCTL, UPE=int(everything), MPE=int(everything))
+            return
+        regs.update(Regs.VT_CTL, DEF_PL=pool, DIS_DEF_POOL=0)
+        self.pools.open_own(pool, max_frame, everything=everything)
+
+    def close_stack(self) -> None:
+        """End that: what is for the PF goes nowhere from now on."""
+        self._stack = None
+        if self.vfs:
+            self._regs.update(Regs.VT_CTL, DIS_DEF_POOL=1)
+            self.pools.enable(self.vfs, False)
 
     def hash_flows(self) -> None:
         """Let the card hash the flows of IP frames for the VFs; all of them stay in a VF's first queue."""
@@ -155,6 +180,8 @@ class Igb:
             self._apply(n, policy)
             self._limit(n, self._link_mbps())
         self._open()
+        if self._stack is not None:
+            self.open_stack(self._stack[0], everything=self._stack[1])
 
     def end_vfs(self) -> None:
         """Take note that the VFs are gone: pools off, policies forgotten, their queues the PF's again."""

@@ -8,7 +8,7 @@ GONE after the function was pulled.
     interrupt  receive: poll until idle, the device masked the vector as it fired; mailbox: look at link and PF
     stop       disable queues, reset
 
-Its mailbox is `vfmailbox.py`, its queue pair `vfrings.py`. Frames are moved by the kernels of
+Its mailbox is `vfmailbox.py`, its queue pair `rings.py`. Frames are moved by the kernels of
 `kernels/i82576/netdev.py` over the row `netdev`. Spec: 82576 datasheet, chapter "Virtual Function driver programming";
 the mailbox protocol of `hw/i82576/mailbox.py`.
 """
@@ -23,8 +23,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.drivers.moderation import AdaptiveInterval
+from virtfn.drivers.rings import Rings
 from virtfn.drivers.vfmailbox import MailboxError, VfMailbox
-from virtfn.drivers.vfrings import VfRings
 from virtfn.drivers.window import DeviceTimeoutError, Window
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import (
@@ -82,13 +83,15 @@ class Igbvf:
         self.vlans: list[int] = []
         self.promiscuous = (False, False)
         self.eitr_us = _DEFAULT_EITR_US
+        self._adaptive: AdaptiveInterval | None = None
+        self._had = 0, 0
         self.interrupts = 0
         self.resets = 0
         self._regs = Window(bar, clock)
         self._clock = clock
         self._mailbox = VfMailbox(self._regs, clock)
         self._up = False
-        self.rings = VfRings(self._regs, dma, ring, mtu)
+        self.rings = Rings(self._regs, dma, ring, mtu)
 
     @property
     def row(self) -> npt.NDArray[np.void]:
@@ -349,10 +352,30 @@ class Igbvf:
             if self.state is not State.RESET_NEEDED:
                 self._regs.set(VfRegs.VTEIMS, 1 << MAILBOX_VECTOR)
 
+    def set_interval(self, us: int | None) -> None:
+        """Let receive interrupts be `us` apart, at least; None: by traffic, as the driver sees fit."""
+        self._adaptive = AdaptiveInterval() if us is None else None
+        self.eitr_us = AdaptiveInterval().us if us is None else us
+        self._had = int(self.netdev["rx_frames"]), int(self.netdev["rx_bytes"])
+        if self._up:
+            self._regs.set(VfRegs.VTEITR, EITR.of(INTERVAL=self.eitr_us).value, RX_VECTOR)
+
+    def _moderate(self) -> None:
+        """Look at what came since the last interrupt, where traffic decides how far apart they are."""
+        if self._adaptive is None:
+            return
+        had = int(self.netdev["rx_frames"]), int(self.netdev["rx_bytes"])
+        frames, nbytes = had[0] - self._had[0], had[1] - self._had[1]
+        self._had = had
+        if self._adaptive.look(frames, nbytes):
+            self.eitr_us = self._adaptive.us
+            self._regs.set(VfRegs.VTEITR, EITR.of(INTERVAL=self.eitr_us).value, RX_VECTOR)
+
     def idle(self) -> None:
         """Polling found nothing for a while: wait for the next interrupt."""
         self.netdev["polling"] = 0
         self.netdev["empty_polls"] = 0
+        self._moderate()
         self._regs.set(VfRegs.VTEIMS, 1 << RX_VECTOR)
 
     def check_link(self) -> None:

@@ -101,6 +101,13 @@ class Pools:
             value = self._regs.get(decl)
             self._regs.set(decl, value | 1 << n if on else value & ~(1 << n))
 
+    def open_own(self, n: int, max_frame: int, *, everything: bool) -> None:
+        """Let pool `n`, the PF's, receive and transmit, unchecked, without tags. everything: frames to any address."""
+        any_address = int(everything)
+        vmolr = VMOLR.of(RLPML=max_frame, LPE=1, AUPE=1, BAM=1, ROPE=any_address, MPME=any_address, RSV31=1)
+        self._regs.set(Regs.VMOLR, vmolr.value, n)
+        self.enable(n, True)
+
     def set_address(self, n: int, mac: Mac) -> None:
         """Make `mac` the address of pool `n`."""
         self._address(_PRIMARY - n, mac, 1 << n)

@@ -14,7 +14,7 @@ from virtfn.iomodels.workload import Workload
 from virtfn.kernels.breath import PATIENCE, breathe
 from virtfn.kernels.card import EV_FAULT, EV_IDLE, EV_TIMER
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
-from virtfn.machine.netports import Card, NetDriver
+from virtfn.machine.netports import NetDriver, Served
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
@@ -33,22 +33,25 @@ _LINGER = 256  # steps without progress of the work, before what comes from outs
 
 
 class Engine:
-    """Run the guests of one NIC; a `Lane`. guests: in the order of the workload's stations, with one function each.
+    """Run the guests of one NIC; a `Lane`. guests: in the order of the workload's stations, with one interface each.
 
-    wire: of the NIC, if it leads anywhere. breath_ps: how long it may work before others have their turn. pace: rounds
-    of guests and NIC in a breath, and frames of each queue in a round, at most.
+    nic: the card, with all that stands on it. hosts: drivers of the host's, which poll and idle as guests' do. wire: of
+    the NIC, if it leads anywhere. breath_ps: how long it may work before others have their turn. pace: rounds of guests
+    and NIC in a breath, and frames of each queue in a round, at most.
     """
 
     def __init__(
         self,
         host: Host,
-        nic: Card,
+        nic: Served,
         guests: Sequence[Guest],
         workload: Workload,
         *,
         wire: Wire | None = None,
+        hosts: Sequence[NetDriver] = (),
         breath_ps: int = BREATH_PS,
     ) -> None:
+        self._hosts = list(hosts)
         self.host = host
         self.nic = nic
         self.guests = list(guests)
@@ -71,7 +74,7 @@ class Engine:
         self.done: bool | None = None
 
     def _drivers(self) -> list[NetDriver]:
-        return [nic.driver for guest in self.guests for nic in guest.nics]
+        return [*(driver for guest in self.guests for driver in guest.drivers), *self._hosts]
 
     def step(self, rounds: int = PACE[0], budget: int = PACE[1]) -> bool:
         """Take one turn alone; return whether anything moved.

@@ -23,6 +23,8 @@ def plan(kind: str, n: int) -> list[list[int | None]]:
             return [[] if g == 0 else [0] for g in range(n)]
         case "broadcast":
             return [[None] if g == 0 else [] for g in range(n)]
+        case "outside":  # the last one is at the other end of the wire
+            return [*([n - 1] for _ in range(n - 1)), [*range(n - 1)]]
         case "attack":
             peers = [(g - 1 ^ 1) + 1 for g in range(1, n)]
             return [[]] + [[peer if peer < n else 1] for peer in peers]

@@ -5,6 +5,7 @@
     broadcast   guest 0 sends to everyone
     pcap        frames of a capture, dealt by source address (`plan.deal`)
     ping        guest 0 asks 1, 2 asks 3, ...: ARP, then ICMP echo, one at a time
+    outside     the last is no guest but who is at the other end of the wire: each sends to it, and it to each in turn
     attack      guest 0 has other plans; guest 1 and 2, 3 and 4, ... send to each other; an odd one out sends to guest 1
 
 A frame is accounted for when its receiver has it, unaltered, or when a counter with a reason says who dropped it; what
@@ -13,7 +14,7 @@ remains is lost. Frames are made and checked by `kernels/traffic.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,8 +23,21 @@ import numpy.typing as npt
 from virtfn.hw.eth import BROADCAST, LOCAL_EXPERIMENT_LOADED, MIN_FRAME
 from virtfn.hw.types import Mac
 from virtfn.iomodels.plan import deal, plan
+from virtfn.kernels.clock import CLOCK, read_clock, set_up_clock
 from virtfn.kernels.ranges import address_of, row_address
-from virtfn.kernels.traffic import GENERATE, GUESTS, IDLE, PING, REPLAY, TRAFFIC, digest, fill_buffers
+from virtfn.kernels.traffic import (
+    DELAYS,
+    FINE,
+    GENERATE,
+    GUESTS,
+    IDLE,
+    PING,
+    REPLAY,
+    STAMPS,
+    TRAFFIC,
+    digest,
+    fill_buffers,
+)
 from virtfn.machine.captures import Frames
 from virtfn.machine.ports import VirtfnError
 
@@ -71,7 +85,9 @@ class Workload:
 
     stations: the guests, at most 64. length: bytes of a frame without frame check sequence. frames: for each sender,
     None for a capture once; of a capture, whoever has frames in it sends so many, over and over. capture: frames to
-    replay. uplink: frames that may come from outside meanwhile. Raises VirtfnError for a workload that these guests
+    replay. uplink: frames that may come from outside meanwhile. delays: measure how long generated
+    frames are under way. window: of these, how many may be, to each receiver; pace_ps: between two to each receiver; 0:
+    no limit. Raises VirtfnError for a workload that these guests
     cannot do.
     """
 
@@ -87,6 +103,9 @@ class Workload:
         uplink: Frames | None = None,
         seed: int = 1,
         raw: bool = False,
+        delays: bool = False,
+        window: int = 0,
+        pace_ps: int = 0,
     ) -> None:
         if len(stations) > GUESTS:
             raise VirtfnError(f"at most {GUESTS} guests share a NIC, not {len(stations)}", errno_name="EINVAL")
@@ -102,6 +121,7 @@ class Workload:
         self.refused: list[dict[str, int]] = [{} for _ in stations]
         self.total_frames = 0
         self._strangers: set[int] = set()
+        self._sent_before = sum(int(station.row[0]["tx_frames"]) for station in stations)
         n = len(stations)
         self.row["guests"] = n
         self.row["highest"][:] = -1
@@ -125,6 +145,11 @@ class Workload:
             self._prepare_ping(frames or 1000)
         else:
             self._prepare_generated(kind, frames or 0, seed, raw)
+            if delays:
+                self._prepare_delays()
+            if pace_ps:
+                self._prepare_pace(pace_ps)
+            self.row["window"] = window
 
     def _table(self, name: str, values: npt.NDArray[np.generic]) -> None:
         self._kept.append(values)
@@ -147,12 +172,38 @@ class Workload:
             task = self.row["tasks"][g]
             task["kind"] = GENERATE if targets else IDLE
             task["targets"] = len(targets)
-            task["stop"] = frames if targets else 0
+            own = frames * len(targets) if kind == "outside" else frames
+            task["stop"] = own if targets else 0
             for k, target in enumerate(targets):
                 self.row["targets"][g, k] = BROADCAST if target is None else self.stations[target].mac
+                self.row["receivers"][g, k] = 0 if target is None else target
             if targets:
-                self.total_frames += frames
+                self.total_frames += own
                 fill_buffers(self.block.ctypes.data, g, seed)
+
+    def _prepare_clock(self) -> None:
+        self._clock = np.zeros(1, CLOCK)
+        self.row["clock"] = set_up_clock(self._clock)
+
+    def _prepare_pace(self, pace_ps: int) -> None:
+        self._prepare_clock()
+        tasks = self.row["tasks"][: len(self.stations)]
+        tasks["pace_ps"] = pace_ps // np.maximum(tasks["targets"], 1)
+        tasks["began"] = read_clock(int(self.row["clock"]))
+
+    def _prepare_delays(self) -> None:
+        n = len(self.stations)
+        self._prepare_clock()
+        self._table("stamps", np.zeros((n, n, STAMPS), np.int64))
+        self._delays = np.zeros((n, DELAYS), np.int64)
+        self._table("delays", self._delays)
+
+    def delays(self) -> Iterator[tuple[int, int]]:
+        """List how long frames were under way, in ns, and how many took so long, to within a part in FINE."""
+        for place, count in enumerate(self._delays.sum(axis=0).tolist()):
+            power = max(place // FINE - 1, 0)
+            if count:
+                yield (place - power * FINE << power) + (1 << power >> 1), count
 
     # Replayed frames.
 
@@ -266,7 +317,7 @@ class Workload:
         """Frames handed to drivers so far; for pings, requests."""
         if self.kind == "ping":
             return int(self.row["tasks"]["asked"].sum())
-        return sum(int(s.row[0]["tx_frames"]) for s in self.stations)
+        return sum(int(s.row[0]["tx_frames"]) for s in self.stations) - self._sent_before
 
     @property
     def finished(self) -> bool:

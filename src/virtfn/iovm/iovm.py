@@ -249,8 +249,24 @@ class Iovm:
             domain.destroy()
             del self._domains[space]
 
+    def lend(self, pf: Rid, vm: Vm) -> None:
+        """Let the DMA of a PF that is driven here reach the memory of a VM: Dom0's, whose network stack is on it.
+
+        Raises VirtfnError as the remapping unit's driver does.
+        """
+        domain = self._domain_of(vm, pf)
+        try:
+            self._remapping.attach(pf, domain)
+        except VirtfnError:
+            self._detach(pf, vm)
+            raise
+
+    def take_home(self, pf: Rid, vm: Vm) -> None:
+        """End that: the PF reaches nothing any more."""
+        self._detach(pf, vm)
+
     def assign_whole(self, pf: Found, device: Device, vm: Vm) -> None:
-        """Give a PF that nobody manages to a VM, whole, and plug it in; no ring register of it can be mapped.
+        """Give a PF that nobody manages to a VM, whole, and plug it in.
 
         Raises VirtfnError: EBUSY if it is managed here or has an owner, and what the VM's driver refuses.
         """

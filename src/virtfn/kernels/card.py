@@ -10,9 +10,24 @@ A card's state begins with a CARD row; its address is `card` here. A function is
 
 from __future__ import annotations
 
-from virtfn.kernels._jit import by_address, row_at, row_of
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["CARD", "MSIX", "MSIX_BYTES", "VECTORS", "call_doorbell", "call_fire", "call_ring", "call_serve", "card_at"]
+from virtfn.kernels._jit import by_address, entry, kernel, row_at, row_of
+from virtfn.kernels.ranges import row_address
+
+__all__ = [
+    "CARD",
+    "MSIX",
+    "MSIX_BYTES",
+    "VECTORS",
+    "call_doorbell",
+    "call_fire",
+    "call_ring",
+    "call_serve",
+    "card_at",
+    "new_row_of_cards",
+]
 
 VECTORS = 32  # that a card has at most
 
@@ -52,3 +67,31 @@ EV_IDLE = 1024  # a guest that polls has had nothing for a while: it may go back
 # What Python is wanted for at once. What guests can cause as often as they like, and the rest.
 CHORES = EV_INTERRUPT | EV_MALICIOUS | EV_FAULT | EV_PAGE
 URGENT = CHORES | EV_CAPTURE | EV_UPLINK
+
+# Cards that are served one after the other, as one.
+MOST_CARDS = 72
+CARDS = np.dtype([("card", CARD), ("count", np.int64), ("cards", np.int64, (MOST_CARDS,))])
+cards_at = row_at(CARDS)
+
+
+@kernel
+def serve_cards(address: int, now: int, budget: int) -> tuple[int, int]:
+    """Serve each card; return (frames, events) of all."""
+    row = cards_at(address)
+    frames = 0
+    events = 0
+    for i in range(row.count):
+        moved, event = call_serve(card_at(row.cards[i]).serve, row.cards[i], now, budget)
+        frames += moved
+        events |= event
+    return frames, events
+
+
+def new_row_of_cards(addresses: list[int]) -> npt.NDArray[np.void]:
+    """Make the row of cards that are served in this order, as (1,) CARDS: it can be served as a card can."""
+    row = np.zeros(1, CARDS)
+    row_address(row, "cards served together")
+    row["card"]["serve"] = entry(serve_cards, 3)
+    row["count"] = len(addresses)
+    row[0]["cards"][: len(addresses)] = addresses
+    return row

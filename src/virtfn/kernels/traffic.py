@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.hw.eth import ARP_LOADED, LOCAL_EXPERIMENT_LOADED, VLAN_LOADED
+from virtfn.hw.eth import ARP_LOADED, BROADCAST, LOCAL_EXPERIMENT_LOADED, VLAN_LOADED
 from virtfn.kernels._jit import (
     Row,
     copy_bytes,
@@ -31,10 +31,22 @@ from virtfn.kernels._jit import (
     store32,
     store64,
 )
+from virtfn.kernels.clock import read_clock
 from virtfn.kernels.csum import fold, sum_bytes, swap16
 from virtfn.kernels.netdev import BATCH, ENTRY_BYTES, call_netdev, netdev_at
 
-__all__ = ["GUESTS", "TASK", "TRAFFIC", "digest", "fill_buffers", "poll_guest", "traffic_at"]
+__all__ = [
+    "DELAYS",
+    "FINE",
+    "GUESTS",
+    "STAMPS",
+    "TASK",
+    "TRAFFIC",
+    "digest",
+    "fill_buffers",
+    "poll_guest",
+    "traffic_at",
+]
 
 IDLE, GENERATE, REPLAY, PING, ANSWER = range(5)
 
@@ -46,6 +58,8 @@ TASK = np.dtype(
             "netdev index kind mac ip peer_mac peer_ip length "
             # sending: first and next sequence number (generated) or frame (replayed), and where to stop
             "next stop targets "
+            # of these, those that have arrived; ps between two of them, 0: as fast as can be; since when
+            "heard pace_ps began "
             # not 0: only look at the ether type, which is this as it is loaded, and give back
             "raw "
             # replay: digests logged so far
@@ -60,6 +74,8 @@ TASK = np.dtype(
 
 
 GUESTS = 64
+STAMPS = 1 << 13  # frames that are under way between two guests, at most
+FINE, DELAYS = 128, 128 * 34  # up to more than an hour
 TRAFFIC = np.dtype(
     [
         # guests at work, descriptors of a transmit ring, 64-bit words of a `seen` bitmap, entries of a log
@@ -70,9 +86,14 @@ TRAFFIC = np.dtype(
         #   store, offsets, lengths       frames to replay
         #   order                         frames by sender; a guest's are next..stop-1
         #   log (guests, room)            digests in order of arrival
-        *((name, np.int64) for name in "sums seen store offsets lengths order log".split()),
+        #   stamps (guests, guests, STAMPS) when a numbered frame was sent, in ps, by sender and receiver
+        #   delays (guests, DELAYS)         how many frames took how long, by receiver (`note_delay`); both or neither
+        *((name, np.int64) for name in "sums seen store offsets lengths order log stamps delays".split()),
+        ("clock", np.int64),  # address of a CLOCK row, where there are stamps or paces
+        ("window", np.int64),  # frames under way to each target, at most; 0: any number
         ("tasks", TASK, (GUESTS,)),
         ("targets", np.int64, (GUESTS, GUESTS)),  # addresses that a guest sends to in turn
+        ("receivers", np.int64, (GUESTS, GUESTS)),  # whose they are
         ("sequence", np.int64, (GUESTS, GUESTS)),  # next sequence number, by sender and target
         ("highest", np.int64, (GUESTS, GUESTS)),  # highest sequence number had, by receiver and sender
     ]
@@ -164,6 +185,10 @@ def send_generated(t: Row, g: int, d: Row, budget: int) -> int:
     """Send up to `budget` frames of guest `g`'s own making."""
     task = t.tasks[g]
     count = min(min(call_netdev(d.tx_room, task.netdev, 0), budget), task.stop - task.next)
+    if t.window:
+        count = min(count, t.window * task.targets - (task.next - task.heard))
+    if task.pace_ps and count > 0:
+        count = min(count, (read_clock(t.clock) - task.began) // task.pace_ps - task.next)
     if count <= 0:
         return 0
     if not task.raw:
@@ -178,6 +203,7 @@ def number_frames(t: Row, g: int, d: Row, count: int) -> None:
     """Address the next `count` buffers of guest `g`, number them, and let their check values say so."""
     task = t.tasks[g]
     tail = d.tx_tail
+    now = read_clock(t.clock) if t.stamps else 0
     for i in range(count):
         frame = d.tx_buffers + tail * d.buffer_bytes
         k = (task.next + i) % task.targets
@@ -185,9 +211,33 @@ def number_frames(t: Row, g: int, d: Row, count: int) -> None:
         store16(frame + 4, t.targets[g, k] >> 32)
         number = t.sequence[g, k]
         t.sequence[g, k] = number + 1
+        if t.stamps:
+            store64(stamp_of(t, g, t.receivers[g, k], number), now)
         store64(frame + 16, number)
         store64(frame + 24, check_value(frame, task.length, load64(t.sums + (g * t.ring + tail) * 8)))
         tail = tail + 1 if tail + 1 < d.tx_size else 0
+
+
+@inlined
+def stamp_of(t: Row, sender: int, receiver: int, number: int) -> int:
+    """Address of the time when a numbered frame was sent; many later ones overwrite it."""
+    return t.stamps + ((sender * t.guests + receiver) * STAMPS + (number & STAMPS - 1)) * 8
+
+
+@kernel
+def note_delay(t: Row, g: int, sender: int, number: int, now: int) -> None:
+    """Count a frame by how long it was under way.
+
+    Delays of less than 2 * FINE ns are counted one by one, longer ones in FINE classes for each power of two.
+    """
+    delay = (now - load64(stamp_of(t, sender, g, number))) // 1000
+    place = max(delay, 0)
+    power = 0
+    while place >> power >= 2 * FINE:
+        power += 1
+    place = min(power * FINE + (place >> power), DELAYS - 1)
+    at = t.delays + (g * DELAYS + place) * 8
+    store64(at, load64(at) + 1)
 
 
 @kernel
@@ -210,8 +260,8 @@ def send_replayed(t: Row, g: int, d: Row, budget: int) -> int:
 
 
 @kernel
-def check_generated(t: Row, g: int, frame: int, length: int) -> None:
-    """Check one received frame against what its sender must have sent."""
+def check_generated(t: Row, g: int, frame: int, length: int, now: int) -> None:
+    """Check one received frame against what its sender must have sent. now: the time, where there are stamps."""
     task = t.tasks[g]
     if load16(frame + 12) != LOCAL_EXPERIMENT_LOADED:
         task.foreign += 1
@@ -230,6 +280,9 @@ def check_generated(t: Row, g: int, frame: int, length: int) -> None:
         task.repeated += 1
         return
     store64(at, had | 1 << (number & 63))
+    t.tasks[sender].heard += load64(frame) & BROADCAST == task.mac  # not what was only flooded here
+    if t.stamps:
+        note_delay(t, g, sender, number, now)
     if number < t.highest[g, sender]:
         task.reordered += 1
     else:
@@ -362,6 +415,7 @@ def take_frames(t: Row, g: int, d: Row) -> int:
     taken = 0
     while taken < d.rx_size:
         count = call_netdev(d.rx_take, task.netdev, BATCH)
+        now = read_clock(t.clock) if t.stamps and count else 0
         for i in range(count):
             listed = d.taken + i * ENTRY_BYTES
             frame = load64(listed)
@@ -375,7 +429,7 @@ def take_frames(t: Row, g: int, d: Row) -> int:
             elif task.kind >= PING:
                 handle_ping(t, g, d, frame, length)
             else:
-                check_generated(t, g, frame, length)
+                check_generated(t, g, frame, length, now)
         if count == 0:
             break
         call_netdev(d.rx_return, task.netdev, count)

@@ -1,6 +1,7 @@
 """What crosses between network cards, their drivers, and all who know neither's model: Protocols only.
 
 Card           a device that moves frames, by kernels
+Served         the part of it that whoever serves it sees
 NetDriver      a driver of a network function in a guest, whose frames move by kernels, too
 CopiesQueues   a device whose queues can run by copies of their registers
 """
@@ -17,7 +18,7 @@ from virtfn.hw.bits import RegMap
 from virtfn.hw.types import Mac, Rid
 from virtfn.machine.ports import Device, VirtfnError
 
-__all__ = ["Captured", "Card", "CopiesQueues", "CountsFrames", "Moved", "NetDriver", "QueueCopy", "Vectors"]
+__all__ = ["Captured", "Card", "CopiesQueues", "CountsFrames", "Moved", "NetDriver", "QueueCopy", "Served", "Vectors"]
 
 
 class Vectors(NamedTuple):
@@ -59,7 +60,27 @@ class CountsFrames(Protocol):
         """Count the frames of a function, and their bytes, since the start; of a PF: of the whole port."""
 
 
-class Card(Device, CountsFrames, Protocol):
+class Served(Protocol):
+    """What compiled code serves: a card, or who moves frames between cards. address: of its row, begun by CARD."""
+
+    address: int
+
+    def settle(self) -> None:
+        """Bring what kernels look up in line with the registers, and let timers fire: before they are called."""
+
+    def handle(self, events: int) -> None:
+        """Do what a call of kernels asked for; it is over now."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame holds up the line."""
+        return False
+
+    def follow_time(self, limit_ps: int) -> None:
+        """Let kernels see the machine's time pass, and work for `limit_ps` at most."""
+
+
+class Card(Device, CountsFrames, Served, Protocol):
     """A network card: a device whose frames move in batches, by kernels.
 
     By default it leads nowhere, records nothing, and has neither mailbox nor device TLB.
@@ -87,25 +108,11 @@ class Card(Device, CountsFrames, Protocol):
 
     # Frames.
 
-    def settle(self) -> None:
-        """Bring what kernels look up in line with the registers, and let timers fire: before they are called."""
-
     def serve(self, budget: int = 64) -> tuple[int, int]:
         """Move up to `budget` frames of each queue, and do what comes of it; return (frames, events)."""
 
-    def handle(self, events: int) -> None:
-        """Do what a call of kernels asked for; it is over now."""
-
     def vectors(self, rid: Rid) -> Vectors:
         """Tell kernels where to find the interrupts of a function."""
-
-    def follow_time(self, limit_ps: int) -> None:
-        """Let kernels see the machine's time pass, and work for `limit_ps` at most."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether a frame holds up the line."""
-        return False
 
     # The wire.
 
@@ -128,6 +135,13 @@ class Card(Device, CountsFrames, Protocol):
 
     def release_departures(self, nbytes: int) -> None:
         """Forget the first `nbytes` of what waits."""
+
+    def far_end(self) -> npt.NDArray[np.void]:
+        """Make the other end of the wire, for who sends to the card and hears it by kernels, as (1,) NETDEV.
+
+        Raises VirtfnError for a card without a wire.
+        """
+        raise VirtfnError("this card has no wire", errno_name="EOPNOTSUPP")
 
     def discard_departures(self) -> None:
         """Drop, and count, all that waits."""

@@ -223,6 +223,13 @@ class Bar(Protocol):
     def mapped(self, offset: int) -> Hva | None:
         """Return the address where a plain load or store reaches register `offset`, or None if it traps."""
 
+    def trapped(self, offset: int, value: int) -> Hva | None:
+        """Return the address of a 32-bit word where a store traps, and reaches the register, in compiled code.
+
+        None, as by default, if there is none. value: what the register holds now.
+        """
+        return None
+
 
 class DmaMemory(Protocol):
     """Memory that a driver shares with its device."""

@@ -19,6 +19,7 @@ from virtfn.hw.types import Hva, Rid
 from virtfn.machine.function import all_ones
 from virtfn.machine.meter import Meter
 from virtfn.machine.ports import ConfigSpace, Device, Mapping, VirtfnError
+from virtfn.vmm.traps import Traps
 
 __all__ = ["AssignedFunction", "GuestBar", "GuestConfig", "Interrupts"]
 
@@ -41,8 +42,9 @@ class AssignedFunction:
     """One function assigned to one guest.
 
     config: the virtual configuration space. interrupts: how they reach the guest. msix_bar, vectors: where its MSI-X
-    table is, and how long. mapped: map what can be mapped. meter: of the guest, where exits are counted. A
-    configuration write that resets the function empties its virtual MSI-X table too.
+    table is, and how long. mapped: map what can be mapped. meter: of the guest, where exits are counted. traps:
+    what catches writes of the guest's compiled code. A configuration write that resets the function empties its virtual
+    MSI-X table too.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class AssignedFunction:
         vectors: int,
         mapped: bool = True,
         meter: Meter | None = None,
+        traps: Traps | None = None,
     ) -> None:
+        self.traps = traps
         self.device = device
         self.rid = rid
         self.config = GuestConfig(self, config)
@@ -190,3 +194,8 @@ class GuestBar:
     def mapped(self, offset: int) -> Hva | None:
         """Find the address where a plain access reaches register `offset`."""
         return self._function.mapped(self._number, offset)
+
+    def trapped(self, offset: int, value: int) -> Hva | None:
+        """Find the address of a word where a store is an exit that compiled code answers."""
+        traps = self._function.traps
+        return traps.word(offset, value) if traps is not None and self._number == 0 else None

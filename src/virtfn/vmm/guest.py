@@ -10,10 +10,11 @@ Interrupts are posted: no exit brings them, and the guest handles them as a vCPU
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Protocol
 
-from virtfn.cards import vf_driver
+from virtfn.cards import nic_driver
 from virtfn.hw.pci import Command, MsiX, MsiXControl, MsiXEntry, Type0
 from virtfn.hw.types import Gpa, Hpa, Hva, Iova, Rid, format_rid
 from virtfn.machine.configspace import find_capability, size_bars
@@ -22,13 +23,15 @@ from virtfn.machine.memory import PAGE, GuestMemory
 from virtfn.machine.meter import Meter, device_costs
 from virtfn.machine.netports import NetDriver
 from virtfn.machine.ports import Clock, ConfigSpace, Device, DmaDomain, VirtfnError
-from virtfn.vmm.assign import AssignedFunction
+from virtfn.vmm.assign import AssignedFunction, Interrupts
 from virtfn.vmm.host import Host
+from virtfn.vmm.traps import Traps
 
-__all__ = ["Guest", "GuestDma", "Nic"]
+__all__ = ["Emulation", "Guest", "GuestDma", "Nic"]
 
 _MMIO_BASE = 0xE000_0000
 _FIRST_VECTOR = 0x20  # below are exceptions
+_NO_FUNCTION = Rid(-1)
 _HOLE = range(APIC_BASE, 0xFF00_0000)  # a device that writes here sends an interrupt: no memory for DMA
 
 
@@ -80,6 +83,15 @@ class GuestDma:
         self._free = merged
 
 
+class Emulation(Interrupts, Protocol):
+    """What stands behind a function that the VMM makes itself: its interrupts, its costs, and who catches accesses."""
+
+    traps: Traps | None
+
+    def costs(self) -> dict[str, int]:
+        """Count what it costs, as totals of the meter's events."""
+
+
 @dataclass(slots=True)
 class Nic:
     """A function plugged into a guest, and the driver bound to it."""
@@ -102,6 +114,7 @@ class Guest:
         self.memory = GuestMemory(host.memory, size, host.random, chunk)
         self.dma = GuestDma(self.memory)
         self.nics: list[Nic] = []
+        self._devices: dict[int, NetDriver] = {}  # by their virtual vectors: those that are no functions
         self.meter = Meter()
         self._pending: list[int] = []
         self._vectors: dict[int, tuple[Rid, int]] = {}
@@ -132,15 +145,23 @@ class Guest:
     # Hot-plug.
 
     def plug(
-        self, device: Device, rid: Rid, config: ConfigSpace, domain: DmaDomain | None = None, *, mapped: bool = True
+        self,
+        device: Device,
+        rid: Rid,
+        config: ConfigSpace,
+        domain: DmaDomain | None = None,
+        *,
+        mapped: bool = True,
+        emulation: Emulation | None = None,
     ) -> Nic:
         """Plug a function in; the guest finds it, places its BARs and binds a driver. domain: of its memory, as ever.
 
-        Raises VirtfnError if no driver of the guest knows the function, or the driver cannot start it.
+        emulation: of a function that the VMM makes itself. Raises VirtfnError if no driver of the guest knows the
+        function, or the driver cannot start it.
         """
-        function = self._enumerate(device, rid, config, mapped)
+        function = self._enumerate(device, rid, config, mapped, emulation)
         ids = function.config.read(0, 4)
-        make = vf_driver(ids & 0xFFFF, ids >> 16)
+        make = nic_driver(ids & 0xFFFF, ids >> 16)
         if make is None:
             self._give_up(function)
             raise VirtfnError(
@@ -153,7 +174,8 @@ class Guest:
             raise
         nic = Nic(function, driver)
         self.nics.append(nic)
-        self.meter.follow(rid, device_costs(device, self.host.iommu, rid))
+        costs = device_costs(device, self.host.iommu, rid) if emulation is None else emulation.costs
+        self.meter.follow(rid, costs)
         driver.probe()
         return nic
 
@@ -161,7 +183,9 @@ class Guest:
         function.release()
         self._free_vectors(function.rid)
 
-    def _enumerate(self, device: Device, rid: Rid, config: ConfigSpace, mapped: bool) -> AssignedFunction:
+    def _enumerate(
+        self, device: Device, rid: Rid, config: ConfigSpace, mapped: bool, emulation: Emulation | None
+    ) -> AssignedFunction:
         """Do what a guest's PCI core does with a new function: BARs, MSI-X, Command."""
         msix = find_capability(config, MsiX)
         vectors = MsiXControl(config.read(msix + MsiX.CONTROL.offset, 2)).TABLE_SIZE + 1
@@ -170,11 +194,12 @@ class Guest:
             device,
             rid,
             config,
-            self,
+            self if emulation is None else emulation,
             msix_bar=bir,
             vectors=vectors,
             mapped=mapped,
             meter=self.meter,
+            traps=None if emulation is None else emulation.traps,
         )
         space = function.config
         for index, (size, wide) in size_bars(space).items():
@@ -209,6 +234,32 @@ class Guest:
         self.nics.remove(nic)
         self.meter.release(rid)
         self._free_vectors(rid)
+
+    @property
+    def drivers(self) -> list[NetDriver]:
+        """The drivers of all its interfaces."""
+        return [*(nic.driver for nic in self.nics), *self._devices.values()]
+
+    def add_device(self, driver: NetDriver) -> Callable[[], None]:
+        """Take in an interface that is no function on its bus; return how to interrupt its driver.
+
+        Raises VirtfnError if there are no vectors left.
+        """
+        number = self._take_vector(_NO_FUNCTION, 0)
+        self._devices[number] = driver
+        return lambda: self._inject(number)
+
+    def remove_device(self, driver: NetDriver) -> None:
+        """Take such an interface out; its driver has stopped, or is not asked."""
+        for number in [number for number, known in self._devices.items() if known is driver]:
+            del self._devices[number]
+            del self._vectors[number]
+            self._pending = [pending for pending in self._pending if pending != number]
+        driver.remove()
+
+    def inject(self, message: int) -> None:
+        """Interrupt it by a message of its own, as a VMM does that emulates the sender."""
+        self._inject(message & 0xFF)
 
     def nic(self, rid: Rid) -> Nic:
         """Find a plugged function.
@@ -272,6 +323,8 @@ class Guest:
             for nic in self.nics:
                 if nic.function.rid == rid:
                     nic.driver.interrupt(vector)
+            if number in self._devices:
+                self._devices[number].interrupt(vector)
         return len(taken)
 
     @property
@@ -288,6 +341,8 @@ class Guest:
         """Give the guest's memory back; its functions must be gone."""
         for nic in list(self.nics):
             self.unplug(nic.function.rid, surprise=True)
+        for driver in list(self._devices.values()):
+            self.remove_device(driver)
         self.host.interrupts.free(*self._notification)
         if self._posted is not None and self.host.interrupt_table is not None:
             self.host.interrupt_table.free_descriptor(self._posted)

@@ -20,6 +20,7 @@ from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.rootcomplex import RootComplex
 from virtfn.machine.trace import Tracer
 from virtfn.vmm.allowance import Allowance, refill
+from virtfn.vmm.traps import Traps
 
 __all__ = ["MOST_TABLES", "Host", "HostBar", "room_for"]
 
@@ -163,11 +164,15 @@ class Host:
 
 
 class HostBar:
-    """A BAR as a driver of the host reaches it: through the root complex, at its address; a `Bar`."""
+    """A BAR as a driver of the host reaches it: through the root complex, at its address; a `Bar`.
 
-    def __init__(self, root: RootComplex, address: int) -> None:
+    writes: how compiled code of the host writes registers, if it does.
+    """
+
+    def __init__(self, root: RootComplex, address: int, writes: Traps | None = None) -> None:
         self._root = root
         self._address = address
+        self._writes = writes
 
     def read(self, offset: int) -> int:
         """Read a 32-bit register."""
@@ -180,3 +185,7 @@ class HostBar:
     def mapped(self, offset: int) -> Hva | None:
         """The host's drivers here have nothing mapped."""
         return None
+
+    def trapped(self, offset: int, value: int) -> Hva | None:
+        """Return the address of a word by which compiled code writes a register."""
+        return None if self._writes is None else self._writes.word(offset, value)

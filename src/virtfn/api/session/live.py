@@ -132,7 +132,7 @@ class Live:
             runs = machine.guests_of(pf)
             if not runs:
                 continue
-            stations = [Station(run.guest.nics[0].driver.row, run.guest.nics[0].driver.mac) for run in runs]
+            stations = [Station(run.driver.row, run.driver.mac) for run in runs]
             if frames is not None:
                 _listen(runs, frames)
             try:
@@ -149,7 +149,9 @@ class Live:
                 error.args = (f"{self.lab.where(('workload', 'kind'))}: {error}",)
                 raise
             guests = [run.guest for run in runs]
-            engine = Engine(machine.host, pf.nic, guests, workload, wire=pf.wire, breath_ps=breath_ps)
+            engine = Engine(
+                machine.host, pf.served, guests, workload, wire=pf.wire, hosts=pf.hosts, breath_ps=breath_ps
+            )
             self.groups.append(Group(pf, runs, workload, engine))
 
     # Working.
@@ -233,7 +235,7 @@ def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
         if len(frame) >= 18 and frame[12] == 0x81 and frame[13] == 0:
             vids.add((int(frame[14]) << 8 | int(frame[15])) & 0xFFF)
     for run in runs:
-        driver = run.guest.nics[0].driver
+        driver = run.driver
         driver.set_promiscuous(False, True)
         for vid in sorted(vids)[:31]:
             try:

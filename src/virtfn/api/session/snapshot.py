@@ -76,9 +76,9 @@ def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, 
     """
     for _ in range(_ATTEMPTS):
         try:
-            guests = [_embedded(run) for run in list(machine.guests) if run.guest.nics]
+            guests = [_embedded(run) for run in list(machine.guests) if run.guest.drivers]
             guests += [_linux(guest) for guest in list(linux)]
-            owners = {run.vf.rid: run.lab.name for run in list(machine.guests)}
+            owners = {run.link.vf.rid: run.lab.name for run in list(machine.guests) if run.link.vf is not None}
             owners |= {guest.rid: guest.lab.name for guest in list(linux)}
             pfs = [_pf(pf, owners) for pf in list(machine.pfs)]
         except (RuntimeError, LookupError):  # a list or a dictionary changed while it was read in another thread
@@ -98,17 +98,17 @@ def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, 
 
 
 def _embedded(run: LabGuestRun) -> GuestCounts:
-    counts = run.guest.nics[0].driver.netdev
+    counts = run.driver.netdev
     return {
         "name": run.lab.name,
         "io": run.lab.nic.io,
         "vmm": run.lab.vmm,
-        "address": format_rid(run.vf.rid),
+        "address": run.link.address,
         "tx_frames": int(counts["tx_frames"]),
         "tx_bytes": int(counts["tx_bytes"]),
         "rx_frames": int(counts["rx_frames"]),
         "rx_bytes": int(counts["rx_bytes"]),
-        "dropped": run.pf.nic.drops(run.vf.index),
+        "dropped": run.link.drops(),
         "exits": run.guest.exits,
         "interrupts": run.guest.interrupts,
     }

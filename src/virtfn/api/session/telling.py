@@ -44,7 +44,7 @@ class Teller:
                 run.lab.name,
                 int(_row(run)["tx_frames"]),
                 int(_row(run)["rx_frames"]),
-                sum(run.pf.nic.drops(run.vf.index).values()),
+                sum(run.link.drops().values()),
             )
             for run in self._runs()
         )
@@ -59,8 +59,8 @@ class Teller:
         return (frames - had) / seconds / 1e6, (size - bytes_before) * 8 / seconds / 1e9
 
     def _runs(self) -> list[LabGuestRun]:
-        return [run for group in self.groups for run in group.runs if run.guest.nics]
+        return [run for group in self.groups for run in group.runs if run.guest.drivers]
 
 
 def _row(run: LabGuestRun) -> dict[str, int]:
-    return run.guest.nics[0].driver.netdev  # type: ignore[return-value]
+    return run.driver.netdev  # type: ignore[return-value]

@@ -17,7 +17,6 @@ from virtfn.devices.nic82576.config import BAR_CSR, BAR_IO, BAR_MSIX, Card, buil
 from virtfn.devices.nic82576.observed import Observed
 from virtfn.devices.nic82576.port import Port
 from virtfn.devices.nic82576.queuecopy import QueueCopy
-from virtfn.devices.nic82576.registers import RING_PAGES, RING_START
 from virtfn.devices.nic82576.wire import WireEnd
 from virtfn.devices.pci import MsiXTable, Place
 from virtfn.hw.bits import Access, RegMap
@@ -54,7 +53,7 @@ class Nic82576(WireEnd, Observed):
         self.endpoint = build_endpoint(card, host.now)
         self._pf = self.endpoint.pfs[0]
         image = default_image(card.mac, subsystem_id=card.subsystem_id, subsystem_vendor_id=card.subsystem_vendor_id)
-        self.port = Port(iommu, image, self._send_vector, host.now)
+        self.port = Port(iommu, image, self._send_vector, host.now, vfs=card.total_vfs > 0)
         self.address = self.port.address
         self.ats: AddressTranslation | None = None
         if card.ats:
@@ -208,18 +207,14 @@ class Nic82576(WireEnd, Observed):
             self.on_access(rid, regmap, offset, value, write)
 
     def bar_mappings(self, rid: Rid, bar: int) -> list[Mapping]:
-        """List the pages of a BAR that a guest may have mapped: a VF's ring registers."""
+        """List the pages of a BAR that a guest may have mapped: ring registers of a VF, or of a card that has none."""
         place = self.endpoint.find(rid)
-        if place is None or place.vf is None or bar != BAR_CSR:
-            return []
-        registers, at = self.port.registers, BAR0_BYTES + place.vf * RING_PAGES
-        pages = registers.region.bytes[at : at + RING_PAGES]
-        return [Mapping(RING_START, pages, registers.ring_file(place.vf), RING_START)]
+        return [] if place is None or bar != BAR_CSR else self.port.registers.ring_pages(place.vf)
 
     def end_mappings(self, rid: Rid) -> None:
-        """Take a VF's ring pages away from whoever has them mapped."""
+        """Take a function's ring pages away from whoever has them mapped."""
         place = self.endpoint.find(rid)
-        if place is not None and place.vf is not None:
+        if place is not None:
             self.port.registers.withdraw_rings(place.vf)
 
     def copy_queues(self, rid: Rid) -> list[QueueCopy]:

@@ -49,10 +49,16 @@ class Port(Handlers):
     """A port's registers and state.
 
     send: carries a message, by VF number (None: the PF) and vector. now: the time. image: words of the NVM.
+    vfs: whether there can be VFs.
     """
 
     def __init__(
-        self, iommu: Iommu, image: list[int], send: Callable[[int | None, int], None], now: Callable[[], Ps]
+        self,
+        iommu: Iommu,
+        image: list[int],
+        send: Callable[[int | None, int], None],
+        now: Callable[[], Ps],
+        vfs: bool = True,
     ) -> None:
         self._now = now
         self._timer_due: int | None = None
@@ -67,7 +73,7 @@ class Port(Handlers):
         self._card = np.frombuffer(self.nic["card"], np.int64).data
         self.msix = address_of(self.nic["msix"], "messages of a card")
         plug_in(self.block)
-        self.registers = PortRegisters()
+        self.registers = PortRegisters(vfs)
         self.interrupts = Interrupts(self.registers, self.nic, send)
         self.mailboxes = Mailboxes(self.registers, self._ring_pf, self.interrupts.ring_vf)
         self.l2switch = L2Switch(self.registers, self.nic)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from virtfn.devices.nic82576.port import Port
 from virtfn.hw.types import Ps
+from virtfn.kernels.i82576.farend import new_far_end
 from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_NO_UPLINK, WIRE
 from virtfn.kernels.ranges import address_of
@@ -58,6 +59,17 @@ class WireEnd:
             nic["departed"][: tail - head] = nic["departed"][head:tail]
             head, tail = 0, tail - head
         port["departed_head"], port["departed_tail"] = head, tail
+
+    def far_end(self, size: int = 512) -> npt.NDArray[np.void]:
+        """Make what is at the other end of the wire, as (1,) NETDEV with more behind it; the card keeps what it needs.
+
+        size: frames that wait for the card, at most.
+        """
+        self.open_wire()
+        self._far_end: list[npt.NDArray[np.generic]] = []
+        row = new_far_end(self.port.address, size, self._far_end)
+        self._far_end.append(row)
+        return row
 
     def discard_departures(self) -> None:
         """Drop, and count, all that waits: the uplink is gone."""

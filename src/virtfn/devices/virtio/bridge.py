@@ -21,7 +21,7 @@ from virtfn.kernels.virtio.bridge import BRIDGE, DROP_NAMES, FRONT_END, NOTHING,
 from virtfn.kernels.virtio.macs import WAYS, place_of
 from virtfn.kernels.virtio.state import new_areas
 from virtfn.machine.clock import S_PS
-from virtfn.machine.netports import Card
+from virtfn.machine.netports import Served
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["Bridge"]
@@ -57,7 +57,7 @@ class Bridge:
         own["scratch"] = address_of(self._scratch, "what an eventfd counts")
         self.row["card"]["serve"] = entry(serve_bridge, 3)
         self._ports: dict[int, _Port] = {}
-        self._beneath: Card | None = None
+        self._beneath: Served | None = None
 
     # Ports.
 
@@ -118,7 +118,7 @@ class Bridge:
         row = self.row["ports"][n]
         row["mac"], row["check"] = int(mac), int(check)
 
-    def set_card(self, card: Card | None) -> None:
+    def set_card(self, card: Served | None) -> None:
         """Let a card move what the rings hold, in the same turns."""
         self._beneath = card
         self.row["own"]["beneath"] = 0 if card is None else card.address

@@ -1,4 +1,6 @@
-"""What a driver writes all the time, at its offset of BAR0: the tails of its queues, and EIMS. A PF has these, too.
+"""What a driver writes all the time, at its offset of BAR0: the tails of its queues, and EIMS.
+
+A PF has those of its first queues at the same offsets as a VF, and those of all queues at others.
 
 Spec: 82576 datasheet, chapter "Programming Interface", VF register summary.
 """
@@ -8,16 +10,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.hw.i82576.regs import Regs
 from virtfn.hw.i82576.vfregs import VF_QUEUES, VfRegs
 from virtfn.kernels._jit import entry, kernel, store32_release
 from virtfn.kernels.i82576.port import enable_vectors, fire_vectors, serve_port
 from virtfn.kernels.i82576.ring import TAIL
-from virtfn.kernels.i82576.state import POOLS, nic_at
+from virtfn.kernels.i82576.state import POOLS, QUEUES, nic_at
 
 __all__ = ["plug_in"]
 
 EIMS = VfRegs.VTEIMS.offset
 _RDT, _TDT = VfRegs.RDT.offset, VfRegs.TDT.offset
+_PF_RDT, _PF_TDT, _PF_SHIFT = Regs.RDT.offset, Regs.TDT.offset, Regs.RDT.stride.bit_length() - 1
 _EIMS_TOKEN = 1
 PF_WINDOWS = 4
 
@@ -31,12 +35,19 @@ def doorbell(address: int, function: int, offset: int) -> int:
     if offset == EIMS:
         return _EIMS_TOKEN
     nic = nic_at(address)
-    sends = offset >= _TDT
-    distance = offset - _TDT if sends else offset - _RDT
-    i = distance >> 8
-    if distance & 0xFF or not 0 <= i < (VF_QUEUES if function < POOLS else PF_WINDOWS):
-        return 0
-    q = function + i * POOLS if function < POOLS else i
+    if offset >= _PF_RDT:
+        sends = offset >= _PF_TDT
+        distance = offset - _PF_TDT if sends else offset - _PF_RDT
+        q = distance >> _PF_SHIFT
+        if function < POOLS or distance & (1 << _PF_SHIFT) - 1 or not 0 <= q < QUEUES:
+            return 0
+    else:
+        sends = offset >= _TDT
+        distance = offset - _TDT if sends else offset - _RDT
+        i = distance >> 8
+        if distance & 0xFF or not 0 <= i < (VF_QUEUES if function < POOLS else PF_WINDOWS):
+            return 0
+        q = function + i * POOLS if function < POOLS else i
     regs = nic.tx[q].regs if sends else nic.rx[q].regs
     return regs + TAIL if regs else 0
 

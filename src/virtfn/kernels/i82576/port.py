@@ -36,9 +36,10 @@ from virtfn.kernels.ranges import start_call
 from virtfn.kernels.vtd.ats import device_tlb_at
 from virtfn.kernels.vtd.iommu import iommu_at
 
-__all__ = ["begin", "enable_vectors", "finish", "fire_vectors", "raise_vectors", "serve_port", "wire_in"]
+__all__ = ["arrive", "begin", "enable_vectors", "finish", "fire_vectors", "raise_vectors", "serve_port", "wire_in"]
 
 ALL_VECTORS = (1 << VECTORS) - 1
+WAITS = 1 << 32  # for a receiver
 WIRE_STALL = 100  # `stalled` when the frame at the head of the line came from the wire
 
 
@@ -154,32 +155,34 @@ def wire_in(
     check sequence.
     """
     nic = nic_at(address)
-    p = nic.port
     begin(nic, now)
     taken = 0
     events = 0
-    scratch = nic.port.scratch
     while taken < count:
-        if p.stalled and p.stalled != WIRE_STALL:
-            break
-        length = lengths[first + taken]
-        frame = store + offsets[first + taken]
-        if p.stalled == 0:
-            if p.wire_ps_per_byte:
-                if p.wire_rx_next_ps > now:
-                    events |= EV_TIMER
-                    break
-                p.wire_rx_next_ps = max(p.wire_rx_next_ps, now - 2_000_000_000) + (length + 24) * p.wire_ps_per_byte
-            if p.capture:
-                if not capture_room(nic, length):
-                    events |= EV_CAPTURE
-                    break
-        head = scratch + HEAD_AREA
-        copy_bytes(head, frame, min(length, HEAD_BYTES))
-        if not wire_frame(nic, head, frame, length):
+        why = arrive(nic, store + offsets[first + taken], lengths[first + taken])
+        if why:
+            events |= why & ~WAITS
             break
         taken += 1
     return taken, events | finish(nic)
+
+
+@kernel
+def arrive(nic: Row, frame: int, length: int) -> int:
+    """Receive a frame from the wire, in a call that has begun: 0, or what it waits for, as events and WAITS."""
+    p = nic.port
+    if p.stalled and p.stalled != WIRE_STALL:
+        return WAITS
+    if p.stalled == 0:
+        if p.wire_ps_per_byte:
+            if p.wire_rx_next_ps > p.now:
+                return EV_TIMER
+            p.wire_rx_next_ps = max(p.wire_rx_next_ps, p.now - 2_000_000_000) + (length + 24) * p.wire_ps_per_byte
+        if p.capture and not capture_room(nic, length):
+            return EV_CAPTURE
+    head = p.scratch + HEAD_AREA
+    copy_bytes(head, frame, min(length, HEAD_BYTES))
+    return 0 if wire_frame(nic, head, frame, length) else WAITS
 
 
 @kernel

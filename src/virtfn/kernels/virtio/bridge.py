@@ -163,7 +163,7 @@ def serve_rings(b: Row, n: int, now: int) -> tuple[int, int]:
             listed = d.taken + i * ENTRY_BYTES
             length = load64(listed + 8)
             if length >= HEADER_BYTES:
-                list_received(f, load64(listed), length, load64(listed + 16))
+                list_received(f, load64(listed), length, load64(listed + 16) if d.bounce else -1)
                 own.work += 1 + (length >> _BYTES_LSB)
                 forward(b, n, load64(listed), now)
         if count == 0:

@@ -1,7 +1,10 @@
-"""The VF driver's queue pair: rings and buffers in guest memory, the device's registers that name them, and tails.
+"""A driver's queue pair: rings and buffers in guest memory, the device's registers that name them, and tails.
 
-A tail is a store into a mapped page. Where none is mapped, it is a store into a word of memory, and `show_tails` after
-a burst writes what moved into the registers: one exit a burst. Kernels know only the address, in the row `netdev`.
+A VF's registers are those of `VfRegs`, a PF's those of `Regs`, which has all queues: only their places differ.
+
+A tail is a store into a mapped page, or into a word that traps where a VMM catches that in compiled code. Where neither
+is, it is a store into a word of memory, and `show_tails` after a burst writes what moved into the registers: one exit a
+burst. Kernels know only the address, in the row `netdev`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy.typing as npt
 from virtfn.drivers.window import Window
 from virtfn.hw.bits import Decl
 from virtfn.hw.eth import FCS_BYTES
-from virtfn.hw.i82576 import VfRegs
+from virtfn.hw.i82576 import Regs, VfRegs
 from virtfn.hw.i82576.desc import (
     DESC_BYTES,
     MAX_FRAME,
@@ -40,7 +43,9 @@ from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes
 from virtfn.machine.ports import DmaMemory, VirtfnError
 
-__all__ = ["VfRings"]
+__all__ = ["Rings"]
+
+RegisterMap = type[Regs] | type[VfRegs]
 
 _FINISHED = RXD_DD | RXD_EOP
 
@@ -54,13 +59,17 @@ class _TrappedTail:
     shown: int
 
 
-class VfRings:
-    """Rings of `size` descriptors each. mtu: bytes of payload. `row`: (1,) RINGS, for kernels.
+class Rings:
+    """Rings of `size` descriptors each, of queue `queue` of a register map. mtu: bytes of payload.
+
+    row: (1,) RINGS, for kernels.
 
     `given_up` counts frames that were in the rings when these were stopped: not sent yet, or not looked at.
     """
 
-    def __init__(self, regs: Window, dma: DmaMemory, size: int, mtu: int) -> None:
+    def __init__(
+        self, regs: Window, dma: DmaMemory, size: int, mtu: int, *, names: RegisterMap = VfRegs, queue: int = 0
+    ) -> None:
         self.size = size
         self.given_up = 0
         self.row = new_rings()
@@ -74,7 +83,7 @@ class VfRings:
         self._packet_kib = -(-max(mtu + 18, 2048) // 1024)
         self.buffer_bytes = self._packet_kib * 1024 + 64
         self.netdev["longest"] = min(self._packet_kib * 1024 - FCS_BYTES, MAX_FRAME)
-        self._regs = regs
+        self._regs, self._names, self._queue = regs, names, queue
         self._dma = dma
         self._allocated: list[Iova] = []
         self._bounce = self._shadow = Hva(0)
@@ -131,42 +140,42 @@ class VfRings:
 
         Raises DeviceTimeoutError if the queue does not start.
         """
-        regs = self._regs
-        regs.update(VfRegs.TXDCTL, ENABLE=0)
-        regs.set(VfRegs.TDLEN, self.size * DESC_BYTES)
-        regs.set(VfRegs.TDBAL, self._tx_ring & 0xFFFFFFFF)
-        regs.set(VfRegs.TDBAH, self._tx_ring >> 32)
-        regs.set(VfRegs.TDH, 0)
-        regs.set(VfRegs.TDT, 0)
-        regs.set(VfRegs.TDWBAH, self._done_iova >> 32)
-        regs.set(VfRegs.TDWBAL, self._done_iova & 0xFFFFFFFF | TDWBAL.HEAD_WB_EN.mask)
+        regs, names, q = self._regs, self._names, self._queue
+        regs.update(names.TXDCTL, q, ENABLE=0)
+        regs.set(names.TDLEN, self.size * DESC_BYTES, q)
+        regs.set(names.TDBAL, self._tx_ring & 0xFFFFFFFF, q)
+        regs.set(names.TDBAH, self._tx_ring >> 32, q)
+        regs.set(names.TDH, 0, q)
+        regs.set(names.TDT, 0, q)
+        regs.set(names.TDWBAH, self._done_iova >> 32, q)
+        regs.set(names.TDWBAL, self._done_iova & 0xFFFFFFFF | TDWBAL.HEAD_WB_EN.mask, q)
         self._done_head()[0] = self.netdev["tx_tail"] = self.netdev["tx_reaped"] = 0
-        self.netdev["tx_tail_register"] = self._tail(VfRegs.TDT, 0, 0)
-        regs.set(VfRegs.TXDCTL, TXDCTL.of(ENABLE=1).value)
-        regs.wait(VfRegs.TXDCTL, TXDCTL.ENABLE.mask, TXDCTL.ENABLE.mask, 10 * MS_PS)
+        self.netdev["tx_tail_register"] = self._tail(names.TDT, 0, 0)
+        regs.set(names.TXDCTL, TXDCTL.of(ENABLE=1).value, q)
+        regs.wait(names.TXDCTL, TXDCTL.ENABLE.mask, TXDCTL.ENABLE.mask, 10 * MS_PS, q)
 
     def start_receive(self) -> None:
         """Give the device a receive ring full of buffers.
 
         Raises DeviceTimeoutError if the queue does not start.
         """
-        regs, d = self._regs, self.netdev
+        regs, names, q, d = self._regs, self._names, self._queue, self.netdev
         srrctl = SRRCTL.of(BSIZEPACKET=self._packet_kib, DESCTYPE=DescType.ADV_ONE_BUFFER, DROP_EN=1)
-        regs.set(VfRegs.SRRCTL, srrctl.value)
-        regs.update(VfRegs.RXDCTL, ENABLE=0)
-        regs.set(VfRegs.RDBAL, self._rx_ring & 0xFFFFFFFF)
-        regs.set(VfRegs.RDBAH, self._rx_ring >> 32)
-        regs.set(VfRegs.RDLEN, self.size * DESC_BYTES)
-        regs.set(VfRegs.RDH, 0)
-        regs.set(VfRegs.RDT, 0)
+        regs.set(names.SRRCTL, srrctl.value, q)
+        regs.update(names.RXDCTL, q, ENABLE=0)
+        regs.set(names.RDBAL, self._rx_ring & 0xFFFFFFFF, q)
+        regs.set(names.RDBAH, self._rx_ring >> 32, q)
+        regs.set(names.RDLEN, self.size * DESC_BYTES, q)
+        regs.set(names.RDH, 0, q)
+        regs.set(names.RDT, 0, q)
         ring = self._received()
         ring[:, 0] = int(d["rx_iova"]) + np.arange(self.size) * self.buffer_bytes
         ring[:, 1] = 0
         d["rx_next"] = d["empty_polls"] = d["polling"] = 0
-        d["rx_tail_register"] = self._tail(VfRegs.RDT, 1, self.size - 1)
-        regs.set(VfRegs.RXDCTL, RXDCTL.of(PTHRESH=16, HTHRESH=8, WTHRESH=1, ENABLE=1).value)
-        regs.wait(VfRegs.RXDCTL, RXDCTL.ENABLE.mask, RXDCTL.ENABLE.mask, 10 * MS_PS)
-        regs.set(VfRegs.RDT, self.size - 1)
+        d["rx_tail_register"] = self._tail(names.RDT, 1, self.size - 1)
+        regs.set(names.RXDCTL, RXDCTL.of(PTHRESH=16, HTHRESH=8, WTHRESH=1, ENABLE=1).value, q)
+        regs.wait(names.RXDCTL, RXDCTL.ENABLE.mask, RXDCTL.ENABLE.mask, 10 * MS_PS, q)
+        regs.set(names.RDT, self.size - 1, q)
 
     def set_context(self, index: int, l3: int, l4: int, tcp: bool, tag: int = 0) -> None:
         """Tell the device, before the next frame, what frames with context `index`, 0 or 1, are like.
@@ -184,11 +193,12 @@ class VfRings:
 
     def stop(self) -> None:
         """Stop both queues, and make the device forget where it writes the head."""
-        self._regs.update(VfRegs.RXDCTL, ENABLE=0)
-        self._regs.update(VfRegs.TXDCTL, ENABLE=0)
+        regs, names, q = self._regs, self._names, self._queue
+        regs.update(names.RXDCTL, q, ENABLE=0)
+        regs.update(names.TXDCTL, q, ENABLE=0)
         # Head write-back survives a reset of the VF: it must not outlive the memory.
-        self._regs.set(VfRegs.TDWBAL, 0)
-        self._regs.set(VfRegs.TDWBAH, 0)
+        regs.set(names.TDWBAL, 0, q)
+        regs.set(names.TDWBAH, 0, q)
 
     def give_up(self) -> None:
         """Count the frames that the rings still hold as given up; the device has stopped."""
@@ -216,7 +226,10 @@ class VfRings:
 
     def _tail(self, decl: Decl, slot: int, value: int) -> int:
         """Find where a store shows the device a tail that begins at `value`: the register, or a word of memory."""
-        address = self._regs.bar.mapped(decl.at(0))
+        bar, at = self._regs.bar, decl.at(self._queue)
+        address = bar.mapped(at)
+        if address is None:
+            address = bar.trapped(at, value)
         if address is None:
             address = Hva(self._shadow + 4 * slot)
             word = view_bytes(address, 4).view(np.uint32)
@@ -235,4 +248,4 @@ class VfRings:
             value = int(tail.word[0])
             if value != tail.shown:
                 tail.shown = value
-                self._regs.set(tail.decl, value)
+                self._regs.set(tail.decl, value, self._queue)

@@ -1,0 +1,1 @@
+"""What things cost: prices for the meter's events, from published measurements."""

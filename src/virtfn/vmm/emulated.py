@@ -1,0 +1,143 @@
+"""A card that the VMM makes for one guest: a model of a card of its own, of which nothing is mapped.
+
+    registers    every access traps; tails are caught in compiled code, an exit each
+    DMA          the VMM looks the guest's addresses up in tables of its own, and copies
+    interrupts   the VMM injects them
+    wire         leads to the VMM, as a NETDEV: `far_end`
+
+The tables are those of a remapping unit that is software alone: a guest's address leads to its own memory or nowhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from virtfn.cards import Model, Options
+from virtfn.devices.iommu import IommuUnit
+from virtfn.drivers.vtd import VtdDriver
+from virtfn.hw.types import Iova, Mac, Ps, Rid
+from virtfn.kernels.card import EV_FAULT
+from virtfn.machine.ports import Device, VirtfnError
+from virtfn.vmm.guest import Guest
+from virtfn.vmm.host import Host
+from virtfn.vmm.traps import Traps
+
+__all__ = ["EmulatedCard"]
+
+_BUS = 1
+_TLB_ENTRIES = 256
+
+
+class EmulatedCard:
+    """A card of `guest`'s own; a `DeviceHost` to the model, an `Emulation` to the guest. mac: its address.
+
+    It is served as a card is: address, settle, handle, waits, follow_time. Raises VirtfnError if the host's memory is
+    exhausted.
+    """
+
+    def __init__(self, host: Host, guest: Guest, model: Model, mac: Mac) -> None:
+        self._host, self._guest = host, guest
+        self._unit = IommuUnit(
+            host.memory, _TLB_ENTRIES, send=lambda address, message: None, deliver=_nowhere, clock=host.clock
+        )
+        self._tables = VtdDriver(self._unit, host.memory, host.clock)
+        self._tables.start((0, 0))
+        self.card = model.make(self, self._unit.iommu, self._unit, Options(mac))
+        self.card.bus = _BUS
+        self.rid = self.card.pf_rid
+        domain = self._tables.new_domain()
+        guest.populate(domain)
+        self._tables.attach(self.rid, domain)
+        self.card.set_wire(True, 0)
+        self.card.set_carrier(True)
+        self.far_end: npt.NDArray[np.void] = self.card.far_end()
+        self.traps: Traps | None = None
+        self.traps = Traps(self.card, self.rid, guest.meter)
+        self.address = self.traps.address
+
+    def plug_in(self) -> None:
+        """Plug it into its guest, which binds a driver. Raises VirtfnError as `Guest.plug`."""
+        self._guest.plug(self.card, self.rid, _OwnConfig(self.card, self.rid), mapped=False, emulation=self)
+
+    # To the model, the machine it is in.
+
+    def dma_read(self, rid: Rid, iova: Iova, length: int) -> bytes | None:
+        """Read the guest's memory."""
+        return self._unit.dma_read(rid, iova, length)
+
+    def dma_write(self, rid: Rid, iova: Iova, payload: bytes) -> bool:
+        """Write the guest's memory."""
+        return self._unit.dma_write(rid, iova, payload)
+
+    def msi(self, rid: Rid, address: int, message: int) -> None:
+        """Inject an interrupt into the guest."""
+        self._guest.inject(message)
+
+    def now(self) -> Ps:
+        """Return the time now."""
+        return self._host.clock.now()
+
+    # To the guest, what stands behind the function.
+
+    def route(self, rid: Rid, address: int, message: int) -> tuple[int, int]:
+        """Let the guest's message be its own."""
+        return address, message
+
+    def unroute(self, address: int, message: int) -> None:
+        """Nothing is kept of a message."""
+
+    def costs(self) -> dict[str, int]:
+        """Count the copies of the VMM: each frame from and to the guest's memory is one."""
+        moved = self.card.moved(self.rid)
+        return {"copies": moved.tx_frames + moved.rx_frames, "copy_bytes": moved.tx_bytes + moved.rx_bytes}
+
+    # To whoever serves it.
+
+    def settle(self) -> None:
+        """Get ready to be served."""
+        self.card.settle()
+
+    def handle(self, events: int) -> None:
+        """Do what that has called for; what the guest's addresses did wrong is noted."""
+        self.card.handle(events)
+        if events & EV_FAULT:
+            self._unit.service()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame holds up others."""
+        return self.card.waits
+
+    def follow_time(self, limit_ps: int) -> None:
+        """Let it see time pass."""
+        self.card.follow_time(limit_ps)
+
+    @property
+    def faults(self) -> int:
+        """Addresses that led nowhere."""
+        return self._unit.stats()["faults"]
+
+    def close(self) -> None:
+        """Release memory."""
+        self.card.close()
+
+
+class _OwnConfig:
+    """Configuration space that is the device's own: nothing of it is anybody else's."""
+
+    def __init__(self, device: Device, rid: Rid) -> None:
+        self._device, self._rid = device, rid
+
+    def read(self, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes."""
+        return self._device.config_read(self._rid, offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes."""
+        self._device.config_write(self._rid, offset, size, value)
+
+
+def _nowhere(destination: int, vector: int) -> None:
+    """Take an interrupt of a unit that has no interrupts to remap."""
+    raise VirtfnError("a unit of software alone remaps no interrupts", errno_name="EINVAL")
