@@ -36,7 +36,7 @@ class Group:
 
     def explained(self) -> list[Explained]:
         """Say of who sends to whom how much arrived, and why not the rest."""
-        return explain(self.workload, self.workload.findings(), self.drops())
+        return explain(self.workload, self.workload.findings(), self.drops(), self.pf.host_drops())
 
 
 def account(
@@ -129,7 +129,7 @@ def _group_reports(group: Group, machine: Machine) -> tuple[list[GuestReport], l
     """Report of the guests of a group, and of who heard whom."""
     findings = group.workload.findings()
     drops = group.drops()
-    explained = explain(group.workload, findings, drops)
+    explained = explain(group.workload, findings, drops, group.pf.host_drops())
     flows = [_flow_report(each, group, machine) for each in explained]
     # What is not meant to arrive may leave by the wire.
     elsewhere = [

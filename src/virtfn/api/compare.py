@@ -184,7 +184,7 @@ class _Rig:
             if self.pf.stack is not None:  # else they are the NIC's
                 found.update(run.link.drops())
         if self.pf.stack is not None:
-            found.update(self.pf.stack.bridge.drops(0))
+            found.update(self.pf.stack.drops())
         return dict(found)
 
     def work(self, frames: int, *, fps: int = 0) -> _Outcome:
@@ -330,6 +330,7 @@ def _run_model(plan: Plan, name: str, n: int, clock: WallClock, prices: Mapping[
 
 def _load(rig: _Rig, fps: int, posted: bool, prices: Mapping[str, Price]) -> Load:
     outcome = rig.work(max(int(fps * _LOAD_S), 20), fps=fps)
+    priced = outcome.cycles(prices, posted=posted)
     return {
         "fps": fps,
         "delivered": outcome.delivered,
@@ -337,7 +338,8 @@ def _load(rig: _Rig, fps: int, posted: bool, prices: Mapping[str, Price]) -> Loa
         "per_frame": outcome.per_frame(),
         "latency_us": outcome.latency(),
         "frames_per_interrupt": _frames_per_interrupt(outcome),
-        "cycles": outcome.cycles(prices, posted=posted)["cycles"],
+        "cycles": priced["cycles"],
+        "by_cause": priced["by_cause"],
     }
 
 

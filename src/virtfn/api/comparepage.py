@@ -146,11 +146,15 @@ def _measured(document: Comparison) -> str:
 def _counted(document: Comparison) -> str:
     keys = ("exits", "notifications", "guest_switches", "copies", "bytes_copied", "interrupts", "page_walks", "dma")
     rows = [
-        [name, *(f"{result['per_frame'][key]:.4g}" for key in keys)]  # type: ignore[literal-required]
+        [name, *(_number(result["per_frame"][key]) for key in keys)]  # type: ignore[literal-required]
         for name, result in _rows(document)
         if not result["refused"]
     ]
     return _table(["model, guests", *(key.replace("_", " ") for key in keys)], rows)
+
+
+def _number(value: float) -> str:
+    return "0" if not value else f"{value:.4f}" if value < 0.1 else f"{value:,.2f}"
 
 
 def _prices(document: Comparison) -> str:
@@ -265,6 +269,9 @@ class _Figures:
                 axes.plot([load["fps"] for load in loads], rates,
                           color=_COLOURS[name], marker="o", markersize=4, label=title)  # fmt: skip
             axes.set_xscale("log")
+            ticks = [load["fps"] for load in run["models"]["sriov"]["loads"]]
+            axes.set_xticks(ticks, [f"{fps:,}" for fps in ticks])
+            axes.minorticks_off()
             axes.set_title(kind, fontsize=10)
             axes.set_xlabel("frames a second")
         rows[0].set_ylabel("for each frame")
@@ -274,25 +281,30 @@ class _Figures:
         return self._figure(figure, "loads", f"Events for each frame by load, {guests}, counted.")
 
     def causes(self) -> str:
-        """Cost by cause, at the lowest load and at full rate, of one guest."""
+        """Cost by cause, at the lowest load and at full rate, of the fewest guests."""
         run = self._document["runs"][0]
-        figure, axes = self._plt.subplots(figsize=(8, 3.2))
         names = [name for name in _NAMES if not run["models"][name]["refused"]]
-        left = [0.0] * len(names)
-        causes = list(run["models"]["split"]["priced"]["by_cause"])
-        for cause, colour in zip(causes, _CAUSE_COLOURS, strict=True):
-            cycles = [run["models"][name]["priced"]["by_cause"][cause] for name in names]
-            if any(value >= 1 for value in cycles):
+        figure, (slow, fast) = self._plt.subplots(2, 1, figsize=(8, 4.6))
+        fps = run["models"]["sriov"]["loads"][0]["fps"]
+        for axes, title, costs in (
+            (slow, f"at {fps:,} frames a second", [run["models"][name]["loads"][0]["by_cause"] for name in names]),
+            (fast, "at full rate", [run["models"][name]["priced"]["by_cause"] for name in names]),
+        ):
+            left = [0.0] * len(names)
+            for cause, colour in zip(costs[0], _CAUSE_COLOURS, strict=True):
+                cycles = [each[cause] for each in costs]
                 axes.barh([_NAMES[name] for name in names], cycles, left=left, color=colour, label=cause)
-            left = [at + value for at, value in zip(left, cycles, strict=True)]
+                left = [at + value for at, value in zip(left, cycles, strict=True)]
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
         for i, name in enumerate(names):
             priced = run["models"][name]["priced"]
-            axes.plot([priced["low"], priced["high"]], [i, i], color="#1d2329", linewidth=1.2, marker="|")
-        axes.invert_yaxis()
-        axes.set_xlabel("cycles for each frame; the line is the range of prices")
-        axes.grid(axis="y", visible=False)
-        axes.legend(fontsize=8, loc="lower right")
-        return self._figure(figure, "causes", "What a frame costs at full rate, by cause, priced.")
+            fast.plot([priced["low"], priced["high"]], [i, i], color="#1d2329", linewidth=1.2, marker="|")
+        fast.set_xlabel("cycles for each frame; the line is the range of prices")
+        slow.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        figure.tight_layout()
+        return self._figure(figure, "causes", "What a frame costs, by cause, priced.")
 
     def scaling(self) -> str:
         """Cost by number of guests, at the lowest load, as bands."""

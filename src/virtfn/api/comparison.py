@@ -61,6 +61,7 @@ class Load(TypedDict):
     latency_us: Latency
     frames_per_interrupt: float | None
     cycles: float
+    by_cause: dict[str, float]
 
 
 class ModelResult(TypedDict):

@@ -1,7 +1,8 @@
 """What each drop reason of a report means, and what to do about it: the words of `docs/reference/drops.md`.
 
-The reasons themselves are counted by the kernels (`kernels/i82576/state.py`, DROP_NAMES); `driver-reset` is the
-report's own.
+The reasons themselves are counted by the kernels: of the card (`kernels/i82576/state.py`, DROP_NAMES) and of the host's
+bridge (`kernels/virtio/bridge.py`). `driver-reset` is the report's own. With `host-` before it, a reason is about the
+rings that the host itself has on a PF, which split and direct guests share.
 """
 
 from __future__ import annotations
@@ -170,5 +171,44 @@ DROP_REASONS = {
         "Counted by the driver of an embedded guest, not by the card: frames not sent yet, or received and not looked "
         "at, when the driver reset its VF or lost it.",
         "See why the driver was reset: the PF was, the mailbox did not answer, or the function was pulled.",
+    ),
+    "down": DropReason(
+        "receiver",
+        "the receiver's interface is not up",
+        "A port of the host's bridge has no driver that has started: of a front end, or of the PF.",
+        "Bring the receiver's interface up. A few of these while guests start and stop are normal.",
+    ),
+    "no-buffer": DropReason(
+        "receiver",
+        "the receiver has no free buffer",
+        "The host's bridge never waits: a front end without a chain in its receive ring, or a full transmit ring of "
+        "the PF or of an emulated card, loses the frame, as a switch does whose queue is full.",
+        "Send more slowly, or give the receiver more time. Where guests send as fast as they can, this is what a back "
+        "end that is the bottleneck looks like.",
+    ),
+    "too-small": DropReason(
+        "receiver",
+        "the receiver's buffer does not hold it",
+        "The next chain of a front end's receive ring is shorter than the frame, and mergeable buffers were not agreed "
+        "on.",
+        "Give the front end larger buffers, or let it ask for mergeable ones.",
+    ),
+    "too-long": DropReason(
+        "receiver",
+        "it is longer than the receiver's card sends",
+        "A frame for the rings of a card is longer than these take.",
+        "Use smaller frames, or the same MTU everywhere.",
+    ),
+    "spoof": DropReason(
+        "sender",
+        "its source is not the sender's address",
+        "The host's bridge lets a guest send by its own address alone.",
+        "Let the guest use the address that it was given.",
+    ),
+    "nobody": DropReason(
+        "sender",
+        "the bridge has no other port",
+        "It is for everybody, or for an address that nobody is known to have, and there is no other port.",
+        "Nothing, if the guest is alone.",
     ),
 }

@@ -1,7 +1,7 @@
 """What a lab expects to arrive: the values of its keys `expect`, and whether what was sent did.
 
 all                 everything
-all-but-overruns    everything but what a receiver dropped that had no descriptors left; something must arrive
+all-but-overruns    everything but what a receiver dropped that had no room left; something must arrive
 none                nothing
 90%, 0.9            that share, or more; 0 asks for nothing
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT", "BySender", "Expectation", "describe_flow", "is_met"]
 
 DEFAULT = "all-but-overruns"
-OVERRUN = "no-descriptor"
+OVERRUNS = ("no-descriptor", "no-buffer", "host-no-descriptor", "host-no-buffer")
 _WORDS = ("all", DEFAULT, "none")
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%")
 
@@ -75,7 +75,7 @@ def is_met(flow: FlowReport) -> bool:
         case "all":
             return heard == sent
         case str():
-            return heard == sent or (heard > 0 and sent - heard <= flow["reasons"].get(OVERRUN, 0))
+            return heard == sent or (heard > 0 and sent - heard <= sum(flow["reasons"].get(r, 0) for r in OVERRUNS))
     return heard >= expected * sent
 
 

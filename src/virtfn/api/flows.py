@@ -39,13 +39,18 @@ class Explained:
                     drops[reason] -= explained
 
 
-def explain(workload: Workload, findings: Sequence[Findings], drops: Sequence[dict[str, int]]) -> list[Explained]:
-    """Explain each flow of a workload. findings, drops: of each guest."""
+def explain(
+    workload: Workload,
+    findings: Sequence[Findings],
+    drops: Sequence[dict[str, int]],
+    shared: Mapping[str, int] | None = None,
+) -> list[Explained]:
+    """Explain each flow of a workload. findings, drops: of each guest. shared: of the host, on everybody's way."""
     flows = [Explained(flow, flow.sent - flow.heard) for flow in workload.flows(findings)]
     if workload.kind == "ping":
         for each in flows:  # the question, or the answer
-            for g in (each.flow.sender, each.flow.receiver):
-                each.take(Counter(drops[g]))
+            for way in (drops[each.flow.sender], drops[each.flow.receiver], shared or {}):
+                each.take(Counter(way))
             if each.reasons:
                 each.unexplained = 0  # one that is lost ends them: the others were never asked
         return flows
@@ -58,6 +63,10 @@ def explain(workload: Workload, findings: Sequence[Findings], drops: Sequence[di
         for each in flows:
             for left in outgoing:
                 each.take(left)
+    if shared:
+        left = Counter(shared)
+        for each in flows:
+            each.take(left)
     return flows
 
 

@@ -85,6 +85,14 @@ class LabPf:
         """Drivers of the host's own on this PF."""
         return [] if self.stack is None else [self.stack.driver]
 
+    def host_drops(self) -> dict[str, int]:
+        """Count what was dropped on its way through the host's own stack, by reason."""
+        if self.stack is None:
+            return {}
+        drops = Counter(self.nic.drops(self.nic.vfs))  # the pool after those of the VFs is the PF's
+        drops.update(self.stack.drops())
+        return {f"host-{reason}": count for reason, count in drops.items()}
+
     @property
     def live(self) -> bool:
         """Whether frames may come from outside at any time."""

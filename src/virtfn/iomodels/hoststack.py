@@ -85,6 +85,10 @@ class HostStack:
         self._ports.remove(port)
         self.bridge.remove(port)
 
+    def drops(self) -> dict[str, int]:
+        """Count frames that the bridge could not give to the PF's rings, by reason."""
+        return self.bridge.drops(self._ports[0])
+
     def _copies(self) -> dict[str, int]:
         """Count what the bridge has copied into rings; their back ends count what went into front ends' memory."""
         counts = [self.bridge.port(port) for port in self._ports]

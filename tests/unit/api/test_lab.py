@@ -118,10 +118,23 @@ def test_a_guest_alone_on_its_pf_is_named() -> None:
     assert said in refusal(text)
 
 
-def test_passthrough_is_refused_in_favour_of_what_can_do_it() -> None:
-    text = EXAMPLE.replace("io: sriov, vf: 1", "io: passthrough")
-    with pytest.raises(VirtfnError, match="to an embedded guest is not supported by this version; use vmm: qemu"):
-        refuse_unsupported(parse_lab(text))
+def test_what_a_model_cannot_have_is_named_with_its_remedy() -> None:
+    whole = EXAMPLE.replace("io: sriov, vf: 1", "io: passthrough")
+    assert "pfs[0].sr-iov: pf0 is given whole to guest b; leave sr-iov out" in refusal(whole)
+    two = "name: x\npfs: [{name: p}]\nguests:\n" + "".join(
+        f"  - {{name: {name}, nic: {{pf: p, io: passthrough}}}}\n" for name in "ab"
+    )
+    said = "guests[1].nic.pf: p belongs to guest a, whole; take another PF"
+    assert said in refusal(two + "workload: {kind: pairs}\n")
+    split = EXAMPLE.replace("io: sriov, vf: 1", "io: split")
+    refuse_unsupported(parse_lab(split))
+    assert "guests[1].nic.vf: io split takes no VF; leave vf out" in refusal(
+        split.replace("io: split", "io: split, vf: 1")
+    )
+    said = "dom0.memory-mib: io split of guest b needs 8 or more for the host's rings, not 4; raise it"
+    assert said in refusal(split + "dom0: {memory-mib: 4}\n")
+    full = lab_of(2).replace("io: sriov, vf: 1", "io: direct").replace("vf: 1", "io: direct")
+    assert "no pool of pf0 is left for the host, as io direct of guest g1 needs; use 7 or fewer" in refusal(full)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +316,7 @@ def test_an_attack_needs_victims_on_one_pf_and_the_wire() -> None:
         lab_of(3, "attack").replace("name: g1,", "name: g1, vmm: qemu,")
     )
     assert "guests[2].nic.io: the guests of an attack have VFs; use io: sriov" in refusal(
-        lab_of(3, "attack").replace("vf: 2", "io: passthrough, vf: 2")
+        lab_of(3, "attack", total=4).replace("vf: 2", "io: split")
     )
     wired = lab_of(3, "attack").replace("name: pf0,", 'name: pf0, uplink: "pcap:x",')
     assert "pfs[0].uplink: an attacker's accomplice has the wire; use uplink: none" in refusal(wired)
@@ -374,13 +387,6 @@ UNSUPPORTED = [
         "lab.yaml:11: pfs[0].sr-iov.vfs[0].link-state: link-state enable is not supported",
     ),
     ("min-tx-rate: 0", "min-tx-rate: 5", "lab.yaml:11: pfs[0].sr-iov.vfs[0].min-tx-rate: a guaranteed rate is not"),
-    ("pf0, io: sriov, vf: 1", "pf0, io: split", "lab.yaml:15: guests[1].nic.io: split I/O is not supported"),
-    (
-        "pf0, io: sriov, vf: 1",
-        "pf0, io: passthrough",
-        "lab.yaml:15: guests[1].nic.io: passthrough of a PF to an embedded guest is not supported",
-    ),
-    ("pf0, io: sriov, vf: 1", "pf0, io: direct", "lab.yaml:15: guests[1].nic.io: direct I/O is not supported"),
 ]
 
 
@@ -481,10 +487,10 @@ def test_an_embedded_guest_alone_is_no_lab_beside_an_uplink_either() -> None:
 
 LINUX_UNSUPPORTED = [
     ("kind: pairs", "kind: broadcast", "workload.kind: broadcast by qemu guests is not supported"),
-    ("vf: 1, map-rings: false", "io: split", "split I/O comes with the comparison of the four models"),
+    ("vf: 1, map-rings: false", "io: split", "split I/O of Linux guests is not supported by this version"),
     (
         "vf: 1, map-rings: false",
-        "io: direct, vf: 1",
+        "io: direct",
         "not supported by this version; use sriov with map-rings: false for",
     ),
     (
