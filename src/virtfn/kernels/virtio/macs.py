@@ -62,11 +62,12 @@ def learn(b: Row, mac: int, n: int, now: int) -> None:
             place = b.macs[i]
             if place.port == n and place.seen >= 0 and (chosen < 0 or place.seen < b.macs[chosen].seen):
                 chosen = i
+    if chosen >= 0:
+        unlearn(b, chosen)
     port = b.ports[n]
-    if chosen < 0 or (port.learned >= port.most and b.macs[chosen].port != n):
+    if chosen < 0 or port.learned >= port.most:
         b.own.unlearned += 1
         return
-    unlearn(b, chosen)
     place = b.macs[chosen]
     place.mac = mac
     place.port = n
@@ -78,6 +79,6 @@ def learn(b: Row, mac: int, n: int, now: int) -> None:
 def unlearn(b: Row, i: int) -> None:
     """Forget the address at place `i`."""
     place = b.macs[i]
-    if place.mac and place.seen >= 0:
+    if place.mac:
         b.ports[place.port].learned -= 1
     place.mac = 0

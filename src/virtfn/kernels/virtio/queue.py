@@ -156,9 +156,10 @@ def walk(
             error = ERROR_ORDER if written else ERROR_DIRECTION
         if error == 0:
             total += length
-            error, count = list_pieces(v, address, length, write, pieces, count, room)
             if total > limit:
                 error = ERROR_TOO_LONG
+            else:
+                error, count = list_pieces(v, address, length, write, pieces, count, room)
         if not flags & DESC_NEXT or total >= enough:
             break
         at = word >> 48 & 0xFFFF
