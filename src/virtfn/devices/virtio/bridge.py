@@ -5,6 +5,7 @@ To whoever runs it, it is what a card is: an address to serve, `settle` before, 
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from virtfn.kernels.card import EV_IDLE
 from virtfn.kernels.clock import CLOCK, set_up_clock
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.virtio.bridge import BRIDGE, DROP_NAMES, FRONT_END, NOTHING, PORTS, RINGS, serve_bridge
+from virtfn.kernels.virtio.channel import KICK_EVENT_BYTES, KICK_EVENTS
 from virtfn.kernels.virtio.macs import WAYS, place_of
 from virtfn.kernels.virtio.state import new_areas
 from virtfn.machine.clock import S_PS
@@ -51,10 +53,12 @@ class Bridge:
         self.row: np.void = self.block[0]
         self.address = row_address(self.block, "a bridge")
         self._areas = new_areas(self.row["frame"])
-        self._scratch, self._clock = np.zeros(1, np.int64), np.zeros(1, CLOCK)
+        self._clock = np.zeros(1, CLOCK)
+        self._events = np.zeros(KICK_EVENTS * KICK_EVENT_BYTES, np.uint8)
+        self.kicks = select.epoll()
         own = self.row["own"]
         own["ageing"], own["spin"] = ageing_ps, spin
-        own["scratch"] = address_of(self._scratch, "what an eventfd counts")
+        own["kicks"], own["events"] = -1, address_of(self._events, "room for kicks")
         self.row["card"]["serve"] = entry(serve_bridge, 3)
         self._ports: dict[int, _Port] = {}
         self._beneath: Served | None = None
@@ -122,6 +126,22 @@ class Bridge:
         """Let a card move what the rings hold, in the same turns."""
         self._beneath = card
         self.row["own"]["beneath"] = 0 if card is None else card.address
+
+    # Kicks of other processes.
+
+    def watch(self, fd: int) -> None:
+        """Let an eventfd be one by which a front end of another process kicks; its back end's row has it, too."""
+        self.kicks.register(fd, select.EPOLLIN | select.EPOLLET)
+        self.row["own"]["kicks"] = self.kicks.fileno()
+
+    def unwatch(self, fd: int) -> None:
+        """Let go of an eventfd, which is not closed yet."""
+        self.kicks.unregister(fd)
+
+    def close(self) -> None:
+        """Let go of what the system has given."""
+        self.row["own"]["kicks"] = -1
+        self.kicks.close()
 
     # Turns.
 

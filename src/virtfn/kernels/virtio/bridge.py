@@ -18,13 +18,13 @@ from virtfn.kernels.card import CARD, EV_IDLE, EV_INTERRUPT, EV_MORE, call_serve
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.netdev import BATCH, ENTRY_BYTES, call_netdev, netdev_at
 from virtfn.kernels.ranges import start_call
-from virtfn.kernels.virtio.channel import take_notice
+from virtfn.kernels.virtio.channel import find_kicked, kicked_fd, take_notice
 from virtfn.kernels.virtio.macs import MAC, MAC_PLACES, find_port, learn
 from virtfn.kernels.virtio.offload import complete, cut_segment
 from virtfn.kernels.virtio.pieces import gather, put_piece
 from virtfn.kernels.virtio.queue import arm, disarm, let_through, open_queue, show_used
 from virtfn.kernels.virtio.receive import DROP_DOWN, DROP_NO_BUFFER, GIVEN, give_frame
-from virtfn.kernels.virtio.state import FRAME, LEAD, PIECE_BYTES, virtio_at
+from virtfn.kernels.virtio.state import FRAME, LEAD, PIECE_BYTES, channel_at, virtio_at
 from virtfn.kernels.virtio.transmit import gather_frame, release_frame, set_frame, take_frame
 
 __all__ = ["BRIDGE", "DROP_NAMES", "FRONT_END", "NOTHING", "PORTS", "RINGS", "bridge_at", "serve_bridge"]
@@ -57,9 +57,10 @@ BRIDGE = np.dtype(
         ("card", CARD),
         # ports: how many places are in use; beneath: address of the card that the rings are of, 0 without one; ageing:
         # ps after which an address is forgotten; spin: turns without a frame before a kick is waited for; first: port
-        # to begin with; work, stop: done in this turn, and where it ends; scratch: address of 8 bytes; flooded: frames
-        # to several; unlearned: addresses for which there was no place
-        ("own", row_of("ports beneath ageing spin first work stop scratch flooded unlearned")),
+        # to begin with; work, stop: done in this turn, and where it ends; kicks: descriptor of the epoll that has the
+        # eventfds of front ends in other processes, below 0 without one, events: address of room for what it tells;
+        # flooded: frames to several; unlearned: addresses for which there was no place
+        ("own", row_of("ports beneath ageing spin first work stop kicks events flooded unlearned")),
         ("frame", FRAME),
         ("ports", PORT, (PORTS,)),
         ("drops", np.int64, (PORTS, len(DROP_NAMES))),
@@ -84,6 +85,8 @@ def serve_bridge(address: int, now: int, budget: int) -> tuple[int, int]:
     b = bridge_at(address)
     own = b.own
     moved = events = 0
+    if own.kicks >= 0:
+        note_kicks(b)
     for n in range(own.ports):
         if b.ports[n].kind == FRONT_END:
             v = virtio_at(b.ports[n].address)
@@ -112,6 +115,18 @@ def serve_bridge(address: int, now: int, budget: int) -> tuple[int, int]:
 
 
 @kernel
+def note_kicks(b: Row) -> None:
+    """Note which front ends of other processes have kicked."""
+    for i in range(find_kicked(b.own.kicks, b.own.events)):
+        fd = kicked_fd(b.own.events, i)
+        for n in range(b.own.ports):
+            if b.ports[n].kind == FRONT_END:
+                kick = virtio_at(b.ports[n].address).tx.kick
+                if kick and channel_at(kick).fd == fd:
+                    channel_at(kick).pending = 1
+
+
+@kernel
 def serve_front_end(b: Row, n: int, now: int) -> tuple[int, int]:
     """Take frames of a front end, and let them go where they are for. Returns (frames, events)."""
     own = b.own
@@ -121,7 +136,7 @@ def serve_front_end(b: Row, n: int, now: int) -> tuple[int, int]:
     if not open_queue(v, q):
         return 0, 0
     if q.armed:
-        if not take_notice(q.kick, own.scratch):
+        if not take_notice(q.kick):
             return 0, 0
         disarm(v, q)
     f = b.frame

@@ -36,9 +36,9 @@ __all__ = [
 REGIONS = 64
 MOST_SIZE = 4096  # descriptors of a queue, at most: what a chain may take to look at is bounded by it
 
-# fd: below 0 without one. pending: the other side is to look, and has not yet; counts: sent, and not sent since the
-# other side did not want it
-CHANNEL = row_of("fd pending sent suppressed")
+# fd: of an eventfd, below 0 without one; signals: address of the SIGNALS row by which it is counted in. pending: the
+# other side is to look, and has not yet. Counts: sent, and not sent since the other side did not want it
+CHANNEL = row_of("fd signals pending sent suppressed")
 channel_at = row_at(CHANNEL)
 
 REGION = row_of("gpa size host")
@@ -184,6 +184,5 @@ def new_channels(count: int) -> npt.NDArray[np.void]:
     """Make rows of ways to wake somebody, as (count,) CHANNEL: words of this process."""
     rows = np.zeros(count, CHANNEL)
     rows["fd"] = -1
-    address_of(rows, "event channels")
     row_address(rows, "event channels")
     return rows
