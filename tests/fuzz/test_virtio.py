@@ -1,4 +1,4 @@
-"""A hostile front end: rings, tables and headers of anything, changed while they are read. Its neighbours notice nothing."""
+"""A hostile front end: rings, tables and headers of anything, changed while read. Its neighbours notice nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Front ends in plain Python, for tests: memory in several regions, queues written by hand, canaries around all of it."""
+"""Front ends in plain Python, for tests: memory in several regions, queues written by hand, canaries around."""
 
 from __future__ import annotations
 

@@ -27,12 +27,13 @@ from virtfn.hw.types import Gpa, Hpa, Hva
 from virtfn.kernels.ranges import forget_memory, machine_memory, raw_memory
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "Room", "SharedRegion", "view_bytes"]
+__all__ = ["CHUNK", "PAGE", "GuestMemory", "HostMemory", "MappedFile", "Room", "SharedRegion", "view_bytes"]
 
 PAGE = 4096
 CHUNK = 2 << 20
 # What the checked build calls it.
 _MACHINE, _VIEW, _REGISTERS = "the machine's memory", "a guest's memory, as its driver sees it", "registers"
+_FOREIGN = "another process's memory"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -310,6 +311,25 @@ class GuestMemory:
             self._host.free_chunks(self._chunks)
             self._chunks = []
             self.pieces = []
+
+
+class MappedFile:
+    """A file of another process's memory, mapped whole, for reading and writing. size: bytes.
+
+    The file must not shrink; it may be closed. Raises VirtfnError if the system refuses.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.size = size
+        self.base = Hva(_map(None, size, _RW, mmap.MAP_SHARED | _MAP_NORESERVE, fd, 0))
+        machine_memory(self.base, size, _FOREIGN)
+
+    def close(self) -> None:
+        """Unmap it. Closing twice is harmless."""
+        if self.size:
+            forget_memory(self.base, self.size, _FOREIGN)
+            _libc.munmap(self.base, self.size)
+            self.size = 0
 
 
 class SharedRegion:

@@ -124,6 +124,7 @@ def note_kicks(b: Row) -> None:
                 kick = virtio_at(b.ports[n].address).tx.kick
                 if kick and channel_at(kick).fd == fd:
                     channel_at(kick).pending = 1
+                    channel_at(kick).sent += 1
 
 
 @kernel

@@ -61,6 +61,7 @@ ERROR_NAMES = (
     "loop",
     "indirect",
     "order",  # a readable descriptor behind a writable one
+    "ring",  # its parts are not in the front end's memory any more
 )
 (
     _,
@@ -78,7 +79,8 @@ ERROR_NAMES = (
     ERROR_LOOP,
     ERROR_INDIRECT,
     ERROR_ORDER,
-) = range(15)
+    ERROR_RING,
+) = range(16)
 FIRST_BROKEN = ERROR_AVAIL_INDEX
 
 QUEUE = np.dtype(

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from virtfn.vmm.vfio_user.connection import Connection, Message
+from virtfn.vmm.connection import Connection, Message
 from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.irqs import Interrupts
 from virtfn.vmm.vfio_user.limits import Limits
 from virtfn.vmm.vfio_user.memory import DmaRanges
-from virtfn.vmm.vfio_user.messages import Capabilities, Command
+from virtfn.vmm.vfio_user.messages import Capabilities, Command, Header
 from virtfn.vmm.vfio_user.regions import Irq
 from virtfn.vmm.vfio_user.transfers import Done, Transfers
 
@@ -27,7 +27,7 @@ class Client:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Connection[Header],
         irqs: Mapping[int, Irq],
         signals: Signals | None,
         limits: Limits,
@@ -78,7 +78,7 @@ class Client:
         self._transfers = Transfers(self._connection, largest, limits.max_transfers, limits.max_output // 2)
         self.capabilities = theirs
 
-    def answered(self, message: Message) -> str:
+    def answered(self, message: Message[Header]) -> str:
         """Take the answer to a message of ours; return what is wrong with it, or nothing."""
         return self._transfers.answered(message)
 

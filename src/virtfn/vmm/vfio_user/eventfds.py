@@ -70,6 +70,17 @@ class Signals:
         self._outcomes = ctypes.create_string_buffer(_EVENT_BYTES * _DEPTH)
         self._no_time = (ctypes.c_long * 2)(0, 0)
 
+    def request(self, fd: int) -> bytes:
+        """Return the request that signals an eventfd, for whoever submits it without Python."""
+        request = bytearray(_IOCB.size)
+        _IOCB.pack_into(request, 0, 0, 0, 0, _PREAD, 0, self._file, ctypes.addressof(self._byte), 1, 0, 0, _RESFD, fd)
+        return bytes(request)
+
+    @property
+    def calls(self) -> tuple[int, int, int]:
+        """Tell the numbers of io_submit and io_getevents, and the context of both, for the same."""
+        return self._submit, self._getevents, int(self._context.value)
+
     def signal(self, fd: int) -> None:
         """Add 1 to an eventfd; a full one is signalled already."""
         at = ctypes.addressof(self._byte)

@@ -21,6 +21,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.connection import DroppedError, Framing
 
 HEADER = Struct("<HHIII")  # id, command, size, flags, errno
 TYPE, REPLY, NO_REPLY, ERROR = 0xF, 0x1, 0x10, 0x20
@@ -125,14 +126,6 @@ class RefusedError(VirtfnError):
         self.reason = reason
 
 
-class DroppedError(VirtfnError):
-    """The stream cannot be followed any further, or its end is gone. reason: a short name, counted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"vfio-user client dropped: {reason}")
-        self.reason = reason
-
-
 class Header(NamedTuple):
     """The first 16 bytes of a message."""
 
@@ -161,6 +154,9 @@ def parse_header(head: bytes | bytearray, largest: int) -> Header:
     if header.flags & TYPE > REPLY:
         raise DroppedError("unknown-message-type")
     return header
+
+
+FRAMING = Framing(HEADER.size, FIRST_MESSAGE, parse_header)
 
 
 def request(number: int, command: int, body: bytes, *, no_reply: bool = False) -> bytes:

@@ -20,14 +20,14 @@ from types import TracebackType
 
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.closing import Closer, close_listening
+from virtfn.vmm.connection import Connection, DroppedError
 from virtfn.vmm.listening import listen, remove
 from virtfn.vmm.vfio_user.client import Client
-from virtfn.vmm.vfio_user.connection import Connection
 from virtfn.vmm.vfio_user.device import VfioUserDevice
 from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.limits import Limits
 from virtfn.vmm.vfio_user.memory import DmaMapper, MmapMapper
-from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, NO_REPLY, DroppedError, IrqFlags, error_reply
+from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, FRAMING, NO_REPLY, Header, IrqFlags, error_reply
 from virtfn.vmm.vfio_user.session import Offer, Session
 from virtfn.vmm.vfio_user.steps import Going, Steps
 
@@ -64,7 +64,7 @@ class Server:
         self._counters: Counter[str] = Counter()
         self._session: Session | None = None
         self._client_fd = -1
-        self._others: dict[int, Connection] = {}
+        self._others: dict[int, Connection[Header]] = {}
         self._last_refusal = ""
         self._listening, self._identity = listen(self.path)
         self._closer = Closer(on_room=self._open_door)
@@ -197,11 +197,11 @@ class Server:
                 self._counters["turned-away"] += 1
                 if len(self._others) == _OTHERS:
                     self._hang_up(next(iter(self._others)))
-                other = Connection(sock, self._epoll, self._closer, limits.max_msg_fds, FIRST_MESSAGE)
+                other = Connection(sock, self._epoll, self._closer, FRAMING, limits.max_msg_fds, FIRST_MESSAGE)
                 self._others[sock.fileno()] = other
                 continue
             self._counters["connected"] += 1
-            connection = Connection(sock, self._epoll, self._closer, limits.max_msg_fds, limits.max_output)
+            connection = Connection(sock, self._epoll, self._closer, FRAMING, limits.max_msg_fds, limits.max_output)
             self._session, self._client_fd = Session(connection, self._offer, self._counters), connection.fileno()
 
     def _tell_busy(self, fd: int) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.connection import Connection, DroppedError, Message
 from virtfn.vmm.vfio_user.client import Client
-from virtfn.vmm.vfio_user.connection import Connection, Message
 from virtfn.vmm.vfio_user.device import VfioUserDevice
 from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vfio_user.limits import Limits
@@ -39,7 +39,6 @@ from virtfn.vmm.vfio_user.messages import (
     VERSION,
     Capabilities,
     Command,
-    DroppedError,
     Header,
     RefusedError,
     RegionFlags,
@@ -81,7 +80,7 @@ _Outcome: TypeAlias = _Answer | Steps[_Answer]
 class Session:
     """The server's end of a connection. client: what the device sees of it."""
 
-    def __init__(self, connection: Connection, offer: Offer, counters: Counter[str]) -> None:
+    def __init__(self, connection: Connection[Header], offer: Offer, counters: Counter[str]) -> None:
         self._connection = connection
         self._offer = offer
         self._counters = counters
@@ -146,7 +145,7 @@ class Session:
         if self.client.capabilities is not None:
             self._offer.device.disconnected()
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message[Header]) -> None:
         header = message.header
         if header.is_reply and self.client.capabilities is not None:
             wrong = self.client.answered(message)

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from virtfn.vmm.vfio_user.connection import Connection, Message
-from virtfn.vmm.vfio_user.messages import DMA_ACCESS, ERROR, U64, Command, request
+from virtfn.vmm.connection import Connection, Message
+from virtfn.vmm.vfio_user.messages import DMA_ACCESS, ERROR, U64, Command, Header, request
 
 # QEMU loses the rest of an answer that its socket takes in part. Linux takes so many bytes whole, or not at all.
 _WHOLE_BYTES = 32 << 10
@@ -46,7 +46,7 @@ class _Part:
 class Transfers:
     """The transfers under way. largest: bytes in a message; limit: messages without an answer; room: bytes unsent."""
 
-    def __init__(self, connection: Connection, largest: int, limit: int, room: int) -> None:
+    def __init__(self, connection: Connection[Header], largest: int, limit: int, room: int) -> None:
         self._connection = connection
         self._largest = largest
         self._most_read = min(largest, _WHOLE_BYTES)
@@ -102,7 +102,7 @@ class Transfers:
         number, self._next_id = self._next_id, (self._next_id + 1) & 0xFFFF
         return number
 
-    def answered(self, message: Message) -> str:
+    def answered(self, message: Message[Header]) -> str:
         """Take an answer in. Returns what is wrong with it: a reason to count, or nothing."""
         header = message.header
         part = self._parts.get(header.id)

@@ -14,11 +14,13 @@ import contextlib
 import select
 import socket
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.closing import RIGHTS_ROOM, Closer, close_socket, take_all_rights
-from virtfn.vmm.vfio_user.messages import FIRST_MESSAGE, HEADER, DroppedError, Header, parse_header
+
+__all__ = ["Connection", "DroppedError", "Framed", "Framing", "Message"]
 
 _FD = array.array("i").itemsize
 _READS = 64  # of the socket in one call of `receive`; a client may send byte by byte
@@ -26,10 +28,40 @@ _READ_BYTES = 256 << 10
 _OVERHEAD = 64  # what a queued message costs besides its bytes
 
 
-class Message(NamedTuple):
+class DroppedError(VirtfnError):
+    """The stream cannot be followed any further, or its end is gone. reason: a short name, counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"client dropped: {reason}")
+        self.reason = reason
+
+
+class Framed(Protocol):
+    """A header, as far as a stream is cut by it. size: bytes of the message, with its header."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message, with its header."""
+
+
+H = TypeVar("H", bound=Framed)
+
+
+class Framing(NamedTuple, Generic[H]):
+    """How a stream is cut into messages. header: bytes of one; largest: size of the first message, at most.
+
+    parse: reads a header; it takes the size that a message may have now, too, and raises DroppedError.
+    """
+
+    header: int
+    largest: int
+    parse: Callable[[bytes | bytearray, int], H]
+
+
+class Message(NamedTuple, Generic[H]):
     """A message as it came. fds: its descriptors; whoever uses one takes it from the list, the rest will be closed."""
 
-    header: Header
+    header: H
     body: bytes
     fds: list[int]
     closer: Closer
@@ -43,14 +75,23 @@ class Message(NamedTuple):
         return count
 
 
-class Connection:
-    """One connected socket, registered with an epoll. max_fds: in a message; max_output: bytes not yet taken.
+class Connection(Generic[H]):
+    """One connected socket, registered with an epoll.
 
+    framing: how it is cut. max_fds: in a message; max_output: bytes not yet taken.
     closer: of descriptors that come. largest: the size that a message may have now. backlog: bytes that wait for the
     client. lost: why the connection came to its end, or empty.
     """
 
-    def __init__(self, sock: socket.socket, epoll: select.epoll, closer: Closer, max_fds: int, max_output: int) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        epoll: select.epoll,
+        closer: Closer,
+        framing: Framing[H],
+        max_fds: int,
+        max_output: int,
+    ) -> None:
         sock.setblocking(False)
         take_all_rights(sock)
         self.closer = closer
@@ -59,11 +100,12 @@ class Connection:
         self._max_fds = max_fds
         self._max_output = max_output
         self._input = bytearray()
-        self._header: Header | None = None
+        self._header: H | None = None
         self._fds: list[int] = []
         self._output: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._events = select.EPOLLIN
-        self.largest = FIRST_MESSAGE
+        self.largest = framing.largest
+        self._framing = framing
         self.backlog = 0
         self.lost = ""
         epoll.register(sock, self._events)
@@ -84,7 +126,7 @@ class Connection:
 
     # Receiving.
 
-    def receive(self) -> Message | None:
+    def receive(self) -> Message[H] | None:
         """Read the next message; None if there is no whole one yet.
 
         Raises DroppedError at the end of the stream, and when it makes no sense.
@@ -95,13 +137,13 @@ class Connection:
                 if header is None:
                     self._read_header()
                 else:
-                    self._read(self._receive(min(header.size - HEADER.size - len(self._input), _READ_BYTES)))
+                    self._read(self._receive(min(header.size - self._framing.header - len(self._input), _READ_BYTES)))
             except (BlockingIOError, InterruptedError):
                 return None
             except OSError:
                 raise DroppedError("client-closed") from None
             header = self._header
-            if header is not None and len(self._input) == header.size - HEADER.size:
+            if header is not None and len(self._input) == header.size - self._framing.header:
                 message = Message(header, bytes(self._input), self._fds, self.closer)
                 self._header, self._fds = None, []
                 self._input.clear()
@@ -109,9 +151,9 @@ class Connection:
         return None
 
     def _read_header(self) -> None:
-        self._read(self._receive(HEADER.size - len(self._input)))
-        if len(self._input) == HEADER.size:
-            self._header = parse_header(self._input, self.largest)
+        self._read(self._receive(self._framing.header - len(self._input)))
+        if len(self._input) == self._framing.header:
+            self._header = self._framing.parse(self._input, self.largest)
             self._input.clear()
 
     def _receive(self, most: int) -> bytes:
