@@ -1,4 +1,4 @@
-"""Linux's own virtio_net at the switch's sockets: two guests, each feature that the back end offers, and all its ends."""
+"""Linux's own virtio_net at the switch's sockets: two guests, each feature that is offered, all its ends."""
 
 from __future__ import annotations
 
@@ -119,8 +119,9 @@ def test_a_guest_may_pause(rig: SwitchRig) -> None:
 
 def test_a_guest_may_reboot(rig: SwitchRig) -> None:
     before = rig.servers[0].counters["connected"]
+    forgotten = rig.guests[0].agent.start("sleep 1000")
     rig.guests[0].qmp("system_reset", tick=rig.switch)
-    rig.guests[0].agent.wait_ready(tick=rig.switch)
+    rig.until(lambda: forgotten.lost, "the guest", timeout_s=120)
     rig.up(0)
     rig.ping(0, 1)
     assert rig.servers[0].counters["connected"] == before

@@ -19,13 +19,14 @@ from virtfn.vmm.vfio_user import Server
 
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "src/virtfn"
-WHERE = ("vmm/*.py", "vmm/vfio_user/*.py", "vmm/uplink/*.py", "machine/memory.py", "kernels/posix.py",
-         "api/control.py", "api/session/*.py")  # fmt: skip
+WHERE = ("vmm/*.py", "vmm/vfio_user/*.py", "vmm/vhost_user/*.py", "vmm/uplink/*.py", "devices/virtio/*.py",
+         "kernels/virtio/*.py", "machine/memory.py", "kernels/posix.py", "api/control.py",
+         "api/session/*.py")  # fmt: skip
 QEMU = ("loop", "launch", "console", "agent", "monitor", "vm", "wait")
 HOLDER = r"\w*(sock|socket|peer|probe|connection|listening|listener|door|epoll|poll|selector|thread|child|ended)"
 CALL = re.compile(
     r"os\.(open|close|p?read|readv|p?write|writev|fstat|fstatvfs|ftruncate|readlink|stat|chmod|unlink|eventfd_\w+)"
-    r"|fcntl\.\w+|mmap\.mmap|_libc\.(mmap|munmap|madvise|syscall)|_(ppoll|recv|recvmsg|send)"
+    r"|fcntl\.\w+|mmap\.mmap|_libc\.(mmap|munmap|madvise|syscall)|_(ppoll|recv|recvmsg|send|syscall|epoll_wait)"
     rf"|(.*\.)?{HOLDER}(\[.*\])?\.(recv\w*|send\w*|accept|connect|shutdown|close|poll|select|join|wait)|.*\.ended\.wait|answer\.result"
 )
 

@@ -30,6 +30,14 @@ def ii(*values: int) -> bytes:
     return struct.pack("=II", *values)
 
 
+def table(*regions: tuple[int, int, int, int]) -> bytes:
+    return ii(len(regions), 0) + b"".join(struct.pack("=QQQQ", *region) for region in regions)
+
+
+def addresses(desc: int, used: int, avail: int) -> bytes:
+    return struct.pack("=IIQQQQ", 0, 0, desc, used, avail, 0)
+
+
 class Pair:
     def __init__(self, folder: Path, limits: Limits | None = None) -> None:
         self.switch = Switch()
@@ -294,15 +302,15 @@ BAD = {
     "table of nothing": (R.SET_MEM_TABLE, b"", 0, "wrong-size"),
     "table too short": (R.SET_MEM_TABLE, ii(2, 0) + bytes(32), 2, "wrong-size"),
     "table that counts far": (R.SET_MEM_TABLE, ii((1 << 32) - 1, 0), 0, "wrong-size"),
-    "table without files": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", 0, 4096, UVA, 0), 0, "wrong-fds"),
-    "region of no size": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", 0, 0, UVA, 0), 1, "region-size"),
-    "region of 2**63": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", 0, 1 << 63, UVA, 0), 1, "region-size"),
-    "region that wraps": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", (1 << 64) - 4096, 8192, UVA, 0), 1, "region-size"),
-    "region beyond its file": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", 0, SIZE + 4096, UVA, 0), 1, "map-beyond-file"),
-    "offset beyond its file": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", 0, 4096, UVA, SIZE), 1, "map-beyond-file"),
-    "offset that wraps": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", 0, 4096, UVA, (1 << 64) - 4096), 1, "region-size"),
-    "odd offset": (R.SET_MEM_TABLE, ii(1, 0) + struct.pack("=QQQQ", 0, 4096, UVA, 1), 1, "region-not-whole-pages"),
-    "regions that overlap": (R.SET_MEM_TABLE, ii(2, 0) + struct.pack("=QQQQQQQQ", 0, 8192, UVA, 0, 4096, 4096, UVA, 0), 2, "region-overlaps"),
+    "table without files": (R.SET_MEM_TABLE, table((0, 4096, UVA, 0)), 0, "wrong-fds"),
+    "region of no size": (R.SET_MEM_TABLE, table((0, 0, UVA, 0)), 1, "region-size"),
+    "region of 2**63": (R.SET_MEM_TABLE, table((0, 1 << 63, UVA, 0)), 1, "region-size"),
+    "region that wraps": (R.SET_MEM_TABLE, table(((1 << 64) - 4096, 8192, UVA, 0)), 1, "region-size"),
+    "region beyond its file": (R.SET_MEM_TABLE, table((0, SIZE + 4096, UVA, 0)), 1, "map-beyond-file"),
+    "offset beyond its file": (R.SET_MEM_TABLE, table((0, 4096, UVA, SIZE)), 1, "map-beyond-file"),
+    "offset that wraps": (R.SET_MEM_TABLE, table((0, 4096, UVA, (1 << 64) - 4096)), 1, "region-size"),
+    "odd offset": (R.SET_MEM_TABLE, table((0, 4096, UVA, 1)), 1, "region-not-whole-pages"),
+    "regions that overlap": (R.SET_MEM_TABLE, table((0, 8192, UVA, 0), (4096, 4096, UVA, 0)), 2, "region-overlaps"),
     "slot without file": (R.ADD_MEM_REG, struct.pack("=QQQQQ", 0, 0, 4096, UVA, 0), 0, "wrong-fds"),
     "slot of wrong size": (R.ADD_MEM_REG, bytes(32), 1, "wrong-size"),
     "slot that is not there": (R.REM_MEM_REG, struct.pack("=QQQQQ", 0, 7 << 30, 4096, UVA, 0), 0, "no-such-region"),
@@ -311,8 +319,8 @@ BAD = {
     **{f"base of ring {n}": (R.GET_VRING_BASE, ii(n, 0), 0, "no-such-ring") for n in (2, (1 << 32) - 1)},
     **{f"fd of ring {n}": (R.SET_VRING_CALL, q(n), 1, "no-such-ring") for n in (2, 255)},
     "base": (R.SET_VRING_BASE, ii(0, 1 << 16), 0, "ring-base"),
-    "addresses at 0": (R.SET_VRING_ADDR, struct.pack("=IIQQQQ", 0, 0, 0, 0, 0, 0), 0, "ring-alignment"),
-    "addresses not aligned": (R.SET_VRING_ADDR, struct.pack("=IIQQQQ", 0, 0, UVA + 8, UVA, UVA, 0), 0, "ring-alignment"),
+    "addresses at 0": (R.SET_VRING_ADDR, addresses(0, 0, 0), 0, "ring-alignment"),
+    "addresses not aligned": (R.SET_VRING_ADDR, addresses(UVA + 8, UVA, UVA), 0, "ring-alignment"),
     "logged ring": (R.SET_VRING_ADDR, struct.pack("=IIQQQQ", 0, 1, UVA, UVA, UVA, 0), 0, "ring-flags"),
     "kick without fd": (R.SET_VRING_KICK, q(0), 0, "wrong-fds"),
     "call with two fds": (R.SET_VRING_CALL, q(0), 2, "wrong-fds"),
@@ -355,10 +363,9 @@ def test_a_message_that_cannot_be_is_refused_and_changes_nothing(pair: Pair, nam
     assert pair.a.hung_up, "who does not ask is hung up on"
 
 
-@pytest.mark.parametrize("head", [ii(1, 0) + ii(0, 0)[:4], ii(1, 2) + bytes(4), ii(1, 5) + bytes(4), ii(1, 1) + b"\xff\xff\xff\xff",
-                                  ii(1, 1) + struct.pack("=I", 5000)])  # fmt: skip
-def test_a_header_that_cannot_be_ends_the_connection(pair: Pair, head: bytes) -> None:
-    pair.a.sock.send(head)
+@pytest.mark.parametrize("words", [(1, 0, 0), (1, 2, 0), (1, 5, 0), (1, 1, 0xFFFFFFFF), (1, 1, 5000)])
+def test_a_header_that_cannot_be_ends_the_connection(pair: Pair, words: tuple[int, int, int]) -> None:
+    pair.a.sock.send(struct.pack("=III", *words))
     assert pair.a.hung_up
     assert not pair.servers[0].connected
 
