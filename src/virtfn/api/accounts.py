@@ -138,7 +138,7 @@ def _group_reports(group: Group, machine: Machine) -> tuple[list[GuestReport], l
     lost = lost_by_guest(group.workload, findings, explained, elsewhere=elsewhere)
     reports: list[GuestReport] = []
     for g, run in enumerate(group.runs):
-        d, meter = run.driver.netdev, run.guest.meter
+        d, meter, costs = run.driver.netdev, run.guest.meter, run.guest.meter.read()
         for reason, count in group.workload.refused[g].items():
             drops[g][reason] = drops[g].get(reason, 0) + count
         report: GuestReport = {
@@ -157,7 +157,7 @@ def _group_reports(group: Group, machine: Machine) -> tuple[list[GuestReport], l
             "dropped": drops[g],
             "exits": meter.exits,
             "interrupts": meter["interrupts"],
-            "copies": meter["copies"],
+            "copies": costs["copies"],
             "mailbox_messages": run.link.messages(),
         }
         if claims := run.link.claims():

@@ -98,11 +98,15 @@ class Throttle(TypedDict):
 
 
 class Property(TypedDict):
-    """Something that the survey says of the models, the numbers of this run that bear on it, and whether they agree."""
+    """Something that the survey says of the models, the numbers of this run that bear on it, and whether they agree.
+
+    timed: a clock has a part in it: on a machine that does much else it can fail.
+    """
 
     name: str
     holds: bool
     words: str
+    timed: bool
 
 
 class Comparison(TypedDict):

@@ -25,8 +25,8 @@ def properties(runs: Sequence[Comparison], throttle: Sequence[Throttle]) -> list
     ]
 
 
-def _made(name: str, holds: bool, words: str) -> Property:
-    return {"name": name, "holds": bool(holds), "words": words}
+def _made(name: str, holds: bool, words: str, *, timed: bool = False) -> Property:
+    return {"name": name, "holds": bool(holds), "words": words, "timed": timed}
 
 
 def _split(one: ModelResult, many: ModelResult, few: int, most: int) -> Iterator[Property]:
@@ -44,6 +44,7 @@ def _split(one: ModelResult, many: ModelResult, few: int, most: int) -> Iterator
             growth < 0.75 * most / few,
             f"Dom0 is the bottleneck of Split: {most} guests move {growth:.2f} times the frames of {few}; one "
             f"processor of Dom0's serves {core:.2f} million frames a second, for all guests together",
+            timed=True,
         )
 
 
@@ -55,6 +56,7 @@ def _direct(one: ModelResult, many: ModelResult, few: int, most: int) -> Iterato
         exits > NO_EXITS and one["per_frame"]["exits"] > 0,
         f"Direct traps at each register access: {exits:.2f} exits for each frame at a low load, "
         f"{one['per_frame']['exits']:.3f} in bursts",
+        timed=True,
     )
     core = many["priced"]["core_mpps"]
     if most > few and core is not None:
@@ -64,11 +66,14 @@ def _direct(one: ModelResult, many: ModelResult, few: int, most: int) -> Iterato
             growth < 0.75 * most / few,
             f"the VMM is the bottleneck of Direct: {most} guests move {growth:.2f} times the frames of {few}; one "
             f"processor of its serves {core:.2f} million frames a second, for all guests together",
+            timed=True,
         )
 
 
 def _no_vmm(passthrough: ModelResult, sriov: ModelResult) -> Iterator[Property]:
     for name, result in (("passthrough", passthrough), ("sriov", sriov)):
+        if result["refused"]:
+            continue
         frame = result["per_frame"]
         quiet = frame["exits"] < NO_EXITS and not frame["copies"] and not frame["notifications"]
         yield _made(
@@ -88,7 +93,7 @@ def _sharing(runs: Sequence[Comparison]) -> Iterator[Property]:
         )
         last = several[-1]
         sriov = last["models"]["sriov"]
-        if sriov["refused"] is None:
+        if sriov["refused"] is None and one["passthrough"]["refused"] is None:
             cost, alone = sriov["priced"]["cycles"], one["passthrough"]["priced"]["cycles"]
             yield _made(
                 "sriov-cost-of-passthrough",
@@ -118,6 +123,8 @@ def _order(run: Comparison) -> Iterator[Property]:
             f"Passthrough, {sriov:.0f} by SR-IOV, {split:.0f} by Split, {direct:.0f} by Direct",
         )
     driver = {name: result["guest_driver"] for name, result in run["models"].items()}
+    if not driver["passthrough"]:
+        return
     yield _made(
         "guest-driver",
         driver["direct"] == driver["passthrough"] != driver["split"],
@@ -140,4 +147,5 @@ def _interrupts(throttle: Sequence[Throttle]) -> Iterator[Property]:
             few < many and cheap < dear,
             f"moderation saves interrupts: at {most:,} frames a second, {many:,} with {low} us between two, {few:,} "
             f"with {high}; injected ones cost {dear:.0f} and {cheap:.0f} cycles for each frame",
+            timed=True,
         )

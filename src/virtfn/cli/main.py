@@ -181,7 +181,7 @@ def compare(
     if page_to is not None:
         write_page(document, _path(page_to))
     deliver(json_to, document, lambda: render_compare(document), stdout_taken=page_to == STDOUT)
-    broken = [held["name"] for held in document["properties"] if not held["holds"]]
+    broken = [held["name"] for held in document["properties"] if not held["holds"] and not held["timed"]]
     unaccounted = sum(model["corrupt"] + model["lost"] for run in document["runs"] for model in run["models"].values())
     if unaccounted:
         raise click.ClickException(f"{unaccounted:,} frames did not arrive as they were sent")
