@@ -31,6 +31,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python tools/check_fields.py
 	$(BIN)/python tools/gen_schema.py --check
 	$(BIN)/python tools/draw_frame.py --check
+	$(BIN)/python tools/draw_models.py --check
 	$(BIN)/python tools/line_budget.py
 
 bench: $(VENV)/.installed
@@ -40,6 +41,7 @@ docs: $(VENV)/.installed
 	$(BIN)/python tools/gen_reference.py
 	$(BIN)/python tools/gen_schema.py
 	$(BIN)/python tools/draw_frame.py
+	$(BIN)/python tools/draw_models.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

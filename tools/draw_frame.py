@@ -74,9 +74,10 @@ def defined(module: str) -> set[str]:
 class Drawing:
     """An SVG that grows. All coordinates are whole pixels, y downwards."""
 
-    def __init__(self, title: str, about: str) -> None:
+    def __init__(self, title: str, about: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+        width, height = size
         self.parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             'role="img">',
             f"<title>{escape(title)}</title>",
             f"<desc>{escape(about)}</desc>",

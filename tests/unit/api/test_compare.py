@@ -55,6 +55,13 @@ def test_every_key_is_declared(document: Comparison) -> None:
         assert set(value) <= set(get_type_hints(kind))
 
 
+def test_every_key_is_in_the_reference() -> None:
+    text = (EXAMPLES.parent / "docs/reference/compare-json.md").read_text(encoding="utf-8")
+    kinds = (getattr(comparison, name) for name in comparison.__all__)
+    missing = {key for kind in kinds for key in get_type_hints(kind) if f"`{key}`" not in text}
+    assert not missing
+
+
 def test_every_frame_is_accounted_for_and_every_property_holds(document: Comparison) -> None:
     for run in document["runs"]:
         for name, model in run["models"].items():

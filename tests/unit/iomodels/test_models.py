@@ -61,7 +61,7 @@ def test_costs_are_where_the_model_has_them(name: str) -> None:
     assert frame["copies"] == pytest.approx(copies, abs=0.01)
     assert frame["bytes_copied"] == pytest.approx(1514 * copies, abs=15)
     assert frame["dma"] == pytest.approx(1.0, abs=0.01)
-    assert (frame["notifications"] > 0) == (name == "split") == (sparse["guest_switches"] > 0.1)
+    assert (frame["notifications"] > 0) == (name == "split") == (sparse["guest_switches"] > frame["guest_switches"])
     if name == "direct":
         assert (
             sparse["exits"] > 2 * frame["exits"] > 0
