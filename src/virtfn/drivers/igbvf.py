@@ -26,7 +26,7 @@ import numpy.typing as npt
 from virtfn.drivers.moderation import AdaptiveInterval
 from virtfn.drivers.rings import Rings
 from virtfn.drivers.vfmailbox import MailboxError, VfMailbox
-from virtfn.drivers.window import DeviceTimeoutError, Window
+from virtfn.drivers.window import Window
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import (
     MAILBOX_WORDS,
@@ -43,7 +43,7 @@ from virtfn.hw.i82576 import (
 from virtfn.hw.i82576.desc import MAX_MTU
 from virtfn.hw.i82576.fields import EITR, STATUS, V2PMAILBOX, VTCTRL, VTIVAR, VTIVAR_MISC
 from virtfn.hw.types import Mac, format_mac
-from virtfn.machine.clock import MS_PS, US_PS
+from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Bar, Clock, DmaMemory, VirtfnError
 
 __all__ = ["Igbvf", "MailboxError", "State"]
@@ -171,11 +171,7 @@ class Igbvf:
         self._regs.set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
         self._mailbox.forget()
         busy = V2PMAILBOX.RSTI.mask | V2PMAILBOX.RSTD.mask
-        deadline = self._clock.now() + 20 * MS_PS
-        while (value := self._regs.get(VfRegs.V2PMAILBOX)) & busy:
-            if self._clock.now() >= deadline:
-                raise DeviceTimeoutError("V2PMAILBOX", value)
-            self._clock.sleep(5 * US_PS)
+        self._regs.wait(VfRegs.V2PMAILBOX, busy, 0, 20 * MS_PS)
         reply = self._ask([Message.of(OPCODE=Opcode.RESET).value], 3)
         given = words_mac(reply[1], reply[2])
         if reply[0] == Message.of(OPCODE=Opcode.RESET, ACK=1).value and given:

@@ -42,13 +42,14 @@ class Window:
     def wait(self, decl: Decl, mask: int, wanted: int, within_ps: int, index: int = 0, step_ps: int = 5 * US_PS) -> int:
         """Read a register until its bits under `mask` are `wanted`; return it.
 
-        Raises DeviceTimeoutError when they are not after `within_ps`.
+        Raises DeviceTimeoutError when they are not after `within_ps`: of a read that began after that.
         """
         deadline = self.clock.now() + within_ps
         while True:
+            late = self.clock.now() >= deadline  # a machine that does much else may stand still between two lines
             value = self.get(decl, index)
             if value & mask == wanted:
                 return value
-            if self.clock.now() >= deadline:
+            if late:
                 raise DeviceTimeoutError(decl.label(index), value)
             self.clock.sleep(step_ps)
