@@ -15,7 +15,7 @@ from virtfn.kernels.virtio.state import ERROR_RING, MOST_SIZE
 from virtfn.machine.virtio import RX, TX
 from virtfn.vmm.vfio_user.eventfds import is_eventfd
 from virtfn.vmm.vhost_user.memory import ClientMemory
-from virtfn.vmm.vhost_user.messages import check
+from virtfn.vmm.vhost_user.messages import BadMessageError, check
 
 __all__ = ["Ring"]
 
@@ -121,12 +121,17 @@ class Ring:
     def set_fd(self, kind: int, fd: int) -> None:
         """Use an eventfd from now on, which becomes the ring's own; below 0: none. The one before is closed.
 
-        Raises BadMessageError if it is no eventfd; then it stays the caller's.
+        Raises BadMessageError if it is no eventfd, or cannot be waited for; then it stays the caller's.
         """
         check(fd < 0 or is_eventfd(fd), "not-an-eventfd")
         channel = self._channels[kind]
         before = int(channel["fd"])
         watched = kind == KICK and self.number == TX  # nobody waits for kicks of the other: frames find room, or do not
+        if watched and fd >= 0:
+            try:
+                self._bridge.watch(fd)
+            except OSError as e:
+                raise BadMessageError("kick-not-watched", str(e)) from None
         if before >= 0:
             if watched:
                 self._bridge.unwatch(before)
@@ -135,6 +140,4 @@ class Ring:
         if kind == KICK:
             # Without a kick the ring is looked at all the time.
             self._row["kick"] = self._back.kick(self.number) if fd >= 0 else 0
-            if fd >= 0 and watched:
-                self._bridge.watch(fd)
             self._row["armed"] = 0

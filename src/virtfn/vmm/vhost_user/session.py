@@ -105,6 +105,8 @@ class Session:
                 break
             done += 1
             self._take(message)
+            if message.header.request in _MEMORY:
+                break  # it may take milliseconds: others have their turn
         if connection.lost:
             raise DroppedError(connection.lost)
         return done
@@ -261,6 +263,7 @@ class Session:
         self._back.row["own"]["up"] = 1
 
 
+_MEMORY = {Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.REM_MEM_REG}
 _ANSWERED = {
     Request.GET_FEATURES,
     Request.GET_PROTOCOL_FEATURES,
