@@ -82,7 +82,8 @@ def load_loops() -> None:
     from virtfn.kernels.streams import cut_stream, whole_frames
     from virtfn.kernels.traffic import TRAFFIC, digest, fill_buffers
     from virtfn.kernels.virtio import frontend
-    from virtfn.kernels.virtio.bridge import serve_bridge
+    from virtfn.kernels.virtio.bridge import BRIDGE, serve_bridge
+    from virtfn.kernels.virtio.loop import run_bridge
     from virtfn.kernels.vtd.iommu import new_iommu
     from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
     from virtfn.kernels.vtd.irqremap import invalidate_interrupts, remap_interrupt
@@ -97,6 +98,9 @@ def load_loops() -> None:
     plain = ((fill_buffers, 3), (digest, 2), (mac_slot, 1), (serve_bridge, 3), (frontend.quiet, 1), (frontend.rearm, 1))
     for function, arguments in plain:
         _jit.entry(function, arguments)
+    bridge = np.zeros(1, BRIDGE)
+    bridge["own"]["kicks"], bridge["card"]["serve"] = -1, _jit.entry(serve_bridge, 3)
+    run_bridge(row_address(bridge), address_of(scratch), empty[:0], 0, 0)
     unit = new_iommu(0, 0).row
     invalidate_contexts(unit, 0, 0, -1)
     invalidate_iotlb(unit, -1)

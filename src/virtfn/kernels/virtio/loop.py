@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.card import EV_MORE
+from virtfn.kernels.card import EV_MORE, call_serve, card_at
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
-from virtfn.kernels.virtio.bridge import serve_bridge
 
 __all__ = ["run_bridge"]
 
@@ -33,10 +32,11 @@ def run_bridge(
     wake_promptly()
     now = monotonic_ps(scratch)
     until = now + limit_ps
+    serve = card_at(bridge).serve
     frames = 0
     events = 0
     while True:
-        moved, event = serve_bridge(bridge, now, _BUDGET)
+        moved, event = call_serve(serve, bridge, now, _BUDGET)
         frames += moved
         events |= event & ~EV_MORE
         now = monotonic_ps(scratch)

@@ -115,32 +115,21 @@ def walk(
     written = False
     error = 0
     while error == 0:
-        if at >= entries:
-            error = ERROR_NEXT
-            break
-        if steps == entries:
-            error = ERROR_LOOP
+        if at >= entries or steps == entries:
+            error = ERROR_NEXT if at >= entries else ERROR_LOOP
             break
         steps += 1
-        descriptor = table + at * DESC_BYTES
-        if indirect:
-            descriptor, run = translate(v, descriptor, DESC_BYTES, 0)
-            if run < DESC_BYTES:
-                error = ERROR_INDIRECT
-                break
+        descriptor = find_descriptor(v, table, at, indirect)
+        if descriptor == 0:
+            error = ERROR_INDIRECT
+            break
         address = load64(descriptor)
         word = load64(descriptor + 8)
         length = word & 0xFFFFFFFF
         flags = word >> 32 & 0xFFFF
         if flags & DESC_INDIRECT:
             entries = length // DESC_BYTES
-            if (
-                indirect
-                or flags & DESC_NEXT
-                or not v.own.features & F_INDIRECT
-                or length % DESC_BYTES
-                or not 0 < entries <= q.size
-            ):
+            if indirect or not may_be_table(v, q, flags, length):
                 error = ERROR_INDIRECT
                 break
             q.descriptors += steps
@@ -148,23 +137,38 @@ def walk(
             indirect = True
             at = steps = 0
             continue
-        if flags & DESC_WRITE:
-            written = True
-            if not write:
-                error = ERROR_DIRECTION
-        elif write:
+        total += length
+        if flags & DESC_WRITE and not write:
+            error = ERROR_DIRECTION
+        elif write and not flags & DESC_WRITE:
             error = ERROR_ORDER if written else ERROR_DIRECTION
-        if error == 0:
-            total += length
-            if total > limit:
-                error = ERROR_TOO_LONG
-            else:
-                error, count = list_pieces(v, address, length, write, pieces, count, room)
+        elif total > limit:
+            error = ERROR_TOO_LONG
+        else:
+            error, count = list_pieces(v, address, length, write, pieces, count, room)
+        written = True
         if not flags & DESC_NEXT or total >= enough:
             break
         at = word >> 48 & 0xFFFF
     q.descriptors += steps
     return error, total, count
+
+
+@inlined
+def find_descriptor(v: Row, table: int, at: int, indirect: bool) -> int:
+    """Find descriptor `at` of the ring's own table, at an address here, or of one in a front end's memory; else 0."""
+    descriptor = table + at * DESC_BYTES
+    if not indirect:
+        return descriptor
+    here, run = translate(v, descriptor, DESC_BYTES, 0)
+    return here if run == DESC_BYTES else 0
+
+
+@inlined
+def may_be_table(v: Row, q: Row, flags: int, length: int) -> bool:
+    """Tell whether a descriptor may name a table. Spec: 2.7.5.3."""
+    agreed = v.own.features & F_INDIRECT != 0 and not flags & DESC_NEXT
+    return agreed and length % DESC_BYTES == 0 and 0 < length <= q.size * DESC_BYTES
 
 
 @inlined
