@@ -17,7 +17,15 @@ from virtfn.hw.eth import HEADER_BYTES as ETHERNET_BYTES
 from virtfn.hw.eth import VLAN_BYTES
 from virtfn.hw.types import Hva, Iova, Mac
 from virtfn.hw.virtio.net import HEADER_BYTES, Features
-from virtfn.hw.virtio.ring import AVAIL_INDEX, AVAIL_RING, DESC_BYTES, DESC_WRITE, avail_bytes, used_bytes
+from virtfn.hw.virtio.ring import (
+    AVAIL_INDEX,
+    AVAIL_RING,
+    DESC_BYTES,
+    DESC_WRITE,
+    NO_INTERRUPT,
+    avail_bytes,
+    used_bytes,
+)
 from virtfn.kernels.netdev import BATCH
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.virtio.frontend import new_rings, quiet, rearm
@@ -164,6 +172,9 @@ class VirtioNet(NetDriver):
         for avail, used in ((d["tx_avail"], d["tx_used"]), (d["rx_avail"], d["rx_used"])):
             view_bytes(int(avail), avail_bytes(size))[:] = 0
             view_bytes(int(used), used_bytes(size))[:] = 0
+        if not d["event_idx"]:
+            # Finished transmissions are reaped when the next frame is sent. With EVENT_IDX the index says so.
+            view_bytes(int(d["tx_avail"]), 2).view(np.uint16)[0] = NO_INTERRUPT
         ring = view_bytes(int(d["rx_avail"]), avail_bytes(size)).view(np.uint16)
         ring[AVAIL_RING // 2 : AVAIL_RING // 2 + size] = np.arange(size)
         ring[AVAIL_INDEX // 2] = size

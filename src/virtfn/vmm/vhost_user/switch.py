@@ -14,7 +14,7 @@ from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.virtio.channel import SIGNALS
 from virtfn.kernels.virtio.loop import run_bridge
-from virtfn.machine.clock import MS_PS, S_PS, WallClock
+from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
 from virtfn.machine.ports import Actor
 from virtfn.vmm.vfio_user.eventfds import Signals
 from virtfn.vmm.vhost_user.limits import Limits
@@ -23,6 +23,7 @@ from virtfn.vmm.vhost_user.server import Server
 __all__ = ["Switch"]
 
 _LIMIT_PS = 5 * MS_PS
+_POLL_PS = 100 * US_PS
 _OUTCOMES, _OUTCOME_BYTES = 64, 32
 
 
@@ -90,6 +91,15 @@ class Switch(Actor):
         moved, _ = self.bridge.serve(64, now)
         return done + moved
 
+    def due(self) -> Ps | None:
+        """Say when the next turn is wanted, though nothing wakes: soon, where a client has given no kick."""
+        return Ps(self._clock.now() + _POLL_PS) if self._polls else None
+
+    @property
+    def _polls(self) -> bool:
+        rows = (server.back.row["tx"] for server in self.servers)
+        return any(row["started"] and not row["kick"] for row in rows)
+
     def fileno(self) -> int:
         """Return the descriptor that can be read when there is something to do; -1: closed."""
         return -1 if self._epoll.closed else self._epoll.fileno()
@@ -99,8 +109,9 @@ class Switch(Actor):
         asked = [self.bridge.kicks.fileno(), *(server.fileno() for server in self.servers)]
         waited = np.array([fd | POLLIN for fd in asked], np.int64)
         address_of(waited, "what is waited for")
+        limit_ps = min(limit_ps, _POLL_PS if self._polls else _LIMIT_PS)
         _, events = run_bridge(
-            self.bridge.address, self._scratch.ctypes.data, waited, URGENT, min(limit_ps, _LIMIT_PS)
+            self.bridge.address, self._scratch.ctypes.data, waited, URGENT, limit_ps
         )  # fmt: skip
         self.bridge.handle(events)
 

@@ -221,6 +221,7 @@ def test_the_engine_runs_over_front_ends(features: int, length: int) -> None:
     assert sum(cost["copies"] for cost in costs) >= 6000
     assert all(cost["notify_host"] > 0 for cost in costs[:2])
     assert sum(cost["notify_host"] for cost in costs) < 500
+    assert all(back.counters()["tx_calls"] <= 1 for back in e.backs), "what was sent is reaped without"
     e.close()
 
 

@@ -38,7 +38,9 @@ def test_nothing_moves_without_a_kick_but_where_there_is_none(pair: Pair) -> Non
     pair.a.transmit(FRAME, kick=False)
     pair.a.turns()
     assert pair.b.received() == []
+    assert pair.switch.due() is None
     assert pair.a.fd_message(R.SET_VRING_KICK, 1, -1) == 0
+    assert pair.switch.due() is not None
     pair.a.turns()
     assert pair.b.received() == [FRAME]
     pair.a.transmit(FRAME, kick=False)
