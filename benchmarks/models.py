@@ -77,6 +77,7 @@ class Way:
         self.rates: list[float] = []
 
     def measure(self, slice_ps: int) -> None:
+        """Measure for a slice."""
         self.engine.step()
         before, began = int(self.receiver["rx_frames"]), self.clock.now()
         while self.clock.now() - began < slice_ps:
@@ -102,9 +103,8 @@ def main() -> None:
                     way.measure(max(int(seconds / SLICES * S_PS), MS_PS))
             for name, way in ways.items():
                 low, _, high = quantiles(way.rates, n=4)
-                print(
-                    f"{size:5} bytes  {name:28} {median(way.rates) / 1e6:6.2f} Mpps  ({low / 1e6:.2f} to {high / 1e6:.2f})"
-                )
+                rate = f"{median(way.rates) / 1e6:6.2f} Mpps  ({low / 1e6:.2f} to {high / 1e6:.2f})"
+                print(f"{size:5} bytes  {name:28} {rate}")
                 assert not int(way.work.row["tasks"]["corrupt"].sum()), "frames arrived that were not sent"
             ratio = median(
                 a / b
