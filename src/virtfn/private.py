@@ -2,8 +2,7 @@
 
     path                                   holds                       check
     CACHE/virtfn/qemu                      QEMU, packages, images      `own_folder`, or refused
-    CACHE/virtfn/BUILD                     kernels (their index files  `own_folder`, each level; else the next line
-                                           are pickles, which are code)
+    CACHE/virtfn/BUILD                     kernels' machine code       `own_folder`, each level; else the next line
     TMPDIR/virtfn-kernels-UID/BUILD        the same                    `own_folder`, each level; else the next line
     TMPDIR/virtfn-xxxxxxxx                 the same, until exit        `fresh_folder`
     $XDG_RUNTIME_DIR/virtfn, else          sockets of labs, guests'    `own_folder`, or refused
@@ -18,8 +17,8 @@
     $VIRTFN_QEMU, PATH                     programs                    none: the user's choice
     labs, captures, saved states           input                       none: nothing in them is run
     the working folder                     anything                    not looked at: QEMU, which would take firmware
-                                                                       from it, starts in /, and Numba does not cache
-                                                                       where a .numba_config.yaml says
+                                                                       from it, starts in /, and Numba does not obey
+                                                                       a .numba_config.yaml
 
 CACHE is $XDG_CACHE_HOME or ~/.cache, TMPDIR Python's folder for temporary files. What the checks stand on: whoever may
 write a folder may rename and replace what is in it; where it has the sticky bit, only what is one's own. So a path goes

@@ -236,15 +236,15 @@ def test_a_cache_that_cannot_be_written_is_not_used(homeless: Path, monkeypatch:
 
 
 PROBE = """
-    from virtfn.kernels._jit import CACHE_DIR, compiled_files, kernel
+    from virtfn.kernels import _objects
+    from virtfn.kernels.csum import swap16
 
-    @kernel
-    def add(a: int, b: int) -> int:
-        return a + b
+    def files():
+        return len(list(_objects.cache().glob("*.o")))
 
-    had = compiled_files()
-    assert add(1, 2) == 3
-    print(CACHE_DIR, had, compiled_files(), sep="\\n")
+    had = files()
+    assert swap16(0x1234) == 0x3412
+    print(_objects.cache(), had, files(), len(_objects.compiled), sep="\\n")
 """
 
 
@@ -261,32 +261,11 @@ def probe(folder: Path, tmpdir: Path, **environ: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-class Planted:
-    """A pickle that makes a file when it is loaded."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
-        return os.mkdir, (str(self.mark),)
-
-
-def plant(tmpdir: Path, mark: Path) -> None:
-    """Replace what Numba keeps."""
-    import pickle
-
-    indices = list(tmpdir.rglob("*.nbi"))
-    assert indices
-    for index in indices:
-        index.write_bytes(pickle.dumps(Planted(mark)))
-
-
 @pytest.mark.parametrize("how", ["mode", pytest.param("owner", marks=needs_root)])
-def test_a_planted_index_is_not_run(tmp_path: Path, shared: Path, how: str) -> None:
-    """Numba's index files are pickles. The stranger has made the folder first, in the place that everybody knows."""
-    assert probe(tmp_path, shared)[1:] == ["0", "1"]
-    assert probe(tmp_path, shared)[1:] == ["1", "1"]
-    plant(shared, tmp_path / "run")
+def test_planted_machine_code_is_not_run(tmp_path: Path, shared: Path, how: str) -> None:
+    """The stranger has made the folder first, in the place that everybody knows."""
+    assert probe(tmp_path, shared)[1:] == ["0", "1", "1"]
+    assert probe(tmp_path, shared)[1:] == ["1", "1", "0"]
     for folder, _, files in os.walk(shared):
         for path in (Path(folder), *(Path(folder) / name for name in files)):
             if path == shared:
@@ -296,57 +275,42 @@ def test_a_planted_index_is_not_run(tmp_path: Path, shared: Path, how: str) -> N
             else:
                 path.chmod(0o777)
     cache, *counts = probe(tmp_path, shared)
-    assert not (tmp_path / "run").exists()
     assert cache.startswith("/proc/self/fd/")
-    assert counts == ["0", "1"]
+    assert counts == ["0", "1", "1"]
     assert [entry.name for entry in shared.iterdir()] == [f"virtfn-kernels-{os.geteuid()}"]  # the fresh one is gone
 
 
-def test_an_index_in_a_folder_of_ones_own_counts(tmp_path: Path, shared: Path) -> None:
-    """The test above would see a pickle that is loaded."""
+def test_machine_code_in_a_folder_of_ones_own_counts(tmp_path: Path, shared: Path) -> None:
+    """The test above would see a file that is run."""
     probe(tmp_path, shared)
-    plant(shared, tmp_path / "run")
+    (planted,) = shared.rglob("*.o")
+    planted.write_bytes(b"no code")
     with pytest.raises(AssertionError):
         probe(tmp_path, shared)
-    assert (tmp_path / "run").exists()
 
 
-def test_numba_caches_nowhere_else(tmp_path: Path, shared: Path) -> None:
-    """Neither where the working folder says nor, when its own folder fails, where Numba would look next."""
+def test_numba_obeys_no_working_folder(tmp_path: Path, shared: Path) -> None:
     (tmp_path / ".numba_config.yaml").write_text("")
-    evil = tmp_path / "evil"
-    (tmp_path / "yaml.py").write_text(f"def safe_load(file): return {{'cache_dir': {str(evil)!r}, 'opt': '1'}}\n")
+    (tmp_path / "yaml.py").write_text("def safe_load(file): return {'opt': '1'}\n")
     assert probe(tmp_path, shared)[0].startswith(str(shared))
-    assert not evil.exists()
     code = """
-        import shutil, numba
-        from virtfn.kernels import _jit
+        import numba
+        from virtfn.kernels import _compiler
         assert numba.config.OPT == 3, "the working folder is not obeyed"
         numba.njit(lambda: 1)()  # the configuration is read again
-        assert numba.config.CACHE_DIR == _jit.CACHE_DIR
-        shutil.rmtree(_jit.CACHE_DIR)
-        open(_jit.CACHE_DIR, "w").close()
-        try:
-            _jit.kernel(print)
-        except (RuntimeError, TypeError):
-            pass
-        @numba.njit
-        def plain(): return 1
-        try:
-            plain.enable_caching()
-        except RuntimeError as error:
-            print("no locator available" in str(error))
+        print(int(numba.config.OPT))
     """
     (tmp_path / "again.py").write_text(textwrap.dedent(code))
-    home = tmp_path / "home"
-    home.mkdir()
-    environ = {**os.environ, "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(Path(private.__file__).parents[1])}
+    environ = {**os.environ, "PYTHONPATH": str(Path(private.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, str(tmp_path / "again.py")],
-        env=environ, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("True\n", "")
-    assert [entry.name for entry in home.iterdir()] == ["virtfn"]
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_a_fresh_folder_goes_with_its_process(shared: Path) -> None:

@@ -61,7 +61,7 @@ def run_bench(
         if progress is not None:
             progress(Progress(phase, (clock.now() - started) / S_PS))
 
-    tell("starting" if warm.cached() else "compiling kernels (first run only)")
+    tell(warm.phase())
     warm.load()
     points: list[BenchPoint] = []
     copy_gbps: dict[str, float] = {}

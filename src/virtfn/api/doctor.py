@@ -43,9 +43,9 @@ class Check:
 
 
 def _kernels_cached() -> bool:
-    from virtfn.kernels import warm  # half a second, and it fails where Numba is broken
+    from virtfn.kernels import warm  # it fails where llvmlite is broken
 
-    return warm.cached()
+    return warm.cached(rest=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ __all__ = [
     "ASK_TAG",
     "BATCH",
     "ENTRY_BYTES",
+    "NETDEV",
     "NETDEV_NAMES",
     "call_netdev",
     "netdev_at",

@@ -18,6 +18,7 @@ import numpy as np
 from virtfn.hw.eth import ARP_LOADED, BROADCAST, LOCAL_EXPERIMENT_LOADED, VLAN_LOADED
 from virtfn.kernels._jit import (
     Row,
+    apart,
     copy_bytes,
     inlined,
     kernel,
@@ -33,7 +34,7 @@ from virtfn.kernels._jit import (
 )
 from virtfn.kernels.clock import read_clock
 from virtfn.kernels.csum import fold, sum_bytes, swap16
-from virtfn.kernels.netdev import BATCH, ENTRY_BYTES, call_netdev, netdev_at
+from virtfn.kernels.netdev import BATCH, ENTRY_BYTES, NETDEV, call_netdev, netdev_at
 
 __all__ = [
     "DELAYS",
@@ -240,7 +241,7 @@ def note_delay(t: Row, g: int, sender: int, number: int, now: int) -> None:
     store64(at, load64(at) + 1)
 
 
-@kernel
+@apart(TRAFFIC, int, NETDEV, int, gives=1)
 def send_replayed(t: Row, g: int, d: Row, budget: int) -> int:
     """Send up to `budget` frames of the capture that are guest `g`'s."""
     task = t.tasks[g]
@@ -296,7 +297,7 @@ def put_addresses(frame: int, target: int, source: int) -> None:
     store32(frame + 8, source >> 16)
 
 
-@kernel
+@apart(NETDEV, TASK, int, int, int, gives=0)
 def send_arp(d: Row, task: Row, operation: int, target: int, target_ip: int) -> None:
     """Send an ARP request or reply for this guest's address."""
     frame = tx_buffer(d)
@@ -316,7 +317,7 @@ def send_arp(d: Row, task: Row, operation: int, target: int, target_ip: int) -> 
     send_one(d, task, 60)
 
 
-@kernel
+@apart(NETDEV, TASK, gives=0)
 def send_echo(d: Row, task: Row) -> None:
     """Send the next ICMP echo request, its payload a counting pattern."""
     frame = tx_buffer(d)
@@ -355,7 +356,7 @@ def answer_echo(d: Row, task: Row, frame: int, length: int) -> None:
     send_one(d, task, length)
 
 
-@kernel
+@apart(TRAFFIC, int, NETDEV, int, int, gives=0)
 def handle_ping(t: Row, g: int, d: Row, frame: int, length: int) -> None:
     """Be a small network stack: ARP and ICMP echo, both ends."""
     task = t.tasks[g]
@@ -396,7 +397,7 @@ def put_tag_back(d: Row, frame: int, length: int, tag: int) -> int:
     return d.bounce
 
 
-@kernel
+@apart(TRAFFIC, int, NETDEV, int, int, int, gives=0)
 def log_frame(t: Row, g: int, d: Row, frame: int, length: int, tag: int) -> None:
     """Log the digest of a frame as it was on the wire."""
     task = t.tasks[g]

@@ -1,7 +1,10 @@
-"""Load every kernel of the data plane, compiling what is not on disk yet: by two processes, where there are processors.
+"""Make kernels ready before they are needed, compiling what is not on disk: by two processes, on two cores.
 
-this process      the card: serving it, the wire
-another           the loops around it, the guests' drivers, streams
+    card      serving it, and what Python does to it
+    loops     the loop around all, guests of this process, and what of a card is for frames out of the ordinary
+    rest      what most labs do without: virtual machines, uplinks, captures replayed, pages that are not there
+
+A kernel that is in none of them is compiled when Python calls it for the first time.
 """
 
 from __future__ import annotations
@@ -9,41 +12,67 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from virtfn.kernels import _jit
+from virtfn.kernels import _jit, _objects
 
-__all__ = ["cached", "load"]
+__all__ = ["cached", "load", "phase", "told"]
 
 
-_MARK = "complete"  # a file that says that all of this version's kernels were compiled once
 _SOURCES = Path(__file__).resolve().parents[2]
 
 
-def cached() -> bool:
-    """Tell whether every kernel of this version is on disk."""
-    return (Path(_jit.CACHE_DIR) / _MARK).exists()
+def cached(*, rest: bool = True) -> bool:
+    """Tell whether these kernels are on disk."""
+    return _objects.shipped() or (_objects.cache() / _mark(rest)).exists()
 
 
-def load() -> bool:
-    """Make the kernels ready; return whether anything had to be compiled."""
-    before = _jit.compiled_files()
-    with _another(not cached()):
-        _load_card()
-    load_loops()
-    (Path(_jit.CACHE_DIR) / _MARK).touch()
-    return _jit.compiled_files() > before
+def phase(*, rest: bool = True) -> str:
+    """Name what `load` is about to do, for people."""
+    if cached(rest=rest):
+        return "starting"
+    why = _objects.why_not_shipped()
+    return "compiling kernels (first run only)" + (f": {why}" if why else "")
 
 
 @contextmanager
-def _another(wanted: bool) -> Iterator[None]:
+def told(tell: Callable[[], None]) -> Iterator[None]:
+    """Let somebody be told whenever a kernel has to be compiled, as long as the context is open."""
+    _jit.listeners.append(tell)
+    try:
+        yield
+    finally:
+        _jit.listeners.remove(tell)
+
+
+def load(*, rest: bool = True) -> bool:
+    """Make the kernels ready; return whether anything had to be compiled."""
+    complete = cached(rest=rest)
+    with _another(not complete, rest):
+        load_card()
+    load_loops()
+    if rest:
+        load_rest()
+    if not complete:
+        (_objects.cache() / _mark(rest)).touch()
+    return not complete
+
+
+def _mark(rest: bool) -> str:
+    """Name the file that says that all of these kernels were compiled once."""
+    return "complete" if rest else "complete-for-most"
+
+
+@contextmanager
+def _another(wanted: bool, rest: bool) -> Iterator[None]:
     """Let another process compile the loops meanwhile. If it fails, they are compiled here."""
     if not wanted or len(os.sched_getaffinity(0)) < 2:
         yield
         return
-    command = [sys.executable, "-c", "from virtfn.kernels import warm; warm.load_loops()"]
+    work = "warm.load_loops(); warm.load_rest()" if rest else "warm.load_loops()"
+    command = [sys.executable, "-c", f"from virtfn.kernels import warm; {work}"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_SOURCES), os.environ.get("PYTHONPATH", "")])}
     null = subprocess.DEVNULL
     with subprocess.Popen(command, env=environment, stdin=null, stdout=null, stderr=null) as other:
@@ -54,56 +83,88 @@ def _another(wanted: bool) -> Iterator[None]:
             other.kill()
 
 
-def _load_card() -> None:
-    import numpy as np
-
+def load_card() -> None:
+    """Make a card ready, and its IOMMU."""
     from virtfn.kernels.i82576.doorbells import plug_in
-    from virtfn.kernels.i82576.port import wire_in
     from virtfn.kernels.i82576.state import new_nic
+    from virtfn.kernels.i82576.switch import mac_slot
     from virtfn.kernels.vtd.iommu import new_iommu
+    from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
+    from virtfn.kernels.vtd.irqremap import invalidate_interrupts
 
     iommu = new_iommu(0, 0)  # has to live as long as what knows its address
-    nic = new_nic(iommu)
-    plug_in(nic)
-    empty = np.zeros(1, np.int64)
-    wire_in(int(nic.ctypes.data), 0, 0, empty, empty, 0, 0)
+    plug_in(new_nic(iommu))
+    _jit.entry(mac_slot, 1)
+    invalidate_contexts(iommu.row, 0, 0, -1)
+    invalidate_iotlb(iommu.row, -1)
+    invalidate_interrupts(iommu.row, 0, 16)
 
 
 def load_loops() -> None:
-    """Make the loops around a card ready, and what guests and uplinks need."""
+    """Make the loop around a card ready, guests of this process, and interrupts."""
     import numpy as np
 
     from virtfn.kernels.breath import breathe
     from virtfn.kernels.card import CARD
+    from virtfn.kernels.i82576.forward import spread
     from virtfn.kernels.i82576.netdev import new_rings
-    from virtfn.kernels.i82576.switch import mac_slot
+    from virtfn.kernels.i82576.tx import serve_one
+    from virtfn.kernels.ranges import row_address
+    from virtfn.kernels.traffic import TRAFFIC, fill_buffers
+    from virtfn.kernels.vtd.irqremap import remap_interrupt
+
+    card, traffic = np.zeros(1, CARD), np.zeros(1, TRAFFIC)
+    new_rings()
+    breathe(row_address(card), row_address(traffic), 0, 0, 0)
+    _jit.entry(fill_buffers, 3)
+    _jit.ready(remap_interrupt, serve_one, spread)
+
+
+def load_rest() -> None:
+    """Make ready what most labs do without."""
+    import numpy as np
+
+    from virtfn.kernels.copylimit import copy_buffers
+    from virtfn.kernels.i82576.classify import classify
+    from virtfn.kernels.i82576.farend import new_far_end
+    from virtfn.kernels.i82576.forward import send_wire
+    from virtfn.kernels.i82576.offload import gather
+    from virtfn.kernels.i82576.port import wire_in
+    from virtfn.kernels.i82576.rx import capture_frame, receive_scattered
+    from virtfn.kernels.i82576.state import new_nic
+    from virtfn.kernels.i82576.switch import mirror_pools
+    from virtfn.kernels.i82576.tx import send_segments
     from virtfn.kernels.pump import PUMP, run_pump
     from virtfn.kernels.ranges import address_of, row_address
     from virtfn.kernels.streams import cut_stream, whole_frames
-    from virtfn.kernels.traffic import TRAFFIC, digest, fill_buffers
+    from virtfn.kernels.traffic import digest, handle_ping, log_frame, send_arp, send_echo, send_replayed
     from virtfn.kernels.virtio import frontend
     from virtfn.kernels.virtio.bridge import BRIDGE, serve_bridge
     from virtfn.kernels.virtio.loop import run_bridge
-    from virtfn.kernels.vtd.iommu import new_iommu
-    from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
-    from virtfn.kernels.vtd.irqremap import invalidate_interrupts, remap_interrupt
+    from virtfn.kernels.vtd.ats import forget_pages, new_device_tlb, translate_by_device
+    from virtfn.kernels.vtd.dma import dma_copy_in, dma_copy_out
+    from virtfn.kernels.vtd.iommu import new_iommu, record_fault, record_message
+    from virtfn.kernels.vtd.iotlb import invalidate_iotlb_pages
 
-    card, traffic, state = np.zeros(1, CARD), np.zeros(1, TRAFFIC), np.zeros(1, PUMP)
-    empty, scratch = np.zeros(1, np.int64), np.zeros(2, np.int64)
-    new_rings()
-    frontend.new_rings()
-    breathe(row_address(card), row_address(traffic), 0, 0, 0)
+    _jit.ready(classify, gather, receive_scattered, send_segments, send_wire, capture_frame, mirror_pools)
+    _jit.ready(record_fault, record_message, translate_by_device)
+    _jit.ready(handle_ping, log_frame, send_arp, send_echo, send_replayed)
+    state, empty, scratch = np.zeros(1, PUMP), np.zeros(1, np.int64), np.zeros(2, np.int64)
+    iommu = new_iommu(0, 0)
+    nic = new_nic(iommu)
+    wire_in(int(nic.ctypes.data), 0, 0, empty, empty, 0, 0)
     cut_stream(0, 0, 0, 0, empty, empty)
     whole_frames(0, 0)
-    plain = ((fill_buffers, 3), (digest, 2), (mac_slot, 1), (serve_bridge, 3), (frontend.quiet, 1), (frontend.rearm, 1))
+    frontend.new_rings()
+    new_far_end(int(nic.ctypes.data), 2, [])
+    plain = ((digest, 2), (copy_buffers, 6), (serve_bridge, 3), (frontend.quiet, 1), (frontend.rearm, 1))
     for function, arguments in plain:
         _jit.entry(function, arguments)
     bridge = np.zeros(1, BRIDGE)
     bridge["own"]["kicks"], bridge["card"]["serve"] = -1, _jit.entry(serve_bridge, 3)
     run_bridge(row_address(bridge), address_of(scratch), empty[:0], 0, 0)
-    unit = new_iommu(0, 0).row
-    invalidate_contexts(unit, 0, 0, -1)
-    invalidate_iotlb(unit, -1)
-    invalidate_interrupts(unit, 0, 16)
-    remap_interrupt(unit, 0, 0, 0)
+    invalidate_iotlb_pages(iommu.row, 0, 0, 0)
+    forget_pages(new_device_tlb(1)[0], 0, 0, -1)
+    dma_copy_in(iommu.row, 0, 0, 0, 0)
+    dma_copy_out(iommu.row, 0, 0, 0, 0)
     run_pump(row_address(state), address_of(scratch), empty[:0], np.zeros((0, 2), np.int64), empty[:0], empty[:0], 0, 0)

@@ -162,7 +162,7 @@ def test_an_ordinary_build_keeps_nothing() -> None:
 @pytest.mark.skipif(CHECKED, reason="not run: this is the checked build")
 def test_the_builds_have_caches_of_their_own(tmp_path: Path) -> None:
     show = (
-        "from virtfn.kernels._jit import CACHE_DIR; from virtfn.kernels.stray import CHECKED; print(CACHE_DIR, CHECKED)"
+        "from virtfn.kernels._objects import cache; from virtfn.kernels.stray import CHECKED; print(cache(), CHECKED)"
     )
     said = [
         subprocess.run(

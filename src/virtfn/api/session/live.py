@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtfn.api.accounts import Group, account
-from virtfn.api.attack import attack, attack_unprotected, compare
-from virtfn.api.image import Platform
 from virtfn.api.lab import Lab
-from virtfn.api.linux import LinuxGuest, LinuxGuests
-from virtfn.api.linuxwork import LinuxWork
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
@@ -26,6 +23,11 @@ from virtfn.machine.captures import Frames
 from virtfn.machine.clock import MS_PS, WallClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.world import World
+
+if TYPE_CHECKING:
+    from virtfn.api.image import Platform
+    from virtfn.api.linux import LinuxGuest, LinuxGuests
+    from virtfn.api.linuxwork import LinuxWork
 
 __all__ = ["Live"]
 
@@ -118,6 +120,9 @@ class Live:
             self._world.add(watch)
 
     def _boot_linux(self, platform: Platform) -> None:
+        from virtfn.api.linux import LinuxGuests  # QEMU and all that it needs: most labs do without
+        from virtfn.api.linuxwork import LinuxWork
+
         linux = self._closes.enter_context(closing(LinuxGuests(self.machine, platform, self._world, self._teller.tell)))
         self._linux.append(linux)
         linux.start()
@@ -177,6 +182,8 @@ class Live:
         (group,) = (group for group in self.groups if group.pf is self.machine.guests[0].pf)
         before = self._clock.now()
         self._teller.tell("attacking", force=True)
+        from virtfn.api.attack import attack, attack_unprotected, compare
+
         findings = attack(self.machine, group.engine)
         self._moving_ps += self._clock.now() - before
         self._teller.tell("attacking a machine without remapping", force=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 from virtfn.api.iommu import ShowDocument, show_live
 from virtfn.api.lab import Lab
-from virtfn.api.linux import LinuxGuest
 from virtfn.api.machine import Machine
 from virtfn.api.session.events import EventDocument, Events
 from virtfn.api.session.snapshot import Snapshot
@@ -18,6 +17,9 @@ from virtfn.iovm.iommu.state import UnitState, read_unit
 from virtfn.iovm.iommu.walk import explain
 from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import VirtfnError
+
+if TYPE_CHECKING:
+    from virtfn.api.linux import LinuxGuest
 
 __all__ = [
     "REQUESTS",

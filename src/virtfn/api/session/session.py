@@ -17,13 +17,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from virtfn.api.control import Control, Handler, Params
-from virtfn.api.image import find_platform
 from virtfn.api.iommu import save_iommu
 from virtfn.api.lab import Lab, refuse_unsupported
-from virtfn.api.linux import LinuxGuest
 from virtfn.api.machine import Machine
 from virtfn.api.progress import OnProgress, Progress
 from virtfn.api.report import Report
@@ -40,8 +38,11 @@ from virtfn.machine.captures import Frames, read_capture
 from virtfn.machine.clock import S_PS, WallClock
 from virtfn.machine.pieces import finish
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import rest
 from virtfn.vmm.world import World
+
+if TYPE_CHECKING:
+    from virtfn.api.image import Platform
+    from virtfn.api.linux import LinuxGuest
 
 __all__ = ["Session", "State"]
 
@@ -187,7 +188,7 @@ class Session:
         """
         with self._through("start", (State.NEW,), State.STARTING, State.READY):
             lab = self.lab
-            platform = find_platform(rest) if any(guest.vmm == "qemu" for guest in lab.guests) else None
+            platform = _find_platform() if any(guest.vmm == "qemu" for guest in lab.guests) else None
             frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
             compile_ps = self._compile()
             machine = self._make_machine(frames)
@@ -204,8 +205,16 @@ class Session:
     def _compile(self) -> int:
         """Load the kernels, or compile them at the first run; return how long they compiled."""
         before = self.clock.now()
-        self._teller.tell("starting" if warm.cached() else "compiling kernels (first run only)", force=True)
-        return self.clock.now() - before if warm.load() else 0
+        lab = self.lab
+        rest = lab.workload.kind not in ("pairs", "fan-in") or any(pf.uplink != "none" for pf in lab.pfs)
+        rest = rest or any(guest.vmm == "qemu" or guest.nic.io != "sriov" for guest in lab.guests)
+        self._teller.tell(warm.phase(rest=rest), force=True)
+        self._closes.enter_context(warm.told(self._say_that_it_compiles))
+        return self.clock.now() - before if warm.load(rest=rest) else 0
+
+    def _say_that_it_compiles(self) -> None:
+        if self._state is not State.STARTING:
+            self._teller.tell("compiling kernels (first use only)", force=True)
 
     def _make_machine(self, frames: Frames | None) -> Machine:
         """Open the door, if there is to be one, and make the machine. frames: that will be replayed."""
@@ -334,6 +343,13 @@ class Session:
     def _enter(self, state: State) -> None:
         before, self._state = self._state, state
         self.events.tell(StateChanged(before.value, state.value))
+
+
+def _find_platform() -> Platform:
+    from virtfn.api.image import find_platform  # only who needs QEMU needs its modules
+    from virtfn.vmm.qemu import rest
+
+    return find_platform(rest)
 
 
 def _tell_nobody(progress: Progress) -> None:

@@ -7,15 +7,17 @@ and may be in any thread; what must not go away meanwhile is the caller's care.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from virtfn.api.linux import LinuxGuest
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.report import SwitchReport
 from virtfn.devices.iommu.unit import COUNTERS
 from virtfn.hw.types import Rid, format_rid
 from virtfn.iovm.iovm import Vf
 from virtfn.machine.ports import VirtfnError
+
+if TYPE_CHECKING:
+    from virtfn.api.linux import LinuxGuest
 
 __all__ = ["GuestCounts", "PfCounts", "Snapshot", "VfCounts", "take_snapshot"]
 

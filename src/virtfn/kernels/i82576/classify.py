@@ -27,9 +27,9 @@ from virtfn.hw.i82576.desc import (
     RXD_PT_UDP,
     RXD_UDPCS,
 )
-from virtfn.kernels._jit import Row, kernel, load8, load16, part
+from virtfn.kernels._jit import Row, apart, kernel, load8, load16, part
 from virtfn.kernels.csum import fold, sum_bytes, sum_words, swap16, toeplitz
-from virtfn.kernels.i82576.state import PLAIN_TAG_AT
+from virtfn.kernels.i82576.state import NIC, PLAIN_TAG_AT
 
 __all__ = [
     "HEAD_BYTES",
@@ -155,7 +155,7 @@ def hash_flow(nic: Row, head: int, carried: int, six: bool, start: int, l4: int)
     return kind | digest << 32
 
 
-@kernel
+@apart(NIC, int, int, int, int, gives=2)
 def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[int, int]:
     """Look into an IP frame whose network header begins at `start`: packet type, RSS hash, checksum verdicts.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from virtfn.hw.eth import BROADCAST, IPV4_LOADED, IPV6_LOADED
 from virtfn.hw.i82576.desc import RXD_LB, RXD_VEXT
-from virtfn.kernels._jit import Row, kernel, load8, load16, load64, part
+from virtfn.kernels._jit import Row, apart, kernel, load8, load16, load64, part
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.classify import classify
 from virtfn.kernels.i82576.departures import depart
@@ -18,6 +18,7 @@ from virtfn.kernels.i82576.state import (
     DROP_NO_UPLINK,
     DROP_WITHDRAWN,
     LOWEST,
+    NIC,
     PLAIN_TAG_AT,
     WIRE,
 )
@@ -80,7 +81,7 @@ def network_start(nic: Row, head: int, tci: int) -> int:
     return p.tag_at + (6 if tci >= 0 else 2)
 
 
-@kernel
+@apart(NIC, int, int, int, int, int, int, gives=1)
 def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, looped: bool) -> int:
     """Give a frame to each pool in the bitmap. Returns the pools that still lack it because the line is held up."""
     p = nic.port
@@ -181,7 +182,7 @@ def count_sent(nic: Row, pool: int, pools: int, length: int) -> None:
         owner.gotlbc += length + 4
 
 
-@part
+@apart(NIC, int, int, int, int, gives=0)
 def send_wire(nic: Row, destination: int, head: int, body: int, length: int) -> None:
     """Send a frame to the wire: count it as the port does, and leave it for the uplink."""
     p = nic.port

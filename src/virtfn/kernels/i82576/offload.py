@@ -39,6 +39,7 @@ from virtfn.hw.i82576.desc import (
 )  # fmt: skip
 from virtfn.kernels._jit import (
     Row,
+    apart,
     copy_bytes,
     kernel,
     load16,
@@ -52,7 +53,7 @@ from virtfn.kernels._jit import (
 )
 from virtfn.kernels.csum import crc32c, fold, sum_bytes, swap16
 from virtfn.kernels.i82576.ring import advance, forget_chain, ring_count, window
-from virtfn.kernels.i82576.state import GATHER_AREA, GATHER_BYTES, PLAIN_TAG_AT
+from virtfn.kernels.i82576.state import GATHER_AREA, GATHER_BYTES, NIC, PLAIN_TAG_AT
 from virtfn.kernels.i82576.work import CHAIN_WORK, DESCRIPTOR_WORK, copy_work, sum_work
 from virtfn.kernels.segments import number_segment, put_ip_checksum
 from virtfn.kernels.vtd.ats import awaits_page
@@ -183,7 +184,7 @@ def walk_chain(nic: Row, q: int, available: int) -> tuple[int, int]:
     return code, used
 
 
-@kernel
+@apart(NIC, int, int, gives=2)
 def gather(nic: Row, q: int, pool: int) -> tuple[int, int]:
     """Collect the chain at the head of transmit queue `q` into the queue's area and apply its offloads.
 

@@ -24,7 +24,7 @@ from virtfn.hw.i82576.desc import (
     SRRCTL_LEGACY,
     SRRCTL_SPLIT_ALWAYS,
 )
-from virtfn.kernels._jit import Row, copy_bytes, inlined, kernel, load8, load64, part, store64, store64_release
+from virtfn.kernels._jit import Row, apart, copy_bytes, inlined, kernel, load8, load64, part, store64, store64_release
 from virtfn.kernels.i82576.classify import HEAD_BYTES, split_point
 from virtfn.kernels.i82576.ring import advance, latch, note_cause, ring_count, window, window_hot
 from virtfn.kernels.i82576.state import (
@@ -35,6 +35,7 @@ from virtfn.kernels.i82576.state import (
     DROP_OVERSIZE,
     DROP_PAGE_ABSENT,
     DROP_QUEUE_DISABLED,
+    NIC,
     SPLIT_AREA,
     WIRE,
 )
@@ -63,7 +64,7 @@ def capture_room(nic: Row, length: int) -> bool:
     return p.capture_head + WIRE + 2 <= CAPTURE_SLOTS and p.capture_bytes + (WIRE + 2) * length <= CAPTURE_BYTES
 
 
-@kernel
+@apart(NIC, int, int, int, int, int, gives=0)
 def capture_frame(nic: Row, interface: int, outbound: int, head: int, body: int, length: int) -> None:
     """Record a frame as `interface` (pool, or WIRE) sent or received it."""
     p = nic.port
@@ -235,7 +236,7 @@ def strip_tag(nic: Row, target: int, head: int, body: int, length: int) -> None:
         copy_bytes(target + HEAD_BYTES - 4, body + HEAD_BYTES, length - HEAD_BYTES)
 
 
-@kernel
+@apart(NIC, int, int, int, int, int, int, int, int, int, gives=1)
 def receive_scattered(
     nic: Row, pool: int, q: int, head: int, body: int, length: int, strip: bool, tci: int, q0: int, status: int
 ) -> int:

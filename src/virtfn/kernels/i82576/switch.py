@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.eth import BROADCAST
-from virtfn.kernels._jit import Row, kernel, part
+from virtfn.kernels._jit import Row, apart, kernel, part
 from virtfn.kernels.i82576.state import (
     DROP_ECHO,
     DROP_MAC_SPOOF,
@@ -28,6 +28,7 @@ from virtfn.kernels.i82576.state import (
     DROP_VLAN_MEMBERSHIP,
     DROP_VLAN_SPOOF,
     MAC_SLOTS,
+    NIC,
 )
 
 __all__ = [
@@ -125,7 +126,7 @@ def first_pool(nic: Row, pools: int) -> int:
     return pools & -pools
 
 
-@kernel
+@apart(NIC, int, int, int, int, gives=1)
 def mirror_pools(nic: Row, pools: int, source: int, wire: bool, vid: int) -> int:
     """Add the destination pools of the mirror rules that apply. source: sending pool, or -1 for the wire."""
     added = 0

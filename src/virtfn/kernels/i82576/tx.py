@@ -26,7 +26,7 @@ from virtfn.hw.i82576.desc import (
     TXD_TXSM,
     TXD_VLE,
 )
-from virtfn.kernels._jit import Row, copy_bytes, kernel, load64, part, store32_release
+from virtfn.kernels._jit import Row, apart, copy_bytes, kernel, load64, part, store32_release
 from virtfn.kernels.card import EV_CAPTURE, EV_MORE, EV_TIMER
 from virtfn.kernels.i82576.classify import HEAD_BYTES
 from virtfn.kernels.i82576.forward import BURST_PS, FORWARDED, WAITING, YIELDED, forward
@@ -49,6 +49,7 @@ from virtfn.kernels.i82576.state import (
     DROP_OVERSIZE,
     DROP_UNDERSIZE,
     HEAD_AREA,
+    NIC,
     SEGMENT_AREA,
 )
 from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, GENERAL_WORK, SEGMENT_WORK
@@ -133,7 +134,7 @@ def without_frame(nic: Row, q: int, pool: int, code: int, used: int) -> tuple[in
     return FORWARDED, used, 0
 
 
-@part
+@apart(NIC, int, int, gives=2)
 def send_segments(nic: Row, q: int, pool: int) -> tuple[int, int]:
     """Send the segments of the large send that queue `q` has gathered, as far as its turn goes.
 
@@ -216,7 +217,7 @@ def keep_waiting(nic: Row, q: int, verdict: int, used: int, event: int) -> int:
     return events
 
 
-@part
+@apart(NIC, int, gives=3)
 def serve_one(nic: Row, q: int) -> tuple[bool, bool, int]:
     """Send the frame at the head of transmit queue `q`, and finish its descriptors.
 

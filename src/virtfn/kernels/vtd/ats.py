@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.vtd.tables import INTERRUPT_RANGE, INTERRUPT_RANGE_END, FaultReason, Request
-from virtfn.kernels._jit import Row, kernel, row_at, row_of
+from virtfn.kernels._jit import Row, apart, kernel, row_at, row_of
 from virtfn.kernels.ranges import row_address
-from virtfn.kernels.vtd.iommu import record_fault
+from virtfn.kernels.vtd.iommu import IOMMU, record_fault
 from virtfn.kernels.vtd.iotlb import clip_to_memory, find_context, find_page
 from virtfn.kernels.vtd.pagewalk import ANY_RIGHT
 
@@ -83,7 +83,7 @@ def new_device_tlb(entries: int) -> npt.NDArray[np.void]:
 # The device.
 
 
-@kernel
+@apart(IOMMU, int, int, int, int, gives=3)
 def translate_by_device(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple[bool, int, int]:
     """Translate as `translate` does, for a requester with a device TLB.
 

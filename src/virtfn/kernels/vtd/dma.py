@@ -98,7 +98,7 @@ def translate_miss(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
     reason = find_context(iommu, rid, iova)
     if reason:
         unit.iotlb_misses += 1
-        record_fault(iommu, rid, iova, reason, write, context.fpd)
+        record_fault(iommu, rid, iova, reason, write, context.fpd, 0)
         return 0, 0
     if context.bypass:
         remember_key(context, IDENTITY)
@@ -106,7 +106,7 @@ def translate_miss(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> 
         return clip_to_memory(iommu, iova, nbytes)
     reason, hpa, run, _ = find_page(iommu, rid, iova, write, write)
     if reason:
-        record_fault(iommu, rid, iova, reason, write, context.fpd)
+        record_fault(iommu, rid, iova, reason, write, context.fpd, 0)
         return 0, 0
     if run == 0:
         return clip_to_memory(iommu, hpa, min(nbytes, 4096 - (hpa & 4095)))

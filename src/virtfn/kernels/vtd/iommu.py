@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels._jit import Row, kernel, row_at, row_of
+from virtfn.kernels._jit import Row, apart, kernel, row_at, row_of
 from virtfn.kernels.ranges import machine_memory_of, row_address
 
 __all__ = [
     "FAULT_SLOTS",
     "INTERRUPT_SLOTS",
+    "IOMMU",
     "IOTLB_MAX",
     "MESSAGE_SLOTS",
     "Iommu",
@@ -175,8 +176,8 @@ def slot_to_take(rows: npt.NDArray[np.void], head: int, slots: int, rid: int) ->
     return taken
 
 
-@kernel
-def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: int, kind: int = 0) -> None:
+@apart(IOMMU, int, int, int, int, int, int, gives=0)
+def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: int, kind: int) -> None:
     """Count a fault, and put it into the ring unless FPD suppresses its reason. kind: of request, as AT has it.
 
     In a full ring, a requester that has few slots takes one from a requester that has many.
@@ -208,7 +209,7 @@ def record_fault(iommu: Row, rid: int, iova: int, reason: int, write: int, fpd: 
     fault.kind = kind
 
 
-@kernel
+@apart(IOMMU, int, int, int, gives=2)
 def record_message(iommu: Row, rid: int, address: int, nbytes: int) -> tuple[int, int]:
     """Take a write to the interrupt range as the message that it is; return (where its bytes go, how many do).
 

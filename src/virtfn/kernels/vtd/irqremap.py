@@ -41,8 +41,8 @@ from virtfn.hw.vtd.interrupts import (
     SourceValidation,
 )
 from virtfn.hw.vtd.tables import FaultReason
-from virtfn.kernels._jit import Row, grant, kernel, load64, part, store64
-from virtfn.kernels.vtd.iommu import INTERRUPT_SLOTS, record_fault
+from virtfn.kernels._jit import Row, apart, grant, kernel, load64, part, store64
+from virtfn.kernels.vtd.iommu import INTERRUPT_SLOTS, IOMMU, record_fault
 
 __all__ = ["BLOCKED", "DELIVERED", "POSTED", "invalidate_interrupts", "remap_interrupt"]
 
@@ -60,7 +60,7 @@ BY_REQUESTER = int(SourceValidation.REQUESTER)
 BY_BUS_RANGE = int(SourceValidation.BUS_RANGE)
 
 
-@kernel
+@apart(IOMMU, int, int, int, gives=3)
 def remap_interrupt(iommu: Row, rid: int, address: int, message: int) -> tuple[int, int, int]:
     """Find what `message`, written to `address` by requester `rid`, may raise.
 
@@ -131,7 +131,7 @@ def _read_entry(iommu: Row, rid: int, index: int, cached: Row) -> tuple[int, int
 @kernel
 def _block(iommu: Row, rid: int, index: int, reason: int, fpd: int) -> tuple[int, int, int]:
     iommu.unit[0].blocked += 1
-    record_fault(iommu, rid, (index & 0xFFFF) << 48, reason, 0, fpd)
+    record_fault(iommu, rid, (index & 0xFFFF) << 48, reason, 0, fpd, 0)
     return BLOCKED, 0, 0
 
 
