@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import csum as twin
+from virtfn.kernels._jit import hash_words_by_bits, kernel
 from virtfn.kernels.csum import (
+    KEY_START,
+    add_words,
+    adds_up,
     copy_sum,
     crc32c,
     fold,
@@ -18,8 +22,7 @@ from virtfn.kernels.csum import (
     sum_words,
     swap16,
     toeplitz,
-    toeplitz_table,
-    toeplitz_word,
+    toeplitz_key,
 )
 from virtfn.kernels.ranges import address_of
 
@@ -41,6 +44,14 @@ V6 = [
 ]
 
 
+WORD = st.integers(0, (1 << 64) - 1) | st.sampled_from([0, 1, (1 << 64) - 1])
+
+
+def signed(word: int) -> int:
+    """Return a word as kernels take it."""
+    return word - (1 << 64) if word >> 63 else word
+
+
 def at(content: bytes) -> tuple[np.ndarray, int]:
     """Put bytes into memory; what follows them must not matter."""
     room = np.frombuffer(content + b"\xa5" * 8, np.uint8).copy()
@@ -59,12 +70,14 @@ def test_internet_checksum(content: bytes) -> None:
 
 
 @settings(deadline=None)
-@given(content=st.binary(max_size=600))
-def test_a_copy_that_sums(content: bytes) -> None:
+@given(content=st.binary(min_size=64, max_size=600), shift=st.integers(0, 31), ones=st.booleans())
+def test_a_copy_that_sums(content: bytes, shift: int, ones: bool) -> None:
+    content = (b"\xff" * len(content) if ones else content)[shift:]
     room, address = at(content)
-    copy, target = at(bytes(len(content)))
-    assert fold(copy_sum(target, address, len(content))) == fold(sum_bytes(address, len(content)))
-    assert copy.tobytes() == room.tobytes()
+    copy, target = at(bytes(len(content) + shift))
+    assert fold(copy_sum(target + shift, address, len(content))) == fold(sum_bytes(address, len(content)))
+    assert copy[shift : shift + len(content)].tobytes() == content
+    assert room.size
 
 
 @settings(deadline=None)
@@ -79,12 +92,21 @@ def test_a_sum_by_words(content: bytes, start: int, size: int) -> None:
 
 
 @settings(deadline=None)
-@given(total=st.integers(0, (1 << 63) - 1))
+@given(total=st.integers(0, (1 << 64) - 1) | st.integers(0, (1 << 48) - 1).map(lambda n: n * 0xFFFF))
 def test_fold_keeps_the_sum(total: int) -> None:
-    folded = fold(total)
+    folded = fold(signed(total))
     assert 0 <= folded <= 0xFFFF
     assert folded % 0xFFFF == total % 0xFFFF
     assert (folded == 0) == (total == 0)
+    assert adds_up(signed(total)) == (total % 0xFFFF == 0)
+
+
+@settings(deadline=None)
+@given(first=WORD, second=WORD)
+def test_words_are_added_in_ones_complement(first: int, second: int) -> None:
+    total = add_words(signed(first), signed(second)) % (1 << 64)
+    assert total % ((1 << 64) - 1) == (first + second) % ((1 << 64) - 1)
+    assert (total == 0) == (first + second == 0)
 
 
 def test_fold_of_the_largest_frame() -> None:
@@ -123,8 +145,8 @@ def test_crc32c_vectors() -> None:
 def rss(key: bytes, content: bytes) -> int:
     room, address = at(content)
     assert room.size
-    table = toeplitz_table(key)
-    return toeplitz(address_of(table), address, len(content), 0)
+    laid_out = toeplitz_key(key)
+    return toeplitz(address_of(laid_out) + KEY_START, address, len(content), 0)
 
 
 @pytest.mark.parametrize("vector", [*V4, *V6], ids=lambda v: v[2])
@@ -140,19 +162,23 @@ def test_rss_verification_suite(vector: tuple[str, int, str, int, int, int]) -> 
 def test_toeplitz(key: bytes, content: bytes, cut: int) -> None:
     content = content[: len(content) & ~3]
     cut = min(4 * cut, len(content))
-    table = toeplitz_table(key)
+    laid_out = toeplitz_key(key)
     _, first = pair = at(content[:cut])
     _, second = rest = at(content[cut:])
-    where = address_of(table)
+    where = address_of(laid_out) + KEY_START
     got = toeplitz(where, first, cut, 0) ^ toeplitz(where, second, len(content) - cut, cut)
     assert got == twin.toeplitz(key, content)
     assert len(pair) == len(rest)
 
 
+@kernel
+def hash_by_bits(key: int, first: int, second: int) -> int:
+    return hash_words_by_bits(key, (first, second))
+
+
 @settings(max_examples=40, deadline=None)
-@given(key=st.binary(min_size=40, max_size=40), content=st.binary(min_size=8, max_size=8), cut=st.integers(0, 8))
-def test_toeplitz_of_a_word(key: bytes, content: bytes, cut: int) -> None:
-    table = toeplitz_table(key)
-    word, where = int.from_bytes(content, "little", signed=True), address_of(table)
-    got = toeplitz_word(where, word, 0, cut, 0) ^ toeplitz_word(where, word, cut, 8 - cut, cut)
-    assert got == twin.toeplitz(key, content)
+@given(key=st.binary(min_size=40, max_size=40), content=st.binary(min_size=16, max_size=16))
+def test_toeplitz_where_nothing_multiplies_without_carries(key: bytes, content: bytes) -> None:
+    laid_out = toeplitz_key(key)
+    words = [int.from_bytes(content[i : i + 8], "little", signed=True) for i in (0, 8)]
+    assert hash_by_bits(address_of(laid_out) + KEY_START, *words) == twin.toeplitz(key, content)

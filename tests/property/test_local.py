@@ -30,7 +30,7 @@ from unit.nicrig import (
     snapshot,
     tagged,
 )
-from virtfn.kernels.csum import toeplitz_table
+from virtfn.kernels.csum import toeplitz_key
 from virtfn.kernels.i82576.state import CHAIN
 from virtfn.machine.memory import CHUNK
 
@@ -83,7 +83,7 @@ frames = st.lists(
         st.sampled_from(["a", "a", "a", "b", "b", "self", "group", "stranger"]),
         st.sampled_from([False] * 7 + [True]),
         st.sampled_from(list(KINDS)),
-        st.sampled_from([14, 42, 54, 59, 60, 61, 64, 67, 68, 69, 76, 128, 129, 500, 1514, 1519, 3000]),
+        st.sampled_from([14, 20, 42, 54, 55, 56, 59, 60, 61, 64, 68, 69, 71, 72, 76, 128, 129, 500, 1514, 1519, 9724]),
         st.booleans(),
         st.sampled_from([False] * 15 + [True]),
         st.sampled_from([False] * 15 + [True]),
@@ -220,7 +220,7 @@ def set_up(rig: Rig, w: World) -> None:
     rig.nic["vlans"][:] = 0
     rig.nic["vlans"][5] = w.members | 1 << 8
     rig.nic["vlans"][0] = 7 | 1 << 8
-    rig.nic["rss_table"][:] = toeplitz_table(bytes(range(40)))
+    rig.nic["rss_key"][:] = toeplitz_key(bytes(range(40)))
     rig.nic["reta"][:] = 0
     for n in range(POOLS):
         rig.nic["pools"][n]["strip"] = int(w.strip)
@@ -248,7 +248,8 @@ def post(rig: Rig, sent: list[Sent]) -> None:
 
 
 def state(rig: Rig) -> dict[str, object]:
-    transient = {"epoch", "win_lo", "win_hi", "win_hpa", "regs", "iommu", "scratch", "captured", "rss_table", "mirror"}
+    transient = {"epoch", "win_lo", "win_hi", "win_hpa", "near", "near_hpa", "near_bytes"}
+    transient |= {"regs", "iommu", "scratch", "captured", "rss_key", "mirror"}
     rows = {"port": rig.port, "counters": rig.nic["counters"]}
     rows |= {f"pool {n}": rig.nic["pools"][n] for n in range(POOLS)}
     rows |= {"tx": rig.nic["tx"][SENDER]}

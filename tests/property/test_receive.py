@@ -13,7 +13,7 @@ from reference import receive as twin
 from unit.nicrig import STANDARD, TAGGED, Rig
 from unit.packets import frames
 from virtfn.kernels._jit import kernel
-from virtfn.kernels.csum import toeplitz_table
+from virtfn.kernels.csum import toeplitz_key
 from virtfn.kernels.i82576.classify import classify, split_point
 from virtfn.kernels.i82576.state import nic_at
 from virtfn.kernels.ranges import address_of
@@ -52,7 +52,7 @@ _offloads = st.builds(twin.Offloads, st.booleans(), st.booleans(), st.booleans()
 
 def ask_for(rig: Rig, want: twin.Offloads) -> None:
     rig.set(rx_ip_checksum=want.ip, rx_l4_checksum=want.l4, rss=want.rss, rss_fields=want.fields, rss_in_descriptor=1)
-    rig.nic["rss_table"][:] = toeplitz_table(want.key)
+    rig.nic["rss_key"][:] = toeplitz_key(want.key)
 
 
 @settings(max_examples=300, deadline=None)

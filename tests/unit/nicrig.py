@@ -195,7 +195,7 @@ class Rig:
 
     def reset(self) -> None:
         """Put everything back but the domains."""
-        nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured", "rss_table")}
+        nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured", "rss_key")}
         nic["card"] = 0
         for name in ("port", "turn", "counters", "pools", "rx", "tx", "routes"):
             nic[name] = np.zeros((), nic[name].dtype)
@@ -205,7 +205,7 @@ class Rig:
             "multicast",
             "unicast",
             "reta",
-            "rss_table",
+            "rss_key",
             "mirrors",
             "eitr",
             "credit",

@@ -69,17 +69,14 @@ _NOBODY = _Nobody()
 class _Whole(JITCodeLibrary):
     """A kernel with all that it calls, each once."""
 
-    def add_linking_library(self, library: Any) -> None:
-        if library in self._linking_libraries:
-            return
-        super().add_linking_library(library)
-        for further in library._linking_libraries:
-            self.add_linking_library(further)
-
     def machine_code(self, name: str, entry: str) -> bytes:
         """Return the object file in which function `name` and, as NAME.entry, function `entry` can be found."""
         module = self._final_module
+        # Callers first: code is linked when something that is there calls it, and the first time only.
+        found: dict[Any, None] = {}
         for library in self._linking_libraries:
+            _find_callees(library, found)
+        for library in reversed(found):
             module.link_in(library._get_module_for_linking(), preserve=True)
         module.get_function(entry).name = f"{name}.entry"
         module.get_function(f"{name}.entry").linkage = "external"
@@ -88,6 +85,14 @@ class _Whole(JITCodeLibrary):
             if not function.is_declaration:
                 function.linkage = "external" if function.name in (name, f"{name}.entry") else "internal"
         return cast(bytes, self._codegen._tm.emit_object(module))
+
+
+def _find_callees(library: Any, found: dict[Any, None]) -> None:
+    """Add a library to those found, behind all that its code calls."""
+    if library not in found:
+        for further in library._linking_libraries:
+            _find_callees(further, found)
+        found[library] = None
 
 
 class _Passes(PassManager):

@@ -19,9 +19,11 @@ from virtfn.kernels.stray import CHECKED, StrayAccessError
 __all__ = [
     "apart",
     "by_address",
+    "copy_32",
     "copy_bytes",
     "fence",
     "grant",
+    "hash_words",
     "libc",
     "load",
     "results",
@@ -29,6 +31,7 @@ __all__ = [
     "store",
     "sum_blocks",
     "touch",
+    "unlikely",
 ]
 
 
@@ -127,14 +130,44 @@ def copy_bytes() -> Callable[..., Any]:
     return _intrinsic(typed)
 
 
+def copy_32() -> Callable[..., Any]:
+    """Make a copy of 32 bytes, without a call."""
+
+    def typed(typingctx, target, source):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            _check(context, builder, _MAY_TOUCH, args[0], 32, 1)
+            _check(context, builder, _MAY_TOUCH, args[1], 32, 0)
+            block = ir.VectorType(ir.IntType(8), 32).as_pointer()
+            value = builder.load(builder.inttoptr(args[1], block))
+            value.align = 1
+            builder.store(value, builder.inttoptr(args[0], block)).align = 1
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return _intrinsic(typed)
+
+
 _LANES, _UNROLLED = 4, 4
 
 
+def _add_lanes(builder: Any, values: list[Any], sums: Any) -> Any:
+    """Add the halves of vectors of words, and `sums`, to one word."""
+    low, half = (ir.Constant(sums.type, [number] * _LANES) for number in (0xFFFFFFFF, 32))
+    for value in values:
+        sums = builder.add(sums, builder.add(builder.and_(value, low), builder.lshr(value, half)))
+    lane = [builder.extract_element(sums, ir.IntType(32)(i)) for i in range(_LANES)]
+    return builder.add(builder.add(lane[0], lane[1]), builder.add(lane[2], lane[3]))
+
+
 def sum_blocks(copy: bool) -> Callable[..., Any]:
-    """Make `sum_blocks`, or `copy_blocks`: blocks of 32 bytes, eight 32-bit words at a time."""
+    """Make `sum_blocks`, or `copy_blocks`: blocks of 32 bytes, four 64-bit words at a time.
+
+    One's complement: carries are counted, and added in the end. One is seen by a sum that is less than it was; with its
+    upper bit turned round from the beginning, it is that as a signed number.
+    """
     lanes = ir.VectorType(ir.IntType(64), _LANES)
-    low = ir.Constant(lanes, [0xFFFFFFFF] * _LANES)
-    high = ir.Constant(lanes, [32] * _LANES)
+    none, turned = ir.Constant(lanes, None), ir.Constant(lanes, [1 << 63] * _LANES)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         *target, source, blocks = args
@@ -143,7 +176,8 @@ def sum_blocks(copy: bool) -> Callable[..., Any]:
         _check(context, builder, _MAY_TOUCH, source, nbytes, 0)
         for address in target:
             _check(context, builder, _MAY_TOUCH, address, nbytes, 1)
-        totals = [cgutils.alloca_once_value(builder, ir.Constant(lanes, None)) for _ in range(_UNROLLED)]
+        totals = [cgutils.alloca_once_value(builder, turned) for _ in range(_UNROLLED)]
+        carries = cgutils.alloca_once_value(builder, none)
 
         def add(block: Any, total: Any) -> None:
             offset = builder.shl(block, word(5))
@@ -151,8 +185,11 @@ def sum_blocks(copy: bool) -> Callable[..., Any]:
             value.align = 1
             for address in target:
                 builder.store(value, builder.inttoptr(builder.add(address, offset), lanes.as_pointer())).align = 1
-            two = builder.add(builder.and_(value, low), builder.lshr(value, high))
-            builder.store(builder.add(builder.load(total), two), total)
+            before = builder.load(total)
+            after = builder.add(before, value)
+            carried = builder.sext(builder.icmp_signed("<", after, before), lanes)
+            builder.store(after, total)
+            builder.store(builder.sub(builder.load(carries), carried), carries)
 
         whole = builder.sdiv(blocks, word(_UNROLLED))
         with cgutils.for_range(builder, whole) as loop:
@@ -162,11 +199,9 @@ def sum_blocks(copy: bool) -> Callable[..., Any]:
         begun = builder.mul(whole, word(_UNROLLED))
         with cgutils.for_range(builder, builder.sub(blocks, begun)) as loop:
             add(builder.add(begun, loop.index), totals[0])
-        sums = builder.load(totals[0])
-        for total in totals[1:]:
-            sums = builder.add(sums, builder.load(total))
-        lane = [builder.extract_element(sums, ir.IntType(32)(i)) for i in range(_LANES)]
-        return builder.add(builder.add(lane[0], lane[1]), builder.add(lane[2], lane[3]))
+        return _add_lanes(
+            builder, [builder.xor(builder.load(total), turned) for total in totals], builder.load(carries)
+        )
 
     def of_one(typingctx, source, blocks):  # type: ignore[no-untyped-def]
         return types.int64(types.int64, types.int64), codegen
@@ -175,6 +210,69 @@ def sum_blocks(copy: bool) -> Callable[..., Any]:
         return types.int64(types.int64, types.int64, types.int64), codegen
 
     return _intrinsic(of_two if copy else of_one)
+
+
+def hash_words(carryless: bool) -> Callable[..., Any]:
+    """Make `hash_words`. carryless: multiply without carries, where the processor can.
+
+    Bit i of a word, from the top, adds bits i+1 to i+32 of its piece of the key, from the bottom, to the hash. That is
+    32 bits in the middle of a product: the upper half of one by the piece, the lower half of one by the next piece.
+    """
+    word, pair = ir.IntType(64), ir.VectorType(ir.IntType(64), 2)
+
+    def multiply(builder: Any, values: list[Any], at: list[Any]) -> Any:
+        signature = ir.FunctionType(pair, [pair, pair, ir.IntType(8)])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.pclmulqdq")
+        upper = lower = ir.Constant(pair, None)
+        for value, address in zip(values, at, strict=True):
+            key = builder.load(builder.inttoptr(address, pair.as_pointer()))
+            key.align = 1
+            both = builder.insert_element(ir.Constant(pair, None), value, word(0))
+            upper = builder.xor(upper, builder.call(function, [both, key, ir.IntType(8)(0x00)]))
+            lower = builder.xor(lower, builder.call(function, [both, key, ir.IntType(8)(0x10)]))
+        down = builder.shuffle_vector(upper, upper, ir.Constant(ir.VectorType(ir.IntType(32), 2), [1, 0]))
+        mixed = ir.FunctionType(pair, [pair])
+        function = cgutils.get_or_insert_function(builder.module, mixed, "llvm.bitreverse.v2i64")
+        return builder.extract_element(builder.call(function, [builder.xor(down, lower)]), word(0))
+
+    def add_up(builder: Any, values: list[Any], at: list[Any]) -> Any:
+        total = cgutils.alloca_once_value(builder, word(0))
+        for value, address in zip(values, at, strict=True):
+            for first in (0, 32):
+                key = builder.load(builder.inttoptr(builder.add(address, word(first // 8)), word.as_pointer()))
+                key.align = 1
+                with cgutils.for_range(builder, word(32)) as loop:
+                    piece = builder.lshr(builder.lshr(key, word(1)), loop.index)
+                    bit = builder.and_(builder.lshr(value, builder.sub(word(63 - first), loop.index)), word(1))
+                    added = builder.and_(piece, builder.neg(bit))
+                    builder.store(builder.xor(builder.load(total), added), total)
+        return builder.bitreverse(builder.load(total))
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        values = [builder.bswap(value) for value in cgutils.unpack_tuple(builder, args[1])]
+        _check(context, builder, _MAY_TOUCH, args[0], 8 * len(values) + 8, 0)
+        at = [builder.add(args[0], word(8 * i)) for i in range(len(values))]
+        able = carryless and "+pclmul" in context.codegen()._tm_features.split(",")
+        return builder.lshr((multiply if able else add_up)(builder, values, at), word(32))
+
+    def typed(typingctx, key, words):  # type: ignore[no-untyped-def]
+        return types.int64(types.int64, words), codegen
+
+    return _intrinsic(typed)
+
+
+def unlikely() -> Callable[..., Any]:
+    """Make what says that a condition is seldom true."""
+
+    def typed(typingctx, condition):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            bit = ir.IntType(1)
+            expect = cgutils.get_or_insert_function(builder.module, ir.FunctionType(bit, [bit, bit]), "llvm.expect.i1")
+            return builder.call(expect, [args[0], bit(0)])
+
+        return types.boolean(types.boolean), codegen
+
+    return _intrinsic(typed)
 
 
 def fence() -> Callable[..., Any]:

@@ -5,8 +5,11 @@
     store16_release, ...            heads and write-backs, of 32 and 64 bits too: what they publish is written before
     fence()                         what was stored before is seen by all before anything is loaded after it
     copy_bytes                      memcpy; the regions do not overlap
+    copy_32(target, source)         32 bytes, without a call
     sum_blocks(source, blocks)      adds blocks of 32 bytes as 32-bit words, many at a time
     copy_blocks(target, source, blocks)  the same, and copies them
+    unlikely(condition)             the condition; registers and code go to the case that it is false
+    hash_words(key, words)          the Toeplitz hash of a tuple of 64-bit words (`csum.py`)
     row_of(names)                   makes a dtype: a row of 64-bit integers
     row_at(dtype)                   makes a gate: the structured row of that dtype at an address
     libc(name, 32, 64)              a function of the C library, for kernels that call the system
@@ -251,6 +254,10 @@ store64_unchecked: Callable[[int, int], None] = _gate("store", 64, None, False)
 copy_bytes: Callable[[int, int, int], None] = _gate("copy_bytes")
 sum_blocks: Callable[[int, int], int] = _gate("sum_blocks", False)
 copy_blocks: Callable[[int, int, int], int] = _gate("sum_blocks", True)
+copy_32: Callable[[int, int], None] = _gate("copy_32")
+hash_words: Callable[[int, tuple[int, ...]], int] = _gate("hash_words", True)
+hash_words_by_bits: Callable[[int, tuple[int, ...]], int] = _gate("hash_words", False)
+unlikely: Callable[[bool], bool] = _gate("unlikely")
 fence: Callable[[], None] = _gate("fence")
 touch: Callable[[int, int, int], None] = _gate("touch")
 grant: Callable[[int, int, int, int], None] = _gate("grant")

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from virtfn.kernels._jit import (
     copy_blocks,
+    hash_words,
     inlined,
     kernel,
     load8,
@@ -22,17 +23,19 @@ from virtfn.kernels._jit import (
 
 __all__ = [
     "CRC32C",
+    "KEY_START",
+    "add_words",
+    "adds_up",
     "copy_sum",
     "crc32c",
     "fold",
-    "halves",
+    "run_through",
     "sum_bytes",
     "sum_words",
     "swap16",
     "swap32",
     "toeplitz",
-    "toeplitz_table",
-    "toeplitz_word",
+    "toeplitz_key",
 ]
 
 
@@ -47,7 +50,10 @@ def _crc_table() -> npt.NDArray[np.uint32]:
 
 
 CRC32C = _crc_table()
+KEY_START = 8  # where the first byte of a key lies in what `toeplitz_key` makes
+_LOW = 0xFFFFFFFF
 _SWAP32_MASK = 0xFF00FF
+_ONES = 0x0001000100010001  # times 0xFFFF that is -1
 
 
 @kernel
@@ -58,63 +64,73 @@ def swap16(value: int) -> int:
 
 @kernel
 def fold(total: int) -> int:
-    """Fold a one's complement sum into 16 bits."""
-    total = (total & 0xFFFFFFFF) + (total >> 32)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return (total & 0xFFFF) + (total >> 16)
+    """Fold a one's complement sum, of 64 bits without a sign, into 16."""
+    total = total + (total << 32 | total >> 32 & 0xFFFFFFFF) >> 32 & 0xFFFFFFFF
+    return (total + (total << 16 & 0xFFFFFFFF | total >> 16) & 0xFFFFFFFF) >> 16
 
 
 @inlined
-def halves(word: int) -> int:
-    """Add the two halves of a 64-bit word."""
-    return (word & 0xFFFFFFFF) + (word >> 32 & 0xFFFFFFFF)
+def adds_up(total: int) -> bool:
+    """Tell whether a one's complement sum, which is not 0, is as checksums make it: a multiple of 0xFFFF."""
+    return bool(np.uint64(-total * _ONES) <= np.uint64(_ONES))
+
+
+@inlined
+def add_words(first: int, second: int) -> int:
+    """Add two 64-bit words in one's complement: what is carried out at the top comes in at the bottom."""
+    total = first + second
+    return total + int(np.uint64(total) < np.uint64(first))
+
+
+@inlined
+def run_through(target: int, source: int, size: int, copy: bool) -> int:
+    """Add up to 31 bytes at `source` as `sum_bytes` does, and copy them if that is asked for."""
+    total = i = 0
+    while i + 8 <= size:
+        word = load64(source + i)
+        if copy:
+            store64(target + i, word)
+        total += (word & _LOW) + (word >> 32 & _LOW)
+        i += 8
+    if size & 4:
+        word = load32(source + i)
+        if copy:
+            store32(target + i, word)
+        total += word
+        i += 4
+    if size & 2:
+        word = load16(source + i)
+        if copy:
+            store16(target + i, word)
+        total += word
+        i += 2
+    if size & 1:
+        word = load8(source + i)
+        if copy:
+            store8(target + i, word)
+        total += word
+    return total
 
 
 @kernel
 def sum_bytes(address: int, size: int) -> int:
     """Add `size` bytes at `address` as little-endian 16-bit words, unfolded; the last odd byte counts as low."""
-    i = size & ~31
-    total = sum_blocks(address, size >> 5)
-    while i + 8 <= size:
-        total += halves(load64(address + i))
-        i += 8
-    if size & 4:
-        total += load32(address + i)
-        i += 4
-    if size & 2:
-        total += load16(address + i)
-        i += 2
-    if size & 1:
-        total += load8(address + i)
-    return total
+    whole = size & ~31
+    total = sum_blocks(address, size >> 5) if whole else 0
+    return total + run_through(0, address + whole, size & 31, False)
 
 
 @kernel
 def copy_sum(target: int, source: int, size: int) -> int:
-    """Copy `size` bytes, each read once, and add them as `sum_bytes` does; the regions do not overlap."""
-    i = size & ~31
-    total = copy_blocks(target, source, size >> 5)
-    while i + 8 <= size:
-        word = load64(source + i)
-        store64(target + i, word)
-        total += halves(word)
-        i += 8
-    if size & 4:
-        word = load32(source + i)
-        store32(target + i, word)
-        total += word
-        i += 4
-    if size & 2:
-        word = load16(source + i)
-        store16(target + i, word)
-        total += word
-        i += 2
-    if size & 1:
-        word = load8(source + i)
-        store8(target + i, word)
-        total += word
-    return total
+    """Copy `size` bytes, 32 at least, each read once, and add them as `sum_bytes` does; the regions do not overlap."""
+    lead = -target & 12  # blocks are written faster where addresses are multiples of 16
+    total = run_through(target, source, lead, True)
+    target += lead
+    source += lead
+    size -= lead
+    whole = size & ~31
+    total += copy_blocks(target, source, size >> 5)
+    return total + run_through(target + whole, source + whole, size & 31, True)
 
 
 @kernel
@@ -130,11 +146,12 @@ def sum_words(address: int, start: int, end: int) -> int:
     word = load64(at) & -1 << ((start & 7) << 3)
     total = 0
     while left > 8:
-        total += halves(word)
+        total += (word & _LOW) + (word >> 32 & _LOW)
         at += 8
         left -= 8
         word = load64(at)
-    return total + halves(word & (2 << (left << 3) - 1) - 1)
+    word &= (2 << (left << 3) - 1) - 1
+    return total + (word & _LOW) + (word >> 32 & _LOW)
 
 
 @kernel
@@ -148,40 +165,28 @@ def crc32c(address: int, size: int, skip: int) -> int:
 
 
 @inlined
-def toeplitz_word(table: int, word: int, skip: int, size: int, first: int) -> int:
-    """Contribution to the RSS hash of `size` bytes of a 64-bit word, after its lowest `skip`.
+def toeplitz(key: int, address: int, size: int, first: int) -> int:
+    """Contribution to the RSS hash of `size` bytes at `address`, a multiple of 4: its input bytes `first`...
 
-    table: address of what `toeplitz_table` makes. They are input bytes `first`... of the hash.
+    key: address in what `toeplitz_key` makes. Spec: "Verifying the RSS hash calculation", Microsoft.
     """
     value = 0
-    word >>= skip << 3
-    for i in range(size):
-        value ^= load32(table + (first + i << 10) + ((word >> (i << 3) & 0xFF) << 2))
+    for i in range(0, size & ~7, 8):
+        value ^= hash_words(key + first + i, (load64(address + i),))
+    if size & 4:
+        value ^= hash_words(key + first + (size & ~7), (load32(address + (size & ~7)),))
     return value
 
 
-@inlined
-def toeplitz(table: int, address: int, size: int, first: int) -> int:
-    """Contribution of `size` bytes at `address`, as `toeplitz_word` has it. size: a multiple of 4."""
-    value = 0
-    for i in range(0, size, 4):
-        value ^= toeplitz_word(table, load32(address + i), 0, 4, first + i)
-    return value
+def toeplitz_key(key: bytes) -> npt.NDArray[np.uint8]:
+    """Lay a 40-byte key out for `hash_words`, as (64,) uint8, from byte `KEY_START`, with zeros around it.
 
-
-def toeplitz_table(key: bytes) -> npt.NDArray[np.uint32]:
-    """Tabulate what each value of each of 36 input bytes adds to the hash under a 40-byte key, as (36, 256) uint32."""
-    bits = int.from_bytes(key, "big")
-    table = np.zeros((36, 256), np.uint32)
-    for position in range(36):
-        window = [bits >> (320 - 32 - position * 8 - bit) & 0xFFFFFFFF for bit in range(8)]
-        for value in range(256):
-            total = 0
-            for bit in range(8):
-                if value & 0x80 >> bit:
-                    total ^= window[bit]
-            table[position, value] = total
-    return table
+    What is the highest bit of a byte comes first: here it is the lowest, and all are one bit further.
+    """
+    bits = np.zeros(64 * 8, np.uint8)
+    begin = KEY_START * 8 + 1
+    bits[begin : begin + 320] = np.unpackbits(np.frombuffer(key, np.uint8))
+    return np.packbits(bits, bitorder="little")
 
 
 @kernel

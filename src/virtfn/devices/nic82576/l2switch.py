@@ -35,7 +35,7 @@ from virtfn.hw.i82576.rxtx import (
     VMVIR,
     VT_CTL,
 )
-from virtfn.kernels.csum import toeplitz_table
+from virtfn.kernels.csum import toeplitz_key
 from virtfn.kernels.i82576.state import MAC_SLOTS, PLAIN_TAG_AT, POOLS
 from virtfn.kernels.i82576.switch import IN_VFTA, LOCAL_VLAN, mac_slot
 from virtfn.machine.regfile import Handlers, on_read, on_write
@@ -151,7 +151,7 @@ class L2Switch(Handlers):
         self._nic["multicast"][:] = self._registers.words(Regs.MTA)
         self._nic["unicast"][:] = self._registers.words(Regs.UTA)
         self._nic["reta"][:] = self._registers.words(Regs.RETA).view(np.uint8)
-        self._nic["rss_table"][:] = toeplitz_table(self._registers.words(Regs.RSSRK).tobytes())
+        self._nic["rss_key"][:] = toeplitz_key(self._registers.words(Regs.RSSRK).tobytes())
 
     def _settle_properties(self) -> None:
         peek, port = self._registers.peek, self._nic["port"]

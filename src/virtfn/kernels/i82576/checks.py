@@ -1,13 +1,16 @@
 """Checksums, hash and packet type of IP frames that `local.py` moves: those asked for, and those that are judged.
 
-What it does not know goes the general way: options, fragments with offloads, offloads for other headers than are there.
-Spec: 82576 datasheet, sections on packet type, checksum offloads, and RSS.
+What it does not know goes the general way: options, lengths that make no sense, offloads for other headers than are
+there. Spec: 82576 datasheet, sections on packet type, checksum offloads, and RSS.
 """
 
 from __future__ import annotations
 
-from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED
 from virtfn.hw.i82576.desc import (
+    RXD_IPCS,
+    RXD_PT_IPV4,
+    RXD_PT_IPV6,
+    RXD_PT_IPV6EXT,
     RXD_PT_TCP,
     RXD_PT_UDP,
     TXC_L4T_SHIFT,
@@ -17,107 +20,128 @@ from virtfn.hw.i82576.desc import (
     TXD_IXSM,
     TXD_TXSM,
 )
-from virtfn.kernels._jit import Row, inlined, load16, load64, store16, store64
-from virtfn.kernels.csum import fold, sum_words, swap16
-from virtfn.kernels.i82576.classify import (
-    is_summed,
-    judge_header,
-    judge_payload,
-    look_at_ip,
-    look_at_payload,
-)
+from virtfn.kernels._jit import Row, inlined, store16, unlikely
+from virtfn.kernels.csum import add_words, fold, swap16
+from virtfn.kernels.i82576.classify import judge_header, judge_payload, look_at_payload
 from virtfn.kernels.i82576.head import (
+    copy_rest,
+    first_bytes,
     hash_head,
+    held_bytes,
+    put_ip,
     sum_addresses,
     sum_header,
-    sum_payload,
 )
 from virtfn.kernels.i82576.offload import context_of
 
-__all__ = ["IP_START", "look", "settle_sums"]
+__all__ = ["look", "put_packet"]
 
 IP_START = 14  # where an IP header begins
 _L4_OF_IPV4, _L4_OF_IPV6 = 34, 54  # where the payload begins, without options
 
 
 @inlined
-def agrees(t: Row, q1: int, six: bool, cut: int, carried: int, l4: int, end: int, length: int) -> bool:
-    """Tell whether the offloads of a frame are for the headers that it has, and its checksum for all of the rest.
+def agrees(t: Row, q1: int, six: bool, cut: int, carried: int, whole: bool) -> bool:
+    """Tell whether the offloads of a frame are for the headers that it has.
 
-    l4, end: where its payload begins and ends; length: its bytes. Without the tag of `cut` bytes.
+    cut: bytes of the tag that it had. whole: whether the checksum is one of all that follows.
     """
     c0, c1 = context_of(t, q1)
-    kind = c1 >> TXC_L4T_SHIFT & 3
-    l3 = (c0 >> TXC_MACLEN_SHIFT & 0x7F) - cut
-    if l3 + (c0 & 0x1FF) != l4 or (q1 & TXD_IXSM and (six or l3 != IP_START)):
+    if c0 & 0xFFFF != (IP_START + cut) << TXC_MACLEN_SHIFT | (40 if six else 20) or (six and q1 & TXD_IXSM):
         return False
     if q1 & TXD_TXSM == 0:
         return True
-    known = (carried == RXD_PT_TCP and kind == TXC_L4T_TCP) or (carried == RXD_PT_UDP and kind == TXC_L4T_UDP)
-    return known and end == length
+    kind = c1 >> TXC_L4T_SHIFT & 3
+    return whole and kind == (TXC_L4T_TCP if carried == RXD_PT_TCP else TXC_L4T_UDP)
 
 
 @inlined
-def look(nic: Row, t: Row, q1: int, head: int, size: int, cut: int, length: int) -> tuple[int, int, int, int, int, int]:
+def look(
+    nic: Row, t: Row, q1: int, six: bool, high: int, words: tuple[int, int, int, int, int, int], size: int, cut: int,
+    length: int,
+) -> tuple[int, int, int, int]:  # fmt: skip
     """Look into a frame of `size` bytes, `length` before it was filled up.
 
-    Returns (Q0, status, where its payload begins, and ends, protocol, sum of its addresses). Protocol 0: nothing has to
-    be summed; -1: it needs the general path.
+    Returns (Q0, status, bytes that its checksum covers, sum of its addresses). Bytes -1: it needs the general path.
     """
     p = nic.port
-    kind = load64(head + 8) >> 32 & 0xFFFF
-    asked = q1 & (TXD_IXSM | TXD_TXSM) != 0
-    six = kind == IPV6_LOADED
-    if kind != IPV4_LOADED and not six:
-        return 0, 0, 0, 0, -1 if asked else 0, 0
-    packet, protocol, l4, end = look_at_ip(head, size, IP_START)
-    if l4 == 0:
-        return packet, 0, 0, 0, -1 if asked else 0, 0
-    if l4 != (_L4_OF_IPV6 if six else _L4_OF_IPV4):
-        return 0, 0, 0, 0, -1, 0  # options
-    carried, covered = look_at_payload(head, protocol, l4, end)
-    if asked and not agrees(t, q1, six, cut, carried, l4, l4 + covered, length):
-        return 0, 0, 0, 0, -1, 0
-    addresses = sum_addresses(head, six)
+    first = words[0]
+    if six:
+        packet, l4, field = RXD_PT_IPV6, _L4_OF_IPV6, words[5] >> 16 & 0xFFFF
+        payload = swap16(first >> 16 & 0xFFFF)
+        protocol = first >> 32 & 0xFF
+        if unlikely(high >> 52 & 15 != 6) or unlikely(payload > size - l4):
+            return 0, 0, -1, 0
+        if protocol == 0 or protocol == 43 or protocol == 44 or protocol == 60:
+            packet |= RXD_PT_IPV6EXT
+    else:
+        packet, l4, field = RXD_PT_IPV4, _L4_OF_IPV4, words[2] >> 48 & 0xFFFF
+        payload = swap16(first & 0xFFFF) - 20
+        protocol = first >> 56 & 0xFF | (first >> 32 & 0xFF3F) << 8  # of a fragment: none that there is
+        if unlikely(high >> 48 & 0xFF != 0x45) or unlikely(payload < 0) or unlikely(payload > size - l4):
+            return 0, 0, -1, 0
+    carried, covered = look_at_payload(protocol, payload, field)
+    whole = covered != 0 and l4 + covered == length
+    if q1 & (TXD_IXSM | TXD_TXSM) and unlikely(not agrees(t, q1, six, cut, carried, whole)):
+        return 0, 0, -1, 0
+    addresses = sum_addresses(six, words)
     status = 0
-    if not six:
-        if q1 & TXD_IXSM:
-            word = load64(head + 24) & ~0xFFFF
-            store64(head + 24, word)
-            store64(head + 24, word | fold(sum_header(head, addresses)) ^ 0xFFFF)
-        if p.rx_ip_checksum:
-            status = judge_header(sum_header(head, addresses))
+    if p.rx_ip_checksum and not six:
+        status = RXD_IPCS if q1 & TXD_IXSM else judge_header(sum_header(high, addresses, words))
     q0 = packet | carried
     if p.rss:
-        q0 |= hash_head(nic, head, carried, six)
-    if covered == 0 or not (q1 & TXD_TXSM or (p.rx_l4_checksum and is_summed(head, carried, l4))):
-        protocol = 0
-    return q0, status, l4, l4 + covered, protocol, addresses
+        q0 |= hash_head(nic, carried, six, words)
+    return q0, status, covered, addresses
 
 
 @inlined
-def settle_sums(
-    nic: Row, q1: int, head: int, held: int, target: int, length: int, looked: tuple[int, int, int, int, int, int],
-    rest: int,
-) -> int:  # fmt: skip
-    """Insert the checksum that was asked for, and judge the one that is there. Returns status and errors.
+def with_checksum(
+    high: int, addresses: int, words: tuple[int, int, int, int, int, int]
+) -> tuple[int, int, int, int, int, int]:
+    """Insert the checksum of an IPv4 header into its words."""
+    first, second, third = words[0], words[1], words[2]
+    second &= ~0xFFFF
+    total = sum_header(high, addresses, (first, second, third, 0, 0, 0))
+    return first, second | fold(total) ^ 0xFFFF, third, 0, 0, 0
 
-    target: where the head begins in the receiver's buffer, less the tag. length: bytes before it was filled up. rest:
-    sum of what is not in the head.
+
+@inlined
+def put_packet(
+    nic: Row, q1: int, six: bool, high: int, words: tuple[int, int, int, int, int, int], frame: int, target: int,
+    size: int, looked: tuple[int, int, int, int],
+) -> int:  # fmt: skip
+    """Write what follows the first words of an IP frame of `size` bytes, with the checksums that were asked for.
+
+    frame: where the rest of it is read. target: where it begins, less its tag. Returns the verdict on its checksum.
     """
-    q0, _, l4, end, protocol, addresses = looked
+    q0, _, covered, addresses = looked
+    if q1 & TXD_IXSM and not six:
+        words = with_checksum(high, addresses, words)
+    first, last = put_ip(target, frame, six, words)
+    held = held_bytes(six)
+    judged = nic.port.rx_l4_checksum
+    if covered == 0 or (q1 & TXD_TXSM == 0 and judged == 0):
+        copy_rest(target + held, frame + held, size - held, 0)
+        return 0
+    l4 = _L4_OF_IPV6 if six else _L4_OF_IPV4
+    behind = l4 + covered - held
+    total = copy_rest(target + held, frame + held, size - held, behind)
+    if unlikely(behind < 0):
+        last = first_bytes(last, behind + 8)
+        first = first_bytes(first, behind + 16)
+    total += words[4] >> 48 & 0xFFFF if six else words[2] >> 16 & (1 << 48) - 1
+    total = add_words(add_words(total, first), last)
     carried = q0 & (RXD_PT_TCP | RXD_PT_UDP)
-    # Behind the frame the head is zero: only a trailer has to be left out.
-    if end >= held or end == length:
-        total = sum_payload(head, l4 == _L4_OF_IPV6) + rest
-    else:
-        total = sum_words(head, l4, end)
-    pseudo = addresses + swap16(protocol) + swap16(end - l4)
+    udp = carried == RXD_PT_UDP
+    field = (first >> 32 if six else first) if udp else (last >> 48 if six else last >> 16)
+    field &= 0xFFFF
     if q1 & TXD_TXSM:
-        field = l4 + (16 if carried == RXD_PT_TCP else 6)
         inserted = fold(total) ^ 0xFFFF
-        if inserted == 0 and carried == RXD_PT_UDP:
+        if inserted == 0 and udp:
             inserted = 0xFFFF
-        store16(target + field, inserted)
-        total = load16(head + field) ^ 0xFFFF  # it holds what the driver takes for the sum of the pseudo header
-    return judge_payload(carried, total + pseudo) if nic.port.rx_l4_checksum else 0
+        store16(target + l4 + (6 if udp else 16), inserted)
+        total = field ^ 0xFFFF  # it holds what the driver takes for the sum of the pseudo header
+    elif udp and field == 0:
+        return 0
+    pseudo = (17 << 8 if udp else 6 << 8) + swap16(covered)
+    return judge_payload(carried, add_words(add_words(total, addresses), pseudo)) if judged else 0

@@ -28,7 +28,7 @@ from virtfn.hw.i82576.desc import (
     RXD_UDPCS,
 )
 from virtfn.kernels._jit import Row, apart, kernel, load8, load16, part
-from virtfn.kernels.csum import fold, sum_bytes, sum_words, swap16, toeplitz
+from virtfn.kernels.csum import adds_up, sum_bytes, sum_words, swap16, toeplitz
 from virtfn.kernels.i82576.state import NIC, PLAIN_TAG_AT
 
 __all__ = [
@@ -89,13 +89,15 @@ def look_at_ip(head: int, length: int, start: int) -> tuple[int, int, int, int]:
 
 
 @part
-def look_at_payload(head: int, protocol: int, l4: int, end: int) -> tuple[int, int]:
-    """Tell what an IP packet carries, as a packet type, and how many bytes its checksum covers, 0: none is known."""
-    payload = end - l4
+def look_at_payload(protocol: int, payload: int, field: int) -> tuple[int, int]:
+    """Tell what an IP packet carries, as a packet type, and how many bytes its checksum covers, 0: none is known.
+
+    payload: its bytes behind the header. field: bytes 4 and 5 of them, as loaded.
+    """
     if protocol == 6 and payload >= 20:
         return RXD_PT_TCP, payload
     if protocol == 17 and payload >= 8:
-        covered = swap16(load16(head + l4 + 4))
+        covered = swap16(field)
         return RXD_PT_UDP, covered if 8 <= covered <= payload else 0
     if protocol == 132 and payload >= 12:
         return RXD_PT_SCTP, 0
@@ -111,14 +113,14 @@ def is_summed(head: int, carried: int, l4: int) -> bool:
 @part
 def judge_header(total: int) -> int:
     """Verdict on the checksum of an IPv4 header, by its sum: status and errors."""
-    return RXD_IPCS if fold(total) == 0xFFFF else RXD_IPCS | RXD_ERR_IPE
+    return RXD_IPCS if adds_up(total) else RXD_IPCS | RXD_ERR_IPE
 
 
 @part
 def judge_payload(carried: int, total: int) -> int:
     """Verdict on a transport checksum, by the sum of all that it covers and the pseudo header: status and errors."""
     status = RXD_L4CS | RXD_UDPCS if carried == RXD_PT_UDP else RXD_L4CS
-    return status if fold(total) == 0xFFFF else status | RXD_ERR_L4E
+    return status if adds_up(total) else status | RXD_ERR_L4E
 
 
 @part
@@ -148,10 +150,10 @@ def hash_flow(nic: Row, head: int, carried: int, six: bool, start: int, l4: int)
     if kind == 0:
         return 0
     size = 32 if six else 8
-    table = nic.port.rss_table
-    digest = toeplitz(table, head + start + (8 if six else 12), size, 0)
+    key = nic.port.rss_key
+    digest = toeplitz(key, head + start + (8 if six else 12), size, 0)
     if kind != RSS_IPV6 and kind != RSS_IPV4:
-        digest ^= toeplitz(table, head + l4, 4, size)
+        digest ^= toeplitz(key, head + l4, 4, size)
     return kind | digest << 32
 
 
@@ -167,7 +169,7 @@ def classify(nic: Row, head: int, body: int, length: int, start: int) -> tuple[i
     if l4 == 0:
         return packet, 0
     status = judge_header(sum_words(head, start, l4)) if p.rx_ip_checksum and not six else 0
-    carried, covered = look_at_payload(head, protocol, l4, end)
+    carried, covered = look_at_payload(protocol, end - l4, load16(head + l4 + 4))
     if covered and p.rx_l4_checksum and is_summed(head, carried, l4):
         end = l4 + covered
         total = sum_pseudo(head, six, start, protocol, covered) + sum_words(head, l4, min(end, HEAD_BYTES))

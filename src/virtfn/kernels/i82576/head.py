@@ -1,171 +1,162 @@
-"""The head of a frame: its first bytes, a private copy without its VLAN tag, for `local.py`.
+"""The head of a frame for `local.py`: its first bytes, without their VLAN tag, as 64-bit words in local variables.
 
-    +0 destination  +6 source  +12 ether type  +14 IPv4: addresses at +26, payload at +34; IPv6: +22, +54; then zeros
+    low  +0 destination  +6 source        high  +8 source  +12 ether type  +14 IP
+    words of IPv4   +16 to +39: lengths and protocol, checksum, addresses at +26, ports at +34
+    words of IPv6   +16 to +63: lengths and protocol, addresses at +22, ports at +54
 
-It is written and read by 64-bit words, so that nothing waits for what was just written: a processor gives a word on
-before it is in the cache, but no word that was written in two.
+What follows the words of IP, up to `held_bytes`, is read when it is given on; it ends behind the checksum of TCP.
 """
 
 from __future__ import annotations
 
+from virtfn.hw.eth import VLAN_BYTES
 from virtfn.hw.i82576.desc import RSS_IPV4, RSS_IPV6
-from virtfn.kernels._jit import Row, copy_bytes, inlined, load64, store8, store16, store32, store64
-from virtfn.kernels.csum import copy_sum, halves, swap16, toeplitz_word
+from virtfn.kernels._jit import Row, copy_32, copy_bytes, hash_words, inlined, kernel, load64, store32, store64
+from virtfn.kernels.csum import add_words, copy_sum, run_through, swap16
 from virtfn.kernels.i82576.classify import hash_kind
 
 __all__ = [
-    "HELD_BYTES",
+    "SHORTEST",
     "copy_rest",
+    "copy_short",
+    "first_bytes",
     "hash_head",
-    "put_tagged",
-    "put_words",
+    "held_bytes",
+    "put_ip",
+    "put_start",
     "sum_addresses",
     "sum_header",
-    "sum_payload",
-    "take_head",
+    "take_short",
+    "take_words",
 ]
 
-HELD_BYTES = 80  # the checksum of TCP over IPv6 in a VLAN is in it
+SHORTEST = 16  # bytes of a frame that are looked at before anything else
+_LONGEST = 80
 _LOW = 0xFFFFFFFF
 _48 = (1 << 48) - 1
-_ADDRESSES = 12  # bytes of MAC addresses
 
 
 @inlined
-def take_head(head: int, source: int, length: int, low: int, high: int) -> None:
-    """Copy the first bytes of a frame, `HELD_BYTES` at most, by 64-bit words, and zeros behind them.
+def held_bytes(six: bool) -> int:
+    """Tell how many bytes of an IP frame are read by words, whether it has them or not."""
+    return 72 if six else 56
 
-    low, high: its first 16 bytes, as they have been read; it has no fewer.
+
+@kernel
+def take_short(area: int, frame: int, length: int) -> int:
+    """Copy a frame that is shorter than its words, but for the first two, to private memory, with zeros behind it.
+
+    Returns where it is. By 64-bit words: a processor gives a word on at once, but waits for one that two stores made.
     """
-    store64(head, low)
-    store64(head + 8, high)
-    if length >= HELD_BYTES:
-        for i in range(2, HELD_BYTES // 8):
-            store64(head + i * 8, load64(source + i * 8))
-        return
-    # Seven words, those of the shortest frame, are unrolled: a loop of unknown length costs as much as they do.
     whole = length >> 3
-    for i in range(7, HELD_BYTES // 8):
-        store64(head + i * 8, 0)
-    if whole >= 7:
-        for i in range(2, 7):
-            store64(head + i * 8, load64(source + i * 8))
-        for i in range(7, whole):
-            store64(head + i * 8, load64(source + i * 8))
-    else:
-        for i in range(2, 7):
-            store64(head + i * 8, load64(source + i * 8) if i < whole else 0)
+    for i in range(SHORTEST // 8, _LONGEST // 8):
+        store64(area + i * 8, load64(frame + i * 8) if i < whole else 0)
     if length & 7:
-        last = load64(source + length - 8) >> ((8 - (length & 7)) << 3)
-        store64(head + (whole << 3), last & (1 << ((length & 7) << 3)) - 1)
+        last = load64(frame + length - 8) >> ((8 - (length & 7)) << 3)
+        store64(area + (whole << 3), last & (1 << ((length & 7) << 3)) - 1)
+    return area
 
 
 @inlined
-def put_words(target: int, source: int, size: int) -> None:
-    """Copy `size` bytes of a private head by 64-bit words, and what is left in smaller ones."""
-    whole = size >> 3
-    if whole >= 7:
-        for i in range(7):
-            store64(target + i * 8, load64(source + i * 8))
-        for i in range(7, whole):
-            store64(target + i * 8, load64(source + i * 8))
+def take_words(frame: int, six: bool) -> tuple[int, int, int, int, int, int]:
+    """Read the words of an IP packet in a frame."""
+    first, second, third = load64(frame + 16), load64(frame + 24), load64(frame + 32)
+    if six:
+        return first, second, third, load64(frame + 40), load64(frame + 48), load64(frame + 56)
+    return first, second, third, 0, 0, 0
+
+
+@inlined
+def put_start(target: int, low: int, high: int, kind: int, tci: int) -> int:
+    """Write the first words of a frame, with a tag of type `kind` unless it is -1.
+
+    Returns where the frame would begin if it had no tag.
+    """
+    store64(target, low)
+    if tci < 0:
+        store64(target + 8, high)
+        return target
+    store64(target + 8, high & _LOW | kind << 32 | swap16(tci) << 48)
+    store32(target + 16, high >> 32)
+    return target + VLAN_BYTES
+
+
+@inlined
+def put_ip(target: int, frame: int, six: bool, words: tuple[int, int, int, int, int, int]) -> tuple[int, int]:
+    """Write the words of IP and the two behind IPv4's, the one behind IPv6's. Returns the last two."""
+    store64(target + 16, words[0])
+    store64(target + 24, words[1])
+    store64(target + 32, words[2])
+    if six:
+        last = load64(frame + 64)
+        store64(target + 40, words[3])
+        store64(target + 48, words[4])
+        store64(target + 56, words[5])
+        store64(target + 64, last)
+        return words[5], last
+    first, last = load64(frame + 40), load64(frame + 48)
+    store64(target + 40, first)
+    store64(target + 48, last)
+    return first, last
+
+
+@inlined
+def copy_short(target: int, source: int, size: int) -> None:
+    """Copy bytes as `copy_bytes` does, without a call where they are those of a short frame behind its first words."""
+    if 32 <= size <= 64:
+        copy_32(target, source)
+        copy_32(target + size - 32, source + size - 32)
     else:
-        for i in range(whole):
-            store64(target + i * 8, load64(source + i * 8))
-    if size & 7:
-        put_last(target + (whole << 3), load64(source + (whole << 3)), size & 7)
-
-
-@inlined
-def put_last(target: int, word: int, size: int) -> None:
-    """Write the lowest `size` bytes of a word, up to 7."""
-    if size & 4:
-        store32(target, word)
-        target += 4
-        word >>= 32
-    if size & 2:
-        store16(target, word)
-        target += 2
-        word >>= 16
-    if size & 1:
-        store8(target, word)
-
-
-@inlined
-def put_tagged(target: int, head: int, size: int, kind: int, tci: int) -> None:
-    """Write `size` bytes of a private head, with a VLAN tag after the addresses."""
-    word = load64(head + 8)
-    store64(target, load64(head))
-    store64(target + 8, word & _LOW | kind << 32 | swap16(tci) << 48)
-    target += 16
-    left = size - _ADDRESSES
-    at = head + 16
-    while left > 0:
-        further = load64(at)
-        both = word >> 32 & _LOW | further << 32
-        if left < 8:
-            put_last(target, both, left)
-            break
-        store64(target, both)
-        word = further
-        target += 8
-        at += 8
-        left -= 8
-
-
-@inlined
-def sum_addresses(head: int, six: bool) -> int:
-    """Sum of the addresses of an IP packet without options, which are in front of its payload."""
-    if six:
-        three = halves(load64(head + 24)) + halves(load64(head + 32)) + halves(load64(head + 40))
-        return (load64(head + 16) >> 48 & 0xFFFF) + three + halves(load64(head + 48) & _48)
-    return halves(load64(head + 24) >> 16 & _48) + (load64(head + 32) & 0xFFFF)
-
-
-@inlined
-def sum_header(head: int, addresses: int) -> int:
-    """Sum of an IPv4 header without options; addresses: the sum of its addresses."""
-    return (load64(head + 8) >> 48 & 0xFFFF) + halves(load64(head + 16)) + (load64(head + 24) & 0xFFFF) + addresses
-
-
-@inlined
-def sum_payload(head: int, six: bool) -> int:
-    """Sum of what a head holds behind an IP header without options."""
-    last = halves(load64(head + 56)) + halves(load64(head + 64)) + halves(load64(head + 72))
-    if six:
-        return (load64(head + 48) >> 48 & 0xFFFF) + last
-    return halves(load64(head + 32) >> 16 & _48) + halves(load64(head + 40)) + halves(load64(head + 48)) + last
-
-
-@inlined
-def hash_head(nic: Row, head: int, carried: int, six: bool) -> int:
-    """Hash an IP packet without options, as `hash_flow` does, by words of the head."""
-    kind = hash_kind(nic, carried, six)
-    if kind == 0:
-        return 0
-    table = nic.port.rss_table
-    if not six:
-        last = load64(head + 32)
-        digest = toeplitz_word(table, load64(head + 24), 2, 6, 0) ^ toeplitz_word(table, last, 0, 2, 6)
-        if kind != RSS_IPV4:
-            digest ^= toeplitz_word(table, last, 2, 4, 8)
-        return kind | digest << 32
-    last = load64(head + 48)
-    digest = toeplitz_word(table, load64(head + 16), 6, 2, 0) ^ toeplitz_word(table, load64(head + 24), 0, 8, 2)
-    digest ^= toeplitz_word(table, load64(head + 32), 0, 8, 10) ^ toeplitz_word(table, load64(head + 40), 0, 8, 18)
-    digest ^= toeplitz_word(table, last, 0, 6, 26)
-    if kind != RSS_IPV6:
-        digest ^= toeplitz_word(table, last, 6, 2, 32) ^ toeplitz_word(table, load64(head + 56), 0, 2, 34)
-    return kind | digest << 32
+        copy_bytes(target, source, size)
 
 
 @inlined
 def copy_rest(target: int, source: int, size: int, covered: int) -> int:
     """Copy the rest of a frame; return the sum of its first `covered` bytes."""
-    if covered <= 0:
+    total = 0
+    if covered > 0:
+        total = copy_sum(target, source, covered) if covered >= 32 else run_through(target, source, covered, True)
+        target += covered
+        source += covered
+        size -= covered
+    if size > 0:
         copy_bytes(target, source, size)
-        return 0
-    total = copy_sum(target, source, covered)
-    if covered < size:
-        copy_bytes(target + covered, source + covered, size - covered)
     return total
+
+
+@inlined
+def first_bytes(word: int, count: int) -> int:
+    """Return the lowest `count` bytes of a word: none if it is negative, all from 8."""
+    if count >= 8:
+        return word
+    return word & (1 << (count << 3)) - 1 if count > 0 else 0
+
+
+@inlined
+def sum_addresses(six: bool, words: tuple[int, int, int, int, int, int]) -> int:
+    """Sum of the addresses of an IP packet without options."""
+    if six:
+        front = add_words((words[0] >> 48 & 0xFFFF) + (words[4] & _48), words[1])
+        return add_words(add_words(front, words[2]), words[3])
+    return (words[1] >> 16 & _48) + (words[2] & 0xFFFF)
+
+
+@inlined
+def sum_header(high: int, addresses: int, words: tuple[int, int, int, int, int, int]) -> int:
+    """Sum of an IPv4 header without options; addresses: the sum of its addresses."""
+    return add_words((high >> 48 & 0xFFFF) + (words[1] & 0xFFFF) + addresses, words[0])
+
+
+@inlined
+def hash_head(nic: Row, carried: int, six: bool, words: tuple[int, int, int, int, int, int]) -> int:
+    """Hash an IP packet without options, as `hash_flow` does."""
+    kind = hash_kind(nic, carried, six)
+    if kind == 0:
+        return 0
+    key = nic.port.rss_key
+    first, second, third, fourth, fifth, last = words
+    if six:
+        if kind == RSS_IPV6:
+            fifth, last = fifth & _48, 0
+        return kind | hash_words(key - 6, (first & ~_48, second, third, fourth, fifth, last & 0xFFFF)) << 32
+    return kind | hash_words(key - 2, (second & ~0xFFFF, third & (0xFFFF if kind == RSS_IPV4 else _48))) << 32

@@ -1,6 +1,6 @@
 """Local switching: whole frames from a pool to one other pool, the common case of a busy switch.
 
-    descriptor -> source translated -> head: the first bytes, a private copy, without their VLAN tag
+    descriptor -> source translated -> head: the first bytes as words, read once, without their VLAN tag
                -> route: sender check and switching, remembered by addresses and VLAN as long as the call lasts
                -> IP: packet type, hash, checksums asked for and found
                -> receive descriptor -> target translated -> head and tag written, the rest copied and summed at once
@@ -9,7 +9,7 @@
 A frame that is out of the ordinary goes the general way of `tx.py`: chains of buffers, large sends, groups, the wire,
 rates, captures, receivers without descriptors. Both give the same results.
 
-Decisions are made on the private head, and the head that was checked is the head that arrives: what the sender changes
+Decisions are made on these words, and the head that was checked is the head that arrives: what the sender changes
 meanwhile is payload only.
 """
 
@@ -50,16 +50,11 @@ from virtfn.kernels._jit import (
     store32_release,
     store64,
     store64_release,
+    unlikely,
 )
 from virtfn.kernels.csum import swap16
-from virtfn.kernels.i82576.checks import IP_START, look, settle_sums
-from virtfn.kernels.i82576.head import (
-    HELD_BYTES,
-    copy_rest,
-    put_tagged,
-    put_words,
-    take_head,
-)
+from virtfn.kernels.i82576.checks import look, put_packet
+from virtfn.kernels.i82576.head import SHORTEST, copy_short, held_bytes, put_start, take_short, take_words
 from virtfn.kernels.i82576.offload import context_of, is_context, keep_context
 from virtfn.kernels.i82576.ring import latch, move_head, next_stretch, note_cause
 from virtfn.kernels.i82576.rx import choose_queue
@@ -68,16 +63,16 @@ from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOCAL_AREA, LOWEST, PLAI
 from virtfn.kernels.i82576.switch import MAC, switch_transmit, why_spoofed
 from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, LOCAL_WORK, ROUTE_WORK, copy_work
 from virtfn.kernels.vtd.ats import awaits_page
-from virtfn.kernels.vtd.dma import translate_hot
+from virtfn.kernels.vtd.dma import translate_near
 from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["mark_done", "serve_local"]
 
 _WHOLE_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_TSE
 _WHOLE = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
+_ASKS = TXD_VLE | TXD_IXSM | TXD_TXSM
 _DONE = RXD_DD | RXD_EOP | RXD_LB
 _LOW = 0xFFFFFFFF
-_LEAST = 16  # bytes that are looked at before anything else
 _ROUTE_HASH = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
@@ -98,17 +93,16 @@ def ordinary(nic: Row, q: int) -> bool:
 
 @inlined
 def find_whole(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int]:
-    """Find the frame of a descriptor, `q0` and `q1`, of transmit queue `t`. Returns (length, address).
+    """Find the frame of a data descriptor, `q0` and `q1`, of transmit queue `t`. Returns (length, address).
 
     Length 0: it is not whole, or not there yet, and the general path takes it. Address 0: it was refused, and dropped.
     """
     length = q1 & TXD_LEN_MASK
-    if q1 & _WHOLE_MASK != _WHOLE or q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
+    odd = unlikely(length < SHORTEST) or unlikely(length > MAX_FRAME)
+    if odd or unlikely(q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length):
         return 0, 0
-    if length < _LEAST or length > MAX_FRAME - VLAN_BYTES:
-        return 0, 0
-    source, run = translate_hot(iommu, t.rid, q0, length, 0)
-    if run == length:
+    source, run = translate_near(iommu, t, q0, length, 0)
+    if not unlikely(run != length):
         return length, source
     if run or awaits_page(iommu, t.rid):
         return 0, 0
@@ -118,36 +112,16 @@ def find_whole(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int
 
 
 @inlined
-def is_plain(nic: Row, t: Row, q1: int, kind: int, length: int) -> bool:
-    """Tell whether a frame is to be given on as it is, and nobody looks behind its ether type, `kind` as loaded."""
-    if kind == IPV4_LOADED or kind == IPV6_LOADED or kind == nic.port.tag_kind:
-        return False
-    return (
-        q1 & (TXD_VLE | TXD_IXSM | TXD_TXSM) == 0
-        and nic.pools[t.pool].vlan_mode != 1
-        and (length >= MIN_FRAME or nic.port.pad == 0)
-    )
-
-
-@inlined
-def take_tag(nic: Row, t: Row, q1: int, head: int, length: int) -> tuple[int, int]:
-    """Find the VLAN tag of a frame, and take it out of its head. Returns (tag or -1, bytes taken out)."""
-    owner = nic.pools[t.pool]
-    if owner.vlan_mode == 1:
-        return owner.vlan_tag, 0
-    if q1 & TXD_VLE and owner.vlan_mode != 2:
+def find_tag(nic: Row, t: Row, q1: int, high: int) -> tuple[int, int]:
+    """Find the VLAN tag of a frame. Returns (tag or -1, bytes of it that the frame has, to be taken out)."""
+    sender = nic.pools[t.pool]
+    if sender.vlan_mode == 1:
+        return sender.vlan_tag, 0
+    if q1 & TXD_VLE and sender.vlan_mode != 2:
         return context_of(t, q1)[0] >> TXC_VLAN_SHIFT & 0xFFFF, 0
-    word = load64(head + 8)
-    if word >> 32 & 0xFFFF != nic.port.tag_kind or length < IP_START + VLAN_BYTES:
+    if high >> 32 & 0xFFFF != nic.port.tag_kind:
         return -1, 0
-    after = load64(head + 16)
-    store64(head + 8, word & _LOW | after << 32)
-    for i in range(24, HELD_BYTES, 8):
-        further = load64(head + i)
-        store64(head + i - 8, after >> 32 & _LOW | further << 32)
-        after = further
-    store64(head + HELD_BYTES - 8, after >> 32 & _LOW)
-    return swap16(word >> 48), VLAN_BYTES
+    return swap16(high >> 48 & 0xFFFF), VLAN_BYTES
 
 
 @kernel
@@ -172,7 +146,7 @@ def find_route(nic: Row, pool: int, low: int, high: int, tci: int) -> int:
     high = high & _LOW | vid + 1 << 32
     stamp = nic.port.epoch << 4 | pool
     route = nic.routes[np.uint64((low ^ high) * _ROUTE_HASH >> 48 & ROUTES - 1)]
-    if route.stamp != stamp or route.low != low or route.high != high:
+    if unlikely(route.stamp != stamp) or unlikely(route.low != low) or unlikely(route.high != high):
         route.stamp = stamp
         route.low = low
         route.high = high
@@ -188,7 +162,7 @@ def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool
     size: bytes for the buffer. whole: bytes with the tag. Latches the queue, when it is the first time in this visit.
     """
     r = nic.rx[q]
-    if not nic.turn.touched >> q & 1:
+    if unlikely(nic.turn.touched >> q & 1 == 0):
         if r.epoch != nic.port.epoch:
             latch(r, nic.port.epoch, True)
         if not r.enabled or r.size == 0 or r.layout != SRRCTL_ADV_ONE or is_scarce(nic, target):
@@ -196,96 +170,174 @@ def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool
         nic.turn.touched |= 1 << q
         r.place = r.stop = 0
     receiver = nic.pools[target]
-    if whole + 4 > (receiver.max_tagged if tagged else receiver.max_frame) or size > r.packet_bytes:
+    limit = receiver.max_tagged if tagged else receiver.max_frame
+    if unlikely(whole + 4 > limit) or unlikely(size > r.packet_bytes):
         return 0
-    if r.place == r.stop:
+    if unlikely(r.place == r.stop):
         r.place, r.stop = next_stretch(nic, r, r.place)
     return r.place
 
 
 @inlined
-def put_frame(
-    nic: Row, q1: int, head: int, target: int, source: int, size: int, length: int, cut: int, tci: int,
-    looked: tuple[int, int, int, int, int, int],
-) -> int:  # fmt: skip
-    """Write a frame of `size` bytes, with its tag unless it is -1, to the receiver's buffer, checksums included.
+def find_buffer(nic: Row, iommu: Row, target: int, q: int, size: int, tag: int, left: int) -> tuple[int, int, int]:
+    """Find where a frame of `size` bytes without its tag goes, in receive queue `q` of pool `target`.
 
-    length: its bytes before it was filled up. cut: bytes that were taken out of what lies at `source`. Returns status
-    and errors.
+    tag: bytes of its tag. left: those that it keeps. Returns (descriptor, 0: it is the general path's; address, and run
+    there, 0: it was refused).
     """
-    held = min(size, HELD_BYTES - cut)
-    if tci >= 0:
-        put_tagged(target, head, held, nic.port.tag_kind, tci)
-        target += VLAN_BYTES
-    else:
-        put_words(target, head, held)
-    rest = 0
-    if size > held:
-        covered = looked[3] - held if looked[4] else 0
-        rest = copy_rest(target + held, source + HELD_BYTES, size - held, covered)
-    return settle_sums(nic, q1, head, held, target, length, looked, rest) if looked[4] else 0
-
-
-@part
-def move_frame(nic: Row, iommu: Row, t: Row, q1: int, source: int, length: int) -> tuple[int, int]:
-    """Give a frame at `source` to the pool that it is for. Returns (whether it is the general path's, bytes to count).
-
-    The bytes are those of a frame that its receiver has, with its tag. A write that the IOMMU refuses is posted: the
-    device does not learn of it, and goes on.
-    """
-    p = nic.port
-    head = p.scratch + LOCAL_AREA
-    low = load64(source)
-    high = load64(source + 8)
-    plain = is_plain(nic, t, q1, high >> 32 & 0xFFFF, length)
-    tci, cut = -1, 0
-    if not plain:
-        take_head(head, source, length, low, high)
-        tci, cut = take_tag(nic, t, q1, head, length)
-    target = find_route(nic, t.pool, low, high, tci)
-    if target < 0:
-        return True, 0
-    tag = VLAN_BYTES if tci >= 0 else 0
-    bare = length - cut
-    size = max(bare, MIN_FRAME - tag) if p.pad else bare
-    looked = (0, 0, 0, 0, 0, 0)
-    if not plain:
-        looked = look(nic, t, q1, head, size, cut, bare)
-    if looked[4] < 0:
-        return True, 0
-    q = choose_queue(nic, target, looked[0])
+    place = have_room(nic, target, q, size + left, size + tag, tag != 0)
+    if unlikely(place == 0):
+        return 0, 0, 0
     r = nic.rx[q]
+    buffer, run = translate_near(iommu, r, load64(place), size + left, 1)
+    if not unlikely(run != size + left):
+        return place, buffer, run
+    if run or awaits_page(iommu, r.rid):
+        return 0, 0, 0
+    return place, nic.port.scratch + SPLIT_AREA, 0
+
+
+@inlined
+def finish(nic: Row, t: Row, q: int, place: int, run: int, q0: int, q1: int, size: int) -> None:
+    """Write a receive descriptor back, and note the frame, whose bytes with tag and check sequence are `size`.
+
+    A write that the IOMMU refused is posted: the device does not learn of it, and goes on.
+    """
+    r = nic.rx[q]
+    store64(place, q0)
+    store64_release(place + 8, q1)
+    r.place = place + 16
+    if unlikely(run == 0):
+        nic.drops[r.pool, DROP_DMA_FAULT] += 1
+        settle_sent(nic, t.pool, 1, size)
+        note_cause(nic, r)
+    else:
+        r.frames += 1
+        r.bytes += size
+
+
+@inlined
+def move_plain(
+    nic: Row, iommu: Row, t: Row, low: int, high: int, tci: int, frame: int, length: int, size: int
+) -> bool:  # fmt: skip
+    """Give a frame into which nobody looks to the pool that it is for; tell whether it is the general path's.
+
+    frame: where it lies, less a tag that was taken out; it has `length` bytes there, and is filled up to `size`.
+    """
+    target = find_route(nic, t.pool, low, high, tci)
+    if unlikely(target < 0):
+        return True
+    tag = VLAN_BYTES if tci >= 0 else 0
     strip = tag != 0 and nic.pools[target].strip != 0
     left = 0 if strip else tag
-    place = have_room(nic, target, q, size + left, size + tag, tag != 0)
-    if place == 0:
-        return True, 0
-    buffer, run = translate_hot(iommu, r.rid, load64(place), size + left, 1)
-    refused = run == 0
-    if run != size + left and (run or awaits_page(iommu, r.rid)):
-        return True, 0
-    if refused:
-        buffer = p.scratch + SPLIT_AREA
-    status = looked[1]
-    if plain:
-        copy_bytes(buffer, source, size)
-        store64(buffer, low)
-        store64(buffer + 8, high)
-    else:
-        status |= put_frame(nic, q1, head, buffer, source, size, bare, cut, tci if left else -1, looked)
+    if size > length:
+        frame = take_short(nic.port.scratch + LOCAL_AREA, frame, length)
+    place, buffer, run = find_buffer(nic, iommu, target, target, size, tag, left)
+    if unlikely(place == 0):
+        return True
+    at = put_start(buffer, low, high, nic.port.tag_kind, tci if left else -1)
+    copy_short(at + SHORTEST, frame + SHORTEST, size - SHORTEST)
+    status = RXD_VP | tci << RXD_VLAN_SHIFT if strip else 0
+    finish(nic, t, target, place, run, 0, status | _DONE | size + left << RXD_LEN_SHIFT, size + tag + 4)
+    return False
+
+
+@inlined
+def move_packet(
+    nic: Row, iommu: Row, t: Row, q1: int, six: bool, low: int, high: int, tci: int, cut: int, frame: int, length: int,
+    size: int,
+) -> bool:  # fmt: skip
+    """Give an IP frame to the pool that it is for, as `move_plain` does. cut: bytes of the tag that was taken out."""
+    p = nic.port
+    target = find_route(nic, t.pool, low, high, tci)
+    if unlikely(target < 0):
+        return True
+    held = held_bytes(six)
+    if unlikely(size > length) or unlikely(length < held):
+        frame = take_short(p.scratch + LOCAL_AREA, frame, length)
+    words = take_words(frame, six)
+    looked = look(nic, t, q1, six, high, words, size, cut, length)
+    if unlikely(looked[2] < 0):
+        return True
+    tag = VLAN_BYTES if tci >= 0 else 0
+    strip = tag != 0 and nic.pools[target].strip != 0
+    left = 0 if strip else tag
+    q = choose_queue(nic, target, looked[0])
+    place, buffer, run = find_buffer(nic, iommu, target, q, size, tag, left)
+    if unlikely(place == 0):
+        return True
+    # The words of a frame that is shorter would be written beyond its end.
+    start = buffer if size >= held else p.scratch + LOCAL_AREA + 128
+    at = put_start(start, low, high, p.tag_kind, tci if left else -1)
+    status = looked[1] | put_packet(nic, q1, six, high, words, frame, at, size, looked)
+    if unlikely(size < held):
+        copy_bytes(buffer, start, size + left)
     if strip:
         status |= RXD_VP | tci << RXD_VLAN_SHIFT
-    store64(place, looked[0] if p.rss_in_descriptor else looked[0] & _LOW)
-    store64_release(place + 8, status | _DONE | size + left << RXD_LEN_SHIFT)
-    r.place = place + 16
-    if refused:
-        nic.drops[target, DROP_DMA_FAULT] += 1
-        settle_sent(nic, t.pool, 1, size + tag + 4)
-        note_cause(nic, r)
-        return False, 0
-    r.frames += 1
-    r.bytes += size + tag + 4
-    return False, size + tag + 4
+    q0 = looked[0] if p.rss_in_descriptor else looked[0] & _LOW
+    finish(nic, t, q, place, run, q0, status | _DONE | size + left << RXD_LEN_SHIFT, size + tag + 4)
+    return False
+
+
+@kernel
+def move_special(nic: Row, iommu: Row, t: Row, q1: int, source: int, length: int) -> bool:
+    """Give a frame at `source` to the pool that it is for, whatever it is; tell whether it is the general path's."""
+    low = load64(source)
+    high = load64(source + 8)
+    tci, cut = find_tag(nic, t, q1, high)
+    if length - cut < SHORTEST or (tci >= 0 and length - cut > MAX_FRAME - VLAN_BYTES):
+        return True
+    if cut:
+        high = high & _LOW | load64(source + 12) & ~_LOW
+    bare = length - cut
+    frame = source + cut
+    size = max(bare, MIN_FRAME - VLAN_BYTES if tci >= 0 else MIN_FRAME) if nic.port.pad else bare
+    kind = high >> 32 & 0xFFFF
+    six = kind == IPV6_LOADED
+    if six or kind == IPV4_LOADED:
+        return move_packet(nic, iommu, t, q1, six, low, high, tci, cut, frame, bare, size)
+    if q1 & (TXD_IXSM | TXD_TXSM):
+        return True
+    return move_plain(nic, iommu, t, low, high, tci, frame, bare, size)
+
+
+@kernel
+def move_common(nic: Row, iommu: Row, t: Row, q1: int, source: int, length: int) -> bool:
+    """Do what `move_special` does, faster for most IP frames: long ones without a tag, or with one that is inserted.
+
+    With less to decide, the same code is less for each of them.
+    """
+    low = load64(source)
+    high = load64(source + 8)
+    kind = high >> 32 & 0xFFFF
+    four = kind == IPV4_LOADED
+    six = kind == IPV6_LOADED and length >= held_bytes(True)
+    rest = q1 & ~(TXD_IXSM | TXD_VLE)
+    if q1 & TXD_IXSM == 0 and nic.pools[t.pool].vlan_mode == 0:
+        if q1 & TXD_VLE == 0 and length >= MIN_FRAME:
+            if four:
+                return move_packet(nic, iommu, t, rest, False, low, high, -1, 0, source, length, length)
+            if six:
+                return move_packet(nic, iommu, t, rest, True, low, high, -1, 0, source, length, length)
+        if q1 & TXD_VLE and MIN_FRAME <= length + VLAN_BYTES <= MAX_FRAME:
+            tci = context_of(t, q1)[0] >> TXC_VLAN_SHIFT & 0xFFFF
+            if four:
+                return move_packet(nic, iommu, t, rest, False, low, high, tci, 0, source, length, length)
+            if six:
+                return move_packet(nic, iommu, t, rest, True, low, high, tci, 0, source, length, length)
+    return move_special(nic, iommu, t, q1, source, length)
+
+
+@inlined
+def move_frame(nic: Row, iommu: Row, sender: Row, t: Row, q1: int, source: int, length: int) -> bool:
+    """Give a frame at `source` to the pool that it is for; tell whether it is the general path's."""
+    low = load64(source)
+    high = load64(source + 8)
+    kind = high >> 32 & 0xFFFF
+    plain = kind != IPV4_LOADED and kind != IPV6_LOADED and kind != nic.port.tag_kind
+    if plain and q1 & _ASKS == 0 and length >= MIN_FRAME and sender.vlan_mode == 0:
+        return move_plain(nic, iommu, t, low, high, -1, source, length, length)
+    return move_common(nic, iommu, t, q1, source, length)
 
 
 @part
@@ -303,32 +355,36 @@ def settle_sent(nic: Row, pool: int, frames: int, size: int) -> None:
 
 
 @part
-def settle_received(nic: Row, q: int) -> None:
-    """Enter what receive queue `q` got in this visit into every counter that it concerns, and move its head."""
+def settle_received(nic: Row, q: int) -> tuple[int, int]:
+    """Enter what receive queue `q` got in this visit into every counter of receivers, and move its head.
+
+    Returns (frames, bytes).
+    """
     r = nic.rx[q]
+    frames = r.frames
+    size = r.bytes
     move_head(r, r.place)
-    if r.frames == 0:
-        return
+    if frames == 0:
+        return 0, 0
     receiver = nic.pools[r.pool]
     c = nic.counters
-    receiver.gprc += r.frames
-    receiver.gorc += r.bytes
-    receiver.gprlbc += r.frames
-    receiver.gorlbc += r.bytes
-    nic.turn.taken += r.bytes
-    c.rpthc += r.frames
-    c.hgorc += r.bytes
+    receiver.gprc += frames
+    receiver.gorc += size
+    receiver.gprlbc += frames
+    receiver.gorlbc += size
+    nic.turn.taken += size
+    c.rpthc += frames
+    c.hgorc += size
     r.frames = r.bytes = 0
     note_cause(nic, r)
+    return frames, size
 
 
 @part
-def mark_done(t: Row, at: int, q1: int) -> bool:
-    """Mark a descriptor of transmit queue `t` as done if it asks for a report; tell whether it does."""
-    asked = q1 & TXD_RS != 0
-    if asked and t.head_wb == 0:
+def mark_done(t: Row, at: int, q1: int) -> None:
+    """Mark a descriptor of transmit queue `t` as done, if it asks for a report there."""
+    if q1 & TXD_RS and t.head_wb == 0:
         store32_release(at + 12, q1 >> 32 | 1)
-    return asked
 
 
 @kernel
@@ -341,39 +397,39 @@ def serve_local(nic: Row, q: int, budget: int) -> tuple[int, bool]:
         return 0, False
     iommu = iommu_at(nic.port.iommu)
     t = nic.tx[q]
+    sender = nic.pools[t.pool]
     turn = nic.turn
     turn.touched = 0
-    at = end = frames = delivered = size = work = 0
-    asked = False
-    # What a frame costs here is added at the end: what goes beyond the turn is a debt of the pool.
-    while frames < budget and work < turn.work_stop - turn.work:
-        if at == end:
+    at = end = frames = asked = 0
+    while frames < budget and turn.work < turn.work_stop:
+        if unlikely(at == end):
             at, end = next_stretch(nic, t, at)
             if at == 0:
                 break
         q0 = load64(at)
         q1 = load64(at + 8)
-        if is_context(q1):
-            keep_context(t, q0, q1)
-            work += DESCRIPTOR_WORK
-        else:
+        if q1 & _WHOLE_MASK == _WHOLE:
             length, source = find_whole(nic, iommu, t, q0, q1)
-            if length == 0:
+            if unlikely(length == 0):
                 break
-            if source:
-                left, moved = move_frame(nic, iommu, t, q1, source, length)
-                if left:
-                    break
-                delivered += moved != 0
-                size += moved
-            work += LOCAL_WORK + copy_work(length)
-        asked = mark_done(t, at, q1) or asked
+            if not unlikely(source == 0) and unlikely(move_frame(nic, iommu, sender, t, q1, source, length)):
+                break
+            turn.work += LOCAL_WORK + copy_work(length)
+        elif is_context(q1):
+            keep_context(t, q0, q1)
+            turn.work += DESCRIPTOR_WORK
+        else:
+            break
+        mark_done(t, at, q1)
+        asked |= q1
         at += 16
         frames += 1
-    turn.work += work
     move_head(t, at)
-    settle_sent(nic, t.pool, delivered, size)
+    moved = size = 0
     for k in range(QUEUES):
         if turn.touched >> k & 1:
-            settle_received(nic, k)
-    return frames, asked
+            had, had_bytes = settle_received(nic, k)
+            moved += had
+            size += had_bytes
+    settle_sent(nic, t.pool, moved, size)
+    return frames, asked & TXD_RS != 0

@@ -66,6 +66,7 @@ def latch(r: Row, epoch: int, receive: bool) -> bool:
     r.epoch = epoch
     r.win_hi = 0
     r.win_lo = 0
+    r.near_bytes = 0
     regs = r.regs
     if regs == 0:
         r.enabled = 0

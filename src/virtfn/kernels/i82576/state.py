@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from virtfn.kernels._jit import row_at, row_of
 from virtfn.kernels.card import CARD, MSIX
+from virtfn.kernels.csum import KEY_START
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.vtd.iommu import Iommu
 
@@ -81,8 +82,8 @@ PORT = row_of(
     "misbehaved blocked "
     # this call
     "epoch now capture capture_head capture_bytes "
-    # addresses: the IOMMU's state, the scratch area, the captured bytes, what the RSS key makes of bytes
-    "iommu scratch captured rss_table "
+    # addresses: the IOMMU's state, the scratch area, the captured bytes, the RSS key
+    "iommu scratch captured rss_key "
     # address of the device TLB, 0 if the NIC has none
     "device_tlb "
     # frames for the uplink: address of the bytes, 0 without one; the part that nobody has taken yet; without padding
@@ -122,6 +123,8 @@ QUEUE = row_of(
     "layout default_bytes packet_bytes header_bytes drop_enable head_wb "
     # the piece of the ring whose translation this call knows: descriptors win_lo..win_hi-1 at win_hpa
     "epoch win_lo win_hi win_hpa "
+    # the page of a buffer whose translation it knows: where it begins, there and here, and its bytes (`local.py`)
+    "near near_hpa near_bytes "
     # two transmit contexts (advanced descriptors)
     "context0_q0 context0_q1 context1_q0 context1_q1 " + " ".join(CHAIN) + " drops "
     # receive, while `local.py` serves one sender: descriptors at hand, `place` to `stop`; frames and bytes to count
@@ -211,7 +214,7 @@ NIC = np.dtype(
         ("multicast", np.uint32, (128,)),  # MTA
         ("unicast", np.uint32, (128,)),  # UTA
         ("reta", np.uint8, (128,)),
-        ("rss_table", np.uint32, (36, 256)),  # what each input byte adds to the hash
+        ("rss_key", np.uint8, (64,)),  # as `toeplitz_key` lays it out
         ("mirrors", np.int64, (4, 4)),  # rule kinds, destination pool bit, VLVF entry bitmap, pool bitmap
         ("eitr", np.int64, (VECTORS, 2)),  # interval, and earliest next interrupt, in ps
         ("msix", MSIX, (POOLS + 1, VECTORS)),  # by VF, or the PF
@@ -239,6 +242,6 @@ def new_nic(iommu: Iommu) -> npt.NDArray[np.void]:
         address_of(scratch[first:end], "a scratch area")
     port["scratch"] = scratch.ctypes.data
     port["captured"] = address_of(nic["captured"], "captured frames")
-    port["rss_table"] = address_of(nic["rss_table"], "the RSS key's table")
+    port["rss_key"] = address_of(nic["rss_key"], "the RSS key") + KEY_START
     address_of(nic["departed"], "frames for the uplink")
     return block

@@ -22,6 +22,7 @@ from virtfn.hw.i82576.desc import (
     TXD_IXSM,
     TXD_LEN_MASK,
     TXD_PAYLEN_SHIFT,
+    TXD_RS,
     TXD_TSE,
     TXD_TXSM,
     TXD_VLE,
@@ -178,7 +179,9 @@ def write_back(nic: Row, q: int, used: int) -> bool:
         at = window(nic, r)
         if at == 0:
             return asked
-        asked = mark_done(r, at, load64(at + 8)) or asked
+        q1 = load64(at + 8)
+        mark_done(r, at, q1)
+        asked = asked or q1 & TXD_RS != 0
         advance(r)
     return asked
 
@@ -245,7 +248,8 @@ def serve_one(nic: Row, q: int) -> tuple[bool, bool, int]:
         return False, False, event | keep_waiting(nic, q, verdict, used, event)
     p.stalled = 0
     if used == 1:
-        asked = mark_done(r, at, q1)
+        mark_done(r, at, q1)
+        asked = q1 & TXD_RS != 0
         advance(r)
     else:
         asked = write_back(nic, q, used)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.hw.vtd.tables import ADDRESS_WIDTH, INTERRUPT_RANGE, INTERRUPT_RANGE_END
-from virtfn.kernels._jit import Row, copy_bytes, grant, inlined, kernel
+from virtfn.kernels._jit import Row, copy_bytes, grant, inlined, kernel, unlikely
 from virtfn.kernels.vtd.ats import translate_by_device
 from virtfn.kernels.vtd.iommu import record_fault, record_message
 from virtfn.kernels.vtd.iotlb import (
@@ -35,7 +35,14 @@ from virtfn.kernels.vtd.iotlb import (
     remember_key,
 )
 
-__all__ = ["dma_copy_in", "dma_copy_out", "translate", "translate_hot"]
+__all__ = ["dma_copy_in", "dma_copy_out", "translate", "translate_hot", "translate_near"]
+
+
+@inlined
+def iotlb_entry(iommu: Row, key: int, page: int) -> Row:
+    """Find the IOTLB entry where a page is, if it is there. key: of its context."""
+    spread = (key >> 6) * DOMAIN_STRIDE + (key & 63) * SIZE_STRIDE
+    return iommu.iotlb[np.uint64((page + spread) & iommu.unit[0].iotlb_mask)]
 
 
 @kernel
@@ -49,7 +56,7 @@ def translate(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple
     key = iommu.contexts[np.uint64(rid & 0xFFFF)].key
     shift = key & 63
     page = iova >> shift
-    entry = iommu.iotlb[np.uint64((page + (key >> 6) * DOMAIN_STRIDE + shift * SIZE_STRIDE) & unit.iotlb_mask)]
+    entry = iotlb_entry(iommu, key, page)
     if entry.page == page and entry.key == key and entry.rights >> (write & 1) & 1 and nbytes > 0:
         unit.iotlb_hits += 1
         size = 1 << shift
@@ -67,6 +74,36 @@ def translate(iommu: Row, rid: int, iova: int, nbytes: int, write: int) -> tuple
 
 
 translate_hot = inlined(translate.py_func)  # type: ignore[attr-defined]
+
+
+@inlined
+def translate_near(iommu: Row, r: Row, iova: int, nbytes: int, write: int) -> tuple[int, int]:
+    """Do what `translate` does for the requester of `r`, whose `near` is the page that it used last, or nothing.
+
+    Always the same way of access, and nothing is invalidated meanwhile. `nbytes` is more than 0.
+    """
+    offset = iova - r.near
+    if unlikely(bool(np.uint64(offset) >= np.uint64(r.near_bytes))) or unlikely(offset + nbytes > r.near_bytes):
+        return translate_far(iommu, r, iova, nbytes, write)
+    iommu.unit[0].iotlb_hits += 1
+    grant(r.near_hpa + offset, nbytes, write, r.rid)
+    return r.near_hpa + offset, nbytes
+
+
+@kernel
+def translate_far(iommu: Row, r: Row, iova: int, nbytes: int, write: int) -> tuple[int, int]:
+    """Do what `translate_near` does when the page is another one, which then is the nearest."""
+    hpa, run = translate_hot(iommu, r.rid, iova, nbytes, write)
+    key = iommu.contexts[np.uint64(r.rid & 0xFFFF)].key
+    shift = key & 63
+    page = iova >> shift
+    entry = iotlb_entry(iommu, key, page)
+    r.near_bytes = 0
+    if entry.page == page and entry.key == key and entry.rights >> write & 1:
+        r.near = page << shift
+        r.near_hpa = entry.hpa
+        r.near_bytes = 1 << shift
+    return hpa, run
 
 
 @kernel

@@ -10,7 +10,7 @@ import pytest
 from reference.csum import toeplitz
 from unit.nicrig import HEADER, Rig, ether, mac, tagged
 from unit.packets import UDP, ipv4, ipv6, wrap
-from virtfn.kernels.csum import toeplitz_table
+from virtfn.kernels.csum import toeplitz_key
 from virtfn.kernels.i82576.port import WIRE_STALL
 
 ALL = (1 << 48) - 1
@@ -124,7 +124,7 @@ def test_the_ring_wraps(b: Rig) -> None:
 @pytest.mark.parametrize("rsse", [0, 1])
 @pytest.mark.parametrize("packet", [ipv4(6, b"x"), ipv6(UDP, b"y"), ipv4(1, b"ping")], ids=["tcp4", "udp6", "icmp"])
 def test_rss_chooses_among_the_two_queues_of_a_pool(b: Rig, rsse: int, packet: bytes) -> None:
-    b.nic["rss_table"][:] = toeplitz_table(KEY)
+    b.nic["rss_key"][:] = toeplitz_key(KEY)
     b.set(rss=1, rss_fields=0xB3, rss_in_descriptor=1)
     b.pool(1, rsse=rsse)
     b.open_rx(1)
@@ -146,7 +146,7 @@ def test_rss_chooses_among_the_two_queues_of_a_pool(b: Rig, rsse: int, packet: b
 
 
 def test_hash_stays_out_of_the_descriptor_without_pcsd(b: Rig) -> None:
-    b.nic["rss_table"][:] = toeplitz_table(KEY)
+    b.nic["rss_key"][:] = toeplitz_key(KEY)
     b.set(rss=1, rss_fields=0xFF)
     b.open_rx(1)
     b.wire(wrap(ipv4(6, b"x")))
@@ -154,7 +154,7 @@ def test_hash_stays_out_of_the_descriptor_without_pcsd(b: Rig) -> None:
 
 
 def test_rss_without_pools_spreads_over_sixteen_queues(b: Rig) -> None:
-    b.nic["rss_table"][:] = toeplitz_table(KEY)
+    b.nic["rss_key"][:] = toeplitz_key(KEY)
     b.set(vmdq=0, rss=1, rss_fields=0xFF, max_frame=1518, max_tagged=1522)
     b.set_macs({mac(1): 1})
     for q in range(16):
