@@ -1,26 +1,59 @@
-"""See whether a frame costs more when more VFs are enabled, or when queues stand unused.
+"""See whether a frame costs more when more VFs are enabled, or when all of them send to all.
 
-One sender, one receiver, 64-byte frames; 2, 4 and 8 VFs enabled and driven. Rounds alternate; median and spread.
-Usage: python benchmarks/scale.py [ROUNDS] [SECONDS]
+one to one    like frames of 64 bytes from VF 0 to VF 1; 2, 4 and 8 VFs enabled and driven
+all to all    IPv4/UDP in 64 flows, checksums and hash; each VF sends to each other one in turn
+
+Rounds alternate; median and spread. Usage: python benchmarks/scale.py [ROUNDS] [SECONDS]
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from statistics import median
 
-from virtfn.api.bench import run_bench
+from virtfn.api import bench
+from virtfn.api.frames import TRAFFIC
+from virtfn.api.lab import parse_lab
+from virtfn.api.machine import Machine
+from virtfn.hw.eth import HEADER_BYTES
+from virtfn.machine.clock import S_PS, WallClock
+
+
+def one_to_one(vfs: int, seconds: float) -> float:
+    return 1000 / bench.run_bench([64], vfs, seconds, traffic=["like"])["points"][0]["mpps"]
+
+
+def all_to_all(vfs: int, seconds: float) -> float:
+    """Let every VF send to every other one, and return nanoseconds a frame."""
+    clock = WallClock()
+    kind = replace(TRAFFIC["ipv4-udp"], receivers=vfs - 1)
+    with Machine(parse_lab(bench._lab(vfs)), clock, ring=bench._RING, mtu=1500) as machine:
+        path = bench._Path(machine, kind, (64,), clock)
+        drivers = [path.source, *path.receivers]
+        for driver in drivers:
+            path.source = driver
+            path.receivers = [other for other in drivers if other is not driver]
+            path._fill(kind, (64,))
+            driver.rings.set_context(0, HEADER_BYTES, kind.start, False, 0)
+        tasks = path._workload.row["tasks"]
+        tasks["kind"][:vfs] = tasks["kind"][0]
+        tasks["stop"][:vfs] = tasks["stop"][0]
+        path.receivers = drivers
+        path.step()
+        return 1e9 / bench._rate(clock, int(seconds * S_PS), path.step, path.received)
 
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
-    found: dict[int, list[float]] = {2: [], 4: [], 8: []}
+    found: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
-        for vfs, values in found.items():
-            values.append(1000 / run_bench([64], vfs, seconds, traffic=["like"])["points"][0]["mpps"])
-    for vfs, values in found.items():
-        print(f"{vfs} VFs   {median(values):6.1f} ns a frame   {min(values):.1f} to {max(values):.1f}")
+        for measure in (one_to_one, all_to_all):
+            for vfs in (2, 4, 8):
+                found.setdefault((measure.__name__.replace("_", " "), vfs), []).append(measure(vfs, seconds))
+    for (name, vfs), values in found.items():
+        print(f"{name}, {vfs} VFs   {median(values):6.1f} ns a frame   {min(values):.1f} to {max(values):.1f}")
 
 
 if __name__ == "__main__":
