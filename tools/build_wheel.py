@@ -24,7 +24,7 @@ def compile_kernels(folder: Path) -> None:
         "PYTHONPATH": str(ROOT / "src"),
         "XDG_CACHE_HOME": str(folder),
         "NUMBA_CPU_NAME": _objects.BASELINE,
-        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CPU_FEATURES": f"+{_objects.BEYOND}",
     }
     subprocess.run(
         [sys.executable, "-c", "from virtfn.kernels import warm; warm.load()"], env=environment, cwd="/", check=True
