@@ -99,10 +99,9 @@ def with_checksum(
     high: int, addresses: int, words: tuple[int, int, int, int, int, int]
 ) -> tuple[int, int, int, int, int, int]:
     """Insert the checksum of an IPv4 header into its words."""
-    first, second, third = words[0], words[1], words[2]
-    second &= ~0xFFFF
-    total = sum_header(high, addresses, (first, second, third, 0, 0, 0))
-    return first, second | fold(total) ^ 0xFFFF, third, 0, 0, 0
+    second = words[1] & ~0xFFFF
+    total = sum_header(high, addresses, (words[0], second, words[2], 0, 0, 0))
+    return words[0], second | fold(total) ^ 0xFFFF, words[2], 0, 0, 0
 
 
 @inlined

@@ -116,11 +116,9 @@ def copy_rest(target: int, source: int, size: int, covered: int) -> int:
     total = 0
     if covered > 0:
         total = copy_sum(target, source, covered) if covered >= 32 else run_through(target, source, covered, True)
-        target += covered
-        source += covered
-        size -= covered
-    if size > 0:
-        copy_bytes(target, source, size)
+    done = max(covered, 0)
+    if size > done:
+        copy_bytes(target + done, source + done, size - done)
     return total
 
 
