@@ -293,13 +293,6 @@ def refuse_unsupported(lab: Lab) -> None:
                 _refuse(lab, (*key, "link-state"), f"link-state {policy.link_state} is", "auto")
             if policy.min_tx_rate:
                 _refuse(lab, (*key, "min-tx-rate"), "a guaranteed rate is", "0")
-    for i, guest in enumerate(lab.guests):
-        io: KeyPath = ("guests", i, "nic", "io")
-        if guest.vmm == "qemu" and guest.nic.io == "split":
-            _refuse(lab, io, "split I/O of Linux guests is", "vmm: embedded for that guest, or sriov")
-        if guest.vmm == "qemu" and guest.nic.io == "direct":
-            what = "direct I/O of Linux guests, a NIC of the guest's own, is"
-            _refuse(lab, io, what, "sriov with map-rings: false for a VF of which nothing is mapped")
     _refuse_for_linux(lab)
 
 

@@ -1,6 +1,6 @@
-"""Guests of a lab that are real virtual machines: Linux under QEMU, with its own drivers on our functions.
+"""Guests of a lab that are real virtual machines: Linux under QEMU, with its own drivers on what models give it.
 
-    start      QEMU stands, processors stopped; the IOVM assigns the function and plugs it in
+    start      QEMU stands, processors stopped; the I/O model of the guest plugs its interface in
     boot       all run, until the agent of each answers
     set_up     interfaces are found by their addresses, and get MTU, link, an IPv4 address, and their neighbours'
     wait       for commands in the guests, while everything goes on
@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 from virtfn.api.image import Platform
 from virtfn.api.lab import Guest as LabGuest
-from virtfn.api.machine import LabPf, Machine, card_mac
-from virtfn.hw.types import Mac, Ps, Rid, format_mac
-from virtfn.iovm.iovm import Vf
+from virtfn.api.machine import LabPf, Machine
+from virtfn.hw.types import Mac, Ps, format_mac
+from virtfn.iomodels.hoststack import HostStack
+from virtfn.iomodels.model import Plug
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
@@ -54,24 +55,23 @@ echo $dev
 
 @dataclass(slots=True)
 class LinuxGuest:
-    """A Linux guest of the lab, and the function it has: a VF, or without one the PF itself.
+    """A Linux guest of the lab, and its interface to the PF.
 
-    device: its interface, as it calls it. boot_s: from its first instruction until it took commands.
+    device: that interface, as it calls it. boot_s: from its first instruction until it took commands.
     """
 
     lab: LabGuest
     vm: QemuVm
     pf: LabPf
-    vf: Vf | None
-    mac: Mac
+    plug: Plug
     ip: str
     boot_s: float = 0.0
     device: str = ""
 
     @property
-    def rid(self) -> Rid:
-        """Routing ID of its function."""
-        return self.pf.nic.pf_rid if self.vf is None else self.vf.rid
+    def mac(self) -> Mac:
+        """Address of its interface."""
+        return self.plug.mac
 
     def start(self, command: str) -> Job:
         """Start a shell command in the guest. Raises VirtfnError as `Agent.start` does."""
@@ -93,7 +93,8 @@ class LinuxGuests(Actor):
         self._clock = machine.host.clock
         self._vms: list[QemuVm] = []
         wires = [pf.wire for pf in machine.pfs if pf.wire is not None and pf.live]
-        self._pump = Pump(machine.host, [pf.nic for pf in machine.pfs], self._vms, wires)
+        self._stacks: list[HostStack] = []
+        self._pump = Pump(machine.host, [pf.nic for pf in machine.pfs], self._vms, wires, self._stacks)
         world.rest_by(self._pump)
         world.add(self)
 
@@ -107,9 +108,9 @@ class LinuxGuests(Actor):
     # Starting.
 
     def start(self) -> None:
-        """Start all machines and plug their functions in; no guest runs yet.
+        """Start all machines and plug their interfaces in; no guest runs yet.
 
-        Raises VirtfnError if QEMU does not start, or somebody refuses a function.
+        Raises VirtfnError if QEMU does not start, or somebody refuses an interface.
         """
         for lab_guest in self._machine.lab.guests:
             if lab_guest.vmm == "qemu":
@@ -133,13 +134,9 @@ class LinuxGuests(Actor):
         pf = next(p for p in machine.pfs if p.name == lab_guest.nic.pf)
         number = machine.pfs.index(pf)
         ip = f"10.82.{number}.{1 + sum(guest.pf is pf for guest in self.guests)}"
-        if lab_guest.nic.io == "passthrough":
-            machine.iovm.assign_whole(pf.found, pf.nic, vm)
-            self.guests.append(LinuxGuest(lab_guest, vm, pf, None, card_mac(number), ip))
-            return
-        vf = machine.iovm.vf(pf.nic.pf_rid, lab_guest.nic.vf or 0)
-        mac = machine.assign(pf, vf, vm, mapped=lab_guest.nic.map_rings)
-        self.guests.append(LinuxGuest(lab_guest, vm, pf, vf, mac, ip))
+        model = machine.model(pf, lab_guest.nic.io)
+        self._stacks[:] = [stack for stack in (each.stack for each in machine.pfs) if stack is not None]
+        self.guests.append(LinuxGuest(lab_guest, vm, pf, model.plug(vm, machine.wish(pf, lab_guest)), ip))
 
     def boot(self, booted: Callable[[LinuxGuest], None] = lambda guest: None) -> None:
         """Let all run until each takes commands; tell `booted` of each.
@@ -234,14 +231,12 @@ class LinuxGuests(Actor):
     # Stopping.
 
     def stop(self) -> None:
-        """End the machines, and take their functions back."""
-        owned = [guest.vf for guest in self.guests if guest.vf is not None]
-        whole = [guest.rid for guest in self.guests if guest.vf is None]
+        """End the machines, and take their interfaces back."""
+        guests = list(self.guests)
         self.close()
-        if owned:
-            self._machine.iovm.take_back(*owned, surprise=True)
-        for rid in whole:
-            self._machine.iovm.take_back_whole(rid, surprise=True)
+        for pf in self._machine.pfs:
+            for name, model in pf.models.items():
+                model.unplug([guest.plug for guest in guests if guest.pf is pf and guest.lab.nic.io == name])
 
     def close(self) -> None:
         """End the machines, whatever state they are in."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 from virtfn.api.flows import flow_report
 from virtfn.api.linux import LinuxGuest, LinuxGuests, words
-from virtfn.api.machine import LabPf, Machine
+from virtfn.api.machine import Machine
 from virtfn.api.report import FlowReport, GuestReport
-from virtfn.hw.types import format_mac, format_rid
+from virtfn.hw.types import format_mac
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Job, Outcome
 
@@ -169,12 +169,9 @@ class LinuxWork:
         return ping is not None and ping.answered > 0 and not self._found[g].failure
 
     def _drops_between(self, a: int, b: int) -> Counter[str]:
-        return sum((Counter(self._drops(self._guests[g])) for g in {a, b}), Counter())
-
-    @staticmethod
-    def _drops(guest: LinuxGuest) -> dict[str, int]:
-        nic = guest.pf.nic
-        return nic.all_drops() if guest.vf is None else nic.drops(guest.vf.index)
+        """Count drops of two guests on a PF, and of the host's stack between them."""
+        own = sum((Counter(self._guests[g].plug.drops()) for g in {a, b}), Counter())
+        return own + Counter(self._guests[a].pf.host_drops())
 
     def _iperf(self, ways: list[tuple[int, int]]) -> None:
         ports = [_IPERF_PORT + i for i in range(len(ways))]
@@ -227,12 +224,12 @@ class LinuxWork:
         return [self._report(guest, found) for guest, found in zip(self._guests, self._found, strict=True)]
 
     def _report(self, guest: LinuxGuest, found: _Findings) -> GuestReport:
-        tx, rx, meter = found.link["tx"], found.link["rx"], guest.vm.meter
+        tx, rx, meter, costs = found.link["tx"], found.link["rx"], guest.vm.meter, guest.vm.meter.read()
         report: GuestReport = {
             "name": guest.lab.name,
             "io": guest.lab.nic.io,
             "vmm": guest.lab.vmm,
-            "address": format_rid(guest.rid),
+            "address": guest.plug.address,
             "mac": format_mac(guest.mac),
             "tx_frames": tx["packets"],
             "tx_bytes": tx["bytes"],
@@ -241,15 +238,15 @@ class LinuxWork:
             "lost": found.lost,
             "corrupt": rx["errors"],
             "reordered": found.ping.repeated if found.ping else 0,
-            "dropped": self._drops(guest),
+            "dropped": guest.plug.drops(),
             "exits": meter.exits,
-            "interrupts": meter["interrupts"],
-            "copies": meter["copies"],
-            "mailbox_messages": self._mailbox_messages(guest.pf, guest),
+            "interrupts": costs["interrupts"],
+            "copies": costs["copies"],
+            "mailbox_messages": guest.plug.messages(),
             "boot_s": round(guest.boot_s, 2),
             "exits_per_frame": round(found.per_frame, 4),
         }
-        if guest.vf is not None and (claims := self._machine.claims(guest.pf, guest.vf)):
+        if claims := guest.plug.claims():
             report["addresses_refused"] = claims
         if found.ping is not None and found.ping.ms is not None:
             report["ping_ms"] = found.ping.ms
@@ -260,9 +257,6 @@ class LinuxWork:
         if found.failure:
             report["failure"] = found.failure
         return report
-
-    def _mailbox_messages(self, pf: LabPf, guest: LinuxGuest) -> int:
-        return 0 if guest.vf is None else self._machine.mailbox_messages(pf, guest.vf)
 
 
 def _frames(link: Mapping[str, Mapping[str, int]]) -> int:

@@ -21,7 +21,7 @@ from virtfn.hw.types import Mac, format_rid, parse_mac
 from virtfn.iomodels.hoststack import HostStack
 from virtfn.iomodels.model import Connection, IoModel, Nic, Wish, open_model
 from virtfn.iovm import lspci
-from virtfn.iovm.iovm import Iovm, Vf, Vm
+from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
 from virtfn.iovm.pfdriver import open_pf, start_pf
 from virtfn.machine.captures import Frames
@@ -48,7 +48,7 @@ _GUEST_MAC = (
 class LabPf:
     """A PF of the lab, up: a card, its driver. wire: to its uplink. driven: by us, not by a guest that has it whole.
 
-    io: the NIC as I/O models know it; models: those by which guests of this process reach it.
+    io: the NIC as I/O models know it; models: those by which guests reach it.
     """
 
     name: str
@@ -266,23 +266,26 @@ class Machine:
         self._guests.append(guest)
         if not self._remapping:
             guest.dma = HostAddresses(guest.memory)
-        model = self._model(pf, lab_guest.nic.io)
-        link = model.connect(guest, self._wish(pf, lab_guest))
+        model = self.model(pf, lab_guest.nic.io)
+        link = model.connect(guest, self.wish(pf, lab_guest))
         self.guests.append(LabGuestRun(lab_guest, guest, pf, link))
         model.start(link)
 
-    def _model(self, pf: LabPf, name: str) -> IoModel:
-        """Find the model by which guests reach a PF, or open it."""
+    def model(self, pf: LabPf, name: str) -> IoModel:
+        """Find the model by which guests reach a PF, or open it. Raises VirtfnError as `open_model`."""
         if name not in pf.models:
             if pf.io is None:
                 pf.io = Nic(pf.model, pf.nic, pf.found, pf.driver, self.lab.dom0.memory_mib << 20)
             pf.models[name] = open_model(name, self, pf.io)
         return pf.models[name]
 
-    def _wish(self, pf: LabPf, guest: LabGuest) -> Wish:
+    def wish(self, pf: LabPf, guest: LabGuest) -> Wish:
+        """Say what a guest of a PF is to get. Raises VirtfnError (ENODEV) if there is no such VF."""
         if guest.nic.io == "sriov":
             vf = self.iovm.vf(pf.nic.pf_rid, guest.nic.vf or 0)
-            return Wish(self.offered_mac(pf, vf), vf.index, self.policy(pf, vf))
+            return Wish(self.offered_mac(pf, vf), vf.index, self.policy(pf, vf), mapped=guest.nic.map_rings)
+        if guest.nic.io == "passthrough":
+            return Wish(card_mac(self.pfs.index(pf)))
         place = [other.name for other in self.lab.guests if other.nic.pf == pf.name].index(guest.name)
         return Wish(Mac(_GUEST_MAC | self.pfs.index(pf) << 32 | (_OTHERS + place) << 40))
 
@@ -304,15 +307,6 @@ class Machine:
         except VirtfnError as error:
             self.note_unwritten(error)
 
-    def assign(self, pf: LabPf, vf: Vf, vm: Vm, *, mapped: bool = True) -> Mac:
-        """Give a VF to a virtual machine under the lab's policy; return the address that it has then.
-
-        mapped: map its ring registers. Raises VirtfnError as `Iovm.assign`.
-        """
-        policy, offered = self.policy(pf, vf), self.offered_mac(pf, vf)
-        self.iovm.assign(vf, vm, policy, offered, mapped=mapped)
-        return policy.mac or offered
-
     def policy(self, pf: LabPf, vf: Vf) -> DriverPolicy:
         """Return what the lab says of a VF, for the PF's driver."""
         return _policy(self.lab.pf(pf.name).policy(vf.index))
@@ -329,7 +323,7 @@ class Machine:
 
     def used_vfs(self, pf: LabPf) -> list[Vf]:
         """List the VFs of a PF that guests of the lab have, or will have, in the guests' order."""
-        on_pf = [guest.nic for guest in self.lab.guests if guest.nic.pf == pf.name and guest.nic.io != "passthrough"]
+        on_pf = [guest.nic for guest in self.lab.guests if guest.nic.pf == pf.name and guest.nic.io == "sriov"]
         return [self.iovm.vf(pf.nic.pf_rid, nic.vf or 0) for nic in on_pf]
 
     def dump(self) -> str:
@@ -413,7 +407,7 @@ def _allow_descriptors() -> None:
 
 def memory_for_stack(lab: Lab, pf: Pf) -> int:
     """Return the bytes that the host's own network stack on a PF takes, Dom0's or the VMM's; 0 where there is none."""
-    models = {guest.nic.io for guest in lab.guests if guest.nic.pf == pf.name and guest.vmm == "embedded"}
+    models = {guest.nic.io for guest in lab.guests if guest.nic.pf == pf.name}
     return lab.dom0.memory_mib << 20 if models & {"split", "direct"} else 0
 
 

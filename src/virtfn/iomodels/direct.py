@@ -6,14 +6,19 @@ checks guests' addresses, copies their frames, and multiplexes them over the NIC
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from virtfn.hw.types import format_rid
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Wish
-from virtfn.machine.netports import Served
-from virtfn.machine.ports import VirtfnError
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
+from virtfn.iovm.pcim import Pcim
+from virtfn.iovm.whole import WholeConfig
+from virtfn.machine.netports import Card, Served
+from virtfn.machine.ports import Clock, VirtfnError
+from virtfn.machine.rootcomplex import RootComplex
 from virtfn.vmm.emulated import EmulatedCard
 from virtfn.vmm.guest import Guest
+from virtfn.vmm.qemu.vm import QemuVm
 
 __all__ = ["Model"]
 
@@ -29,8 +34,8 @@ class Model(IoModel):
 
     @property
     def served(self) -> Sequence[Served]:
-        """The guests' cards."""
-        return list(self._cards.values())
+        """The guests' cards, but for those of virtual machines: the pump serves them."""
+        return [card for card in self._cards.values() if card not in self._stack.cards]
 
     def connect(self, guest: Guest, wish: Wish) -> Connection:
         """Make a card for a guest, plug it in, and its wire into the bridge."""
@@ -40,17 +45,19 @@ class Model(IoModel):
         except VirtfnError:
             emulated.close()
             raise
-        self._cards[guest.name] = emulated
-        port = self._ports[guest.name] = self._stack.add(emulated.far_end)
+        drops = self._wire_up(guest.name, emulated, wish)
+        return Connection(guest, guest.nic(emulated.rid).driver, format_rid(emulated.rid), drops=drops)
+
+    def _wire_up(self, name: str, emulated: EmulatedCard, wish: Wish) -> Callable[[], dict[str, int]]:
+        """Lead a card's wire to the bridge; return what counts its drops."""
+        self._cards[name] = emulated
+        port = self._ports[name] = self._stack.add(emulated.far_end)
         self._stack.bridge.pin(port, wish.mac, check=True)
 
         def drops() -> dict[str, int]:
-            found = dict(emulated.card.all_drops())
-            for reason, count in self._stack.bridge.drops(port).items():
-                found[reason] = found.get(reason, 0) + count
-            return found
+            return dict(Counter(emulated.card.all_drops()) + Counter(self._stack.bridge.drops(port)))
 
-        return Connection(guest, guest.nic(emulated.rid).driver, format_rid(emulated.rid), drops=drops)
+        return drops
 
     def start(self, connection: Connection) -> None:
         """Bring a guest's interface up."""
@@ -66,8 +73,42 @@ class Model(IoModel):
                 self._stack.remove(self._ports.pop(connection.guest.name))
                 emulated.close()
 
+    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+        """Make a card for a virtual machine, which is the only one on a bus of its own; its driver may be any."""
+        emulated = EmulatedCard(self._host, vm, self._nic.model, wish.mac, compiled=False)
+        drops = self._wire_up(vm.name, emulated, wish)
+        self._stack.cards.append(emulated)
+        plug = Plug(
+            vm, wish.mac, format_rid(emulated.rid), moved=lambda: emulated.card.moved(emulated.rid), drops=drops
+        )
+        try:
+            emulated.plug_in(_config(emulated.card, self._host.clock))
+        except VirtfnError:
+            self.unplug([plug])
+            raise
+        return plug
+
+    def unplug(self, plugs: Sequence[Plug]) -> None:
+        """Take the cards of virtual machines away."""
+        for plug in plugs:
+            emulated = self._cards.pop(plug.vm.name, None)
+            if emulated is not None:
+                self._stack.cards.remove(emulated)
+                self._stack.remove(self._ports.pop(plug.vm.name))
+                emulated.close()
+
     def close(self) -> None:
         """Let go of the guests' cards."""
         for emulated in self._cards.values():
             emulated.close()
         self._cards.clear()
+
+
+def _config(card: Card, clock: Clock) -> WholeConfig:
+    """Return what a virtual machine finds of a card that has a machine to itself: one function, ready for a driver."""
+    root = RootComplex(1)
+    root.attach(card, 0)
+    pcim = Pcim(root, clock)
+    pcim.scan()
+    pcim.enable_function(card.pf_rid)
+    return WholeConfig(root, pcim.functions[card.pf_rid])

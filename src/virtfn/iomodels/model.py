@@ -23,11 +23,12 @@ from virtfn.hw.types import Mac
 from virtfn.iomodels.hoststack import STACK_BYTES, HostStack
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
-from virtfn.machine.netports import Card, NetDriver, Served
+from virtfn.machine.netports import Card, Moved, NetDriver, Served
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host
+from virtfn.vmm.qemu.vm import QemuVm
 
-__all__ = ["MODELS", "Connection", "IoModel", "Nic", "Wish", "open_model"]
+__all__ = ["MODELS", "Connection", "IoModel", "Nic", "Plug", "Wish", "open_model"]
 
 MODELS = ("split", "direct", "passthrough", "sriov")
 
@@ -73,11 +74,15 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a guest is to get. mac: its address, unless the policy has one. vf: which, and under which policy."""
+    """What a guest is to get. mac: its address, unless the policy has one. vf: which, and under which policy.
+
+    mapped: let a virtual machine map its ring registers.
+    """
 
     mac: Mac
     vf: int = 0
     policy: VfPolicy = field(default_factory=VfPolicy)
+    mapped: bool = True
 
 
 def _nothing() -> dict[str, int]:
@@ -99,6 +104,23 @@ class Connection:
     driver: NetDriver
     address: str
     drops: Callable[[], dict[str, int]] = _nothing
+    messages: Callable[[], int] = _none
+    claims: Callable[[], int] = _none
+    vf: Vf | None = None
+
+
+@dataclass(slots=True)
+class Plug:
+    """A virtual machine's interface to the NIC, which its own driver finds.
+
+    mac: its address. moved: counts frames that it sent and received. The rest is as of a `Connection`.
+    """
+
+    vm: QemuVm
+    mac: Mac
+    address: str
+    moved: Callable[[], Moved]
+    drops: Callable[[], dict[str, int]]
     messages: Callable[[], int] = _none
     claims: Callable[[], int] = _none
     vf: Vf | None = None
@@ -126,6 +148,15 @@ class IoModel(Protocol):
 
     def disconnect(self, connections: Sequence[Connection]) -> None:
         """Take interfaces back from their guests. Raises VirtfnError for what does not come to rest."""
+
+    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+        """Give a virtual machine its interface; for one that has none yet, and has not booted.
+
+        Raises VirtfnError for a guest too many, and as all do that take part.
+        """
+
+    def unplug(self, plugs: Sequence[Plug]) -> None:
+        """Take interfaces back whose machines have ended. Raises VirtfnError for what does not come to rest."""
 
     def close(self) -> None:
         """Let go of everything, whatever state it is in; nothing is left by default."""

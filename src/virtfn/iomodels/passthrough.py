@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtfn.hw.types import format_rid
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Wish
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
+from virtfn.iovm.iovm import Vm
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
+from virtfn.vmm.qemu.vm import QemuVm
 
 __all__ = ["Model"]
 
@@ -24,13 +26,16 @@ class Model(IoModel):
 
     def connect(self, guest: Guest, wish: Wish) -> Connection:
         """Give the card to a guest; its address is the card's. Raises VirtfnError (EBUSY) if another has it."""
+        self._give(guest)
         card = self._nic.card
-        if self._owner:
-            raise VirtfnError(f"the whole card is {self._owner}'s; passthrough serves one guest", errno_name="EBUSY")
-        self._iovm.assign_whole(self._nic.found, card, guest)
-        self._owner = guest.name
         rid = card.pf_rid
         return Connection(guest, guest.nic(rid).driver, format_rid(rid), drops=card.all_drops)
+
+    def _give(self, vm: Vm) -> None:
+        if self._owner:
+            raise VirtfnError(f"the whole card is {self._owner}'s; passthrough serves one guest", errno_name="EBUSY")
+        self._iovm.assign_whole(self._nic.found, self._nic.card, vm)
+        self._owner = vm.name
 
     def start(self, connection: Connection) -> None:
         """Bring the guest's interface up."""
@@ -42,3 +47,16 @@ class Model(IoModel):
         if connections and self._owner:
             self._owner = ""
             self._iovm.take_back_whole(self._nic.card.pf_rid)
+
+    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+        """Give the card to a virtual machine; `wish` knows the card's address."""
+        self._give(vm)
+        card = self._nic.card
+        rid = card.pf_rid
+        return Plug(vm, wish.mac, format_rid(rid), moved=lambda: card.moved(rid), drops=card.all_drops)
+
+    def unplug(self, plugs: Sequence[Plug]) -> None:
+        """Take the card back."""
+        if plugs and self._owner:
+            self._owner = ""
+            self._iovm.take_back_whole(self._nic.card.pf_rid, surprise=True)

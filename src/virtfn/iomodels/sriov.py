@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtfn.hw.types import format_rid
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Wish
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
 from virtfn.vmm.guest import Guest
+from virtfn.vmm.qemu.vm import QemuVm
 
 __all__ = ["Model"]
 
@@ -47,3 +48,26 @@ class Model(IoModel):
         taken = [c.vf for c in connections if c.vf is not None and c.vf.vm is not None]
         if taken:
             self._iovm.take_back(*taken)
+
+    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+        """Assign a VF to a virtual machine."""
+        card, driver = self._nic.card, self._nic.driver
+        vf = self._iovm.vf(card.pf_rid, wish.vf)
+        self._iovm.assign(vf, vm, wish.policy, wish.mac, mapped=wish.mapped)
+        n = vf.index
+        return Plug(
+            vm,
+            wish.policy.mac or wish.mac,
+            format_rid(vf.rid),
+            moved=lambda: card.moved(vf.rid),
+            drops=lambda: dict(card.drops(n)),
+            messages=lambda: card.mailbox_messages(n),
+            claims=lambda: driver.claims(n) if vf.vm is not None else 0,
+            vf=vf,
+        )
+
+    def unplug(self, plugs: Sequence[Plug]) -> None:
+        """Take the VFs back; one wait serves all."""
+        taken = [plug.vf for plug in plugs if plug.vf is not None and plug.vf.vm is not None]
+        if taken:
+            self._iovm.take_back(*taken, surprise=True)

@@ -48,6 +48,7 @@ def run_pump(
     cards: npt.NDArray[np.int64],
     links: npt.NDArray[np.int64],
     asked: npt.NDArray[np.int64],
+    kicks: int,
     events: npt.NDArray[np.int64],
     urgent: int,
     limit_ps: int,
@@ -55,9 +56,9 @@ def run_pump(
     """Serve until something needs Python, or `limit_ps` is over, and what is there now in any case.
 
     address: of the PUMP row. scratch: address of SCRATCH_BYTES. cards: (n,) addresses of CARD rows. links: (m, 2)
-    addresses of LINK rows, and the number of the card of each. asked: (m + w,) what to wait for, as `poll` takes it:
-    the servers of the links, then wires. events: (n,) filled with what each card asks Python for. urgent: those of them
-    that Python is needed for at once.
+    addresses of LINK rows, and the number of the card of each. asked: (m + kicks + w,) what to wait for, as `poll`
+    takes it: the servers of the links, kicks of front ends, then wires and what else Python looks after. events: (n,)
+    filled with what each card asks Python for. urgent: those of them that Python is needed for at once.
     """
     p = pump_at(address)
     wake_promptly()
@@ -79,14 +80,14 @@ def run_pump(
         since = now - p.last
         rest = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
         target = now if more else min(now + rest, until)
-        now, needed = take_writes(p, cards, links, asked, now, target, scratch)
+        now, needed = take_writes(p, cards, links, asked, kicks, now, target, scratch)
         if needed:
             return
 
 
 @part
 def take_writes(
-    p: Row, cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64],
+    p: Row, cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], kicks: int,
     now: int, target: int, scratch: int,
 ) -> tuple[int, bool]:  # fmt: skip
     """Wait for descriptors until `target` and take writes; in bulk until then, else only what comes first.
@@ -104,6 +105,9 @@ def take_writes(
             p.last = now
             if others:
                 return now, True
+            for i in range(len(links), len(links) + kicks):
+                if asked[i] >> REVENTS_LSB:
+                    return now, False  # whose it is finds out as it is served
             if not answered:
                 count = len(links)  # it was a wire, and has time: frames come together there as well
         if now >= target or not p.bulk:

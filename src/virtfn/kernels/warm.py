@@ -167,4 +167,6 @@ def load_rest() -> None:
     forget_pages(new_device_tlb(1)[0], 0, 0, -1)
     dma_copy_in(iommu.row, 0, 0, 0, 0)
     dma_copy_out(iommu.row, 0, 0, 0, 0)
-    run_pump(row_address(state), address_of(scratch), empty[:0], np.zeros((0, 2), np.int64), empty[:0], empty[:0], 0, 0)
+    run_pump(
+        row_address(state), address_of(scratch), empty[:0], np.zeros((0, 2), np.int64), empty[:0], 0, empty[:0], 0, 0
+    )

@@ -6,9 +6,12 @@
     wire         leads to the VMM, as a NETDEV: `far_end`
 
 The tables are those of a remapping unit that is software alone: a guest's address leads to its own memory or nowhere.
+The guest is one of this process, or a virtual machine of another, which reaches the card through a socket.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,47 +21,78 @@ from virtfn.devices.iommu import IommuUnit
 from virtfn.drivers.vtd import VtdDriver
 from virtfn.hw.types import Iova, Mac, Ps, Rid
 from virtfn.kernels.card import EV_FAULT
-from virtfn.machine.ports import Device, VirtfnError
-from virtfn.vmm.guest import Guest
+from virtfn.machine.irq import APIC_BASE
+from virtfn.machine.meter import Meter
+from virtfn.machine.netports import Vectors
+from virtfn.machine.ports import ConfigSpace, Device, DmaDomain
+from virtfn.vmm.guest import Emulation
 from virtfn.vmm.host import Host
 from virtfn.vmm.traps import Traps
 
-__all__ = ["EmulatedCard"]
+__all__ = ["EmulatedCard", "Owner"]
 
 _BUS = 1
 _TLB_ENTRIES = 256
 
 
+class Owner(Protocol):
+    """The guest that a card is made for, whoever runs it."""
+
+    meter: Meter
+
+    def populate(self, domain: DmaDomain) -> None:
+        """Map its memory into a domain, now or as it comes."""
+
+    def plug(
+        self,
+        device: Device,
+        rid: Rid,
+        config: ConfigSpace,
+        domain: DmaDomain,
+        *,
+        mapped: bool,
+        emulation: Emulation,
+    ) -> object:
+        """Plug a function in. Raises VirtfnError if it cannot be."""
+
+    def inject(self, rid: Rid, address: int, message: int) -> None:
+        """Interrupt it by a message of its own, for a function."""
+
+
 class EmulatedCard:
     """A card of `guest`'s own; a `DeviceHost` to the model, an `Emulation` to the guest. mac: its address.
 
-    It is served as a card is: address, settle, handle, waits, follow_time. Raises VirtfnError if the host's memory is
-    exhausted.
+    compiled: whether its driver is compiled code of this process, whose writes of registers are caught in turns of the
+    card. It is served as a card is: address, settle, handle, waits, follow_time. Raises VirtfnError if the host's
+    memory is exhausted.
     """
 
-    def __init__(self, host: Host, guest: Guest, model: Model, mac: Mac) -> None:
+    def __init__(self, host: Host, guest: Owner, model: Model, mac: Mac, *, compiled: bool = True) -> None:
         self._host, self._guest = host, guest
         self._unit = IommuUnit(
-            host.memory, _TLB_ENTRIES, send=lambda address, message: None, deliver=_nowhere, clock=host.clock
+            host.memory, _TLB_ENTRIES, send=lambda address, message: None, deliver=self._written, clock=host.clock
         )
         self._tables = VtdDriver(self._unit, host.memory, host.clock)
         self._tables.start((0, 0))
         self.card = model.make(self, self._unit.iommu, self._unit, Options(mac))
         self.card.bus = _BUS
         self.rid = self.card.pf_rid
-        domain = self._tables.new_domain()
-        guest.populate(domain)
-        self._tables.attach(self.rid, domain)
+        self._domain = self._tables.new_domain()
+        guest.populate(self._domain)
+        self._tables.attach(self.rid, self._domain)
         self.card.set_wire(True, 0)
         self.card.set_carrier(True)
         self.far_end: npt.NDArray[np.void] = self.card.far_end()
-        self.traps: Traps | None = None
-        self.traps = Traps(self.card, self.rid, guest.meter)
-        self.address = self.traps.address
+        self.traps = Traps(self.card, self.rid, guest.meter) if compiled else None
+        self.address = self.card.address if self.traps is None else self.traps.address
 
-    def plug_in(self) -> None:
-        """Plug it into its guest, which binds a driver. Raises VirtfnError as `Guest.plug`."""
-        self._guest.plug(self.card, self.rid, _OwnConfig(self.card, self.rid), mapped=False, emulation=self)
+    def plug_in(self, config: ConfigSpace | None = None) -> None:
+        """Plug it into its guest, which binds a driver. config: what the guest finds; by default all that the card has.
+
+        Raises VirtfnError as `plug` of the guest does.
+        """
+        space = _OwnConfig(self.card, self.rid) if config is None else config
+        self._guest.plug(self.card, self.rid, space, self._domain, mapped=False, emulation=self)
 
     # To the model, the machine it is in.
 
@@ -72,7 +106,11 @@ class EmulatedCard:
 
     def msi(self, rid: Rid, address: int, message: int) -> None:
         """Inject an interrupt into the guest."""
-        self._guest.inject(message)
+        self._guest.inject(rid, address, message)
+
+    def _written(self, destination: int, vector: int) -> None:
+        """Inject what the guest let its card write where interrupts are: a message of its own, to itself."""
+        self._guest.inject(self.rid, APIC_BASE | destination << 12, vector)
 
     def now(self) -> Ps:
         """Return the time now."""
@@ -93,6 +131,10 @@ class EmulatedCard:
         return {"copies": moved.tx_frames + moved.rx_frames, "copy_bytes": moved.tx_bytes + moved.rx_bytes}
 
     # To whoever serves it.
+
+    def vectors(self, rid: Rid) -> Vectors:
+        """Tell kernels where to find its interrupts."""
+        return self.card.vectors(rid)
 
     def settle(self) -> None:
         """Get ready to be served."""
@@ -136,8 +178,3 @@ class _OwnConfig:
     def write(self, offset: int, size: int, value: int) -> None:
         """Write 1, 2 or 4 bytes."""
         self._device.config_write(self._rid, offset, size, value)
-
-
-def _nowhere(destination: int, vector: int) -> None:
-    """Take an interrupt of a unit that has no interrupts to remap."""
-    raise VirtfnError("a unit of software alone remaps no interrupts", errno_name="EINVAL")

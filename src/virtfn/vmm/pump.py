@@ -1,4 +1,4 @@
-"""The pump: keeps NICs and the functions of virtual machines going, while whoever calls it waits for something else.
+"""The pump: keeps NICs and the interfaces of virtual machines going, while whoever calls it waits for something else.
 
 A turn answers messages, moves frames, and lets the IOMMU tell what it met. Between turns a kernel does the part of this
 that comes with frames all the time, and rests (`kernels/pump.py`).
@@ -16,20 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.types import Rid
-from virtfn.kernels.card import CHORES, URGENT
+from virtfn.kernels.card import CHORES, EV_UPLINK, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.machine.clock import MS_PS, work_clock
-from virtfn.machine.netports import Card
+from virtfn.machine.netports import Card, Served
 from virtfn.machine.ports import Actor
 from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
+from virtfn.vmm.emulated import EmulatedCard
 from virtfn.vmm.host import Host
 from virtfn.vmm.served import ServedFunction
 from virtfn.vmm.uplink import Wire
 
-__all__ = ["Pump", "Served"]
+__all__ = ["HasFunctions", "Pump", "Stack"]
 
 _BUDGET = 64
 _MESSAGES = 8  # of a function in a turn: the others wait meanwhile
@@ -42,7 +43,7 @@ _PINGS_PS = 50 * MS_PS  # so long, where one step of another would hold it up: b
 _LONG_PS = MS_PS  # of a step, beyond the slice
 
 
-class Served(Protocol):
+class HasFunctions(Protocol):
     """Whoever has functions at sockets."""
 
     @property
@@ -50,11 +51,47 @@ class Served(Protocol):
         """The functions, by routing ID."""
 
 
-class Pump(Actor):
-    """Turns for the NICs `nics`, the virtual machines `vms` and the NICs' `wires`; all may grow."""
+class Stack(Protocol):
+    """What stands on a NIC, for virtual machines that have no function of it.
 
-    def __init__(self, host: Host, nics: Sequence[Card], vms: Sequence[Served], wires: Sequence[Wire] = ()) -> None:
+    Its cards are served first, then its bridge.
+    """
+
+    @property
+    def cards(self) -> Sequence[EmulatedCard]:
+        """Cards made for virtual machines."""
+
+    @property
+    def bridge(self) -> Served:
+        """What connects them, and front ends, with the NIC."""
+
+    @property
+    def frames(self) -> int:
+        """Count the frames that front ends have sent; cheap enough to be asked all the time."""
+
+    def answer(self) -> int:
+        """Answer messages of front ends; return how many."""
+
+    def kicks(self) -> Sequence[int]:
+        """List descriptors that can be read when front ends have frames: to be served."""
+
+    def doors(self) -> Sequence[int]:
+        """List descriptors that can be read when there are messages: to be answered."""
+
+
+class Pump(Actor):
+    """Turns for the NICs `nics`, the virtual machines `vms`, the NICs' `wires` and `stacks`; all may grow."""
+
+    def __init__(
+        self,
+        host: Host,
+        nics: Sequence[Card],
+        vms: Sequence[HasFunctions],
+        wires: Sequence[Wire] = (),
+        stacks: Sequence[Stack] = (),
+    ) -> None:
         self._host = host
+        self._stacks = stacks
         self._nics = nics
         self._vms = vms
         self._wires = wires
@@ -68,16 +105,25 @@ class Pump(Actor):
         self._worked = work_clock(host.clock)
         self._refilled_ps = self._now()
         self._slice: tuple[ServedFunction | None, int, int] = None, 0, 0
-        self._total = 0
+        self._total = self._by_front_ends = 0
         self._moved_ps = self._others_ps = -_PINGS_PS
         self._counts: dict[int, npt.NDArray[np.int64]] = {}
 
     def _functions(self) -> list[ServedFunction]:
         return [served for vm in self._vms for served in vm.functions.values()]
 
+    def _stacked(self) -> list[Served]:
+        """List what stands on NICs: it is served before them."""
+        return [part for stack in self._stacks for part in (*stack.cards, stack.bridge)]
+
+    def _cards(self) -> list[Card]:
+        return [*self._nics, *(emulated.card for stack in self._stacks for emulated in stack.cards)]
+
     def turn(self, now: int = 0) -> int:
         """Do what there is to do, and return how much it was."""
-        done = self._answer()
+        done = self._answer() + sum([stack.answer() for stack in self._stacks])
+        for part in self._stacked():
+            part.settle()
         for nic in self._nics:
             done += nic.serve(_BUDGET)[0]
         done += sum(wire.serve(_BUDGET)[0] for wire in self._wires)
@@ -103,7 +149,7 @@ class Pump(Actor):
             answered = served.serve(_MESSAGES, self._going)
             if answered:
                 done += answered
-                self._nics[self._nic_of(served)].settle()  # filters that it had changed are its work, too
+                served.carrier.settle()  # filters that it had changed are its work, too
             began, now = now, self._now()
             allowance.take(now - began)
             if answered:
@@ -120,13 +166,9 @@ class Pump(Actor):
             self._slice = served, began, until
         return self._now() < until
 
-    def _nic_of(self, served: ServedFunction) -> int:
-        device = served.function.device
-        return next(n for n, nic in enumerate(self._nics) if nic is device)
-
     def _frames_move(self, now: int, lately: int = _WANTED_PS) -> bool:
         """Tell whether frames have moved lately."""
-        total = sum([nic.frames for nic in self._nics])
+        total = sum([nic.frames for nic in self._nics]) + sum([stack.frames for stack in self._stacks])
         if total != self._total:
             self._total, self._moved_ps = total, now
         return now - self._moved_ps < lately
@@ -150,7 +192,7 @@ class Pump(Actor):
         """Tell whether frames have moved lately for anyone who is not in debt."""
         if not self._frames_move(now, lately):
             return False
-        for n, nic in enumerate(self._nics):
+        for n, nic in enumerate(self._cards()):
             counts = nic.traffic()
             moved = counts != self._counts.get(n, counts)
             self._counts[n] = counts
@@ -160,6 +202,9 @@ class Pump(Actor):
                     moved[function if function < len(moved) else slice(None)] = False
             if moved.any():
                 self._others_ps = now
+        by_front_ends = sum([stack.frames for stack in self._stacks])
+        if by_front_ends != self._by_front_ends:
+            self._by_front_ends, self._others_ps = by_front_ends, now
         return now - self._others_ps < lately
 
     def __call__(self) -> None:
@@ -170,14 +215,15 @@ class Pump(Actor):
     def rest(self, limit_ps: int) -> None:
         """Let kernels do what they can, and rest, until Python is needed or `limit_ps` is over."""
         limit_ps = min(limit_ps, _LIMIT_PS)
+        parts: list[Served] = [*self._stacked(), *self._nics]
         functions = [served for served in self._functions() if served.server.fileno() >= 0]
         watched = self._host.iommu.interrupts.on_message is not None
         links = np.zeros((len(functions), 2), np.int64)
         asked = []
         now = self._now()
         for i, served in enumerate(functions):
-            n = self._nic_of(served)
-            vectors = self._nics[n].vectors(served.function.rid)
+            n = next(n for n, part in enumerate(parts) if part is served.carrier)
+            vectors = served.carrier.vectors(served.function.rid)
             links[i] = served.lend(vectors._replace(bits=0) if watched else vectors), n
             if served.mirror.running:
                 limit_ps = min(limit_ps, _MIRROR_PS)
@@ -185,21 +231,33 @@ class Pump(Actor):
             asked.append(NOBODY if waits else served.server.fileno())
             if waits:
                 limit_ps = min(limit_ps, _DEBT_PS)
-        urgent = URGENT
+        urgent = URGENT if self._wires else URGENT & ~EV_UPLINK
         if self._chores.in_debt or self._host.faults_wait:
             urgent &= ~CHORES
             limit_ps = min(limit_ps, _DEBT_PS)
+        kicks = [fd for stack in self._stacks for fd in stack.kicks()]
+        asked += [*kicks, *(fd for stack in self._stacks for fd in stack.doors())]
         asked += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
         waited = np.array([fd | POLLIN for fd in asked], np.int64)
         address_of(waited, "what is waited for")
-        nics = np.array([nic.address for nic in self._nics], np.int64)
-        events = np.zeros(len(nics), np.int64)
-        run_pump(self._state.ctypes.data, self._scratch.ctypes.data, nics, links, waited, events, urgent, limit_ps)
+        cards = np.array([part.address for part in parts], np.int64)
+        events = np.zeros(len(cards), np.int64)
+        run_pump(
+            self._state.ctypes.data,
+            self._scratch.ctypes.data,
+            cards,
+            links,
+            waited,
+            len(kicks),
+            events,
+            urgent,
+            limit_ps,
+        )
         for served in functions:
             served.take_back()
-        for nic, event in zip(self._nics, events.tolist(), strict=True):
+        for part, event in zip(parts, events.tolist(), strict=True):
             if event:
                 began = self._now()
-                nic.handle(event)
+                part.handle(event)
                 if event & CHORES:
                     self._chores.take(self._now() - began)

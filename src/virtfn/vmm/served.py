@@ -21,6 +21,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -32,10 +33,11 @@ from virtfn.kernels.ranges import row_address
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
 from virtfn.machine.meter import Meter, device_costs
-from virtfn.machine.netports import Vectors
+from virtfn.machine.netports import Served, Vectors
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.allowance import Allowance
 from virtfn.vmm.assign import AssignedFunction
+from virtfn.vmm.guest import Emulation
 from virtfn.vmm.host import MOST_TABLES, Host
 from virtfn.vmm.mirror import Mirror
 from virtfn.vmm.vfio_user import (
@@ -51,7 +53,7 @@ from virtfn.vmm.vfio_user import (
     split,
 )
 
-__all__ = ["ServedFunction", "SharedFiles"]
+__all__ = ["Carrier", "ServedFunction", "SharedFiles"]
 
 _VENDOR_SPECIFIC = 0x09
 _MOST_IN_PIECES = 2 * CHUNK
@@ -64,6 +66,13 @@ _FD, _RID, _FUNCTION, _MSIX, _FIRST, _VECTORS, _DONE, _SENT, _OWED, _CUT = (
     for name in ("fd", "rid", "function", "msix", "first", "vectors", "writes", "interrupts", "owed", "cut")
 )
 _LIMITS = Limits(max_data_xfer_size=4096)
+
+
+class Carrier(Served, Protocol):
+    """Who moves a function's frames: its card, or what is served in place of that."""
+
+    def vectors(self, rid: Rid) -> Vectors:
+        """Tell kernels where to find the function's interrupts."""
 
 
 class SharedFiles:
@@ -122,7 +131,7 @@ class ServedFunction(VfioUserDevice):
 
     config: the virtual configuration space. domain: empty, and what the machine shares is mapped into it. files: of the
     virtual machine. mapped: let it map what can be mapped. path: of the socket. meter: of the machine; its own if none
-    is given.
+    is given. emulation: of a function that the VMM makes itself. carrier: who moves its frames.
 
     Raises VirtfnError if the function has no MSI-X, or the socket cannot be.
     """
@@ -139,8 +148,11 @@ class ServedFunction(VfioUserDevice):
         *,
         mapped: bool = True,
         meter: Meter | None = None,
+        emulation: Emulation | None = None,
     ) -> None:
         self._host = host
+        self._emulation = emulation
+        self.carrier = cast(Carrier, device) if emulation is None else emulation
         self._domain = domain
         domain.limit_tables(MOST_TABLES)
         self._files = files
@@ -149,7 +161,7 @@ class ServedFunction(VfioUserDevice):
         self._hidden, self._masters = True, False
         self._placed: dict[int, tuple[tuple[int, int], list[tuple[int, int]]]] = {}
         self.meter = Meter() if meter is None else meter
-        self.meter.follow(rid, device_costs(device, host.iommu, rid))
+        self.meter.follow(rid, device_costs(device, host.iommu, rid) if emulation is None else emulation.costs)
         self.allowance = Allowance()
         self._msix_at = find_capability(config, MsiX)
         table = Location(config.read(self._msix_at + MsiX.TABLE.offset, 4))
@@ -206,7 +218,7 @@ class ServedFunction(VfioUserDevice):
         link[_DONE] = link[_SENT] = link[_OWED] = link[_CUT] = 0
         for i in range(owed.bit_length()):
             if owed >> i & 1:
-                self._send(int(self._routes[i]["guest_address"]), int(self._routes[i]["guest_message"]))
+                self.send(int(self._routes[i]["guest_address"]), int(self._routes[i]["guest_message"]))
 
     def serve(self, budget: int, going: Going = lambda: True) -> int:
         """Answer up to `budget` messages while `going`, and fetch and send what goes by messages.
@@ -348,7 +360,10 @@ class ServedFunction(VfioUserDevice):
 
     def route(self, rid: Rid, address: int, message: int) -> tuple[int, int]:
         """Make a message of the host by which `rid` sends the virtual machine its own message; return it."""
-        made = self._host.allocate_message(rid, lambda: self._send(address, message))
+        if self._emulation is not None:
+            made = self._emulation.route(rid, address, message)
+        else:
+            made = self._host.allocate_message(rid, lambda: self.send(address, message))
         free = np.flatnonzero(self._routes["guest_address"] == 0)
         if free.size and INTERRUPT_RANGE <= address < INTERRUPT_RANGE_END:
             self._routes[free[0]] = *made, address, message
@@ -357,9 +372,13 @@ class ServedFunction(VfioUserDevice):
     def unroute(self, address: int, message: int) -> None:
         """Take such a message back."""
         self._routes[(self._routes["address"] == address) & (self._routes["message"] == message)] = 0
-        self._host.free_message(address, message)
+        if self._emulation is not None:
+            self._emulation.unroute(address, message)
+        else:
+            self._host.free_message(address, message)
 
-    def _send(self, address: int, message: int) -> None:
+    def send(self, address: int, message: int) -> None:
+        """Send the machine a message of its own, if it is an interrupt."""
         if not self._masters:
             self._follow_command()  # a write that is being done now may have let it
         # What is no interrupt of the guest's would be a write to its memory past the IOMMU.

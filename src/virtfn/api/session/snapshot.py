@@ -25,7 +25,7 @@ _ATTEMPTS = 16
 
 
 class GuestCounts(TypedDict):
-    """One guest. Frames and bytes are those of its driver or, of a guest under QEMU, of its function."""
+    """One guest. Frames and bytes are those of its driver or, of a guest under QEMU, of its interface."""
 
     name: str
     io: str
@@ -81,7 +81,7 @@ def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, 
             guests = [_embedded(run) for run in list(machine.guests) if run.guest.drivers]
             guests += [_linux(guest) for guest in list(linux)]
             owners = {run.link.vf.rid: run.lab.name for run in list(machine.guests) if run.link.vf is not None}
-            owners |= {guest.rid: guest.lab.name for guest in list(linux)}
+            owners |= {guest.plug.vf.rid: guest.lab.name for guest in list(linux) if guest.plug.vf is not None}
             pfs = [_pf(pf, owners) for pf in list(machine.pfs)]
         except (RuntimeError, LookupError):  # a list or a dictionary changed while it was read in another thread
             continue
@@ -117,18 +117,17 @@ def _embedded(run: LabGuestRun) -> GuestCounts:
 
 
 def _linux(guest: LinuxGuest) -> GuestCounts:
-    nic = guest.pf.nic
-    counts = nic.moved(guest.rid)
+    counts = guest.plug.moved()
     return {
         "name": guest.lab.name,
         "io": guest.lab.nic.io,
         "vmm": guest.lab.vmm,
-        "address": format_rid(guest.rid),
+        "address": guest.plug.address,
         "tx_frames": counts.tx_frames,
         "tx_bytes": counts.tx_bytes,
         "rx_frames": counts.rx_frames,
         "rx_bytes": counts.rx_bytes,
-        "dropped": nic.all_drops() if guest.vf is None else nic.drops(guest.vf.index),
+        "dropped": guest.plug.drops(),
         "exits": guest.vm.messages,
         "interrupts": guest.vm.interrupts,
     }

@@ -29,7 +29,7 @@ from virtfn.vmm.qemu.find import Qemu
 from virtfn.vmm.qemu.folder import CONSOLE, GuestFolder
 from virtfn.vmm.qemu.leash import spawn
 from virtfn.vmm.qemu.loop import Loop, Port
-from virtfn.vmm.qemu.machine import Function, Machine
+from virtfn.vmm.qemu.machine import Function, Machine, VirtioNic
 from virtfn.vmm.qemu.monitor import Gone, Monitor
 from virtfn.vmm.qemu.wait import Tick, Watch, rest
 
@@ -93,7 +93,7 @@ class QemuGuest:
 
     @property
     def plugged(self) -> dict[str, int]:
-        """Return the functions plugged in over vfio-user, with their slots."""
+        """Return what is plugged into slots, with them."""
         return dict(self._plugged)
 
     def start(self, *, timeout_s: float = 60.0, tick: Tick = rest) -> None:
@@ -151,17 +151,36 @@ class QemuGuest:
 
         Raises VirtfnError: name in use (EEXIST), no free slot (ENOSPC), or QEMU's own words.
         """
-        if function.id in self._plugged:
-            raise VirtfnError(f"{function.id} is plugged in already", errno_name="EEXIST")
-        free = sorted(set(range(self.machine.slots)) - set(self._plugged.values()))
-        if not free:
-            raise VirtfnError(f"guest {self.machine.name} has no free slot", errno_name="ENOSPC")
-        self._plugged[function.id] = free[0]
+        slot = self._take_slot(function.id)
         try:
-            self.qmp("device_add", function.device(free[0]), timeout_s=timeout_s, tick=tick)
+            self.qmp("device_add", function.device(slot), timeout_s=timeout_s, tick=tick)
         except BaseException:
             self._plugged.pop(function.id, None)
             raise
+        return slot
+
+    def connect(self, network: VirtioNic, *, timeout_s: float = 30.0, tick: Tick = rest) -> int:
+        """Hot-add a virtio network device, whose back end answers in `tick`, and return its slot. It stays to the end.
+
+        Raises VirtfnError as `plug` does.
+        """
+        slot = self._take_slot(network.id)
+        try:
+            for command, arguments in network.commands(slot):
+                self.qmp(command, arguments, timeout_s=timeout_s, tick=tick)
+        except BaseException:
+            self._plugged.pop(network.id, None)
+            raise
+        return slot
+
+    def _take_slot(self, name: str) -> int:
+        """Choose a slot for what is called so. Raises VirtfnError if there is none, or the name is taken."""
+        if name in self._plugged:
+            raise VirtfnError(f"{name} is plugged in already", errno_name="EEXIST")
+        free = sorted(set(range(self.machine.slots)) - set(self._plugged.values()))
+        if not free:
+            raise VirtfnError(f"guest {self.machine.name} has no free slot", errno_name="ENOSPC")
+        self._plugged[name] = free[0]
         return free[0]
 
     def unplug(self, device: str, *, timeout_s: float = 30.0, tick: Tick = rest) -> None:

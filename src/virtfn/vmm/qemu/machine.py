@@ -1,6 +1,7 @@
 """What a guest's virtual machine is made of, as arguments for QEMU.
 
-    pcie.0 --+-- rp0 (slot 1) -- a function over vfio-user, plugged at start or at any time later
+    pcie.0 --+-- rp0 (slot 1) -- a function over vfio-user, plugged at start or at any time later; or a virtio
+             |                   network device, whose back end is at a vhost-user socket
              +-- rp1 (slot 2) -- ...
              +-- whatever `extra` asks for
 
@@ -20,7 +21,7 @@ from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu.acceleration import Acceleration
 from virtfn.vmm.qemu.find import Qemu
 
-__all__ = ["Function", "Machine", "port_name"]
+__all__ = ["Function", "Machine", "VirtioNic", "port_name"]
 
 MAX_SLOTS = 14
 MIN_MEMORY_MIB = 64
@@ -63,6 +64,27 @@ class Function:
             "x-msg-timeout": MESSAGE_TIMEOUT_MS,
             **self.properties,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioNic:
+    """A virtio network device. id: its name in QEMU; socket: where its back end listens already; mac: in text."""
+
+    id: str
+    socket: Path
+    mac: str
+
+    def commands(self, slot: int) -> list[tuple[str, dict[str, object]]]:
+        """Return the QMP commands that plug it into a slot, in order."""
+        channel, net = f"{self.id}-channel", f"{self.id}-net"
+        address = {"type": "unix", "data": {"path": str(self.socket.absolute())}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        device = {"driver": "virtio-net-pci", "id": self.id, "bus": port_name(slot), "netdev": net, "mac": self.mac}
+        return [
+            ("chardev-add", {"id": channel, "backend": backend}),
+            ("netdev_add", {"type": "vhost-user", "id": net, "chardev": channel}),
+            ("device_add", {**device, "disable-legacy": "on", "romfile": ""}),
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
     start     QEMU stands, its processors do not run: what is plugged in now, the guest finds as it boots
     plug      a socket for the function, then device_add; memory comes through the socket, into a domain of its own
+    connect   a virtio network device, whose back end has a socket already; memory comes through that
     unplug    device_del, the guest lets go; or, by surprise, the socket closes first
 
 Each function has an address space of its own, since QEMU tells each about memory by itself.
@@ -15,9 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from virtfn.hw.types import Rid, format_rid
 from virtfn.machine.meter import Meter
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
+from virtfn.vmm.guest import Emulation
 from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.qemu.launch import QemuGuest
-from virtfn.vmm.qemu.machine import Function
+from virtfn.vmm.qemu.machine import Function, VirtioNic
 from virtfn.vmm.qemu.wait import Tick
 from virtfn.vmm.served import ServedFunction, SharedFiles
 
@@ -64,14 +66,33 @@ class QemuVm:
         """Map nothing yet: memory is mapped as QEMU tells of it."""
 
     def plug(
-        self, device: Device, rid: Rid, config: ConfigSpace, domain: DmaDomain, *, mapped: bool = True
+        self,
+        device: Device,
+        rid: Rid,
+        config: ConfigSpace,
+        domain: DmaDomain,
+        *,
+        mapped: bool = True,
+        emulation: Emulation | None = None,
     ) -> ServedFunction:
-        """Plug a function in. Raises VirtfnError if QEMU does not take it, or has ended."""
+        """Plug a function in. emulation: of one that the VMM makes itself.
+
+        Raises VirtfnError if QEMU does not take it, or has ended.
+        """
         if rid in self.functions:
             raise VirtfnError(f"guest {self.name} has {format_rid(rid)} already", errno_name="EEXIST")
         path = self.guest.folder / f"{rid:04x}"
         served = ServedFunction(
-            self.host, device, rid, config, domain, self._files, path, mapped=mapped, meter=self.meter
+            self.host,
+            device,
+            rid,
+            config,
+            domain,
+            self._files,
+            path,
+            mapped=mapped,
+            meter=self.meter,
+            emulation=emulation,
         )
         self.functions[rid] = served
         try:
@@ -102,6 +123,15 @@ class QemuVm:
             del self.functions[rid]
             served.close()
 
+    def inject(self, rid: Rid, address: int, message: int) -> None:
+        """Interrupt it by a message of its own, for a function that it has."""
+        if rid in self.functions:
+            self.functions[rid].send(address, message)
+
+    def connect(self, network: VirtioNic) -> None:
+        """Plug a virtio network device in. Raises VirtfnError if QEMU does not take it, or has ended."""
+        self.guest.connect(network, tick=self._tick)
+
     @contextmanager
     def _processors_stopped(self) -> Iterator[None]:
         """Stop the processors for a moment: QEMU aborts if a socket closes while one waits for an answer."""
@@ -128,7 +158,7 @@ class QemuVm:
     @property
     def interrupts(self) -> int:
         """Interrupts that were sent to it."""
-        return self.meter["interrupts"]
+        return self.meter.read()["interrupts"]
 
     def close(self) -> None:
         """End QEMU, and take back what it had."""

@@ -30,12 +30,13 @@ _OUTCOMES, _OUTCOME_BYTES = 64, 32
 class Switch(Actor):
     """A learning bridge with ports at sockets; a `with` block. bridge: also takes ports of this process.
 
-    ageing_ps: after which an address is forgotten. Not for use by several threads at a time. Raises VirtfnError if the
-    system has no asynchronous I/O.
+    ageing_ps: after which an address is forgotten. bridge: to give such ports to, instead of one of its own; it stays
+    its owner's. Not for use by several threads at a time. Raises VirtfnError if the system has no asynchronous I/O.
     """
 
-    def __init__(self, *, ageing_ps: int = 300 * S_PS) -> None:
-        self.bridge = Bridge(ageing_ps=ageing_ps)
+    def __init__(self, *, ageing_ps: int = 300 * S_PS, bridge: Bridge | None = None) -> None:
+        self.bridge = Bridge(ageing_ps=ageing_ps) if bridge is None else bridge
+        self._own = bridge is None
         self.servers: list[Server] = []
         self._clock = WallClock()
         self._scratch = np.zeros(2, np.int64)
@@ -87,9 +88,13 @@ class Switch(Actor):
 
     def turn(self, now: Ps) -> int:
         """Answer messages, and move frames; return how much was done."""
-        done = sum(server.serve() for server in self.servers)
+        done = self.answer()
         moved, _ = self.bridge.serve(64, now)
         return done + moved
+
+    def answer(self) -> int:
+        """Answer messages alone; return how many."""
+        return sum(server.serve() for server in self.servers)
 
     def due(self) -> Ps | None:
         """Say when the next turn is wanted, though nothing wakes: soon, where a client has given no kick."""
@@ -127,5 +132,6 @@ class Switch(Actor):
         while self.servers:
             self.remove(self.servers[-1])
         self._epoll.close()
-        self.bridge.close()
+        if self._own:
+            self.bridge.close()
         self._signals.close()
