@@ -349,14 +349,6 @@ class Machine:
             total.update(nic.device_tlb())
         return dict(total)
 
-    def mailbox_messages(self, pf: LabPf, vf: Vf) -> int:
-        """Count messages between a VF and its PF, both ways."""
-        return pf.nic.mailbox_messages(vf.index)
-
-    def claims(self, pf: LabPf, vf: Vf) -> int:
-        """Count how often the guest of a VF has asked for an address that is another's."""
-        return pf.driver.claims(vf.index) if pf.driven and vf.index < len(pf.vfs) else 0
-
     # Stopping.
 
     def stop(self) -> None:

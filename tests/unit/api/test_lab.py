@@ -487,12 +487,6 @@ def test_an_embedded_guest_alone_is_no_lab_beside_an_uplink_either() -> None:
 
 LINUX_UNSUPPORTED = [
     ("kind: pairs", "kind: broadcast", "workload.kind: broadcast by qemu guests is not supported"),
-    ("vf: 1, map-rings: false", "io: split", "split I/O of Linux guests is not supported by this version"),
-    (
-        "vf: 1, map-rings: false",
-        "io: direct",
-        "not supported by this version; use sriov with map-rings: false for",
-    ),
     (
         "{name: pf1}",
         "{name: pf1, uplink: 'pcap:x.pcap'}",

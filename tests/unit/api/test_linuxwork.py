@@ -75,18 +75,20 @@ def work_of(
     pfs = f"pfs: [{{name: p, uplink: '{uplink}', sr-iov: {{total-vfs: 8}}}}]\n"
     lab = parse_lab(f"name: l\n{pfs}guests:\n{vms}workload: {{kind: {kind}{keys}}}\n")
     answers = Answers()
-    pf = SimpleNamespace(name="p", nic=SimpleNamespace(pf_rid=0x100, drops=lambda pool: drops or {}))
+    pf = SimpleNamespace(name="p", host_drops=dict)
     for n, guest in enumerate(lab.guests):
         vm = SimpleNamespace(messages=n, interrupts=n, meter=Meter())
         vm.meter.add("exit_bar", n)
         vm.meter.add("interrupts", n)
-        vf = SimpleNamespace(index=n, rid=0x180 + n)
+        plug = SimpleNamespace(
+            address=f"0000:01:10.{n}", drops=lambda: drops or {}, messages=lambda: 3, claims=lambda: 0
+        )
         each = SimpleNamespace(
-            lab=guest, vm=vm, pf=pf, vf=vf, rid=vf.rid, mac=2, ip=f"10.82.0.{n + 1}", boot_s=9.0, device="eth0"
+            lab=guest, vm=vm, pf=pf, plug=plug, mac=2, ip=f"10.82.0.{n + 1}", boot_s=9.0, device="eth0"
         )
         each.start = lambda command, name=guest.name: answers.start(name, command)
         answers.guests.append(each)
-    machine = SimpleNamespace(lab=lab, mailbox_messages=lambda pf, vf: 3, claims=lambda pf, vf: 0)
+    machine = SimpleNamespace(lab=lab)
     return LinuxWork(cast(Any, machine), cast(Any, answers)), answers
 
 

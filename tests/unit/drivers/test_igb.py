@@ -419,6 +419,6 @@ def test_limits_follow_the_speed_of_the_link(rig):
 
 
 def test_message_words_are_what_the_device_counts(rig):
-    before = rig.machine.mailbox_messages(rig.pf, rig.vf(0))
+    before = rig.pf.nic.mailbox_messages(rig.vf(0).index)
     rig.mailbox(0).ask([Message.of(OPCODE=Opcode.SET_LPE).value, 1518])
-    assert rig.machine.mailbox_messages(rig.pf, rig.vf(0)) == before + 2
+    assert rig.pf.nic.mailbox_messages(rig.vf(0).index) == before + 2

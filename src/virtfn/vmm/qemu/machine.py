@@ -28,6 +28,7 @@ MIN_MEMORY_MIB = 64
 MAX_MEMORY_MIB = 1 << 20
 MESSAGE_TIMEOUT_MS = 600_000  # QEMU drops the connection for good after an answer later than this
 _FIRST_PORT = 0x10
+_RING = 1024  # the most that QEMU gives a virtio network device
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
@@ -83,7 +84,7 @@ class VirtioNic:
         return [
             ("chardev-add", {"id": channel, "backend": backend}),
             ("netdev_add", {"type": "vhost-user", "id": net, "chardev": channel}),
-            ("device_add", {**device, "disable-legacy": "on", "romfile": ""}),
+            ("device_add", {**device, "disable-legacy": "on", "romfile": "", "rx_queue_size": _RING}),
         ]
 
 
