@@ -168,7 +168,8 @@ class Nic(_Section):
     io: Literal["split", "direct", "passthrough", "sriov"] = Field(
         default="sriov",
         description="sriov: a VF; passthrough: the PF, whole; split: a front end, whose back end is in Dom0, as the PF "
-        "is; direct: a card of the guest's own, which the VMM emulates, and whose every access traps",
+        "is; direct: a card of the guest's own, which the VMM emulates, and whose every access traps. Linux guests "
+        "drive them by igbvf, igb, virtio_net and igb",
     )
     vf: int | None = Field(default=None, ge=0, le=7, description="VF on that PF; io sriov needs it")
     map_rings: bool = Field(

@@ -4,7 +4,7 @@
     pairs     the same, then iperf3 from each to its neighbour, one way after the other
     fan-in    all ping the first, then iperf3 from all to it at once
     alone     a guest that has a PF whole, or that is the only one on its PF, beside an uplink, has nobody to talk to:
-              its driver tests the card, that of a VF its link (ethtool -t)
+              its driver tests the card, that of a VF its link (ethtool -t); virtio_net has a link, and no test
 
 Guests are neighbours by twos in the order of the lab, or in a ring if their number is odd.
 """
@@ -198,13 +198,14 @@ class LinuxWork:
 
     def _test_alone(self) -> None:
         alone = [team[0] for team in self._teams() if len(team) == 1]
-        jobs = [self._guests[g].start(f"ethtool -t {self._guests[g].device} offline") for g in alone]
+        jobs = [self._guests[g].start(_self_test(self._guests[g])) for g in alone]
         if not jobs:
             return
-        for g, outcome in zip(alone, self._linux.wait(jobs, "self-test", _SELF_TEST_S), strict=True):
+        outcomes = self._linux.wait(jobs, "self-test", _SELF_TEST_S)
+        for g, job, outcome in zip(alone, jobs, outcomes, strict=True):
             self._found[g].tested = not outcome.status
             if outcome.status:
-                self._found[g].failure = f"ethtool -t: {words(outcome)}"
+                self._found[g].failure = f"{' '.join(job.command.split()[:2])}: {words(outcome)}"
 
     def _links(self) -> list[dict[str, dict[str, int]]]:
         """Ask each guest for the statistics of its interface."""
@@ -257,6 +258,13 @@ class LinuxWork:
         if found.failure:
             report["failure"] = found.failure
         return report
+
+
+def _self_test(guest: LinuxGuest) -> str:
+    """Return the command by which a guest's driver tests what it drives."""
+    if guest.lab.nic.io == "split":
+        return f"cat /sys/class/net/{guest.device}/carrier | grep -x 1"
+    return f"ethtool -t {guest.device} offline"
 
 
 def _frames(link: Mapping[str, Mapping[str, int]]) -> int:

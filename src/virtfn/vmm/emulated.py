@@ -25,6 +25,7 @@ from virtfn.machine.irq import APIC_BASE
 from virtfn.machine.meter import Meter
 from virtfn.machine.netports import Vectors
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain
+from virtfn.vmm.allowance import Allowance, refill
 from virtfn.vmm.guest import Emulation
 from virtfn.vmm.host import Host
 from virtfn.vmm.traps import Traps
@@ -33,6 +34,7 @@ __all__ = ["EmulatedCard", "Owner"]
 
 _BUS = 1
 _TLB_ENTRIES = 256
+_SHARE = 2  # of what is given back in general, for telling what addresses did wrong: as the host's unit has
 
 
 class Owner(Protocol):
@@ -72,6 +74,7 @@ class EmulatedCard:
         self._unit = IommuUnit(
             host.memory, _TLB_ENTRIES, send=lambda address, message: None, deliver=self._written, clock=host.clock
         )
+        self._allowance, self._refilled_ps = Allowance(), host.clock.now()
         self._tables = VtdDriver(self._unit, host.memory, host.clock)
         self._tables.start((0, 0))
         self.card = model.make(self, self._unit.iommu, self._unit, Options(mac))
@@ -141,10 +144,20 @@ class EmulatedCard:
         self.card.settle()
 
     def handle(self, events: int) -> None:
-        """Do what that has called for; what the guest's addresses did wrong is noted."""
+        """Do what that has called for; what the guest's addresses did wrong is noted, a part of the time."""
         self.card.handle(events)
         if events & EV_FAULT:
-            self._unit.service()
+            began = self._host.clock.now()
+            refill([self._allowance], (began - self._refilled_ps) // _SHARE)
+            self._refilled_ps = began
+            if not self._allowance.in_debt:
+                self._unit.service()
+                self._allowance.take(self._host.clock.now() - began)
+
+    @property
+    def faults_wait(self) -> bool:
+        """Whether what the guest's addresses did wrong has to wait, since so much of it was noted lately."""
+        return self._allowance.in_debt
 
     @property
     def waits(self) -> bool:

@@ -232,7 +232,8 @@ class Pump(Actor):
             if waits:
                 limit_ps = min(limit_ps, _DEBT_PS)
         urgent = URGENT if self._wires else URGENT & ~EV_UPLINK
-        if self._chores.in_debt or self._host.faults_wait:
+        waits = any(emulated.faults_wait for stack in self._stacks for emulated in stack.cards)
+        if self._chores.in_debt or self._host.faults_wait or waits:
             urgent &= ~CHORES
             limit_ps = min(limit_ps, _DEBT_PS)
         kicks = [fd for stack in self._stacks for fd in stack.kicks()]

@@ -423,6 +423,14 @@ def test_linux_guests_beside_embedded_ones() -> None:
     assert parse_lab(LINUX.replace("kind: pairs", "kind: ping"), "l").workload.pings_each == 1000
 
 
+@pytest.mark.parametrize("io", ["split", "direct"])
+def test_linux_guests_have_split_and_direct_io(io: str) -> None:
+    refuse_unsupported(parse_lab(LINUX.replace("vf: 1, map-rings: false", f"io: {io}")))
+    full = LINUX.replace("vf: 1, map-rings: false", f"io: {io}").replace("total-vfs: 5", "total-vfs: 8")
+    with pytest.raises(LabError, match=f"with 8 VFs no pool of pf0 is left for the host, as io {io} of guest b needs"):
+        parse_lab(full)
+
+
 LINUX_FAULTS = [
     ("{name: a,", "{name: a, memory-mib: 128,", "guests[0].memory-mib: Linux needs 256 or more, not 128"),
     ("vf: 1, map", "map", "guests[1].nic: io sriov needs a VF"),

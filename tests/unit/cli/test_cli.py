@@ -238,12 +238,12 @@ def test_what_is_not_supported_is_status_1_and_names_the_errno(
     virtfn: Callable[..., Result], engine: Engine, tmp_path: Path
 ) -> None:
     lab = tmp_path / "lab.yaml"
-    guests = "".join(f"  - {{name: g{n}, nic: {{pf: p, io: split}}}}\n" for n in range(2))
+    guests = "".join(f"  - {{name: g{n}, vmm: qemu, nic: {{pf: p, vf: {n}}}}}\n" for n in range(2))
     lab.write_text(
-        f"name: x\npfs: [{{name: p, sr-iov: {{total-vfs: 2}}}}]\nguests:\n{guests}workload: {{kind: pairs}}\n"
+        f"name: x\npfs: [{{name: p, sr-iov: {{total-vfs: 2}}}}]\nguests:\n{guests}workload: {{kind: broadcast}}\n"
     )
     line = error_line(virtfn("run", str(lab)), 1)
-    assert line.startswith(f"{lab}:4: guests[0].nic.io: split I/O is not supported")
+    assert line.startswith(f"{lab}:6: workload.kind: broadcast by qemu guests is not supported")
     assert line.endswith("(EOPNOTSUPP)")
     assert engine.calls == []
 
@@ -261,7 +261,7 @@ def test_what_is_not_supported_is_status_1_and_names_the_errno(
         ("bench", "--seconds", "nan"),
         ("bench", "--seconds", "0"),
         ("lspci", "--dump", "--json", "-"),
-        ("compare",),
+        ("compare", "--frob"),
         ("run", "--json"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Interfaces of virtual machines by Split and Direct I/O, with clients that play QEMU, beside an embedded guest's VF."""
+"""Interfaces of virtual machines by Split and Direct I/O: clients play QEMU, beside an embedded guest with a VF."""
 
 from __future__ import annotations
 
