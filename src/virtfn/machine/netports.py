@@ -18,7 +18,18 @@ from virtfn.hw.bits import RegMap
 from virtfn.hw.types import Mac, Rid
 from virtfn.machine.ports import Device, VirtfnError
 
-__all__ = ["Captured", "Card", "CopiesQueues", "CountsFrames", "Moved", "NetDriver", "QueueCopy", "Served", "Vectors"]
+__all__ = [
+    "Captured",
+    "Card",
+    "Carrier",
+    "CopiesQueues",
+    "CountsFrames",
+    "Moved",
+    "NetDriver",
+    "QueueCopy",
+    "Served",
+    "Vectors",
+]
 
 
 class Vectors(NamedTuple):
@@ -80,7 +91,14 @@ class Served(Protocol):
         """Let kernels see the machine's time pass, and work for `limit_ps` at most."""
 
 
-class Card(Device, CountsFrames, Served, Protocol):
+class Carrier(Served, Protocol):
+    """Who moves the frames of functions: their card, or what is served in place of that."""
+
+    def vectors(self, rid: Rid) -> Vectors:
+        """Tell kernels where to find the interrupts of a function."""
+
+
+class Card(Device, CountsFrames, Carrier, Protocol):
     """A network card: a device whose frames move in batches, by kernels.
 
     By default it leads nowhere, records nothing, and has neither mailbox nor device TLB.
@@ -110,9 +128,6 @@ class Card(Device, CountsFrames, Served, Protocol):
 
     def serve(self, budget: int = 64) -> tuple[int, int]:
         """Move up to `budget` frames of each queue, and do what comes of it; return (frames, events)."""
-
-    def vectors(self, rid: Rid) -> Vectors:
-        """Tell kernels where to find the interrupts of a function."""
 
     # The wire.
 

@@ -21,7 +21,7 @@ from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.irq import APIC_BASE
 from virtfn.machine.memory import PAGE, GuestMemory
 from virtfn.machine.meter import Meter, device_costs
-from virtfn.machine.netports import NetDriver, Served, Vectors
+from virtfn.machine.netports import Carrier, NetDriver
 from virtfn.machine.ports import Clock, ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.assign import AssignedFunction, Interrupts
 from virtfn.vmm.host import Host
@@ -83,16 +83,13 @@ class GuestDma:
         self._free = merged
 
 
-class Emulation(Interrupts, Served, Protocol):
+class Emulation(Interrupts, Carrier, Protocol):
     """What stands behind a function that the VMM makes itself: its interrupts, its costs, and who catches accesses.
 
     It is served in place of the function's device.
     """
 
     traps: Traps | None
-
-    def vectors(self, rid: Rid) -> Vectors:
-        """Tell kernels where to find the interrupts of the function."""
 
     def costs(self) -> dict[str, int]:
         """Count what it costs, as totals of the meter's events."""

@@ -21,7 +21,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from virtfn.kernels.ranges import row_address
 from virtfn.machine.configspace import find_capability, size_bars
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
 from virtfn.machine.meter import Meter, device_costs
-from virtfn.machine.netports import Served, Vectors
+from virtfn.machine.netports import Carrier, Vectors
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.allowance import Allowance
 from virtfn.vmm.assign import AssignedFunction
@@ -53,7 +53,7 @@ from virtfn.vmm.vfio_user import (
     split,
 )
 
-__all__ = ["Carrier", "ServedFunction", "SharedFiles"]
+__all__ = ["ServedFunction", "SharedFiles"]
 
 _VENDOR_SPECIFIC = 0x09
 _MOST_IN_PIECES = 2 * CHUNK
@@ -66,13 +66,6 @@ _FD, _RID, _FUNCTION, _MSIX, _FIRST, _VECTORS, _DONE, _SENT, _OWED, _CUT = (
     for name in ("fd", "rid", "function", "msix", "first", "vectors", "writes", "interrupts", "owed", "cut")
 )
 _LIMITS = Limits(max_data_xfer_size=4096)
-
-
-class Carrier(Served, Protocol):
-    """Who moves a function's frames: its card, or what is served in place of that."""
-
-    def vectors(self, rid: Rid) -> Vectors:
-        """Tell kernels where to find the function's interrupts."""
 
 
 class SharedFiles:
