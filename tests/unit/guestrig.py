@@ -23,7 +23,7 @@ def poll(traffic: int, g: int, netdev: int, budget: int) -> tuple[int, int]:
 
 @kernel
 def check_frame(traffic: int, g: int, frame: int, length: int) -> None:
-    check_generated(traffic_at(traffic), g, frame, length)
+    check_generated(traffic_at(traffic), g, frame, length, 0)
 
 
 @kernel
