@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import pickle
 import threading
 import zlib
@@ -70,6 +71,8 @@ class Kernel(Generic[_P, _R]):
         self.py_func = function
         self.inline = inline
         self.apart: Apart | None = None
+        self._signature = inspect.signature(function)
+        self._takes = len(self._signature.parameters)
         self.targetoptions: dict[str, str] = {}  # Numba looks at it, where a kernel calls this one
         self._ours = function.__module__.startswith("virtfn.kernels.")  # of others, nobody knows when they change
         self.name = f"{function.__module__.removeprefix('virtfn.kernels.')}.{function.__name__}"
@@ -77,6 +80,10 @@ class Kernel(Generic[_P, _R]):
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call it from Python. Raises what a build that checks finds wrong."""
+        if kwargs or len(args) < self._takes:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args  # type: ignore[assignment]
         kinds, words = _flat(args)
         known = self._known.get(kinds) or self._load(kinds, args)
         results = (ctypes.c_int64 * _MOST_RESULTS)()
