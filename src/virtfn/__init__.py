@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from virtfn.api.lab import (
+        Dom0,
         Guest,
         Iommu,
         Lab,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CaptureError",
+    "Dom0",
     "FailedError",
     "FlowReport",
     "Frames",

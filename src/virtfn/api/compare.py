@@ -30,6 +30,7 @@ from virtfn.api.comparison import (
     Throttle,
 )
 from virtfn.api.lab import Lab
+from virtfn.api.labfile import LabError, parse_text, quote, read_text
 from virtfn.api.labmodel import Guest, Nic, Pf, SrIov
 from virtfn.api.machine import Machine
 from virtfn.api.processor import processor
@@ -47,7 +48,7 @@ from virtfn.machine.meter import EVENTS, Meter
 from virtfn.machine.ports import VirtfnError
 from virtfn.sim.costs import CLOCK_HZ, PRICES, Price, price
 
-__all__ = ["GUESTS", "LOADS", "Plan", "run_compare"]
+__all__ = ["GUESTS", "LOADS", "Plan", "load_prices", "run_compare"]
 
 GUESTS = (1, 2, 4)
 FRAMES = 20_000
@@ -415,9 +416,10 @@ def load_prices(path: Path) -> dict[str, Price]:
 
     Raises LabError for the first thing wrong in it.
     """
-    from virtfn.api.labfile import parse_text, quote, read_text
-
-    tree = parse_text(read_text(path), str(path))
+    text = read_text(path)
+    if not text.strip():
+        raise LabError(str(path), 1, (), "is empty; give prices, like exit: 3000")
+    tree = parse_text(text, str(path))
     if not isinstance(tree.value, dict):
         tree.fail((), f"holds {quote(tree.value)}; prices are a mapping of names to cycles")
     found = dict(PRICES)

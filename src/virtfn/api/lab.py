@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from virtfn.api.labfaults import find_faults, put_in_words, refuse_unsupported
 from virtfn.api.labfile import MAX_BYTES, LabError, decode, parse_text, quote, read_text
-from virtfn.api.labmodel import Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.api.labmodel import Dom0, Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
 
 __all__ = [
+    "Dom0",
     "Guest",
     "Iommu",
     "Lab",
@@ -90,6 +91,7 @@ def make_lab(
     pfs: Sequence[Pf] = (),
     name: str = "lab",
     iommu: Iommu | None = None,
+    dom0: Dom0 | None = None,
 ) -> Lab:
     """Make a lab of objects. pfs: without any, one named pf0, with eight VFs.
 
@@ -97,7 +99,9 @@ def make_lab(
     """
     given = tuple(pfs) or (Pf(name="pf0", sr_iov=SrIov(total_vfs=8)),)
     try:
-        lab = Lab(name=name, pfs=given, guests=tuple(guests), workload=workload, iommu=iommu or Iommu())
+        lab = Lab(
+            name=name, pfs=given, guests=tuple(guests), workload=workload, iommu=iommu or Iommu(), dom0=dom0 or Dom0()
+        )
     except ValidationError as error:
         faults = put_in_words(error)
     else:

@@ -118,6 +118,7 @@ def test_prices_of_a_file(tmp_path: Path) -> None:
         ("exit: {cycles: 5, low: 9}", "low, cycles, high must be in this order"),
         ("exit: {cycles: 5, colour: red}", "is not a key here"),
         ("exit: {low: 5}", "cycles must be a number"),
+        ("", "1: is empty; give prices, like exit: 3000"),
         ("[1, 2]", "prices are a mapping of names to cycles"),
     ],
 )

@@ -111,7 +111,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "lspci", "bench", "doctor"):
+    for command in ("run", "compare", "lspci", "bench", "doctor"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -262,6 +262,14 @@ def test_what_is_not_supported_is_status_1_and_names_the_errno(
         ("bench", "--seconds", "0"),
         ("lspci", "--dump", "--json", "-"),
         ("compare", "--frob"),
+        ("compare", "--guests", "0"),
+        ("compare", "--guests", "9"),
+        ("compare", "--guests", "1,,2"),
+        ("compare", "--guests", "two"),
+        ("compare", "--guests", "\u0661"),
+        ("compare", "--guests", ""),
+        ("compare", "--json", "-", "--report", "-"),
+        ("compare", "--json", "/no/such/folder/x.json"),
         ("run", "--json"),
     ],
 )
