@@ -36,16 +36,7 @@ def _split(one: ModelResult, many: ModelResult, few: int, most: int) -> Iterator
         copies >= 0.9,
         f"Split copies: {copies:.2f} copies and {moved:.0f} bytes for each frame, in Dom0",
     )
-    core = many["priced"]["core_mpps"]
-    if most > few and core is not None:
-        growth = many["measured"]["mpps"] / max(one["measured"]["mpps"], 1e-9)
-        yield _made(
-            "split-dom0-bottleneck",
-            growth < 0.75 * most / few,
-            f"Dom0 is the bottleneck of Split: {most} guests move {growth:.2f} times the frames of {few}; one "
-            f"processor of Dom0's serves {core:.2f} million frames a second, for all guests together",
-            timed=True,
-        )
+    yield from _bottleneck("split-dom0-bottleneck", "Dom0", "Split", one, many, few, most)
 
 
 def _direct(one: ModelResult, many: ModelResult, few: int, most: int) -> Iterator[Property]:
@@ -58,14 +49,21 @@ def _direct(one: ModelResult, many: ModelResult, few: int, most: int) -> Iterato
         f"{one['per_frame']['exits']:.3f} in bursts",
         timed=True,
     )
+    yield from _bottleneck("direct-vmm-bottleneck", "the VMM", "Direct", one, many, few, most)
+
+
+def _bottleneck(
+    name: str, who: str, model: str, one: ModelResult, many: ModelResult, few: int, most: int
+) -> Iterator[Property]:
+    """Judge whether who works for all guests is what they wait for."""
     core = many["priced"]["core_mpps"]
     if most > few and core is not None:
         growth = many["measured"]["mpps"] / max(one["measured"]["mpps"], 1e-9)
         yield _made(
-            "direct-vmm-bottleneck",
+            name,
             growth < 0.75 * most / few,
-            f"the VMM is the bottleneck of Direct: {most} guests move {growth:.2f} times the frames of {few}; one "
-            f"processor of its serves {core:.2f} million frames a second, for all guests together",
+            f"{who} is the bottleneck of {model}: {most} guests move {growth:.2f} times the frames of {few}; one "
+            f"processor of {who} serves {core:.2f} million frames a second, for all guests together",
             timed=True,
         )
 

@@ -10,11 +10,8 @@ Vector 0 is everything but queues, and the PF driver's; vector 1 is reception. F
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from virtfn.drivers.igb import Igb
-from virtfn.drivers.rings import Rings
+from virtfn.drivers.rings import RingDriver, Rings
 from virtfn.drivers.window import Window
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import VFS, Regs
@@ -28,7 +25,7 @@ RX_VECTOR = 1
 _DEFAULT_EITR_US = 122
 
 
-class IgbNet:
+class IgbNet(RingDriver):
     """A network device made of a PF; a `NetDriver`.
 
     pf: its driver. bar: BAR0. ring: descriptors of each ring. mtu: bytes of payload. host: the PF is the host's own and
@@ -57,35 +54,6 @@ class IgbNet:
     def whole(cls, bar: Bar, dma: DmaMemory, clock: Clock, *, ring: int = 512, mtu: int = 1500) -> IgbNet:
         """Make the driver of a card that is all the guest's."""
         return cls(Igb(bar, clock), bar, dma, clock, ring=ring, mtu=mtu)
-
-    @property
-    def row(self) -> npt.NDArray[np.void]:
-        """The row that kernels move frames by, as (1,) NETDEV with more behind it."""
-        return self.rings.row
-
-    @property
-    def netdev(self) -> np.void:
-        """The row itself."""
-        return self.rings.netdev
-
-    @property
-    def tx_pending(self) -> bool:
-        """Whether the device still has frames to send."""
-        return self.rings.tx_pending
-
-    @property
-    def traps(self) -> bool:
-        """Whether tails reach the device only by `show_tails`."""
-        return self.rings.traps
-
-    def show_tails(self) -> None:
-        """Write the tails that have moved into the registers that nothing maps."""
-        self.rings.show_tails()
-
-    @property
-    def given_up(self) -> int:
-        """Frames that resets and removals took."""
-        return self.rings.given_up
 
     # Start and stop.
 

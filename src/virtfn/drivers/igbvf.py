@@ -20,11 +20,8 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
 from virtfn.drivers.moderation import AdaptiveInterval
-from virtfn.drivers.rings import Rings
+from virtfn.drivers.rings import RingDriver, Rings
 from virtfn.drivers.vfmailbox import MailboxError, VfMailbox
 from virtfn.drivers.window import Window
 from virtfn.hw.eth import FCS_BYTES
@@ -62,7 +59,7 @@ class State(enum.Enum):
     GONE = "gone"
 
 
-class Igbvf:
+class Igbvf(RingDriver):
     """A network device made of a VF.
 
     bar: the VF's BAR0. dma: memory of the guest. ring: descriptors of each ring, a multiple of 8 from 80 to 4096. mtu:
@@ -94,43 +91,14 @@ class Igbvf:
         self.rings = Rings(self._regs, dma, ring, mtu)
 
     @property
-    def row(self) -> npt.NDArray[np.void]:
-        """The row that kernels move frames by, as (1,) NETDEV with more behind it."""
-        return self.rings.row
-
-    @property
-    def netdev(self) -> np.void:
-        """The row itself."""
-        return self.rings.netdev
-
-    @property
     def messages(self) -> int:
         """Messages sent and taken."""
         return self._mailbox.messages
 
     @property
-    def tx_pending(self) -> bool:
-        """Whether the device still has frames to send."""
-        return self.rings.tx_pending
-
-    @property
     def broken(self) -> bool:
         """Whether the device has to be reset: the PF was, or does not answer."""
         return self.state is State.RESET_NEEDED
-
-    @property
-    def traps(self) -> bool:
-        """Whether tails reach the device only by `show_tails`."""
-        return self.rings.traps
-
-    def show_tails(self) -> None:
-        """Write the tails that have moved into the registers that nothing maps."""
-        self.rings.show_tails()
-
-    @property
-    def given_up(self) -> int:
-        """Frames that resets and removals took: not sent yet, or received and not looked at."""
-        return self.rings.given_up
 
     # Mailbox.
 

@@ -41,9 +41,10 @@ from virtfn.kernels.netdev import BATCH
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.memory import PAGE, view_bytes
+from virtfn.machine.netports import NetDriver
 from virtfn.machine.ports import DmaMemory, VirtfnError
 
-__all__ = ["Rings"]
+__all__ = ["RingDriver", "Rings"]
 
 RegisterMap = type[Regs] | type[VfRegs]
 
@@ -249,3 +250,38 @@ class Rings:
             if value != tail.shown:
                 tail.shown = value
                 self._regs.set(tail.decl, value, self._queue)
+
+
+class RingDriver(NetDriver):
+    """What a driver shows of its rings. rings: they are set once, when the driver is made."""
+
+    rings: Rings
+
+    @property
+    def row(self) -> npt.NDArray[np.void]:
+        """The row that kernels move frames by, as (1,) NETDEV with more behind it."""
+        return self.rings.row
+
+    @property
+    def netdev(self) -> np.void:
+        """The row itself."""
+        return self.rings.netdev
+
+    @property
+    def tx_pending(self) -> bool:
+        """Whether the device still has frames to send."""
+        return self.rings.tx_pending
+
+    @property
+    def traps(self) -> bool:
+        """Whether tails reach the device only by `show_tails`."""
+        return self.rings.traps
+
+    def show_tails(self) -> None:
+        """Write the tails that have moved into the registers that nothing maps."""
+        self.rings.show_tails()
+
+    @property
+    def given_up(self) -> int:
+        """Frames that resets and removals took: not sent yet, or received and not looked at."""
+        return self.rings.given_up
