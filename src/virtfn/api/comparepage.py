@@ -6,6 +6,7 @@ import html
 import io
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from virtfn import private
 from virtfn.api.comparison import Comparison, ModelResult
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["make_page", "write_page"]
+__all__ = ["make_page", "require_plots", "write_page"]
 
 _COLOURS = {"split": "#b4552d", "direct": "#8a6d00", "passthrough": "#4a6fa5", "sriov": "#2e7d4f"}
 _NAMES = {"split": "Split", "direct": "Direct", "passthrough": "Passthrough", "sriov": "SR-IOV"}
@@ -32,6 +33,12 @@ th:first-child, td:first-child { text-align: left; } thead th { background: var(
 td.words { white-space: normal; text-align: left; min-width: 22rem; }
 .holds { color: #1f6b3f; } .fails { color: #a1260d; }
 """
+
+
+def require_plots() -> None:
+    """Look for the library that draws, before there is something to draw. Raises VirtfnError (ENOSYS) without it."""
+    if find_spec("matplotlib") is None:
+        raise VirtfnError("the page's plots need Matplotlib: pip install 'virtfn[plots]'", errno_name="ENOSYS")
 
 
 def write_page(document: Comparison, path: Path | None) -> None:
@@ -187,12 +194,9 @@ class _Figures:
     """Plots as SVG, drawn with Matplotlib."""
 
     def __init__(self, document: Comparison) -> None:
-        try:
-            import matplotlib
-        except ImportError:
-            raise VirtfnError(
-                "the page's plots need Matplotlib: pip install 'virtfn[plots]'", errno_name="ENOSYS"
-            ) from None
+        require_plots()
+        import matplotlib
+
         matplotlib.use("svg")
         import matplotlib.pyplot as plt
 

@@ -169,11 +169,13 @@ def compare(
     claim(outputs, lab_file, prices)
     numbers = _numbers(guests)
     from virtfn.api.compare import Plan, load_prices, run_compare
-    from virtfn.api.comparepage import write_page
+    from virtfn.api.comparepage import require_plots, write_page
     from virtfn.cli.progress import Watcher
     from virtfn.cli.render.compare import render_compare
     from virtfn.sim.costs import PRICES
 
+    if page_to is not None:
+        require_plots()
     plan = Plan(guests=numbers or Plan().guests) if lab_file is None else Plan.of(_lab(lab_file), numbers)
     price_list = PRICES if prices is None else load_prices(Path(prices))
     with Watcher(console(stderr=True), quiet=STDOUT in outputs.values()) as watcher:
