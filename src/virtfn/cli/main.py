@@ -168,8 +168,10 @@ def compare(
     outputs = {"--json": json_to, "--report": page_to}
     claim(outputs, lab_file, prices)
     numbers = _numbers(guests)
-    from virtfn.api.compare import Plan, load_prices, run_compare
+    from virtfn.api.compare import run_compare
     from virtfn.api.comparepage import require_plots, write_page
+    from virtfn.api.comparerig import Plan
+    from virtfn.api.prices import load_prices
     from virtfn.cli.progress import Watcher
     from virtfn.cli.render.compare import render_compare
     from virtfn.sim.costs import PRICES

@@ -10,10 +10,12 @@ from typing import get_type_hints
 import pytest
 
 from virtfn.api import comparison
-from virtfn.api.compare import LOADS, Plan, load_prices, run_compare
+from virtfn.api.compare import run_compare
 from virtfn.api.comparepage import make_page
+from virtfn.api.comparerig import LOADS, Plan
 from virtfn.api.comparison import Comparison
 from virtfn.api.lab import LabError, load_lab
+from virtfn.api.prices import load_prices
 from virtfn.iomodels.model import MODELS
 from virtfn.machine.ports import VirtfnError
 from virtfn.sim.costs import CAUSES, PRICES, Price, price

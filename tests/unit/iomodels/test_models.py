@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from virtfn.api.compare import _POSTED, Plan, _lab, _Rig
+from virtfn.api.compare import _POSTED
+from virtfn.api.comparerig import Plan, Rig, make_lab
 from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.api.run import run_lab
@@ -24,10 +25,10 @@ DRIVERS = {"split": VirtioNet, "direct": IgbNet, "passthrough": IgbNet, "sriov":
 
 
 @contextmanager
-def rig(name: str, guests: int = 1, **plan: int) -> Iterator[_Rig]:
+def rig(name: str, guests: int = 1, **plan: int) -> Iterator[Rig]:
     wanted = Plan(frames=2000, memory_mib=8, loads=(), **plan)
-    with Machine(_lab(wanted, name, guests), WallClock(), ring=256) as machine:
-        yield _Rig(wanted, machine, WallClock())
+    with Machine(make_lab(wanted, name, guests), WallClock(), ring=256) as machine:
+        yield Rig(wanted, machine, WallClock())
 
 
 @pytest.mark.parametrize("name", MODELS)
