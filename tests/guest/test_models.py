@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from virtfn.api.compare import run_compare
+from virtfn.api.comparerig import Plan
 from virtfn.api.image import current_image, make_image
 from virtfn.api.lab import load_lab
 from virtfn.api.report import GuestReport, Report, verdict
@@ -49,3 +51,18 @@ def test_each_model_costs_what_it_costs(report: Report) -> None:
     assert all(guest["copies"] > 0 and guest["interrupts"] > 0 for guest in direct)
     assert min(guest["exits_per_frame"] for guest in direct) > max(guest["exits_per_frame"] for guest in sriov)
     assert all(guest["copies"] == 0 for guest in sriov)
+
+
+def test_the_models_compared_with_linux(qemu: Qemu, report: Report) -> None:
+    document = run_compare(Plan.of(load_lab(EXAMPLE)))
+    assert document["vmm"] == "qemu"
+    assert [held["name"] for held in document["properties"] if not held["holds"]] == []
+    for name, model in document["models"].items():
+        if name == "passthrough":
+            assert "no second guest" in (model["refused"] or "")
+            continue
+        assert model["delivered"] > 100
+        assert model["measured"]["gbps"] > 0.001
+        assert 0 < model["measured"]["latency_us"]["p50"] <= model["measured"]["latency_us"]["p99"]
+    drivers = {name: model["guest_driver"] for name, model in document["models"].items() if not model["refused"]}
+    assert drivers == {"split": "virtio_net", "direct": "igb", "sriov": "igbvf"}

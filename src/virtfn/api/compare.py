@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Protocol, cast
 
 from virtfn import __version__
+from virtfn.api.comparelinux import linux_properties, run_linux_model
 from virtfn.api.comparerig import Outcome, Plan, Rig, make_lab
 from virtfn.api.comparison import (
     Comparison,
@@ -66,14 +67,16 @@ def run_compare(
         models: dict[str, ModelResult] = {}
         for name in model.MODELS:
             tell(f"{name}, {n} {'guest' if n == 1 else 'guests'}")
-            models[name] = _run_model(plan, name, n, clock, prices)
+            models[name] = _run_model(plan, name, n, clock, prices, tell)
         runs.append(_document(plan, n, models))
-    tell("sriov, interrupts")
-    throttle = _throttle(plan, clock, prices)
+    throttle: list[Throttle] = []
+    if plan.vmm == "embedded":
+        tell("sriov, interrupts")
+        throttle = _throttle(plan, clock, prices)
     whole = runs[-1].copy()
     whole["virtfn"], whole["cpu"] = __version__, processor()
     whole["runs"], whole["throttle"] = runs, throttle
-    whole["properties"] = properties(runs, throttle)
+    whole["properties"] = properties(runs, throttle) if plan.vmm == "embedded" else linux_properties(whole)
     whole["prices"] = {
         name: {"cycles": p.cycles, "low": p.low, "high": p.high, "source": p.source} for name, p in prices.items()
     }
@@ -82,7 +85,9 @@ def run_compare(
 
 def _document(plan: Plan, n: int, models: dict[str, ModelResult]) -> Comparison:
     words = f"each guest exchanges {plan.frames:,} numbered frames each way with a partner at the other end of the wire"
-    return {"workload": words, "frame_bytes": plan.frame_bytes, "guests": n, "vmm": "embedded", "models": models}
+    if plan.vmm == "qemu":
+        words = "two Linux guests ping each other, then send TCP by iperf3, one way after the other"
+    return {"workload": words, "frame_bytes": plan.frame_bytes, "guests": n, "vmm": plan.vmm, "models": models}
 
 
 _POSTED = ("passthrough", "sriov")  # devices of the guest's own, whose interrupts are remapped and posted
@@ -96,10 +101,14 @@ def _rig(plan: Plan, name: str, n: int, clock: WallClock) -> Iterator[Rig]:
         machine.stop()
 
 
-def _run_model(plan: Plan, name: str, n: int, clock: WallClock, prices: Mapping[str, Price]) -> ModelResult:
+def _run_model(
+    plan: Plan, name: str, n: int, clock: WallClock, prices: Mapping[str, Price], tell: Callable[[str], None]
+) -> ModelResult:
     refused = _refusal(plan, name, n)
     if refused:
         return _refused(refused)
+    if plan.vmm == "qemu":
+        return run_linux_model(plan, name, prices, tell)
     with _rig(plan, name, n, clock) as rig:
         rig.work(min(1000, plan.frames))  # addresses are learned, pages known
         outcome = rig.work(plan.frames)

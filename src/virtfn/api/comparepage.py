@@ -76,18 +76,21 @@ def make_page(document: Comparison) -> str:
         "<p>Events for each frame delivered, of all guests and of who serves them. At full rate both sides poll, and "
         "bursts hide what a single frame costs; at lower loads it shows.</p>",
         _counted(document),
-        figures.loads(),
+        *([figures.loads()] if document["throttle"] else []),
         "<h2>Priced</h2>",
         "<p>The counts times published cycles of each event. Bands are the lowest and highest published prices. "
         "Nothing here is measured.</p>",
         figures.causes(),
         figures.scaling(),
         _prices(document),
-        "<h2>Interrupts of a VF</h2>",
-        "<p>Frames for each interrupt by the least time between two, and what interrupts cost if the VMM injects them "
-        "or the hardware posts them. By traffic: the driver chooses.</p>",
-        _throttle(document),
     ]
+    if document["throttle"]:
+        parts += [
+            "<h2>Interrupts of a VF</h2>",
+            "<p>Frames for each interrupt by the least time between two, and what interrupts cost if the VMM injects "
+            "them or the hardware posts them. By traffic: the driver chooses.</p>",
+            _throttle(document),
+        ]
     body = "\n".join(parts)
     return (
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
@@ -144,7 +147,7 @@ def _measured(document: Comparison) -> str:
             rows.append([name, "refused", *[""] * 6])
             continue
         measured = result["measured"]
-        rates = f"{measured['mpps']:.2f}", f"{measured['gbps']:.2f}"
+        rates = (_number(measured[key]) for key in ("mpps", "gbps"))
         delays = (f"{delay:,.0f}" for delay in measured["latency_us"].values())
         rows.append([name, f"{result['delivered']:,}", f"{result['lost'] + result['corrupt']:,}", *rates, *delays])
     return _table(["model, guests", "delivered", "lost", "Mpps", "Gb/s", "p50 µs", "p99 µs", "p99.9 µs"], rows)
@@ -245,7 +248,10 @@ class _Figures:
         """Latency by percentile, of the most guests that each model serves."""
         figure, axes = self._plt.subplots(figsize=(8, 3.2))
         for name, title in _NAMES.items():
-            n, result = self._served(name)[-1]
+            served = self._served(name)
+            if not served:
+                continue
+            n, result = served[-1]
             curve = [(p, us) for p, us in result["measured"]["latency_curve"] if p < 100]
             axes.plot([100 / (100 - p) for p, _ in curve], [us for _, us in curve], color=_COLOURS[name],
                       marker="o", markersize=3, label=f"{title}, {n}")  # fmt: skip
@@ -288,20 +294,23 @@ class _Figures:
         """Cost by cause, at the lowest load and at full rate, of the fewest guests."""
         run = self._document["runs"][0]
         names = [name for name in _NAMES if not run["models"][name]["refused"]]
-        figure, (slow, fast) = self._plt.subplots(2, 1, figsize=(8, 4.6))
-        fps = run["models"]["sriov"]["loads"][0]["fps"]
-        for axes, title, costs in (
-            (slow, f"at {fps:,} frames a second", [run["models"][name]["loads"][0]["by_cause"] for name in names]),
-            (fast, "at full rate", [run["models"][name]["priced"]["by_cause"] for name in names]),
-        ):
+        panels = [("at full rate", [run["models"][name]["priced"]["by_cause"] for name in names])]
+        if several := all(run["models"][name]["loads"] for name in names):
+            fps = run["models"][names[0]]["loads"][0]["fps"]
+            costs = [run["models"][name]["loads"][0]["by_cause"] for name in names]
+            panels.insert(0, (f"at {fps:,} frames a second", costs))
+        figure, grid = self._plt.subplots(len(panels), 1, figsize=(8, 2.3 * len(panels)), squeeze=False)
+        rows = [row[0] for row in grid]
+        for axes, (title, costs) in zip(rows, panels, strict=True):
             left = [0.0] * len(names)
             for cause, colour in zip(costs[0], _CAUSE_COLOURS, strict=True):
                 cycles = [each[cause] for each in costs]
                 axes.barh([_NAMES[name] for name in names], cycles, left=left, color=colour, label=cause)
                 left = [at + value for at, value in zip(left, cycles, strict=True)]
-            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_title(title if several else "", fontsize=10, loc="left")
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
+        slow, fast = rows[0], rows[-1]
         for i, name in enumerate(names):
             priced = run["models"][name]["priced"]
             fast.plot([priced["low"], priced["high"]], [i, i], color="#1d2329", linewidth=1.2, marker="|")

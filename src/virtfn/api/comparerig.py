@@ -13,7 +13,7 @@ from hdrh.histogram import HdrHistogram
 
 from virtfn.api.comparison import Latency, PerFrame, Priced
 from virtfn.api.lab import Lab
-from virtfn.api.labmodel import Guest, Nic, Pf, SrIov
+from virtfn.api.labmodel import STACK_FRAME, Guest, Nic, Pf, SrIov
 from virtfn.api.machine import Machine
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import Mac
@@ -24,7 +24,7 @@ from virtfn.machine.meter import EVENTS, Meter
 from virtfn.machine.ports import VirtfnError
 from virtfn.sim.costs import CLOCK_HZ, Price, price
 
-__all__ = ["FRAMES", "GUESTS", "LOADS", "Outcome", "Plan", "Rig", "make_lab"]
+__all__ = ["FRAMES", "GUESTS", "LOADS", "Outcome", "Plan", "Rig", "add_up", "empty_histogram", "make_lab"]
 
 GUESTS = (1, 2, 4)
 FRAMES = 20_000
@@ -39,7 +39,7 @@ _LONGEST_NS = 10**10
 class Plan:
     """What is to be compared. frame_bytes: with frame check sequence. frames: of each guest each way.
 
-    memory_mib: of a guest. loads: of each guest each way, in frames a second.
+    memory_mib: of a guest. vmm: what runs guests. loads: of each guest each way, in frames a second.
     """
 
     name: str = "four models"
@@ -50,6 +50,7 @@ class Plan:
     guests: tuple[int, ...] = GUESTS
     loads: tuple[int, ...] = LOADS
     seed: int = 1
+    vmm: str = "embedded"
 
     @classmethod
     def of(cls, lab: Lab, guests: Sequence[int] = ()) -> Plan:
@@ -57,17 +58,24 @@ class Plan:
 
         Raises VirtfnError (EOPNOTSUPP) for what cannot be compared.
         """
-        if any(guest.vmm != "embedded" for guest in lab.guests):
+        kinds = {guest.vmm for guest in lab.guests}
+        if len(kinds) > 1:
             where = lab.where(("guests", [guest.vmm for guest in lab.guests].index("qemu"), "vmm"))
-            raise VirtfnError(f"{where}: only embedded guests are compared", errno_name="EOPNOTSUPP")
+            raise VirtfnError(f"{where}: guests of one vmm are compared, not of both", errno_name="EOPNOTSUPP")
+        if kinds == {"qemu"} and tuple(guests) not in ((), (2,)):
+            raise VirtfnError("Linux guests are compared two by two; use --guests 2", errno_name="EOPNOTSUPP")
         pf, work = lab.pfs[0], lab.workload
+        if work.frame_bytes > STACK_FRAME:
+            where = lab.where(("workload", "frame-bytes"))
+            raise VirtfnError(f"{where}: Split and Direct take {STACK_FRAME} at most", errno_name="EOPNOTSUPP")
         return cls(
             lab.name,
             Pf(name=pf.name, model=pf.model, link_mbps=pf.link_mbps),
             work.frame_bytes,
             min(work.frames or FRAMES, 1_000_000),
             max(guest.memory_mib for guest in lab.guests),
-            tuple(guests) or tuple(sorted({1, len(lab.guests)})),
+            (2,) if kinds == {"qemu"} else tuple(guests) or tuple(sorted({1, len(lab.guests)})),
+            vmm=kinds.pop(),
         )
 
 
@@ -140,28 +148,49 @@ class Rig:
             {event: after[event] - then[event] for event in EVENTS}
             for after, then in zip([meter.read() for meter in self.meters()], before, strict=True)
         ]
-        return Outcome(workload, elapsed, costs[: len(guests)], costs[len(guests) :])
+        return Outcome.of(workload, elapsed, costs[: len(guests)], costs[len(guests) :])
 
 
+def empty_histogram() -> HdrHistogram:
+    """Make a histogram of delays, in ns."""
+    return HdrHistogram(1, _LONGEST_NS, 3)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one piece of work. elapsed_ps: wall clock. guests, host: costs by event."""
+    """What came of one piece of work. histogram: of delays, in ns. guests, host: costs by event, of all of them."""
 
-    def __init__(
-        self, workload: Workload, elapsed_ps: int, guests: list[dict[str, int]], host: list[dict[str, int]]
-    ) -> None:
+    delivered: int
+    lost: int
+    corrupt: int
+    elapsed_s: float
+    histogram: HdrHistogram
+    guests: Mapping[str, int]
+    host: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls, workload: Workload, elapsed_ps: int, guests: Iterable[Mapping[str, int]], host: Iterable[Mapping[str, int]]
+    ) -> Outcome:
+        """Account for a workload. elapsed_ps: wall clock. guests, host: costs of each."""
         findings = workload.findings()
-        self.elapsed_s = max(elapsed_ps / S_PS, 1e-9)
-        self.corrupt = sum(f.corrupt + f.repeated + f.reordered for f in findings)
-        self.lost = sum(f.missing for f in findings)
-        self.delivered = workload.sent - self.lost - sum(f.corrupt for f in findings)
-        self.histogram = HdrHistogram(1, _LONGEST_NS, 3)
+        lost = sum(f.missing for f in findings)
+        histogram = empty_histogram()
         for delay_ns, count in workload.delays():
-            self.histogram.record_value(min(max(delay_ns, 1), _LONGEST_NS), count)
-        self.guests, self.host = _sum(guests), _sum(host)
+            histogram.record_value(min(max(delay_ns, 1), _LONGEST_NS), count)
+        return cls(
+            delivered=workload.sent - lost - sum(f.corrupt for f in findings),
+            lost=lost,
+            corrupt=sum(f.corrupt + f.repeated + f.reordered for f in findings),
+            elapsed_s=max(elapsed_ps / S_PS, 1e-9),
+            histogram=histogram,
+            guests=add_up(guests),
+            host=add_up(host),
+        )
 
     def per_frame(self) -> PerFrame:
         """Events for each frame delivered."""
-        total, frames = _sum([self.guests, self.host]), max(self.delivered, 1)
+        total, frames = add_up([self.guests, self.host]), max(self.delivered, 1)
 
         def rate(*events: str) -> float:
             return round(sum(total[event] for event in events) / frames, 5)
@@ -206,7 +235,8 @@ class Outcome:
         }
 
 
-def _sum(rows: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def add_up(rows: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add costs up, event by event."""
     rows = list(rows)
     return {event: sum(row[event] for row in rows) for event in EVENTS}
 

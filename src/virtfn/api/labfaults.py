@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from virtfn.api.labfile import KeyPath, quote
 from virtfn.api.labmodel import (
     LINUX_MIB,
+    STACK_FRAME,
     STACK_MIB,
     Dom0,
     Guest,
@@ -293,6 +294,10 @@ def refuse_unsupported(lab: Lab) -> None:
                 _refuse(lab, (*key, "link-state"), f"link-state {policy.link_state} is", "auto")
             if policy.min_tx_rate:
                 _refuse(lab, (*key, "min-tx-rate"), "a guaranteed rate is", "0")
+    for io in ("split", "direct"):
+        if any(guest.nic.io == io for guest in lab.guests) and lab.workload.frame_bytes > STACK_FRAME:
+            what = f"{lab.workload.frame_bytes} for guests with io {io} is"
+            _refuse(lab, ("workload", "frame-bytes"), what, str(STACK_FRAME))
     _refuse_for_linux(lab)
 
 

@@ -36,8 +36,23 @@ from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import parse_mac
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["LINUX_MIB", "STACK_MIB", "Dom0", "Guest", "Iommu", "Lab", "Nic", "Pf", "SrIov", "VfPolicy", "Workload"]
+__all__ = [
+    "LINUX_MIB",
+    "STACK_FRAME",
+    "STACK_MIB",
+    "Dom0",
+    "Guest",
+    "Iommu",
+    "Lab",
+    "Nic",
+    "Pf",
+    "SrIov",
+    "VfPolicy",
+    "Workload",
+]
 
+STACK_FRAME = 1518
+"""The longest frame of guests with io split or direct, with frame check sequence: the host has an MTU of 1500."""
 STACK_MIB = 8
 """Memory of the host's own network stack on a PF, at least: its rings and buffers take 3."""
 LINUX_MIB = 256
@@ -200,7 +215,7 @@ class Guest(_Section):
     @model_validator(mode="before")
     @classmethod
     def _room_for_linux(cls, value: object) -> object:
-        if isinstance(value, dict) and value.get("vmm") == "qemu":
+        if isinstance(value, dict) and value.get("vmm") == "qemu" and "memory_mib" not in value:
             return {"memory-mib": LINUX_MIB, **value}
         return value
 

@@ -25,6 +25,15 @@ __all__ = ["Model"]
 _SOCKET = "vif"
 
 
+def _costs(back: BackEnd) -> dict[str, int]:
+    """Count what a front end's frames have cost.
+
+    One processor: who is told of something is switched to, unless it is at work already and is not told.
+    """
+    counts = back.costs()
+    return {**counts, "guest_switches": counts["notify_host"] + counts["notify_guest"]}
+
+
 class Model(IoModel):
     """Split I/O over one NIC."""
 
@@ -47,13 +56,7 @@ class Model(IoModel):
         port = bridge.add(back, on_call=call)
         bridge.pin(port, wish.mac, check=True)
         self._ports[guest.name] = port
-
-        def costs() -> dict[str, int]:
-            # One processor: who is told of something is switched to, unless it is at work already and is not told.
-            counts = back.costs()
-            return {**counts, "guest_switches": counts["notify_host"] + counts["notify_guest"]}
-
-        guest.meter.follow(port, costs)
+        guest.meter.follow(port, lambda: _costs(back))
         return Connection(guest, driver, f"vif {format_mac(wish.mac)}", drops=lambda: bridge.drops(port))
 
     def start(self, connection: Connection) -> None:
@@ -84,7 +87,7 @@ class Model(IoModel):
         self._servers[vm.name] = server
 
         def costs() -> dict[str, int]:
-            counts = back.costs()
+            counts = _costs(back)
             return {**counts, "interrupts": counts["notify_guest"]}
 
         def moved() -> Moved:

@@ -136,8 +136,13 @@ def test_a_lab_decides_frames_card_and_guests() -> None:
     assert plan.guests == (1, 8)
     assert plan.frame_bytes == 64
     assert Plan.of(load_lab(EXAMPLES / "two-guests.yaml"), (1, 4)).guests == (1, 4)
-    with pytest.raises(VirtfnError, match="only embedded guests are compared"):
-        Plan.of(load_lab(EXAMPLES / "linux-vms.yaml"))
+    linux = load_lab(EXAMPLES / "linux-vms.yaml")
+    assert (Plan.of(linux).vmm, Plan.of(linux).guests) == ("qemu", (2,))
+    with pytest.raises(VirtfnError, match="Linux guests are compared two by two; use --guests 2"):
+        Plan.of(linux, (1, 2))
+    mixed = linux.model_copy(update={"guests": (*linux.guests, load_lab(EXAMPLES / "two-guests.yaml").guests[0])})
+    with pytest.raises(VirtfnError, match="guests of one vmm are compared, not of both"):
+        Plan.of(mixed)
 
 
 def test_the_page_stands_alone(document: Comparison) -> None:

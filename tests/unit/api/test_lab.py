@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtfn.api.lab import LabError, builtin_lab, load_lab, parse_lab, refuse_unsupported, schema
+from virtfn.api.lab import Guest, LabError, Nic, builtin_lab, load_lab, parse_lab, refuse_unsupported, schema
 from virtfn.machine.ports import VirtfnError
 
 EXAMPLE = """\
@@ -128,6 +128,8 @@ def test_what_a_model_cannot_have_is_named_with_its_remedy() -> None:
     assert said in refusal(two + "workload: {kind: pairs}\n")
     split = EXAMPLE.replace("io: sriov, vf: 1", "io: split")
     refuse_unsupported(parse_lab(split))
+    with pytest.raises(VirtfnError, match=r"frame-bytes: 9000 for guests with io split is not supported .* use 1518"):
+        refuse_unsupported(parse_lab(split.replace("frame-bytes: 1518", "frame-bytes: 9000")))
     assert "guests[1].nic.vf: io split takes no VF; leave vf out" in refusal(
         split.replace("io: split", "io: split, vf: 1")
     )
@@ -605,3 +607,9 @@ def test_a_damaged_lab_gives_a_lab_or_a_lab_error(line: int, at: int, cut: int, 
     lines = list(_LINES)
     lines[line] = lines[line][:at] + str(value) + lines[line][at + cut :]
     attempt("".join(lines))
+
+
+def test_a_linux_guest_made_as_an_object_has_the_memory_that_it_is_given() -> None:
+    nic = Nic(pf="pf0", vf=0)
+    assert Guest(name="a", vmm="qemu", nic=nic).memory_mib == 256
+    assert Guest(name="a", vmm="qemu", nic=nic, memory_mib=512).memory_mib == 512

@@ -18,7 +18,8 @@ def render_compare(document: Comparison) -> RenderableType:
     parts: list[RenderableType] = [Text(f"{document['workload']}, {document['frame_bytes']} bytes each\n")]
     parts += [Text("measured on this machine, by wall clock", style="bold"), _measured(document), Text("")]
     parts += [Text("counted, for each frame, as fast as it goes", style="bold"), _counted(document), Text("")]
-    parts += [Text("at lower loads", style="bold"), _loads(document), Text("")]
+    if document["throttle"]:
+        parts += [Text("at lower loads", style="bold"), _loads(document), Text("")]
     parts += [Text("priced, in cycles of a processor for each frame", style="bold"), _priced(document), Text("")]
     parts += [_held(document)]
     return Group(*parts)
@@ -38,7 +39,7 @@ def _measured(document: Comparison) -> Listing:
             continue
         measured = result["measured"]
         delays = (f"{delay:,.0f}" for delay in measured["latency_us"].values())
-        rates = f"{measured['mpps']:.2f}", f"{measured['gbps']:.2f}"
+        rates = (_number(measured[key]) for key in ("mpps", "gbps"))
         lost = result["lost"] + result["corrupt"]
         listing.add_row(name, f"{result['delivered']:,}", f"{lost:,}", *rates, *delays)
     return listing

@@ -1,0 +1,167 @@
+"""Compare the I/O models with Linux guests: two of them on one NIC, by each model, with Linux's own drivers.
+
+They ping each other, one round trip at a time, and send TCP by iperf3, one way after the other. Events are counted over
+all of that. A frame may be as long as TCP's segmentation leaves it to the other side: of Split, up to 64 KiB.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from virtfn.api.comparerig import Outcome, Plan, add_up, empty_histogram
+from virtfn.api.comparison import Comparison, ModelResult, Property
+from virtfn.api.lab import Lab
+from virtfn.api.labmodel import LINUX_MIB, Guest, Nic, SrIov
+from virtfn.api.linux import LinuxGuest
+from virtfn.api.progress import Progress
+from virtfn.api.report import Report
+from virtfn.api.session import Session
+from virtfn.machine.clock import S_PS
+from virtfn.machine.meter import Meter
+from virtfn.machine.ports import VirtfnError
+from virtfn.sim.costs import Price
+
+__all__ = ["linux_properties", "run_linux_model"]
+
+GUESTS = 2
+_PINGS = 200
+_TIME = re.compile(r"time=([\d.]+) ms")
+_LIMIT_S = 60
+_OWN = ("passthrough", "sriov")
+
+
+def _lab(plan: Plan, name: str) -> Lab:
+    nics = [Nic(pf=plan.pf.name, io=name, vf=n if name == "sriov" else None) for n in range(GUESTS)]  # type: ignore[arg-type]
+    memory = max(plan.memory_mib, LINUX_MIB)
+    guests = tuple(Guest(name=f"g{n}", vmm="qemu", memory_mib=memory, nic=nic) for n, nic in enumerate(nics))
+    pf = plan.pf.model_copy(update={"sr_iov": SrIov(total_vfs=GUESTS) if name == "sriov" else None})
+    work = {"kind": "pairs", "frame-bytes": plan.frame_bytes}
+    return Lab.model_validate({"name": f"compare-{name}", "pfs": (pf,), "guests": guests, "workload": work})
+
+
+def run_linux_model(plan: Plan, name: str, prices: Mapping[str, Price], tell: Callable[[str], None]) -> ModelResult:
+    """Run two Linux guests by one model. Raises VirtfnError as labs do, and if a guest says that something failed."""
+
+    def watch(progress: Progress) -> None:
+        tell(f"{name}: {progress.phase}")
+
+    with Session(_lab(plan, name), progress=watch) as session:
+        session.start()
+        meters = _meters(session)
+        before = [meter.read() for meter in meters]
+        session.work()
+        costs = [
+            {event: count - then[event] for event, count in meter.read().items()}
+            for meter, then in zip(meters, before, strict=True)
+        ]
+        report = session.report()
+        failures = [f"{g['name']}: {g['failure']}" for g in report["guests"] if "failure" in g]
+        if failures:
+            raise VirtfnError(f"{name}: {'; '.join(failures)}")
+        tell(f"{name}: ping")
+        round_trips = _ping(session, session.linux_guests)
+        driver = _driver(session, session.linux_guests[0])
+        session.stop()
+    return _result(report, costs[:GUESTS], costs[GUESTS:], round_trips, driver, name, prices)
+
+
+def _meters(session: Session) -> list[Meter]:
+    stack = session.machine.pfs[0].stack
+    return [*(guest.vm.meter for guest in session.linux_guests), *([] if stack is None else [stack.guest.meter])]
+
+
+def _ping(session: Session, guests: Sequence[LinuxGuest]) -> list[float]:
+    """Let one guest ping the other, and return each round trip in ms."""
+    job = guests[0].start(f"ping -A -c {_PINGS} -w {_LIMIT_S} -I {guests[0].device} {guests[1].ip}")
+    session.run_until(lambda: job.done, (_LIMIT_S + 10) * S_PS)
+    said = "" if job.outcome is None else job.outcome.output
+    return [float(ms) for ms in _TIME.findall(said)]
+
+
+def _driver(session: Session, guest: LinuxGuest) -> str:
+    job = guest.start(f"basename $(readlink -f /sys/class/net/{guest.device}/device/driver)")
+    session.run_until(lambda: job.done, 30 * S_PS)
+    return "" if job.outcome is None else job.outcome.output.strip()[:32]
+
+
+def _result(
+    report: Report,
+    guests: list[dict[str, int]],
+    host: list[dict[str, int]],
+    round_trips: Sequence[float],
+    driver: str,
+    name: str,
+    prices: Mapping[str, Price],
+) -> ModelResult:
+    histogram = empty_histogram()
+    for ms in round_trips:
+        histogram.record_value(max(int(ms * 1e6), 1))
+    frames, nbytes = (sum(g[key] for g in report["guests"]) for key in ("rx_frames", "rx_bytes"))
+    outcome = Outcome(
+        delivered=frames,
+        lost=sum(g["lost"] for g in report["guests"]),
+        corrupt=sum(g["corrupt"] + g["reordered"] for g in report["guests"]),
+        elapsed_s=report["totals"]["moving_s"],
+        histogram=histogram,
+        guests=add_up(guests),
+        host=add_up(host),
+    )
+    ways = [g["iperf_mbps"] for g in report["guests"] if "iperf_mbps" in g]
+    gbps = sum(ways) / max(len(ways), 1) / 1e3
+    dropped: Counter[str] = Counter()
+    for g in report["guests"]:
+        dropped.update(g["dropped"])
+    return {
+        "delivered": outcome.delivered,
+        "lost": outcome.lost,
+        "corrupt": outcome.corrupt,
+        "per_frame": outcome.per_frame(),
+        "measured": {
+            "mpps": round(gbps * 1e3 / 8 / max(nbytes / max(frames, 1), 1), 5),
+            "gbps": round(gbps, 4),
+            "latency_us": outcome.latency(),
+            "latency_curve": outcome.curve(),
+        },
+        "priced": outcome.cycles(prices, posted=name in _OWN),
+        "refused": None,
+        "dropped": dict(dropped),
+        "guest_driver": driver,
+        "loads": [],
+    }
+
+
+def linux_properties(run: Comparison) -> list[Property]:
+    """Judge what is said of the models by what Linux guests did."""
+    split, direct, sriov = (run["models"][name] for name in ("split", "direct", "sriov"))
+    exits = {name: run["models"][name]["per_frame"]["exits"] for name in ("split", "direct", "sriov")}
+    copies = {name: run["models"][name]["per_frame"]["copies"] for name in ("split", "direct", "sriov")}
+    return [
+        {
+            "name": "copies",
+            "holds": copies["sriov"] == 0 < min(copies["split"], copies["direct"]),
+            "words": f"Split and Direct copy each frame ({copies['split']:.2f} and {copies['direct']:.2f} times), "
+            f"SR-IOV does not",
+            "timed": False,
+        },
+        {
+            "name": "exits",
+            "holds": exits["split"] == 0 and exits["sriov"] < exits["direct"],
+            "words": f"exits for each frame: Direct {exits['direct']:.3f}, SR-IOV {exits['sriov']:.3f}, Split none",
+            "timed": False,
+        },
+        {
+            "name": "passthrough-one-guest",
+            "holds": run["models"]["passthrough"]["refused"] is not None,
+            "words": "Passthrough serves one guest, and refuses a second",
+            "timed": False,
+        },
+        {
+            "name": "guest-driver",
+            "holds": split["guest_driver"].startswith("virtio") and not direct["guest_driver"].startswith("virtio"),
+            "words": f"Split needs a front end in the guest ({split['guest_driver']}), Direct runs the NIC's own "
+            f"driver ({direct['guest_driver']}), SR-IOV the VF's ({sriov['guest_driver']})",
+            "timed": False,
+        },
+    ]
