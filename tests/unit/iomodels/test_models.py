@@ -16,8 +16,12 @@ from virtfn.api.run import run_lab
 from virtfn.drivers.igbnet import IgbNet
 from virtfn.drivers.igbvf import Igbvf
 from virtfn.drivers.virtio_net import VirtioNet
+from virtfn.hw.i82576 import Regs
+from virtfn.hw.i82576.rxtx import SRRCTL
 from virtfn.hw.types import Iova
+from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.model import MODELS, Wish
+from virtfn.iomodels.workload import Workload
 from virtfn.machine.clock import WallClock
 from virtfn.machine.ports import VirtfnError
 
@@ -110,6 +114,22 @@ def test_an_address_outside_the_guest_leads_nowhere_in_direct() -> None:
             for before, other in zip(others, r.machine.guests[1:], strict=True)
         )
         assert sum(run.link.drops().values()) > 0
+
+
+def test_frames_that_a_card_had_no_room_for_arrive_once_it_has() -> None:
+    with rig("direct") as r:
+        run = r.machine.guests[0]
+        bar, driver = run.guest.nics[0].function.bar(0), run.driver
+        bar.write(Regs.SRRCTL.at(0), bar.read(Regs.SRRCTL.at(0)) & ~SRRCTL.DROP_EN.mask)
+        bar.write(Regs.QDE.at(0), 0)  # who has no descriptor holds up the line
+        workload = Workload("outside", r.stations, length=200, frames=400)
+        engine = Engine(r.machine.host, r.pf.served, [run.guest], workload, hosts=r.pf.hosts)
+        driver.netdev["up"] = 0
+        for _ in range(40):
+            engine.step()
+        driver.netdev["up"] = driver.netdev["polling"] = 1
+        assert engine.run()
+        assert (sum(f.missing for f in workload.findings()), run.link.drops()) == (0, {})
 
 
 def test_a_second_guest_of_a_whole_card_is_refused() -> None:

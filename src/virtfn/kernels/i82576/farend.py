@@ -74,7 +74,6 @@ def push(address: int) -> None:
 @kernel
 def far_room(address: int, _: int) -> int:
     """Frames that can be sent now; one place always stays empty."""
-    push(address)
     d = far_end_at(address)
     free = d.arrives - d.tx_tail - 1
     return free if free >= 0 else free + d.tx_size
@@ -94,7 +93,8 @@ def far_send(address: int, count: int) -> int:
 
 @kernel
 def far_take(address: int, most: int) -> int:
-    """List frames that left the card, in order."""
+    """List frames that left the card, in order; and let it take those that it had no room for before."""
+    push(address)
     d = far_end_at(address)
     p = nic_at(d.card).port
     at = p.departures + p.departed_head
