@@ -27,7 +27,8 @@ __all__ = ["linux_properties", "run_linux_model"]
 
 GUESTS = 2
 _PINGS = 200
-_TIME = re.compile(r"time=([\d.]+) ms")
+_TIME = re.compile(r"time=([0-9]{1,5}(?:\.[0-9]{1,6})?) ms")
+_DRIVER = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _LIMIT_S = 60
 _OWN = ("passthrough", "sriov")
 
@@ -73,17 +74,22 @@ def _meters(session: Session) -> list[Meter]:
 
 
 def _ping(session: Session, guests: Sequence[LinuxGuest]) -> list[float]:
-    """Let one guest ping the other, and return each round trip in ms."""
+    """Let one guest ping the other, and return each round trip in ms. Raises VirtfnError if there is none."""
     job = guests[0].start(f"ping -A -c {_PINGS} -w {_LIMIT_S} -I {guests[0].device} {guests[1].ip}")
     session.run_until(lambda: job.done, (_LIMIT_S + 10) * S_PS)
     said = "" if job.outcome is None else job.outcome.output
-    return [float(ms) for ms in _TIME.findall(said)]
+    round_trips = [float(ms) for ms in _TIME.findall(said)]
+    if not round_trips:
+        raise VirtfnError(f"ping from {guests[0].lab.name}: nothing came back within {_LIMIT_S} s")
+    return round_trips
 
 
 def _driver(session: Session, guest: LinuxGuest) -> str:
+    """Ask a guest for its interface's driver; empty if what it says is no name of one."""
     job = guest.start(f"basename $(readlink -f /sys/class/net/{guest.device}/device/driver)")
     session.run_until(lambda: job.done, 30 * S_PS)
-    return "" if job.outcome is None else job.outcome.output.strip()[:32]
+    said = "" if job.outcome is None else job.outcome.output.strip()
+    return said if _DRIVER.fullmatch(said) else ""
 
 
 def _result(

@@ -196,7 +196,7 @@ def compare(
 def _numbers(words: str | None) -> tuple[int, ...]:
     """Read numbers of guests. Raises click.UsageError."""
     numbers = () if words is None else tuple(words.split(","))
-    if not all(number.isascii() and number.isdigit() and 1 <= int(number) <= 8 for number in numbers):
+    if not all(number in tuple("12345678") for number in numbers):
         raise click.UsageError(f"--guests {words}: give numbers from 1 to 8, like 1,2,4")
     return tuple(sorted({int(number) for number in numbers}))
 

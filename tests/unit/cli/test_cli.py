@@ -266,6 +266,7 @@ def test_what_is_not_supported_is_status_1_and_names_the_errno(
         ("compare", "--guests", "9"),
         ("compare", "--guests", "1,,2"),
         ("compare", "--guests", "two"),
+        ("compare", "--guests", "9" * 5000),
         ("compare", "--guests", "\u0661"),
         ("compare", "--guests", ""),
         ("compare", "--json", "-", "--report", "-"),
