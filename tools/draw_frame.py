@@ -316,7 +316,11 @@ def draw() -> str:
 
 def main(arguments: list[str], target: Path = TARGET) -> int:
     """Write the drawing, or compare it."""
-    text = draw()
+    return deliver(draw(), arguments, target)
+
+
+def deliver(text: str, arguments: list[str], target: Path) -> int:
+    """Write a drawing, or with --check compare it; return the exit status."""
     if "--check" in arguments:
         if target.is_file() and target.read_text(encoding="utf-8") == text:
             return 0

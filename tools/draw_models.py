@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from draw_frame import Drawing
+from draw_frame import Drawing, deliver
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "explain" / "models.svg"
 LEFTS = (20, 292, 564, 836)
@@ -146,14 +146,7 @@ def draw() -> str:
 
 def main(arguments: list[str], target: Path = TARGET) -> int:
     """Write the drawing, or compare it."""
-    text = draw()
-    if "--check" in arguments:
-        if target.is_file() and target.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{target} is stale or missing: run `make docs` and commit the result", file=sys.stderr)
-        return 1
-    target.write_text(text, encoding="utf-8")
-    return 0
+    return deliver(draw(), arguments, target)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,7 @@ class Kernel(Generic[_P, _R]):
         self.py_func = function
         self.inline = inline
         self.apart: Apart | None = None
-        self._signature = inspect.signature(function)
-        self._takes = len(self._signature.parameters)
+        self._takes = function.__code__.co_argcount
         self.targetoptions: dict[str, str] = {}  # Numba looks at it, where a kernel calls this one
         self._ours = function.__module__.startswith("virtfn.kernels.")  # of others, nobody knows when they change
         self.name = f"{function.__module__.removeprefix('virtfn.kernels.')}.{function.__name__}"
@@ -81,7 +80,7 @@ class Kernel(Generic[_P, _R]):
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Call it from Python. Raises what a build that checks finds wrong."""
         if kwargs or len(args) < self._takes:
-            bound = self._signature.bind(*args, **kwargs)
+            bound = inspect.signature(self.py_func).bind(*args, **kwargs)
             bound.apply_defaults()
             args = bound.args  # type: ignore[assignment]
         kinds, words = _flat(args)
