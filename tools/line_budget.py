@@ -24,6 +24,7 @@ BUDGETS = {
     "sim": 300,
     "api": 5700,
     "cli": 1700,
+    "web": 500,
     "cards.py": 120,
     "private.py": 220,
 }

@@ -1,0 +1,95 @@
+"""The process that serves HTTP for a lab that runs, on loopback.
+
+It ends with whoever started it, if that holds the other end of its standard input.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import uvicorn
+
+from virtfn import private
+from virtfn.api.control import ask
+from virtfn.machine.ports import VirtfnError
+from virtfn.web.app import make_app
+
+__all__ = ["listen", "make_token", "serve", "token_file"]
+
+_CONNECTIONS = 64
+_KEEP_ALIVE_S = 5
+
+
+def token_file(lab: str) -> Path:
+    """Return where the token of a lab is kept, for its user alone.
+
+    Raises VirtfnError if there is no such place.
+    """
+    try:
+        return private.runtime_folder() / f"{lab}.token"
+    except private.NotPrivateError as error:
+        raise VirtfnError(error.reason, errno_name="EACCES") from None
+
+
+def make_token(lab: str) -> str:
+    """Make a new token for a lab, and keep it in its file. Raises VirtfnError if it cannot be written."""
+    token = secrets.token_urlsafe(32)
+    path = token_file(lab)
+    try:
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(token + "\n")
+    except OSError as error:
+        raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name="EACCES") from None
+    return token
+
+
+def listen(port: int) -> socket.socket:
+    """Listen on loopback. port: 0 for any. Raises VirtfnError if somebody else has it."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(_CONNECTIONS)
+    except OSError as error:
+        listener.close()
+        name = errno.errorcode.get(error.errno or 0, "")
+        raise VirtfnError(f"port {port} of loopback: {error.strerror}; give --http another", errno_name=name) from None
+    return listener
+
+
+def serve(lab: str, listener: socket.socket, token: str, *, until_stdin_ends: bool = False) -> None:
+    """Serve HTTP for a lab until a signal comes, or standard input ends."""
+
+    def put(method: str, params: Mapping[str, object]) -> object:
+        return ask(method, params, lab)
+
+    app = make_app(put, token, listener.getsockname()[1])
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    if until_stdin_ends:
+
+        def wait() -> None:
+            while os.read(0, 4096):
+                pass
+            server.should_exit = True
+
+        threading.Thread(target=wait, daemon=True).start()
+    server.run(sockets=[listener])

@@ -1,0 +1,219 @@
+"""HTTP against a lab of the tests' own: who may ask, what is refused and how, what is described."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `web` is not installed")
+
+import anyio
+import httpx
+
+from virtfn.api.session.requests import REQUESTS
+from virtfn.machine.ports import VirtfnError
+from virtfn.web.app import make_app
+from virtfn.web.door import AT_ONCE, Door
+from virtfn.web.guard import MAX_BODY
+
+TOKEN = "a-token"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+PORT = 8256
+
+
+class FakeLab:
+    """Answers questions as a lab would, and notes them."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, object]]] = []
+        self.error: VirtfnError | None = None
+
+    def ask(self, method: str, params: Mapping[str, object]) -> object:
+        self.asked.append((method, dict(params)))
+        if self.error is not None:
+            raise self.error
+        if method == "events.read":
+            since = params["since"]
+            assert isinstance(since, int)
+            if since >= 3:
+                raise VirtfnError("lab fake has gone away")
+            told = {"sequence": since, "event": "WORK_DONE", "timestamp": {}, "data": {"finished": True}}
+            return {"events": [told], "lost": 0, "next": since + 1}
+        return {"lab": "fake", "method": method}
+
+
+@pytest.fixture
+def lab() -> FakeLab:
+    return FakeLab()
+
+
+def call(lab: FakeLab, method: str, path: str, *, host: str = f"127.0.0.1:{PORT}", **more: Any) -> httpx.Response:
+    more.setdefault("headers", HEADERS)
+
+    async def go() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(lab.ask, TOKEN, PORT), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
+            return await client.request(method, path, **more)
+
+    return anyio.run(go)
+
+
+def refused(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/json"
+    return response.status_code, response.json()["error"]["errno"]
+
+
+def test_snapshot_is_the_answer_of_the_lab(lab: FakeLab) -> None:
+    response = call(lab, "GET", "/snapshot")
+    assert (response.status_code, response.json()) == (200, {"lab": "fake", "method": "session.snapshot"})
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-frame-options"] == "DENY"
+
+
+def test_each_request_has_a_route_with_its_params(lab: FakeLab) -> None:
+    response = call(lab, "POST", "/api/iommu.explain", json={"rid": 0x180, "iova": 4096})
+    assert response.status_code == 200
+    assert lab.asked == [("iommu.explain", {"rid": 0x180, "iova": 4096})]
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"]
+)
+def test_without_the_token_nothing_is_asked(lab: FakeLab, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    for path in ("/snapshot", "/events", "/no-such-path"):
+        response = call(lab, "GET", path, headers=headers)
+        assert refused(response) == (401, "EACCES")
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert not lab.asked
+
+
+@pytest.mark.parametrize("host", ["evil.example", f"evil.example:{PORT}", "127.0.0.1:1", "localhost.evil.example"])
+def test_hosts_of_other_names_are_refused(lab: FakeLab, host: str) -> None:
+    for path in ("/snapshot", "/openapi.json"):
+        assert refused(call(lab, "GET", path, host=host)) == (421, "EACCES")
+    assert not lab.asked
+
+
+def test_loopback_names_are_answered(lab: FakeLab) -> None:
+    for host in (f"127.0.0.1:{PORT}", f"localhost:{PORT}", f"[::1]:{PORT}"):
+        assert call(lab, "GET", "/snapshot", host=host).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", f"https://127.0.0.1:{PORT}", "http://127.0.0.1"])
+def test_other_origins_are_refused(lab: FakeLab, origin: str) -> None:
+    response = call(lab, "POST", "/api/session.snapshot", headers={**HEADERS, "Origin": origin})
+    assert refused(response) == (403, "EACCES")
+    assert not lab.asked
+
+
+def test_its_own_origin_may_ask(lab: FakeLab) -> None:
+    headers = {**HEADERS, "Origin": f"http://localhost:{PORT}"}
+    assert call(lab, "POST", "/api/session.snapshot", headers=headers).status_code == 200
+
+
+def test_bodies_too_large_are_refused(lab: FakeLab) -> None:
+    assert refused(call(lab, "POST", "/api/guest.exec", content=b" " * (MAX_BODY + 1))) == (413, "EMSGSIZE")
+
+    async def pieces() -> AsyncIterator[bytes]:  # sent without a length
+        for _ in range(MAX_BODY // 1024 + 1):
+            yield b" " * 1024
+
+    assert refused(call(lab, "POST", "/api/guest.exec", content=pieces())) == (413, "EMSGSIZE")
+    assert not lab.asked
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/iommu.explain", b'{"rid": 65536, "iova": 0}'),
+        ("/api/iommu.explain", b'{"rid": -1, "iova": 0}'),
+        ("/api/iommu.explain", b'{"rid": true, "iova": 0}'),
+        ("/api/iommu.explain", b'{"rid": 1, "iova": 18446744073709551616}'),
+        ("/api/events.read", b'{"since": "0"}'),
+        ("/api/events.read", b'{"sinc": 0}'),
+        ("/api/guest.exec", b'{"guest": 1, "command": "ls"}'),
+        ("/api/guest.exec", b'{"guest": "a", "command": "\\ud800"}'),
+        ("/api/session.snapshot", b"[]"),
+        ("/api/session.snapshot", b"{"),
+        ("/api/session.snapshot", b"\xff\xfe"),
+        ("/api/session.snapshot", b"[" * 60_000),
+    ],
+)
+def test_what_no_request_is_never_reaches_the_lab(lab: FakeLab, path: str, body: bytes) -> None:
+    assert refused(call(lab, "POST", path, content=body)) == (400, "EINVAL")
+    assert not lab.asked
+
+
+def test_paths_and_methods_that_are_not_there(lab: FakeLab) -> None:
+    assert refused(call(lab, "GET", "/no")) == (404, "ENOENT")
+    assert refused(call(lab, "GET", "/api/session.snapshot")) == (405, "EINVAL")
+    assert refused(call(lab, "GET", "/events?since=-1")) == (400, "EINVAL")
+    assert refused(call(lab, "GET", "/events?since=x")) == (400, "EINVAL")
+
+
+@pytest.mark.parametrize(
+    ("errno_name", "status"), [("EBUSY", 409), ("ENOENT", 404), ("EOPNOTSUPP", 501), ("", 503), ("ETIMEDOUT", 504)]
+)
+def test_refusals_of_the_lab_have_a_status(lab: FakeLab, errno_name: str, status: int) -> None:
+    lab.error = VirtfnError("no", errno_name=errno_name)
+    response = call(lab, "GET", "/snapshot")
+    assert refused(response) == (status, errno_name)
+    assert response.json()["error"]["message"] == "no"
+
+
+def test_events_are_followed_until_the_lab_is_gone(lab: FakeLab) -> None:
+    response = call(lab, "GET", "/events?since=1")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = response.text.splitlines()
+    assert [line for line in lines if line.startswith(("id", "event"))] == [
+        "id: 1",
+        "event: WORK_DONE",
+        "id: 2",
+        "event: WORK_DONE",
+        "event: GONE",
+    ]
+
+
+def test_a_browser_that_comes_again_goes_on_where_it_was(lab: FakeLab) -> None:
+    call(lab, "GET", "/events", headers={**HEADERS, "Last-Event-ID": "1"})
+    assert lab.asked[0] == ("events.read", {"since": 2})
+
+
+def test_the_document_describes_every_request(lab: FakeLab) -> None:
+    response = call(lab, "GET", "/openapi.json", headers={})  # it holds nothing of the lab
+    document = response.json()
+    assert {f"/api/{kind.method}" for kind in REQUESTS} <= set(document["paths"])
+    explain = document["paths"]["/api/iommu.explain"]["post"]
+    taken = explain["requestBody"]["content"]["application/json"]["schema"]
+    assert set(taken["properties"]) == {"rid", "iova", "write", "message"}
+    assert taken["required"] == ["rid", "iova"]
+    answered = document["paths"]["/api/session.snapshot"]["post"]["responses"]["200"]
+    assert answered["content"]["application/json"]["schema"]["$ref"].endswith("/Snapshot")
+    assert {"lab", "guests", "pfs"} <= set(document["components"]["schemas"]["Snapshot"]["properties"])
+
+
+def test_questions_under_way_are_few() -> None:
+    async def go() -> int:
+        from threading import Event
+
+        held = Event()
+        door = Door(lambda method, params: held.wait(10))
+        refusals = 0
+
+        async def ask() -> None:
+            nonlocal refusals
+            try:
+                await door.ask("session.snapshot")
+            except VirtfnError as error:
+                refusals += error.errno_name == "EAGAIN"
+                held.set()
+
+        async with anyio.create_task_group() as group:
+            for _ in range(AT_ONCE + 1):
+                group.start_soon(ask)
+        return refusals
+
+    assert anyio.run(go) == 1
