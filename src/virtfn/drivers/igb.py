@@ -231,6 +231,7 @@ class Igb:
         """
         self._check(n)
         self.policies[n] = VfPolicy()
+        self.misbehaved.pop(n, None)
         self.mailbox.forget(n)
         self.addresses.forget(n)
         self.pools.forget(n)
