@@ -199,6 +199,7 @@ LAB_SECTIONS = {
     "VfPolicy": "`pfs[].sr-iov.vfs[]`: policy of one VF",
     "Guest": "`guests[]`: a virtual machine",
     "Nic": "`guests[].nic`: how it reaches the network",
+    "Disk": "`guests[].disk`: its disk; the name of a file alone is `file`",
     "Workload": "`workload`: what the guests do",
     "Iommu": "`iommu`: the remapping unit",
 }
@@ -286,7 +287,7 @@ Sections = dict[str, dict[str, object]]
 
 def _default(entry: dict[str, object]) -> str:
     value = entry.get("default")
-    return "" if value in (None, [], {}) or isinstance(value, dict) else f"`{json.dumps(value)}`".replace('"', "")
+    return "" if value in (None, [], {}, "") or isinstance(value, dict) else f"`{json.dumps(value)}`".replace('"', "")
 
 
 def _values(entry: dict[str, object]) -> str:

@@ -78,6 +78,7 @@ def account(
     return {
         "virtfn": __version__,
         "lab": machine.lab.name,
+        "workload": machine.lab.workload.kind,
         "elapsed_s": 0.0,
         "compile_s": round(compile_ps / S_PS, 3),
         "pfs": [_pf_report(pf, machine.lab.pf(pf.name).link_mbps) for pf in machine.pfs],

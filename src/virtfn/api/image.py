@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypedDict
 
+from virtfn.api.labmodel import Guest
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Acceleration, Qemu, Tick, cache_folder, choose_acceleration, find_qemu, install_qemu
+from virtfn.vmm.qemu import (
+    Acceleration,
+    Qemu,
+    Tick,
+    cache_folder,
+    choose_acceleration,
+    find_qemu,
+    install_qemu,
+    kvm_obstacle,
+)
+from virtfn.vmm.qemu.bootfiles import kernel_release
 from virtfn.vmm.qemu.debian import own_suite
 from virtfn.vmm.qemu.image import Image, build_image
 
@@ -52,10 +64,10 @@ class QemuDocument(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What Linux guests run on."""
+    """What Linux guests run on. image: None where all of them boot images of their own."""
 
     qemu: Qemu
-    image: Image
+    image: Image | None
     acceleration: Acceleration
 
 
@@ -119,10 +131,18 @@ def get_qemu() -> QemuDocument:
     }
 
 
-def find_platform(tick: Tick) -> Platform:
-    """Find all that Linux guests need; `tick` is called meanwhile.
+def find_platform(tick: Tick, guests: Sequence[Guest]) -> Platform:
+    """Find all that the Linux guests of a lab need; `tick` is called meanwhile.
 
     Raises VirtfnError (ENOENT) that says what is missing, and how to get it.
     """
-    qemu, image = find_qemu(), current_image()
-    return Platform(qemu, image, choose_acceleration(qemu, image.kernel, tick=tick))
+    linux = [guest for guest in guests if guest.vmm == "qemu"]
+    qemu = find_qemu()
+    ours = any(guest.own_initrd or (guest.kernel is None and not guest.boots_disk) for guest in linux)
+    image = current_image() if ours else None
+    kernels = [guest.kernel for guest in linux if guest.kernel is not None and kernel_release(guest.kernel)]
+    probe = image.kernel if image is not None else next(iter(kernels), None)
+    if probe is not None:
+        return Platform(qemu, image, choose_acceleration(qemu, probe, tick=tick))
+    obstacle = kvm_obstacle()
+    return Platform(qemu, image, Acceleration("tcg", obstacle) if obstacle else Acceleration("kvm", "/dev/kvm works"))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from virtfn.api.labfile import KeyPath, quote
+from virtfn.api.labimages import image_faults
 from virtfn.api.labmodel import (
-    LINUX_MIB,
     STACK_FRAME,
     STACK_MIB,
+    Disk,
     Dom0,
     Guest,
     Iommu,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LINUX_WORK", "Fault", "find_faults", "put_in_words", "refuse_unsupported"]
 
-LINUX_WORK = ("pairs", "fan-in", "ping")
+LINUX_WORK = ("pairs", "fan-in", "ping", "none")
 """Kinds of work that Linux guests do."""
 
 
@@ -64,6 +65,7 @@ def find_faults(lab: Lab) -> Iterator[Fault]:
     yield from _nic_faults(lab)
     yield from _stack_faults(lab)
     yield from _owner_faults(lab)
+    yield from (Fault(key, message) for key, message in image_faults(lab))
     yield from _workload_faults(lab)
     yield from _expect_faults(lab)
 
@@ -151,12 +153,8 @@ def _stack_faults(lab: Lab) -> Iterator[Fault]:
 
 
 def _owner_faults(lab: Lab) -> Iterator[Fault]:
-    """List what is wrong with the memory of real virtual machines, and with PFs that are given whole."""
+    """List what is wrong with PFs that are given whole."""
     for i, guest in enumerate(lab.guests):
-        if guest.vmm == "qemu" and guest.memory_mib < LINUX_MIB:
-            yield Fault(
-                ("guests", i, "memory-mib"), f"Linux needs {LINUX_MIB} or more, not {guest.memory_mib}; raise it"
-            )
         if guest.nic.io != "passthrough":
             continue
         if guest.nic.vf is not None:
@@ -177,6 +175,8 @@ def _teams(lab: Lab) -> Iterator[tuple[str, int, str]]:
 
     A guest that has a PF whole, or that pings and is alone on a PF that leads outside, works alone.
     """
+    if lab.workload.kind == "none":
+        return
     embedded = sum(guest.vmm == "embedded" for guest in lab.guests)
     if embedded == len(lab.guests):
         yield "guests", embedded, "a guest"
@@ -240,6 +240,8 @@ def _senders_to(lab: Lab, guest: Guest) -> list[str]:
     """Name the guests that send to a guest in the lab's work, or may."""
     team = [other for other in lab.guests if other.nic.pf == guest.nic.pf and other.vmm == guest.vmm]
     place = team.index(guest)
+    if lab.workload.kind == "none":
+        return []
     if lab.workload.kind == "pcap":
         return [other.name for other in team if other is not guest]
     if guest.vmm == "qemu" and lab.workload.kind != "fan-in":
@@ -325,6 +327,8 @@ _WORDS = {
     "int_parsing_size": "is out of range",
     "bool_type": "must be true or false, not {value}",
     "string_type": "must be text, not {value}; put it in quotes",
+    "string_too_short": "must not be empty",
+    "string_too_long": "is longer than {max_length} characters",
     "tuple_type": "must be a list, not {value}; start each item with a dash",
     "model_type": "must be a mapping of keys, not {value}",
     "greater_than_equal": "must be at least {ge}, not {value}",
@@ -380,6 +384,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "vfs": VfPolicy,
     "guests": Guest,
     "nic": Nic,
+    "disk": Disk,
     "workload": Workload,
     "iommu": Iommu,
     "dom0": Dom0,

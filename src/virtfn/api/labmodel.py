@@ -3,8 +3,9 @@
 Lab
  |- pfs[]      Pf        name, model, link-mbps, uplink
  |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`
- |- guests[]   Guest     name, vmm, memory-mib, expect
- |   `- nic    Nic       pf, io, vf, map-rings
+ |- guests[]   Guest     name, vmm, memory-mib, expect; cpus, kernel, initrd, append, firmware, agent, qemu-args
+ |   |- nic    Nic       pf, io, vf, map-rings
+ |   `- disk   Disk      file, format, snapshot, boot
  |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite, expect
  |- iommu      Iommu     iotlb-entries, ats, device-tlb-entries
  `- dom0       Dom0      memory-mib
@@ -17,12 +18,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
-    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -31,6 +30,8 @@ from pydantic.config import JsonDict
 
 from virtfn.api.expect import DEFAULT, BySender, Expectation
 from virtfn.api.labfile import KeyPath, Tree, format_key, quote
+from virtfn.api.labsection import Disk, File, Firmware, or_a_file_name
+from virtfn.api.labsection import Section as _Section
 from virtfn.cards import MODELS
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import parse_mac
@@ -40,6 +41,7 @@ __all__ = [
     "LINUX_MIB",
     "STACK_FRAME",
     "STACK_MIB",
+    "Disk",
     "Dom0",
     "Guest",
     "Iommu",
@@ -56,7 +58,7 @@ STACK_FRAME = 1518
 STACK_MIB = 8
 """Memory of the host's own network stack on a PF, at least: its rings and buffers take 3."""
 LINUX_MIB = 256
-"""Memory of a Linux guest, at least: its initramfs takes half."""
+"""Memory of a guest that boots virtfn's initramfs, at least: that takes half."""
 
 
 def _whole(value: object) -> object:
@@ -74,16 +76,6 @@ def _known(value: object) -> object:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
-        populate_by_name=True,
-        alias_generator=lambda name: name.replace("_", "-"),
-    )
 
 
 def _nothing_required(schema: JsonDict) -> None:
@@ -211,6 +203,45 @@ class Guest(_Section):
         description="what this guest is to hear of what is sent to it, if not what the workload says: a value as "
         "there, or one for each sender: {a: none, c: 90%}",
     )
+    cpus: int = Field(default=1, ge=1, le=64, description="vmm qemu, as all keys below: processors of the guest")
+    kernel: File | None = Field(
+        default=None, description="to boot instead of that of virtfn image build; with a disk alone, the firmware boots"
+    )
+    initrd: File | None = Field(
+        default=None, description="instead of virtfn's, which has the modules of its own kernel alone, and an agent"
+    )
+    append: str = Field(
+        default="", max_length=1024, description="of the kernel's command line; console=ttyS0 is there already"
+    )
+    disk: Disk | None = Field(
+        default=None, description="a file, qcow2 or raw, or a mapping", json_schema_extra=or_a_file_name
+    )
+    firmware: Firmware = Field(
+        default="seabios", description="seabios, which QEMU brings along; ovmf, as Debian packs it; or a file"
+    )
+    agent: bool | None = Field(
+        default=None,
+        description="whether virtfn's agent runs in the guest (docs/reference/images.md): it takes commands, and does "
+        "the workload; without this key it does in virtfn's initramfs, and nowhere else",
+    )
+    qemu_args: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="further arguments for QEMU, one a piece; what would break the lab is refused"
+    )
+
+    @property
+    def boots_disk(self) -> bool:
+        """Whether the firmware boots from the disk."""
+        return self.disk is not None and self.disk.boot and self.kernel is None
+
+    @property
+    def own_initrd(self) -> bool:
+        """Whether the initramfs is virtfn's."""
+        return self.initrd is None and not (self.disk is not None and self.disk.boot)
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether the guest takes commands."""
+        return self.own_initrd if self.agent is None else self.agent
 
     @model_validator(mode="before")
     @classmethod
@@ -223,9 +254,9 @@ class Guest(_Section):
 class Workload(_Section):
     """What the guests do."""
 
-    kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack"] = Field(
-        description="a guest with vmm qemu that is alone on its PF needs ping, and an uplink, tap or stream: it tests "
-        "its link"
+    kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack", "none"] = Field(
+        description="none: nothing, for guests with vmm qemu whom somebody else gives work (run --keep, serve); a "
+        "guest with vmm qemu that is alone on its PF needs ping, and an uplink, tap or stream: it tests its link"
     )
     frame_bytes: int = Field(
         default=1518,
@@ -242,7 +273,7 @@ class Workload(_Section):
         "otherwise each sender's frames of it over and over; for vmm qemu "
         "the pings, without it 100, for ping 1000, and what iperf3 sends comes on top",
     )
-    pcap: Path | None = Field(default=None, description="kind pcap: the capture, relative to the lab file")
+    pcap: File | None = Field(default=None, description="kind pcap: the capture, relative to the lab file")
     rewrite: bool = Field(
         default=True, description="kind pcap: give the frames the guests' addresses; false: byte for byte"
     )
@@ -252,16 +283,6 @@ class Workload(_Section):
         "all-but-overruns: all but what a receiver drops for want of descriptors, and something at least; none; "
         "a share, like 90% or 0.9",
     )
-
-    @field_validator("pcap", mode="before")
-    @classmethod
-    def _beside_the_lab(cls, value: object, info: ValidationInfo) -> object:
-        if not isinstance(value, str):
-            return value
-        if not value or not value.isprintable():
-            raise ValueError("is not a file name; name a capture, relative to the lab file")
-        folder: Path = (info.context or {}).get("folder", Path())
-        return folder / value
 
     @property
     def frames_each(self) -> int | None:

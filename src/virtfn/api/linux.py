@@ -15,8 +15,9 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from virtfn.api.boot import machine_parts, notes_on
 from virtfn.api.image import Platform
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.machine import LabPf, Machine
@@ -27,7 +28,6 @@ from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Outcome, QemuGuest
-from virtfn.vmm.qemu import Machine as QemuMachine
 from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.world import World
 
@@ -57,7 +57,8 @@ echo $dev
 class LinuxGuest:
     """A Linux guest of the lab, and its interface to the PF.
 
-    device: that interface, as it calls it. boot_s: from its first instruction until it took commands.
+    device: that interface, as it calls it. boot_s: from its first instruction until it took commands; None: it takes
+    none. notes: what is not there, in words.
     """
 
     lab: LabGuest
@@ -65,8 +66,9 @@ class LinuxGuest:
     pf: LabPf
     plug: Plug
     ip: str
-    boot_s: float = 0.0
+    boot_s: float | None = None
     device: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def mac(self) -> Mac:
@@ -119,15 +121,8 @@ class LinuxGuests(Actor):
 
     def _start(self, lab_guest: LabGuest) -> None:
         machine, platform = self._machine, self._platform
-        parts = QemuMachine(
-            lab_guest.name,
-            platform.image.kernel,
-            platform.image.initrd,
-            append=f"virtfn.name={lab_guest.name} quiet",
-            memory_mib=lab_guest.memory_mib,
-            slots=1,
-            extra=("-S",),
-        )
+        parts = machine_parts(lab_guest, platform)
+        parts = replace(parts, extra=("-S", *parts.extra))
         vm = QemuVm(machine.host, QemuGuest(parts, platform.qemu, platform.acceleration), self._pump)
         self._vms.append(vm)
         vm.start()
@@ -136,17 +131,18 @@ class LinuxGuests(Actor):
         ip = f"10.82.{number}.{1 + sum(guest.pf is pf for guest in self.guests)}"
         model = machine.model(pf, lab_guest.nic.io)
         self._stacks[:] = [stack for stack in (each.stack for each in machine.pfs) if stack is not None]
-        self.guests.append(LinuxGuest(lab_guest, vm, pf, model.plug(vm, machine.wish(pf, lab_guest)), ip))
+        plug = model.plug(vm, machine.wish(pf, lab_guest))
+        self.guests.append(LinuxGuest(lab_guest, vm, pf, plug, ip, notes=notes_on(lab_guest, platform)))
 
     def boot(self, booted: Callable[[LinuxGuest], None] = lambda guest: None) -> None:
-        """Let all run until each takes commands; tell `booted` of each.
+        """Let all run until each that has an agent takes commands; tell `booted` of each.
 
         Raises VirtfnError if one ends, or does not answer.
         """
         for vm in self._vms:
             vm.run()
         began = self._clock.now()
-        waiting = list(self.guests)
+        waiting = self._with_agents()
         while waiting:
             self._tell(f"booting {', '.join(guest.lab.name for guest in waiting)}", began)
             self._world.tick()
@@ -157,26 +153,28 @@ class LinuxGuests(Actor):
                 booted(guest)
             if waiting and since > BOOT_S:
                 name, said = waiting[0].lab.name, waiting[0].vm.guest.console.text(2)
-                raise VirtfnError(
-                    f"guest {name} does not answer after {BOOT_S:g} s; it said last: {said}", errno_name="ETIMEDOUT"
-                )
+                words = "; ".join([f"guest {name} does not answer after {BOOT_S:g} s", *waiting[0].notes])
+                raise VirtfnError(f"{words}; it said last: {said}", errno_name="ETIMEDOUT")
+
+    def _with_agents(self) -> list[LinuxGuest]:
+        return [guest for guest in self.guests if guest.lab.has_agent]
 
     def set_up(self, frame_bytes: int) -> None:
-        """Give each guest's interface its MTU, for such frames, and its address, and wait for its link.
+        """Give the interface of each that has an agent its MTU, for such frames, and its address; wait for its link.
 
         Raises VirtfnError with the guest's own words if it cannot, or if nobody comes to the other end of its wire.
         """
         self._await_peers()
         mtu = min(max(frame_bytes - _FCS_AND_HEADER, _MTU.start), _MTU.stop - 1)
+        guests = self._with_agents()
         jobs = [
-            guest.start(_SET_UP.format(mac=format_mac(guest.mac), mtu=mtu, ip=guest.ip, tries=200))
-            for guest in self.guests
+            guest.start(_SET_UP.format(mac=format_mac(guest.mac), mtu=mtu, ip=guest.ip, tries=200)) for guest in guests
         ]
         outcomes = self.wait(jobs, "setting up interfaces", SET_UP_S)
-        for guest, outcome in zip(self.guests, outcomes, strict=True):
+        for guest, outcome in zip(guests, outcomes, strict=True):
             lines = outcome.output.split()
             if outcome.status or not lines or not re.fullmatch(r"[\w.-]{1,15}", lines[-1], re.ASCII):
-                raise VirtfnError(f"guest {guest.lab.name}: {words(outcome)}")
+                raise VirtfnError("; ".join([f"guest {guest.lab.name}: {words(outcome)}", *guest.notes]))
             guest.device = lines[-1]
         self._introduce()
 
@@ -204,7 +202,7 @@ class LinuxGuests(Actor):
         jobs = {}
         for g, guest in enumerate(self.guests):
             others = [other for other in self.guests if other.pf is guest.pf and other is not guest]
-            if others and guest.pf.live:
+            if others and guest.pf.live and guest.device:
                 jobs[g] = guest.start(" && ".join(meet(guest.device, other) for other in others))
         for g, outcome in zip(jobs, self.wait(list(jobs.values()), "setting up interfaces", SET_UP_S), strict=True):
             if outcome.status:

@@ -5,6 +5,7 @@
     fan-in    all ping the first, then iperf3 from all to it at once
     alone     a guest that has a PF whole, or that is the only one on its PF, beside an uplink, has nobody to talk to:
               its driver tests the card, that of a VF its link (ethtool -t); virtio_net has a link, and no test
+    none      nothing: frames are counted at functions, since guests may take no commands
 
 Guests are neighbours by twos in the order of the lab, or in a ring if their number is odd.
 """
@@ -94,6 +95,8 @@ class LinuxWork:
 
     def run(self) -> None:
         """Do all of it. Raises VirtfnError if a guest ends or hangs; what fails inside a guest is in its report."""
+        if self._work.kind == "none":
+            return
         for guest, found, link in zip(self._guests, self._found, self._links(), strict=True):
             found.before = guest.vm.messages, _frames(link)
         for ways in self._ways():
@@ -225,7 +228,9 @@ class LinuxWork:
         return [self._report(guest, found) for guest, found in zip(self._guests, self._found, strict=True)]
 
     def _report(self, guest: LinuxGuest, found: _Findings) -> GuestReport:
-        tx, rx, meter, costs = found.link["tx"], found.link["rx"], guest.vm.meter, guest.vm.meter.read()
+        meter, costs = guest.vm.meter, guest.vm.meter.read()
+        link = found.link or _link_of(guest)
+        tx, rx = link["tx"], link["rx"]
         report: GuestReport = {
             "name": guest.lab.name,
             "io": guest.lab.nic.io,
@@ -244,9 +249,10 @@ class LinuxWork:
             "interrupts": costs["interrupts"],
             "copies": costs["copies"],
             "mailbox_messages": guest.plug.messages(),
-            "boot_s": round(guest.boot_s, 2),
-            "exits_per_frame": round(found.per_frame, 4),
+            "boot_s": None if guest.boot_s is None else round(guest.boot_s, 2),
         }
+        if found.link:
+            report["exits_per_frame"] = round(found.per_frame, 4)
         if claims := guest.plug.claims():
             report["addresses_refused"] = claims
         if found.ping is not None and found.ping.ms is not None:
@@ -265,6 +271,13 @@ def _self_test(guest: LinuxGuest) -> str:
     if guest.lab.nic.io == "split":
         return f"cat /sys/class/net/{guest.device}/carrier | grep -x 1"
     return f"ethtool -t {guest.device} offline"
+
+
+def _link_of(guest: LinuxGuest) -> dict[str, dict[str, int]]:
+    """Return what a guest's function has counted, as Linux shows an interface."""
+    moved = guest.plug.moved()
+    rx = {"packets": moved.rx_frames, "bytes": moved.rx_bytes, "errors": 0}
+    return {"tx": {"packets": moved.tx_frames, "bytes": moved.tx_bytes}, "rx": rx}
 
 
 def _frames(link: Mapping[str, Mapping[str, int]]) -> int:

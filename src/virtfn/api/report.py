@@ -64,9 +64,9 @@ class GuestReport(TypedDict):
     round trip, where guests ping.
 
     Of guests under QEMU: exits are messages about registers, boot included; exits_per_frame are those of the workload;
-    boot_s from the first instruction until it takes commands; iperf_mbps: payload that it sent, as its receiver
-    counted; self_test: of its driver, where it is alone; failure: what went wrong inside, in its own words.
-    addresses_refused: how often it asked for an address that is another's, if it did.
+    boot_s from the first instruction until it takes commands, null if it takes none; iperf_mbps: payload that it sent,
+    as its receiver counted; self_test: of its driver, where it is alone; failure: what went wrong inside, in its own
+    words. addresses_refused: how often it asked for an address that is another's, if it did.
     """
 
     name: str
@@ -89,7 +89,7 @@ class GuestReport(TypedDict):
     rx_mpps: NotRequired[float]
     rx_gbps: NotRequired[float]
     ping_ms: NotRequired[float]
-    boot_s: NotRequired[float]
+    boot_s: NotRequired[float | None]
     exits_per_frame: NotRequired[float]
     iperf_mbps: NotRequired[float]
     self_test: NotRequired[str]
@@ -165,14 +165,15 @@ class AttackReport(TypedDict):
 
 
 class Report(TypedDict):
-    """The document of `virtfn run --json`. attacks: kind attack.
+    """The document of `virtfn run --json`. workload: its kind. attacks: kind attack.
 
     elapsed_s: from nothing to the end of the work; compile_s: the part of it that compiled kernels. unwritten: files
-    that the disk refused, in words; the run is what it is all the same. notes: what of the captures is not used.
+    that the disk refused, in words; the run is what it is all the same. notes: what is not used or not there, in words.
     """
 
     virtfn: str
     lab: str
+    workload: NotRequired[str]
     elapsed_s: float
     compile_s: float
     pfs: list[PfReport]
@@ -246,6 +247,8 @@ _FLOWS_NAMED = 4
 
 def _nothing_happened(report: Report) -> bool:
     """Tell whether nobody heard anything, though nobody said that it should be so."""
+    if report.get("workload") == "none":
+        return False
     meant = any(flow["expected"] in ("none", 0.0) for flow in report["flows"])
     return not report["totals"]["frames"] and not meant and not any("self_test" in g for g in report["guests"])
 
@@ -254,6 +257,8 @@ def _words_of_success(report: Report) -> str:
     guests = report["guests"]
     dropped = sum(count for pf in report["pfs"] for count in pf["switch"]["dropped"].values())
     dropped += sum(count for g in guests for count in g["dropped"].values()) if not dropped else 0
+    if report.get("workload") == "none":
+        return "the lab was up, and had no work"
     stated = any(flow["expected"] != DEFAULT for flow in report["flows"])
     plural = "frame was" if dropped == 1 else "frames were"
     reasons = f"{dropped:,} {plural} dropped, each for a counted reason" if dropped else ""

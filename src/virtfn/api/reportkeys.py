@@ -11,6 +11,7 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
     "Report": {
         "virtfn": ("version", "which virtfn wrote it"),
         "lab": ("name", "the lab's `name`"),
+        "workload": ("word", "the workload's `kind`"),
         "elapsed_s": ("seconds", "from nothing to the end of the work"),
         "compile_s": ("seconds", "the part of elapsed_s in which kernels were compiled; 0 but for the first run"),
         "pfs": ("list", "a PfReport for each PF"),
@@ -20,7 +21,7 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "totals": ("object", "Totals"),
         "attacks": ("list", "an AttackReport for each attempt; kind attack alone"),
         "unwritten": ("list of text", "files that the disk refused; the run is what it is all the same"),
-        "notes": ("list of text", "what of a capture is not used: it ends in the middle of a frame, or frames are cut"),
+        "notes": ("list of text", "what of a capture is not used, and what of an image is not there"),
     },
     "PfReport": {
         "name": ("name", "the PF's"),
@@ -62,7 +63,10 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "rx_gbps": ("Gb/s", "received, over moving_s, without frame check sequence; embedded guests"),
         "addresses_refused": ("times", "that it asked for an address that is another's, if it did"),
         "ping_ms": ("milliseconds", "mean round trip, where the guest pings"),
-        "boot_s": ("seconds", "from the first instruction until it takes commands; Linux guests"),
+        "boot_s": (
+            "seconds",
+            "from the first instruction until it takes commands, null if it takes none; Linux guests",
+        ),
         "exits_per_frame": ("accesses", "that trapped, for each frame of the work; Linux guests"),
         "iperf_mbps": ("Mb/s", "of payload that it sent, as the receiver counted; Linux guests"),
         "self_test": ("word", "`passed`: its driver's test of the card, where a guest is alone"),

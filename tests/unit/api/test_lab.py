@@ -248,7 +248,7 @@ WRONG = [
     (
         "kind: pairs",
         "kind: storm",
-        "lab.yaml:17: workload.kind: must be one of 'pairs', 'fan-in', 'broadcast', 'pcap', 'ping' or",
+        "lab.yaml:17: workload.kind: must be one of 'pairs', 'fan-in', 'broadcast', 'pcap', 'ping', 'attack' or 'none'",
     ),
     ("frame-bytes: 1518", "frame-bytes: 63", "lab.yaml:18: workload.frame-bytes: must be at least 64, not 63"),
     ("frame-bytes: 1518", "frame-bytes: 9729", "lab.yaml:18: workload.frame-bytes: must be at most 9728, not 9729"),

@@ -60,8 +60,10 @@ class Rig:
             return Job(command, known)
 
         mac = parse_mac(f"02:00:00:00:00:1{n}")
-        lab = SimpleNamespace(name=f"g{n}")
-        return SimpleNamespace(lab=lab, mac=mac, ip=f"10.82.0.{n + 1}", device="", pf=self.pfs[pf], start=start)
+        lab = SimpleNamespace(name=f"g{n}", has_agent=True)
+        return SimpleNamespace(
+            lab=lab, mac=mac, ip=f"10.82.0.{n + 1}", device="", pf=self.pfs[pf], start=start, notes=[]
+        )
 
 
 def test_a_neighbour_has_an_ipv4_and_a_link_local_address() -> None:

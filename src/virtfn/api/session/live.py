@@ -126,7 +126,9 @@ class Live:
         linux = self._closes.enter_context(closing(LinuxGuests(self.machine, platform, self._world, self._teller.tell)))
         self._linux.append(linux)
         linux.start()
-        linux.boot(lambda guest: self._tell_event(GuestBooted(guest.lab.name, guest.lab.vmm, round(guest.boot_s, 2))))
+        linux.boot(
+            lambda guest: self._tell_event(GuestBooted(guest.lab.name, guest.lab.vmm, round(guest.boot_s or 0.0, 2)))
+        )
         linux.set_up(self.lab.workload.frame_bytes)
         self._linux_work.append(LinuxWork(self.machine, linux))
 

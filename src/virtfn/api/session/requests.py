@@ -211,6 +211,9 @@ class RunInGuest(Request[OutcomeDocument]):
         for guest in session.linux_guests:
             if guest.lab.name == self.guest:
                 if not guest.vm.guest.agent.ready:
+                    if not guest.lab.has_agent:
+                        words = f"guest {self.guest} boots an image without virtfn's agent; virtfn shell is its console"
+                        raise VirtfnError(words, errno_name="EOPNOTSUPP")
                     raise VirtfnError(f"guest {self.guest} takes no commands yet", errno_name="EAGAIN")
                 return guest
         if any(guest.name == self.guest for guest in session.lab.guests):

@@ -188,7 +188,7 @@ class Session:
         """
         with self._through("start", (State.NEW,), State.STARTING, State.READY):
             lab = self.lab
-            platform = _find_platform() if any(guest.vmm == "qemu" for guest in lab.guests) else None
+            platform = _find_platform(lab) if any(guest.vmm == "qemu" for guest in lab.guests) else None
             frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
             compile_ps = self._compile()
             machine = self._make_machine(frames)
@@ -198,6 +198,7 @@ class Session:
             live.start(self._capture, platform, frames)
             captures = [frames, *(pf.strangers for pf in machine.pfs)]
             self._notes = list(dict.fromkeys(note for capture in captures if capture for note in capture.notes))
+            self._notes += [note for guest in live.guests for note in guest.notes]
             # What is there by now stays, the compiler's memory most of all: to search it for garbage takes 50 ms.
             gc.freeze()
             self._closes.callback(gc.unfreeze)
@@ -345,11 +346,11 @@ class Session:
         self.events.tell(StateChanged(before.value, state.value))
 
 
-def _find_platform() -> Platform:
+def _find_platform(lab: Lab) -> Platform:
     from virtfn.api.image import find_platform  # only who needs QEMU needs its modules
     from virtfn.vmm.qemu import rest
 
-    return find_platform(rest)
+    return find_platform(rest, lab.guests)
 
 
 def _tell_nobody(progress: Progress) -> None:

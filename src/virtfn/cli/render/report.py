@@ -78,10 +78,10 @@ def _linux(guests: list[GuestReport]) -> list[RenderableType]:
         table.add_row(
             g["name"],
             g["io"],
-            f"{g['boot_s']:.1f} s",
+            "-" if (boot_s := g["boot_s"]) is None else f"{boot_s:.1f} s",
             f"{g['ping_ms']:.2f} ms" if "ping_ms" in g else "-",
             f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",
-            "-" if "self_test" in g else f"{g['exits_per_frame']:.2f}",
+            "-" if "self_test" in g or "exits_per_frame" not in g else f"{g['exits_per_frame']:.2f}",
         )
     tests = [
         Text(f"{g['name']}: self-test of {'its link' if g['io'] == 'sriov' else 'the card'} {g['self_test']}")

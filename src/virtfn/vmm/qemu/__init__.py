@@ -8,7 +8,7 @@ monitor, leash, loop); its two serial ports are `console` (console, shell) and `
 from virtfn.vmm.qemu.acceleration import Acceleration, choose_acceleration, kvm_obstacle
 from virtfn.vmm.qemu.agent import Agent, Job, Outcome, agent_script
 from virtfn.vmm.qemu.console import Console
-from virtfn.vmm.qemu.find import Qemu, find_qemu, install_qemu
+from virtfn.vmm.qemu.find import Qemu, find_ovmf, find_qemu, install_qemu
 from virtfn.vmm.qemu.folder import cache_folder, console_doors
 from virtfn.vmm.qemu.launch import QemuGuest
 from virtfn.vmm.qemu.machine import Function, Machine, VirtioNic
@@ -33,6 +33,7 @@ __all__ = [
     "cache_folder",
     "choose_acceleration",
     "console_doors",
+    "find_ovmf",
     "find_qemu",
     "install_qemu",
     "kvm_obstacle",

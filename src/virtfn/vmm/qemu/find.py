@@ -21,13 +21,15 @@ from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import debian
 from virtfn.vmm.qemu.folder import cache_folder
 
-__all__ = ["PACKAGES", "SUITE", "Qemu", "find_qemu", "install_qemu", "unpacked_root"]
+__all__ = ["PACKAGES", "SUITE", "Qemu", "find_ovmf", "find_qemu", "install_qemu", "unpacked_root"]
 
 MIN_VERSION = (10, 1)
 PROGRAM = "qemu-system-x86_64"
 SUITE = "trixie-backports"
-PACKAGES = ("qemu-system-x86", "seabios", "ipxe-qemu")
+PACKAGES = ("qemu-system-x86", "seabios", "ovmf", "ipxe-qemu")
 ANSWER_S = 30
+OVMF = "OVMF.fd"
+_OVMF_FOLDERS = (Path("/usr/share/ovmf"), Path("/usr/share/OVMF"), Path("/usr/share/qemu"))
 
 _HOW = (
     "Get QEMU 10.1 or newer:\n"
@@ -92,6 +94,19 @@ def find_qemu(environ: Mapping[str, str] | None = None) -> Qemu:
             looked.append(str(unfit))
     where = "VIRTFN_QEMU does not fit" if given else "no QEMU here has vfio-user"
     raise VirtfnError(f"{where}: {'; '.join(looked)}", errno_name="ENOENT", details=_HOW)
+
+
+def find_ovmf(qemu: Qemu, folders: Sequence[Path] = _OVMF_FOLDERS) -> Path:
+    """Find OVMF, UEFI firmware for virtual machines, in one file: beside a QEMU, or where Debian's package has it.
+
+    Raises VirtfnError (ENOENT) that says how to get it.
+    """
+    for folder in (*qemu.data_folders, *folders):
+        if (folder / OVMF).is_file():
+            return folder / OVMF
+    raise VirtfnError(
+        f"there is no {OVMF}, as firmware: ovmf needs; apt-get install ovmf, or virtfn image qemu", errno_name="ENOENT"
+    )
 
 
 def _ask(candidate: str, environ: Mapping[str, str]) -> Qemu:

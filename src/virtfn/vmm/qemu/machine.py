@@ -6,28 +6,35 @@
              +-- whatever `extra` asks for
 
 Guest memory is a shared memfd, so that QEMU can hand it to the vfio-user server; what is not shared is reached by
-messages, slowly. There is no display, no disk and no default device; the two serial ports are the console and the
-agent.
+messages, slowly. There is no display and no default device, and a disk only where one is given; the two serial ports
+are the console and the agent.
+
+    argv      QEMU as virtfn starts it: QMP, console and agent at sockets that it inherits
+    command   QEMU as somebody else starts it: its console is the terminal; no agent
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu.acceleration import Acceleration
 from virtfn.vmm.qemu.find import Qemu
 
-__all__ = ["Function", "Machine", "VirtioNic", "port_name"]
+__all__ = ["Disk", "Function", "Machine", "VirtioNic", "port_name", "root_port"]
 
 MAX_SLOTS = 14
 MIN_MEMORY_MIB = 64
 MAX_MEMORY_MIB = 1 << 20
 MESSAGE_TIMEOUT_MS = 600_000  # QEMU drops the connection for good after an answer later than this
+RECONNECT_MS = 500  # between attempts of QEMU's to find a back end that has gone
 _FIRST_PORT = 0x10
+_DISK_AT = 0xF
 _RING = 1024  # the most that QEMU gives a virtio network device
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -77,28 +84,65 @@ class VirtioNic:
 
     def commands(self, slot: int) -> list[tuple[str, dict[str, object]]]:
         """Return the QMP commands that plug it into a slot, in order."""
-        channel, net = f"{self.id}-channel", f"{self.id}-net"
         address = {"type": "unix", "data": {"path": str(self.socket.absolute())}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        device = {"driver": "virtio-net-pci", "id": self.id, "bus": port_name(slot), "netdev": net, "mac": self.mac}
         return [
-            ("chardev-add", {"id": channel, "backend": backend}),
-            ("netdev_add", {"type": "vhost-user", "id": net, "chardev": channel}),
-            ("device_add", {**device, "disable-legacy": "on", "romfile": "", "rx_queue_size": _RING}),
+            ("chardev-add", {"id": self._channel, "backend": backend}),
+            ("netdev_add", {"type": "vhost-user", "id": self._net, "chardev": self._channel}),
+            ("device_add", self._device(slot)),
         ]
+
+    def arguments(self, slot: int) -> list[str]:
+        """Return the arguments of QEMU that plug it into a slot; it connects anew if the back end goes and comes."""
+        path = _escaped(self.socket.absolute())
+        return [
+            *("-chardev", f"socket,id={self._channel},path={path},reconnect-ms={RECONNECT_MS}"),
+            *("-netdev", f"vhost-user,id={self._net},chardev={self._channel}"),
+            *("-device", json.dumps(self._device(slot))),
+        ]
+
+    @property
+    def _channel(self) -> str:
+        return f"{self.id}-channel"
+
+    @property
+    def _net(self) -> str:
+        return f"{self.id}-net"
+
+    def _device(self, slot: int) -> dict[str, object]:
+        device = {"driver": "virtio-net-pci", "id": self.id, "bus": port_name(slot), "netdev": self._net}
+        return {**device, "mac": self.mac, "disable-legacy": "on", "romfile": "", "rx_queue_size": _RING}
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk of the guest's. snapshot: what the guest writes is gone with QEMU. boot: the firmware boots from it."""
+
+    file: Path
+    format: Literal["qcow2", "raw"]
+    snapshot: bool = True
+    boot: bool = True
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of QEMU that attach it."""
+        snapshot = "on" if self.snapshot else "off"
+        drive = f"if=none,id=disk,file={_escaped(self.file.absolute())},format={self.format},snapshot={snapshot}"
+        boot = ",bootindex=0" if self.boot else ""
+        return ["-drive", drive, "-device", f"virtio-blk-pci,drive=disk,bus=pcie.0,addr={_DISK_AT:#x}{boot}"]
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A guest to be started. append: the kernel's command line, after the console; slots: hot-plug slots.
 
+    kernel: without one, the firmware boots from the disk. firmware: a file in place of QEMU's own, SeaBIOS.
     functions: plugged in from the start, into slots 0, 1, ...; extra: further arguments for QEMU as they are; those of
-    a -device may name bus pcie.0 with addr 1 to 0xf. reboot: whether a guest's reboot restarts it or ends QEMU. shared:
+    a -device may name bus pcie.0 with addr 1 to 0xe. reboot: whether a guest's reboot restarts it or ends QEMU. shared:
     whether others can map its memory.
     """
 
     name: str
-    kernel: Path
+    kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
     memory_mib: int = 512
@@ -108,6 +152,8 @@ class Machine:
     extra: tuple[str, ...] = ()
     reboot: bool = False
     shared: bool = True
+    disk: Disk | None = None
+    firmware: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; raise VirtfnError."""
@@ -115,7 +161,9 @@ class Machine:
             raise VirtfnError(
                 f"guest name '{self.name}': letters, digits, '_', '.', '-', at most 32", errno_name="EINVAL"
             )
-        for file in (self.kernel, self.initrd):
+        if self.kernel is None and (self.disk is None or self.initrd is not None or self.append):
+            raise VirtfnError(f"guest {self.name}: there is no kernel to boot", errno_name="EINVAL")
+        for file in (self.kernel, self.initrd, self.firmware, self.disk.file if self.disk else None):
             if file is not None and not file.is_file():
                 raise VirtfnError(f"guest {self.name}: no file {file}", errno_name="ENOENT")
         for what, value, low, high in (
@@ -130,26 +178,68 @@ class Machine:
 
     def argv(self, qemu: Qemu, acceleration: Acceleration, *, qmp: int, console: int, agent: int) -> list[str]:
         """Return the command line. qmp, console, agent: file descriptors of connected sockets that QEMU inherits."""
-        backend = "memory-backend-memfd" if self.shared else "memory-backend-ram"
-        share = ",share=on" if self.shared else ""
-        argv = [
-            *qemu.command, "-name", self.name, "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none",
-            *acceleration.arguments(), "-smp", str(self.cpus), "-m", f"{self.memory_mib}M",
-            "-M", "q35,memory-backend=ram,sata=off,smbus=off",
-            "-object", f"{backend},id=ram,size={self.memory_mib}M{share}",
+        channels = [
             "-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp",
             "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
             "-chardev", f"socket,id=agent,fd={agent}", "-serial", "chardev:agent",
-            "-kernel", str(self.kernel.absolute()), "-append", f"console=ttyS0 panic=-1 {self.append}".rstrip(),
         ]  # fmt: skip
+        return [*qemu.command, *self._board(acceleration), *channels, *self._boot(), *self._slots(), *self.extra]
+
+    def command(self, qemu: Qemu, acceleration: Acceleration, networks: Sequence[VirtioNic] = ()) -> list[str]:
+        """Return the command line for whoever starts QEMU; its console is the terminal, Ctrl-A X ends it.
+
+        networks: virtio network devices, in the slots after those of functions.
+        """
+        environ = [f"{name}={value}" for name, value in qemu.environ.items()]
+        plugged = [word for n, nic in enumerate(networks) for word in nic.arguments(len(self.functions) + n)]
+        return [
+            *(["env", *environ] if environ else []), *qemu.command, *self._board(acceleration),
+            "-serial", "mon:stdio", *self._boot(), *self._slots(), *plugged, *self.extra,
+        ]  # fmt: skip
+
+    def _board(self, acceleration: Acceleration) -> list[str]:
+        backend = "memory-backend-memfd" if self.shared else "memory-backend-ram"
+        share = ",share=on" if self.shared else ""
+        return [
+            "-name", self.name, "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none",
+            *acceleration.arguments(), "-smp", str(self.cpus), "-m", f"{self.memory_mib}M",
+            "-M", "q35,memory-backend=ram,sata=off,smbus=off",
+            "-object", f"{backend},id=ram,size={self.memory_mib}M{share}",
+        ]  # fmt: skip
+
+    def _boot(self) -> list[str]:
+        argv = []
+        if self.firmware is not None:
+            argv += ["-bios", str(self.firmware.absolute())]
+        if self.kernel is not None:
+            argv += ["-kernel", str(self.kernel.absolute()), "-append", self.kernel_line]
         if self.initrd is not None:
             argv += ["-initrd", str(self.initrd.absolute())]
-        if not self.reboot:
-            argv.append("-no-reboot")
+        if self.disk is not None:
+            argv += self.disk.arguments()
+        return argv if self.reboot else [*argv, "-no-reboot"]
+
+    @property
+    def kernel_line(self) -> str:
+        """The kernel's command line."""
+        return f"console=ttyS0 panic=-1 {self.append}".rstrip()
+
+    def _slots(self) -> list[str]:
+        argv = []
         for slot in range(self.slots):
-            # No I/O window: only sixteen would fit, and none of our functions has I/O space.
-            place = f"bus=pcie.0,addr={_FIRST_PORT + slot:#x},chassis={slot + 1},slot={slot + 1},io-reserve=0"
-            argv += ["-device", f"pcie-root-port,id={port_name(slot)},{place}"]
+            argv += ["-device", root_port(slot)]
         for slot, function in enumerate(self.functions):
             argv += ["-device", json.dumps(function.device(slot))]
-        return [*argv, *self.extra]
+        return argv
+
+
+def root_port(slot: int) -> str:
+    """Return the arguments of -device that make the root port of a slot."""
+    # No I/O window: only sixteen would fit, and none of our functions has I/O space.
+    place = f"bus=pcie.0,addr={_FIRST_PORT + slot:#x},chassis={slot + 1},slot={slot + 1},io-reserve=0"
+    return f"pcie-root-port,id={port_name(slot)},{place}"
+
+
+def _escaped(path: Path) -> str:
+    """Write a path as a value of QEMU's options, in which a comma ends a value."""
+    return str(path).replace(",", ",,")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Acceleration, Function, Machine, Qemu
+from virtfn.vmm.qemu import Acceleration, Function, Machine, Qemu, VirtioNic
+from virtfn.vmm.qemu.machine import Disk
 
 QEMU = Qemu(Path("/q"), ("/q",), (11, 1, 0))
 
@@ -74,3 +75,35 @@ def test_what_cannot_work_is_refused(kernel: Path, settings: dict[str, Any], com
 def test_device_names(name: str) -> None:
     with pytest.raises(VirtfnError, match="is not a name for a device"):
         Function(name, Path("/s"))
+
+
+def test_a_disk_and_another_firmware(kernel: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "a,b.qcow2"
+    disk.touch()
+    machine = Machine("a", disk=Disk(disk, "qcow2"), firmware=kernel)
+    arguments = argv(machine)
+    assert "-kernel" not in arguments
+    assert "-append" not in arguments
+    assert values(arguments, "-bios") == [str(kernel)]
+    written = str(disk).replace(",", ",,")
+    assert values(arguments, "-drive") == [f"if=none,id=disk,file={written},format=qcow2,snapshot=on"]
+    assert "virtio-blk-pci,drive=disk,bus=pcie.0,addr=0xf,bootindex=0" in values(arguments, "-device")
+    kept = argv(Machine("a", kernel, disk=Disk(disk, "raw", snapshot=False, boot=False)))
+    assert values(kept, "-drive")[0].endswith("format=raw,snapshot=off")
+    assert "virtio-blk-pci,drive=disk,bus=pcie.0,addr=0xf" in values(kept, "-device")
+    with pytest.raises(VirtfnError, match="no kernel to boot"):
+        Machine("a")
+
+
+def test_a_command_for_somebody_else(kernel: Path) -> None:
+    qemu = Qemu(Path("/q"), ("/loader", "/q"), (11, 1, 0), {"QEMU_MODULE_DIR": "/m"})
+    nic = VirtioNic("vif", Path("/s,1"), "02:00:00:00:00:01")
+    machine = Machine("a", kernel, slots=2, functions=(Function("n0", Path("/s0")),), extra=("-usb",))
+    command = machine.command(qemu, Acceleration("tcg", ""), [nic])
+    assert command[:4] == ["env", "QEMU_MODULE_DIR=/m", "/loader", "/q"]
+    assert not [word for word in command if "fd=" in word]
+    assert values(command, "-serial") == ["mon:stdio"]
+    assert values(command, "-chardev") == ["socket,id=vif-channel,path=/s,,1,reconnect-ms=500"]
+    assert values(command, "-netdev") == ["vhost-user,id=vif-net,chardev=vif-channel"]
+    assert [json.loads(d)["bus"] for d in values(command, "-device") if d.startswith("{")] == ["rp0", "rp1"]
+    assert command[-1] == "-usb"
