@@ -225,6 +225,11 @@ class Connection(Generic[H]):
 
     # The end.
 
+    def receive_no_more(self) -> None:
+        """Refuse what the other side sends from now on; what it has sent can still be read, and answers go out."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
     def lose(self, reason: str) -> None:
         """Give the connection up; the epoll tells so. The first reason stays."""
         if self.lost:

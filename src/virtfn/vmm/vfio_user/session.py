@@ -9,6 +9,7 @@ Spec: vfio-user protocol specification 0.9.2.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 from collections import Counter
@@ -56,6 +57,7 @@ from virtfn.vmm.vfio_user.steps import Going, Steps
 _DEVICE_FLAGS = 3  # can be reset, is a PCI device
 _CAP_SPARSE_MMAP = 1
 _MULTI_BYTES = 8
+_AT_THE_END = 256  # requests that are refused when the server hangs up
 
 
 class Offer(NamedTuple):
@@ -86,6 +88,7 @@ class Session:
         self._counters = counters
         self.client = Client(connection, offer.irqs, offer.signals, offer.limits, counters, lambda: not self.unfinished)
         self.last_refusal = ""
+        self._request: Header | None = None  # that has no answer yet
         self._under_way: tuple[Header, Steps[_Answer]] | None = None
         self._handlers: dict[int, Callable[[bytes, list[int]], _Outcome]] = {
             Command.VERSION: self._version,
@@ -136,7 +139,7 @@ class Session:
 
     def end(self) -> Steps[None]:
         """Give back everything of this client, and tell the device."""
-        self._under_way = None
+        self._refuse_the_rest()
         self._connection.close()
         self.client.end()
         for old in list(self.client.ranges):
@@ -144,6 +147,22 @@ class Session:
             yield
         if self.client.capabilities is not None:
             self._offer.device.disconnected()
+
+    def _refuse_the_rest(self) -> None:
+        """Answer the requests that nobody will carry out: a processor of QEMU's waits for each, however long."""
+        gone = RefusedError(errno.ENODEV, "server-closed")
+        if self._request is not None:
+            self._refuse(self._request, gone)
+        self._under_way = None
+        self._connection.receive_no_more()
+        with contextlib.suppress(DroppedError):
+            for _ in range(_AT_THE_END):
+                message = None if self._connection.lost else self._connection.receive()
+                if message is None:
+                    break
+                message.close_fds()
+                if not message.header.is_reply:
+                    self._refuse(message.header, gone)
 
     def _take(self, message: Message[Header]) -> None:
         header = message.header
@@ -159,6 +178,7 @@ class Session:
         known = header.command in Command.__members__.values()
         self._counters[Command(header.command).name if known else "UNKNOWN"] += 1
         handler = self._handlers.get(header.command)
+        self._request = header
         try:
             if handler is None:
                 raise RefusedError(*((errno.ENOTSUP, "not-supported") if known else (errno.ENOSYS, "unknown-command")))
@@ -189,6 +209,7 @@ class Session:
             self._under_way = header, steps
 
     def _answer(self, header: Header, answer: _Answer) -> None:
+        self._request = None
         if not header.flags & NO_REPLY:
             self._connection.send(reply(header, answer.body), answer.fds)
         if header.command == Command.VERSION:
@@ -196,6 +217,7 @@ class Session:
 
     def _refuse(self, header: Header, error: VirtfnError) -> None:
         """Count a refusal and tell the client; without an agreed version there is nothing more to say."""
+        self._request = None
         if isinstance(error, RefusedError):
             number, reason = error.errno, error.reason
         else:

@@ -236,6 +236,34 @@ def test_a_device_may_close_its_server(tmp_path, board):
     peer.sock.close()
 
 
+def test_a_server_that_closes_leaves_no_request_without_an_answer(tmp_path, board):
+    """QEMU does not give up a request at the end of the stream: its processor would stand still until a timeout."""
+    server = Server(tmp_path / "socket", board)
+    peer = Peer(server)
+    read = REGION_ACCESS.pack(0, 7, 4)
+    asked = [peer.send(Command.REGION_READ, read) for _ in range(3)]
+    peer.send(Command.REGION_WRITE, read + bytes(4), flags=NO_REPLY)
+    server.close()
+    with pytest.raises(BrokenPipeError):
+        peer.send(Command.REGION_READ, read)
+    for number in asked:
+        header, _, _ = peer.take()
+        assert (header.id, header.errno) == (number, errno.ENODEV)
+    assert peer.ended()
+    assert server.counters["refused:server-closed"] == 4
+    peer.sock.close()
+
+
+def test_a_request_whose_device_closes_the_server_is_answered(tmp_path, board):
+    server = Server(tmp_path / "socket", board)
+    peer = Peer(server)
+    board.region_write = lambda *_: server.close()
+    peer.send(Command.REGION_WRITE, REGION_ACCESS.pack(0, 7, 1) + b"x")
+    assert peer.take()[0].errno == errno.ENODEV
+    assert peer.ended()
+    peer.sock.close()
+
+
 def test_an_exception_of_the_device_leaves_the_server_in_order(server, peer, board):
     board.failing = KeyError("a bug")
     with pytest.raises(KeyError):

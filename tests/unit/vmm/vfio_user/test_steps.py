@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 from collections.abc import Callable, Iterator
 
@@ -136,6 +137,7 @@ def test_a_server_may_close_in_the_middle_of_anything(tmp_path, board):
         server.serve(1, steps(1))
         assert waiting(server)
         server.close()
+        assert peer.take()[0].errno == errno.ENODEV
         peer.sock.close()
         assert not mapper._placed
         assert board.client is None
