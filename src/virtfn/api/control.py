@@ -29,7 +29,7 @@ from virtfn.hw.types import Ps
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.closing import refuse_rights
 
-__all__ = ["AskError", "Control", "Handler", "Params", "ask", "running_labs"]
+__all__ = ["AskError", "Control", "Handler", "Params", "ask", "only_lab", "running_labs"]
 
 Params = Mapping[str, object]
 Handler = Callable[[Params], object]
@@ -285,18 +285,10 @@ def ask(method: str, params: Params, lab: str | None = None, timeout_s: float = 
 
     Raises VirtfnError if there is none, or several, or it refuses, or does not answer in time.
     """
-    if lab is not None:
-        _check_name(lab)
-    found = [path for path in _sockets() if lab is None or path.name == lab + _SUFFIX]
-    if not found:
-        others = running_labs() if lab is not None else []
-        instead = f"there is {', '.join(others)}" if others else "run one, or give --state FILE"
-        raise AskError(f"no lab {'' if lab is None else f'called {lab} '}is running; {instead}")
-    if len(found) > 1:
-        raise AskError(f"several labs are running; give --lab with one of {', '.join(running_labs())}", 2)
-    name = found[0].name.removesuffix(_SUFFIX)
+    found = _find(lab)
+    name = found.name.removesuffix(_SUFFIX)
     try:
-        answer = _exchange(found[0], json.dumps({"method": method, "params": dict(params)}), timeout_s)
+        answer = _exchange(found, json.dumps({"method": method, "params": dict(params)}), timeout_s)
     except (TimeoutError, BlockingIOError):
         raise AskError(f"lab {name} does not answer") from None
     except OSError as error:
@@ -311,6 +303,24 @@ def ask(method: str, params: Params, lab: str | None = None, timeout_s: float = 
     if not isinstance(refused, dict):
         raise AskError(f"lab {name} has gone away in the middle of its answer")
     raise VirtfnError(str(refused.get("message")), errno_name=str(refused.get("errno", "")))
+
+
+def only_lab(lab: str | None) -> str:
+    """Return the name of a lab that runs: this one, or the only one. Raises VirtfnError as `ask` does."""
+    return _find(lab).name.removesuffix(_SUFFIX)
+
+
+def _find(lab: str | None) -> Path:
+    if lab is not None:
+        _check_name(lab)
+    found = [path for path in _sockets() if lab is None or path.name == lab + _SUFFIX]
+    if not found:
+        others = running_labs() if lab is not None else []
+        instead = f"there is {', '.join(others)}" if others else "virtfn up LAB.yaml brings one up"
+        raise AskError(f"no lab {'' if lab is None else f'called {lab} '}is running; {instead}")
+    if len(found) > 1:
+        raise AskError(f"several labs are running; give --lab with one of {', '.join(running_labs())}", 2)
+    return found[0]
 
 
 def _exchange(path: Path, request: str, timeout_s: float) -> bytes:

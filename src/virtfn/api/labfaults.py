@@ -108,11 +108,13 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
         nic = guest.nic
         if "map_rings" in nic.model_fields_set and (nic.io != "sriov" or guest.vmm != "qemu"):
             yield Fault((*key, "map-rings"), "is for VFs of Linux guests; leave it out, or use io: sriov and vmm: qemu")
+        if not nic.attached and nic.io != "sriov":
+            yield Fault((*key, "attached"), "only a VF is attached later; leave it out, or use io: sriov")
         pf = pfs.get(nic.pf)
         if pf is None:
             yield Fault((*key, "pf"), f"no PF is named {nic.pf}; there are {', '.join(pfs)}")
             continue
-        if nic.io == "sriov":
+        if nic.io == "sriov" and nic.attached:
             users[pf.name] = users.get(pf.name, 0) + 1
             if users[pf.name] == pf.total_vfs + 1 and pf.total_vfs:
                 yield Fault(
@@ -124,6 +126,8 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
             continue
         if nic.vf >= pf.total_vfs:
             yield Fault((*key, "vf"), _no_such_vf(nic.vf, pf))
+        if not nic.attached:
+            continue
         owner = owners.setdefault((nic.pf, nic.vf), guest.name)
         if owner != guest.name:
             yield Fault((*key, "vf"), f"VF {nic.vf} of {nic.pf} belongs to guest {owner} already; take another VF")

@@ -4,7 +4,7 @@ Lab
  |- pfs[]      Pf        name, model, link-mbps, uplink
  |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`
  |- guests[]   Guest     name, vmm, memory-mib, expect; cpus, kernel, initrd, append, firmware, agent, qemu-args
- |   |- nic    Nic       pf, io, vf, map-rings
+ |   |- nic    Nic       pf, io, vf, attached, map-rings
  |   `- disk   Disk      file, format, snapshot, boot
  |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite, expect
  |- iommu      Iommu     iotlb-entries, ats, device-tlb-entries
@@ -179,6 +179,10 @@ class Nic(_Section):
         "drive them by igbvf, igb, virtio_net and igb",
     )
     vf: int | None = Field(default=None, ge=0, le=7, description="VF on that PF; io sriov needs it")
+    attached: bool = Field(
+        default=True,
+        description="false: the guest is up without it, and is given it while the lab is up: virtfn attach; io sriov",
+    )
     map_rings: bool = Field(
         default=True,
         description="io sriov with vmm qemu: let the guest reach the pages of the ring registers without an exit; "

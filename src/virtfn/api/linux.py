@@ -58,7 +58,7 @@ class LinuxGuest:
     """A Linux guest of the lab, and its interface to the PF.
 
     device: that interface, as it calls it. boot_s: from its first instruction until it took commands; None: it takes
-    none. notes: what is not there, in words.
+    none. notes: what is not there, in words. attached: whether it has its interface now.
     """
 
     lab: LabGuest
@@ -69,6 +69,7 @@ class LinuxGuest:
     boot_s: float | None = None
     device: str = ""
     notes: list[str] = field(default_factory=list)
+    attached: bool = True
 
     @property
     def mac(self) -> Mac:

@@ -128,7 +128,8 @@ class Machine:
 
     unwritten: which files of its could not be written, and why. ring, mtu: what the guests' drivers use. remapping:
     off, devices reach all memory, and guests name it as the host does. Raises VirtfnError if a part
-    refuses what the lab asks.
+    refuses what the lab asks. waiting: the clock by which functions come and go, if others go on meanwhile. standing:
+    numbers of VFs will change.
     """
 
     def __init__(
@@ -141,8 +142,11 @@ class Machine:
         mtu: int = 1500,
         trace: Path | None = None,
         remapping: bool = True,
+        waiting: Clock | None = None,
+        standing: bool = False,
     ) -> None:
         self.lab = lab
+        self._standing = standing
         self._ring, self._mtu = ring, mtu
         guest_bytes = sum(guest.memory_mib << 20 for guest in lab.guests if guest.vmm == "embedded")
         guest_bytes += sum(memory_for_stack(lab, pf) for pf in lab.pfs)
@@ -162,8 +166,8 @@ class Machine:
         )
         self._remapping = remapping
         self.unwritten: list[str] = []
-        self.pcim = Pcim(self.host.root, clock)
-        self.iovm = Iovm(self.pcim, self.host.remapping, clock)
+        self.pcim = Pcim(self.host.root, waiting or clock)
+        self.iovm = Iovm(self.pcim, self.host.remapping, waiting or clock)
         self.pfs: list[LabPf] = []
         self.guests: list[LabGuestRun] = []
         self._guests: list[Guest] = []
@@ -190,7 +194,7 @@ class Machine:
         for i, pf in enumerate(self.lab.pfs):
             options = Options(
                 card_mac(i),
-                total_vfs=pf.total_vfs,
+                total_vfs=MODELS[str(pf.model)].limits.vfs if pf.sr_iov and self._standing else pf.total_vfs,
                 ats=self.lab.iommu.ats,
                 device_tlb_entries=self.lab.iommu.device_tlb_entries,
             )
@@ -261,15 +265,57 @@ class Machine:
         self.host.iommu.interrupts.on_message = lambda rid, address, message: tracer.interrupt(rid, message & 0xFF)
 
     def _start_guest(self, lab_guest: LabGuest) -> None:
-        pf = next(p for p in self.pfs if p.name == lab_guest.nic.pf)
+        pf = self.pf(lab_guest.nic.pf)
         guest = Guest(self.host, lab_guest.name, lab_guest.memory_mib << 20, ring=self._ring, mtu=self._mtu)
         self._guests.append(guest)
         if not self._remapping:
             guest.dma = HostAddresses(guest.memory)
+        if lab_guest.nic.attached:
+            self._connect(lab_guest, guest, pf)
+
+    def _connect(self, lab_guest: LabGuest, guest: Guest, pf: LabPf) -> None:
         model = self.model(pf, lab_guest.nic.io)
         link = model.connect(guest, self.wish(pf, lab_guest))
+        try:
+            model.start(link)
+        except VirtfnError:
+            model.disconnect([link])
+            raise
         self.guests.append(LabGuestRun(lab_guest, guest, pf, link))
-        model.start(link)
+        order = [each.name for each in self.lab.guests]
+        self.guests.sort(key=lambda run: order.index(run.lab.name))
+
+    # Changes while it is up.
+
+    def pf(self, name: str) -> LabPf:
+        """Find a PF. Raises VirtfnError (ENOENT) if there is none of that name."""
+        for pf in self.pfs:
+            if pf.name == name:
+                return pf
+        there = ", ".join(pf.name for pf in self.pfs)
+        raise VirtfnError(f"no PF is named {name}; there are {there}", errno_name="ENOENT")
+
+    def attach(self, lab_guest: LabGuest) -> None:
+        """Give an embedded guest that is up, without an interface, the VF that it is to have.
+
+        Raises VirtfnError as the IOVM does; then it has none, as before.
+        """
+        guest = next(each for each in self._guests if each.name == lab_guest.name)
+        self._connect(lab_guest, guest, self.pf(lab_guest.nic.pf))
+
+    def detach(self, run: LabGuestRun) -> None:
+        """Take the VF of an embedded guest back. Raises VirtfnError (EIO) if it cannot be reset; it is taken anyway."""
+        self.guests.remove(run)
+        run.pf.models[run.lab.nic.io].disconnect([run.link])
+
+    def set_vfs(self, pf: LabPf, count: int) -> None:
+        """Change the number of VFs of a PF. Raises VirtfnError: EBUSY while a guest has one, and as the IOVM does."""
+        rid = pf.nic.pf_rid
+        if pf.vfs:
+            self.iovm.destroy(rid)
+            pf.vfs = []
+        if count:
+            pf.vfs = self.iovm.create(rid, count)
 
     def model(self, pf: LabPf, name: str) -> IoModel:
         """Find the model by which guests reach a PF, or open it. Raises VirtfnError as `open_model`."""

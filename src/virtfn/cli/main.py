@@ -21,9 +21,11 @@ import click
 
 from virtfn import __version__
 from virtfn.api.signals import Ended, ended_by_signals
+from virtfn.cli.events import events
 from virtfn.cli.image import exec_in_guest, image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
+from virtfn.cli.service import down, status, traffic, up
 
 if TYPE_CHECKING:
     from virtfn.api.lab import Lab
@@ -213,10 +215,8 @@ def doctor(json_to: str | None) -> None:
     deliver(json_to, document, lambda: render_doctor(document))
 
 
-cli.add_command(iommu)
-cli.add_command(image)
-cli.add_command(shell)
-cli.add_command(exec_in_guest)
+for _each in (up, down, status, traffic, events, iommu, image, shell, exec_in_guest):
+    cli.add_command(_each)
 
 
 def _lab(file: str | None) -> Lab:

@@ -6,6 +6,7 @@
     pcap        frames of a capture, dealt by source address (`plan.deal`)
     ping        guest 0 asks 1, 2 asks 3, ...: ARP, then ICMP echo, one at a time
     outside     the last is no guest but who is at the other end of the wire: each sends to it, and it to each in turn
+    answer      nobody sends; all answer pings and ARP, as guests do that are at rest
     attack      guest 0 has other plans; guest 1 and 2, 3 and 4, ... send to each other; an odd one out sends to guest 1
 
 A frame is accounted for when its receiver has it, unaltered, or when a counter with a reason says who dropped it; what
@@ -109,7 +110,7 @@ class Workload:
     ) -> None:
         if len(stations) > GUESTS:
             raise VirtfnError(f"at most {GUESTS} guests share a NIC, not {len(stations)}", errno_name="EINVAL")
-        if len(stations) < 2:
+        if len(stations) < 2 and kind != "answer":
             raise VirtfnError(f"a workload of kind {kind} needs two guests on the same PF", errno_name="EINVAL")
         self.kind = kind
         self.stations = list(stations)
@@ -143,6 +144,8 @@ class Workload:
                 self._strangers = set(self._digests(uplink.bytes, uplink.offsets, uplink.lengths).tolist())
         elif kind == "ping":
             self._prepare_ping(frames or 1000)
+        elif kind == "answer":
+            self.row["tasks"]["kind"][:n] = ANSWER
         else:
             self._prepare_generated(kind, frames or 0, seed, raw)
             if delays:
@@ -345,7 +348,7 @@ class Workload:
                 self._compare(g, f)
             elif self.kind == "ping":
                 f.missing = int(task["asked"] - task["answered"])
-            else:
+            elif self.kind != "answer":
                 f.missing_from = {s: missing for s in range(n) if (missing := self.missing(s, g))}
             if self.kind != "ping":
                 f.missing = max(0, sum(f.missing_from.values()) - f.corrupt)
@@ -354,6 +357,8 @@ class Workload:
 
     def flows(self, findings: Sequence[Findings]) -> list[Flow]:
         """List who sent to whom, and how much of it arrived. findings: of each guest."""
+        if self.kind == "answer":
+            return []
         if self.kind == "ping":
             tasks = self.row["tasks"][: len(self.stations)]
             asking = [g for g, task in enumerate(tasks) if task["kind"] == PING]
@@ -374,7 +379,7 @@ class Workload:
 
     def missing(self, sender: int, receiver: int) -> int:
         """Generated frames from a sender that a receiver should have and has not."""
-        if self.kind in ("pcap", "ping"):
+        if self.kind in ("pcap", "ping", "answer"):
             return 0
         total = self._sent(sender, receiver)
         if not total:

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
+from virtfn.hw.types import Ps
 from virtfn.kernels.stray import CHECKED
 from virtfn.machine.clock import MS_PS, WallClock
 from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import Actor, Clock
 
-__all__ = ["Lane", "Rester", "World"]
+__all__ = ["Lane", "PatientClock", "Rester", "World"]
 
 T = TypeVar("T")
 
@@ -114,12 +115,21 @@ class World:
                 lane.work()
         return sum([lane.end() for lane in lanes])
 
-    def rest(self) -> None:
-        """Wait until there is something to do, or somebody is due."""
+    def serve(self, limit_ps: int) -> None:
+        """Let lanes and the rester go on for a moment, at most `limit_ps`: an actor waits in the middle of its turn."""
+        moved = self._work()
+        if self._rester is not None:
+            self._rester.turn(self.clock.now())
+            self._rester.rest(0 if moved else limit_ps)
+        elif not moved:
+            self.clock.sleep(limit_ps)
+
+    def rest(self, longest_ps: int = _LONGEST_PS) -> None:
+        """Wait until there is something to do, or somebody is due; `longest_ps` at most."""
         now = self.clock.now()
         everybody = [*self._lanes, *self._actors]
         due = [when for actor in everybody if (when := actor.due()) is not None]
-        limit = min(max(min(due, default=now + _LONGEST_PS) - now, 0), _LONGEST_PS)
+        limit = min(max(min(due, default=now + longest_ps) - now, 0), longest_ps)
         if self._rester is not None:
             self._rester.rest(limit)
             return
@@ -134,18 +144,21 @@ class World:
         else:  # poll cannot tell such a short time
             self.clock.sleep(limit)
 
-    def tick(self) -> None:
+    def tick(self, longest_ps: int = _LONGEST_PS) -> None:
         """Take a step, and rest if there was nothing to do: what whoever waits calls again and again."""
         if not self.step():
-            self.rest()
+            self.rest(longest_ps)
 
-    def until(self, done: Callable[[], bool], limit_ps: int | None = None) -> bool:
-        """Go on until `done`, which is asked between steps; False if `limit_ps` is over before."""
+    def until(self, done: Callable[[], bool], limit_ps: int | None = None, *, longest_ps: int = _LONGEST_PS) -> bool:
+        """Go on until `done`, which is asked between steps; False if `limit_ps` is over before.
+
+        longest_ps: of a rest, where `done` depends on nothing but signals and what actors do in their turns.
+        """
         end = None if limit_ps is None else self.clock.now() + limit_ps
         while not done():
             if end is not None and self.clock.now() >= end:
                 return False
-            self.tick()
+            self.tick(longest_ps)
         return True
 
     def finish(self, pieces: InPieces[T]) -> T:
@@ -162,3 +175,20 @@ class World:
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
+
+
+class PatientClock:
+    """The world's clock, for who waits in the middle of a turn: lanes and rester go on meanwhile."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def now(self) -> Ps:
+        """Return the time now."""
+        return self._world.clock.now()
+
+    def sleep(self, duration_ps: int) -> None:
+        """Let time pass, and those go on who need no turn of an actor."""
+        end = self.now() + duration_ps
+        while (left := end - self.now()) > 0:
+            self._world.serve(min(left, MS_PS))

@@ -88,7 +88,7 @@ def test_a_method_answers_and_the_name_goes_away_at_the_end() -> None:
         assert ask("echo", {}, "lab") == {}
         assert running_labs() == ["lab"]
     assert running_labs() == []
-    with pytest.raises(VirtfnError, match=r"no lab is running; run one, or give --state FILE"):
+    with pytest.raises(VirtfnError, match=r"no lab is running; virtfn up LAB.yaml brings one up"):
         ask("echo", {})
 
 

@@ -13,6 +13,7 @@ from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
 from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted
+from virtfn.api.session.standing import Standing
 from virtfn.api.session.telling import Teller
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import format_rid
@@ -37,8 +38,8 @@ _BESIDE_PS = MS_PS // 4  # a breath of embedded guests beside Linux guests, who 
 class Live:
     """A lab that is up. What is opened is closed with `closes`, the last first.
 
-    groups: the embedded guests at work, by PF. guests: those under QEMU. attacks: what a hostile guest has tried.
-    compile_ps: how long kernels were compiled.
+    standing: the embedded guests of a service. groups: those at work, by PF. guests: those under QEMU. attacks: what a
+    hostile guest has tried. compile_ps: how long kernels were compiled.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Live:
         self.lab: Lab = machine.lab
         self.groups = teller.groups
         self.attacks: list[AttackReport] = []
+        self.standing: Standing | None = None
         self._compile_ps = compile_ps
         self._moving_ps = 0
         self._world = world
@@ -73,10 +75,13 @@ class Live:
 
     # Starting.
 
-    def start(self, capture: Path | None, platform: Platform | None, frames: Frames | None) -> None:
+    def start(
+        self, capture: Path | None, platform: Platform | None, frames: Frames | None, *, standing: bool = False
+    ) -> None:
         """Bring machine and guests up, and prepare their work.
 
         capture: where to record from now on, if anywhere; platform: of guests under QEMU; frames: to be replayed.
+        standing: they stay and rest, until they are told to work.
         """
         machine, tell = self.machine, self._teller.tell
         tell("starting", force=True)
@@ -91,7 +96,14 @@ class Live:
             self._world.add(recording)
         if platform is not None:
             self._boot_linux(platform)
-        self._prepare(frames, _BESIDE_PS if platform is not None else BREATH_PS)
+        breath_ps = _BESIDE_PS if platform is not None else BREATH_PS
+        if standing:
+            self.standing = Standing(machine, self._world, self.groups, frames, breath_ps)
+            for pf in machine.pfs:
+                self.standing.settle(pf)
+            self._world.add(self.standing)
+        else:
+            self._prepare(frames, breath_ps)
 
     def _watch_faults(self) -> None:
         """Tell of faults, beside whoever is told already."""
@@ -231,6 +243,8 @@ class Live:
 
     def stop(self) -> None:
         """Take guests and functions down in good order; nothing is closed yet."""
+        if self.standing is not None:
+            self.standing.stop()
         for linux in self._linux:
             linux.stop()
         self.machine.stop()

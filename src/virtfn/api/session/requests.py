@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from virtfn.api.iommu import ShowDocument, show_live
-from virtfn.api.lab import Lab
-from virtfn.api.machine import Machine
-from virtfn.api.session.events import EventDocument, Events
+from virtfn.api.session.asking import Answering, Params, Request, known, number
+from virtfn.api.session.events import EventDocument
+from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.api.session.snapshot import Snapshot
 from virtfn.hw.types import Iova, Rid
 from virtfn.iovm.iommu.explanation import Explanation
@@ -35,58 +34,7 @@ __all__ = [
     "ShowIommu",
 ]
 
-T = TypeVar("T")
-Params = Mapping[str, object]
 _EVENTS_AT_ONCE = 256
-
-
-class Answering(Protocol):
-    """What a request may use of the session that carries it out."""
-
-    lab: Lab
-    events: Events
-
-    @property
-    def machine(self) -> Machine:
-        """The machine. Raises VirtfnError if none is up."""
-
-    @property
-    def linux_guests(self) -> Sequence[LinuxGuest]:
-        """The guests under QEMU that are there. Raises VirtfnError if nothing is up."""
-
-    def snapshot(self) -> Snapshot:
-        """Return what everybody has counted. Raises VirtfnError if nothing ever was up."""
-
-
-class Request(Generic[T]):
-    """A request: how it is made from JSON, and how a session carries it out.
-
-    method: its name at the control socket. long: whether it takes more than a moment; such requests are carried out one
-    after the other, in pieces, and others pass them. waits: whether it waits for somebody else; then a piece is a look
-    whether that has come.
-    """
-
-    method: ClassVar[str]
-    long: ClassVar[bool] = False
-    waits: ClassVar[bool] = False
-
-    @classmethod
-    def from_params(cls, params: Params) -> Request[T]:
-        """Make it from JSON.
-
-        Raises VirtfnError (EINVAL) for what is no such request.
-        """
-        known(params)
-        return cls()
-
-    def answer(self, session: Answering) -> T:
-        """Carry it out at once. Raises VirtfnError to refuse."""
-        raise NotImplementedError
-
-    def pieces(self, session: Answering) -> InPieces[T]:
-        """Carry it out in pieces, each a fraction of a millisecond. Raises VirtfnError to refuse."""
-        return self.answer(session)
-        yield  # makes it a generator: of one piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,20 +175,8 @@ REQUESTS: tuple[type[Request[object]], ...] = (
     ReadSnapshot,
     ReadEvents,
     RunInGuest,
+    ReadStatus,
+    EndLab,
+    StartTraffic,
+    StopTraffic,
 )
-
-
-def known(params: Params, *names: str) -> None:
-    """Refuse params that a request has not: VirtfnError (EINVAL)."""
-    for name in params:
-        if name not in names:
-            there = f"there are {', '.join(names)}" if names else "there are none"
-            raise VirtfnError(f"no such parameter: {name[:64]}; {there}", errno_name="EINVAL")
-
-
-def number(params: Params, name: str, bits: int) -> int:
-    """Read a number of so many bits, 0 if it is not there; VirtfnError (EINVAL) for anything else."""
-    value = params.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
-        raise VirtfnError(f"{name} is a number of {bits} bits", errno_name="EINVAL")
-    return value

@@ -38,7 +38,7 @@ from virtfn.machine.captures import Frames, read_capture
 from virtfn.machine.clock import S_PS, WallClock
 from virtfn.machine.pieces import finish
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.world import World
+from virtfn.vmm.world import PatientClock, World
 
 if TYPE_CHECKING:
     from virtfn.api.image import Platform
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "State"]
 
 ASK_S = 30.0
+_KEPT_REST_PS = S_PS // 2
 
 T = TypeVar("T")
 
@@ -72,7 +73,8 @@ class Session:
     """A lab that lives; a `with` block, whose end closes it in any state.
 
     capture: where to record what each function sends and receives. trace: where to write what happens. progress: is
-    told what goes on. controlled: whether there is a socket by the lab's name, where other processes can ask.
+    told what goes on. controlled: whether there is a socket by the lab's name, where other processes can ask. standing:
+    guests do not work to an end: they rest, come and go, and send when that is asked for; `keep` follows `start`.
 
     unwritten: files that could not be written, and why.
 
@@ -87,8 +89,11 @@ class Session:
         trace: Path | None = None,
         progress: OnProgress | None = None,
         controlled: bool = False,
+        standing: bool = False,
     ) -> None:
         refuse_unsupported(lab)
+        if standing and lab.workload.kind == "attack":
+            raise VirtfnError("an attack ends with its lab; use virtfn run", errno_name="EOPNOTSUPP")
         if capture is not None and lab.workload.kind == "attack":
             raise VirtfnError(
                 "an attack cannot be captured: the attacker's accomplice has the wire", errno_name="EOPNOTSUPP"
@@ -96,7 +101,9 @@ class Session:
         self.lab = lab
         self.clock = WallClock()
         self.events = Events(self.clock)
-        self._capture, self._trace, self._controlled = capture, trace, controlled
+        self._capture, self._trace, self._controlled, self._standing = capture, trace, controlled, standing
+        self._ending = False
+        self.on_change: Callable[[], None] = _tell_nobody_of_changes
         self._began = self.clock.now()
         self._state = State.NEW
         self._thread = threading.get_ident()
@@ -105,7 +112,7 @@ class Session:
         self._world.add(self._desk)
         self._teller = Teller(self.clock, progress or _tell_nobody)
         self._closes = ExitStack()
-        self._live: Live | None = None  # exists as long as the lab is up; `_up` is how to reach it
+        self._live: Live | None = None  # exists as long as the lab is up; `live` is how to reach it
         self.unwritten: list[str] = []
         self._notes: list[str] = []
         self._reading = threading.Lock()  # what snapshots read does not go away meanwhile
@@ -132,15 +139,16 @@ class Session:
     @property
     def machine(self) -> Machine:
         """The machine, for the session's thread. Raises VirtfnError if none is up."""
-        return self._up.machine
+        return self.live.machine
 
     @property
     def linux_guests(self) -> Sequence[LinuxGuest]:
         """The guests under QEMU that are there, for the session's thread. Raises VirtfnError if nothing is up."""
-        return self._up.guests
+        return self.live.guests
 
     @property
-    def _up(self) -> Live:
+    def live(self) -> Live:
+        """What stands, for the session's thread. Raises VirtfnError if nothing is up."""
         if self._live is None:
             raise VirtfnError(f"nothing is up: the lab is {self._state.value}", errno_name="EINVAL")
         return self._live
@@ -157,7 +165,7 @@ class Session:
         raise VirtfnError(f"nothing has counted anything: the lab is {self._state.value}", errno_name="EINVAL")
 
     def _see(self) -> Snapshot:
-        live, elapsed = self._up, round(self.elapsed_s, 3)
+        live, elapsed = self.live, round(self.elapsed_s, 3)
         return take_snapshot(live.machine, live.guests, state=self._state.value, elapsed_s=elapsed)
 
     def ask(self, request: Request[T], timeout_s: float = ASK_S) -> T:
@@ -195,7 +203,7 @@ class Session:
             live = Live(machine, self._world, self.clock, self._teller, self.events.tell, self._closes, compile_ps)
             with self._reading:
                 self._live, self._look = live, self._see
-            live.start(self._capture, platform, frames)
+            live.start(self._capture, platform, frames, standing=self._standing)
             captures = [frames, *(pf.strangers for pf in machine.pfs)]
             self._notes = list(dict.fromkeys(note for capture in captures if capture for note in capture.notes))
             self._notes += [note for guest in live.guests for note in guest.notes]
@@ -225,7 +233,10 @@ class Session:
             if self._controlled:
                 methods = {kind.method: self._door(kind) for kind in REQUESTS}
                 self._world.add(at_first.enter_context(closing(Control(self.lab.name, methods))))
-            machine = Machine(self.lab, self.clock, mtu=mtu, trace=self._trace)
+            waiting = PatientClock(self._world) if self._standing else None
+            machine = Machine(
+                self.lab, self.clock, mtu=mtu, trace=self._trace, waiting=waiting, standing=self._standing
+            )
             self.unwritten = machine.unwritten
             self._closes.callback(machine.close)
             self._closes.callback(self._world.close)
@@ -244,15 +255,15 @@ class Session:
         Raises VirtfnError (ETIMEDOUT) if one got stuck, or as guests do that end or hang.
         """
         with self._through("work", (State.READY,), State.WORKING, State.DONE):
-            finished = self._up.work()
+            finished = self.live.work()
             self.events.tell(WorkDone(finished))
-            if not finished and not self._up.cut_off():
-                raise VirtfnError(f"the work got stuck: {self._up.unfinished()}", errno_name="ETIMEDOUT")
+            if not finished and not self.live.cut_off():
+                raise VirtfnError(f"the work got stuck: {self.live.unfinished()}", errno_name="ETIMEDOUT")
 
     def report(self) -> Report:
         """Account for every frame of the work."""
         self._require("report", State.DONE)
-        report = self._up.report()
+        report = self.live.report()
         report["elapsed_s"] = round(self.elapsed_s, 3)
         if self.unwritten:
             report["unwritten"] = list(self.unwritten)
@@ -274,24 +285,34 @@ class Session:
         return self._world.until(done, limit_ps)
 
     def keep(self, ready: Callable[[], None] | None = None) -> None:
-        """Keep the lab at work, and answer, until a signal ends that. ready: is told that this has begun."""
+        """Keep the lab up, and answer, until a signal or a request ends that. ready: is told that this has begun."""
         self._require("keep", *_UP)
-        asks = "virtfn shell GUEST, virtfn iommu show" if self._up.guests else "virtfn iommu show"
+        asks = "virtfn shell GUEST, virtfn iommu show" if self.live.guests else "virtfn iommu show"
 
         def kept() -> bool:
             self._teller.tell(f"kept up: {asks} looks at it, Ctrl-C ends it")
-            return False
+            return self._ending
 
         with suppress(KeyboardInterrupt), ended_by_signals():
             if ready is not None:
                 ready()
-            self._world.until(kept)
+            self._world.until(kept, longest_ps=_KEPT_REST_PS)
+
+    def changed(self) -> None:
+        """Tell `on_change` that the lab is not as it was."""
+        self.on_change()
+
+    def end(self) -> None:
+        """Let `keep` end, after a moment: who asked for it gets an answer. Raises VirtfnError (EBUSY) during work."""
+        if self._state not in _UP:
+            raise VirtfnError(f"the lab is {self._state.value}; it ends by itself, or by Ctrl-C", errno_name="EBUSY")
+        self._ending = True
 
     def stop(self) -> None:
         """Take guests and functions down in good order, then close."""
         with self._through("stop", _UP, State.STOPPING, State.CLOSED):
             self._teller.tell("stopping", force=True)
-            live = self._up
+            live = self.live
             self._end_questions()
             live.stop()
             self._closes.close()
@@ -351,6 +372,10 @@ def _find_platform(lab: Lab) -> Platform:
     from virtfn.vmm.qemu import rest
 
     return find_platform(rest, lab.guests)
+
+
+def _tell_nobody_of_changes() -> None:
+    """Nobody keeps it in a file."""
 
 
 def _tell_nobody(progress: Progress) -> None:

@@ -1,0 +1,272 @@
+"""Labs as services: a process each, a state file each, several side by side.
+
+    up      a process in the background holds the session; it says `ready`, or with what it failed
+    state   NAME.state, in the folder for sockets: what runs, as a lab file, and in which process
+    lost    a state whose process is gone: it was killed, or the machine was switched off
+
+The state file is written when the lab is ready and at each change, and removed when the lab ends in good order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TypedDict, cast
+
+from virtfn import private
+from virtfn.api.control import ask, running_labs
+from virtfn.api.lab import Lab
+from virtfn.api.progress import OnProgress
+from virtfn.api.running import write_lab
+from virtfn.api.session import Session
+from virtfn.api.session.service import StartTraffic, StatusDocument
+from virtfn.machine.ports import VirtfnError
+
+__all__ = [
+    "Kept",
+    "StatusEntry",
+    "bring_down",
+    "describe_loss",
+    "find_kept",
+    "forget",
+    "list_labs",
+    "log_file",
+    "read_token",
+    "serve_lab",
+]
+
+_DOWN_S = 60.0
+_WEB_S = 30.0
+_SUFFIX = ".state"
+_LOOK_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a state file says. lab: as the text of a lab file. pid, started: the process, and when (clock ticks).
+
+    since: when the lab was ready, seconds since 1970. changes: whether it was changed since. http: where it listens.
+    """
+
+    name: str
+    pid: int
+    started: int
+    since: float
+    lab: str
+    changes: int = 0
+    rate: int = 0
+    http: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is still there."""
+        return _started(self.pid) == self.started
+
+
+class StatusEntry(TypedDict):
+    """One lab of `virtfn status --json`. state: as of the session, or `lost`; null: not known."""
+
+    lab: str
+    state: str
+    pid: int
+    since: float | None
+    http: str | None
+    lost: str | None
+    status: StatusDocument | None
+
+
+def _started(pid: int) -> int:
+    """Return when a process started, in clock ticks since the machine did; 0 if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+# State files.
+
+
+def _folder() -> Path:
+    try:
+        return private.runtime_folder()
+    except private.NotPrivateError as error:
+        raise VirtfnError(error.reason, errno_name="EACCES") from None
+
+
+def _write(kept: Kept) -> None:
+    path = _folder() / (kept.name + _SUFFIX)
+    fresh = path.with_suffix(".new")
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            json.dump(asdict(kept), file)
+        fresh.replace(path)
+    except OSError as error:
+        raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name="EACCES") from None
+
+
+def _read(path: Path) -> Kept | None:
+    """Read a state file; None for one that is none, or cannot be read."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        kept = Kept(**fields)
+    except (OSError, ValueError, TypeError):
+        return None
+    right = isinstance(kept.pid, int) and isinstance(kept.started, int) and isinstance(kept.lab, str)
+    return kept if right and kept.name + _SUFFIX == path.name else None
+
+
+def _all_kept() -> list[Kept]:
+    return [kept for path in sorted(_folder().glob("*" + _SUFFIX)) if (kept := _read(path)) is not None]
+
+
+def find_kept(name: str) -> Kept | None:
+    """Return what the state file of a lab says, whether it is up or lost; None if there is none."""
+    return next((kept for kept in _all_kept() if kept.name == name), None)
+
+
+def forget(name: str) -> None:
+    """Remove the state file of a lab."""
+    for suffix in (_SUFFIX, ".token", ".log"):
+        (_folder() / (name + suffix)).unlink(missing_ok=True)
+
+
+def log_file(name: str) -> Path:
+    """Return where the process of a lab says what is wrong with it."""
+    return _folder() / f"{name}.log"
+
+
+def read_token(name: str) -> str:
+    """Return the token for HTTP of a lab; empty if it has none."""
+    try:
+        return (_folder() / f"{name}.token").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def describe_loss(kept: Kept) -> str:
+    """Say what was lost with a lab whose process is gone."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.since))
+    changed = f", with {kept.changes} changes since" if kept.changes else ""
+    return f"up from {since}{changed}; its guests' memory, counters, events and what frames were under way are gone"
+
+
+# In the process that holds the lab.
+
+
+def serve_lab(
+    lab: Lab, *, rate: int = 0, http: int | None = None, progress: OnProgress | None = None, ready: Callable[[], None]
+) -> None:
+    """Keep a lab up until it is told to end. rate: of its traffic; http: the port for HTTP, 0 for any; None: none.
+
+    ready: is told when it is up. Raises VirtfnError if a part refuses, or a lab of that name is up.
+    """
+    with Session(lab, controlled=True, standing=True, progress=progress) as session:
+        session.start()
+        if rate:
+            session.ask(StartTraffic(rate))
+        with contextlib.ExitStack() as closes:
+            closes.callback(forget, lab.name)
+            where = closes.enter_context(_web(lab.name, http)) if http is not None else None
+            kept = Kept(
+                lab.name, os.getpid(), _started(os.getpid()), time.time(), write_lab(lab), rate=rate, http=where
+            )
+            _write(kept)
+            changes = count(1)
+
+            def keep_changes() -> None:
+                standing = session.live.standing
+                rate = standing.counts["rate"] if standing is not None else 0
+                _write(replace(kept, lab=write_lab(session.lab), changes=next(changes), rate=rate))
+
+            session.on_change = keep_changes
+            session.keep(ready)
+        session.stop()
+
+
+@contextlib.contextmanager
+def _web(lab: str, port: int) -> Iterator[str]:
+    """Let a process serve HTTP for a lab; yield where it listens. Raises VirtfnError if it cannot."""
+    command = [sys.executable, "-m", "virtfn.web", lab, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            where = process.stdout.readline().decode().strip() if process.stdout else ""
+            if not where:
+                said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+                raise VirtfnError(said[-500:] or "HTTP does not start", errno_name="EADDRINUSE")
+            yield where
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+            try:
+                process.wait(_WEB_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+# From outside.
+
+
+def list_labs() -> list[StatusEntry]:
+    """List all labs of this user: those that run, and those that were lost."""
+    kept = {each.name: each for each in _all_kept()}
+    return [_entry(name, kept.get(name)) for name in sorted({*running_labs(), *kept})]
+
+
+def _entry(name: str, kept: Kept | None) -> StatusEntry:
+    status: StatusDocument | None = None
+    state, why = "starting", None
+    try:
+        status = cast(StatusDocument, ask("lab.status", {}, name, 5.0))
+        state = status["state"]
+    except VirtfnError as error:
+        why = str(error)
+    lost = kept is not None and status is None and not kept.alive
+    if kept is not None and lost:
+        state, why = "lost", describe_loss(kept)
+    return {
+        "lab": name,
+        "state": state,
+        "pid": status["pid"] if status else kept.pid if kept else 0,
+        "since": kept.since if kept else None,
+        "http": kept.http if kept and not lost else None,
+        "lost": why if lost else None,
+        "status": status,
+    }
+
+
+def bring_down(name: str | None) -> str:
+    """Take a lab down in good order, and wait for its end; forget one that was lost. Returns its name.
+
+    name: None for the only one. Raises VirtfnError if there is no such lab, or it does not end.
+    """
+    kept = find_kept(name) if name is not None else None
+    if kept is not None and not kept.alive:
+        forget(kept.name)
+        return kept.name
+    try:
+        answer = cast("dict[str, object]", ask("lab.down", {}, name, 5.0))
+        name, pid = str(answer["lab"]), int(cast(int, answer["pid"]))
+        started = _started(pid)
+    except VirtfnError:
+        if kept is None:
+            raise
+        pid, started = kept.pid, kept.started  # it does not answer
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + _DOWN_S
+    while started and _started(pid) == started:
+        if time.monotonic() > end:
+            raise VirtfnError(f"lab {name} does not end; process {pid} holds it", errno_name="ETIMEDOUT")
+        time.sleep(_LOOK_S)
+    return str(name)

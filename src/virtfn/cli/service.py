@@ -1,0 +1,234 @@
+"""`virtfn up`, `down`, `status`, `traffic`: labs as services."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import click
+
+from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option
+
+if TYPE_CHECKING:
+    from virtfn.api.lab import Lab
+    from virtfn.api.session.standing import TrafficCounts
+
+__all__ = ["down", "lab_option", "status", "traffic", "up"]
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+MAX_RATE = 100_000  # MAX_RATE of api.session.standing; the machine would come along
+_CHILD = "from virtfn.cli.start import main; main()"
+
+
+def lab_option(command: _Command) -> _Command:
+    """Give a command its --lab NAME."""
+    return click.option("--lab", metavar="NAME", help="The lab that is up; not needed if there is only one.")(command)
+
+
+@click.command()
+@click.argument("lab_file", metavar="[LAB.yaml]", required=False)
+@click.option("--again", metavar="NAME", help="Bring a lab that was lost up again, as it was.")
+@click.option("--foreground", is_flag=True, help="Stay, until a signal or virtfn down; for systemd and containers.")
+@click.option(
+    "--traffic",
+    "rate",
+    metavar="RATE",
+    type=click.IntRange(1, MAX_RATE),
+    help="Let embedded guests send, so many frames a second each, over and over.",
+)
+@click.option(
+    "--http",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help="Serve HTTP on this port of loopback, too; 0: any that is free.",
+)
+@click.option("--ready-fd", type=int, hidden=True)
+def up(
+    lab_file: str | None, again: str | None, foreground: bool, rate: int | None, http: int | None, ready_fd: int | None
+) -> None:
+    """Bring a lab up as a service, and return when it is ready.
+
+    Its guests rest, and can be changed, until virtfn down. Without a file: the built-in lab; -: standard input.
+    """
+    if again is not None and lab_file is not None:
+        raise click.UsageError("--again names a lab that was; leave LAB.yaml out")
+    lab = _lab(lab_file, again)
+    if again is not None:
+        rate, http = _as_it_was(again, rate, http)
+    _require_web(http)
+    if ready_fd is not None or foreground:
+        _hold(lab, rate or 0, http, ready_fd)
+        return
+    from virtfn.api.control import running_labs
+    from virtfn.api.lab import refuse_unsupported
+    from virtfn.api.running import write_lab
+    from virtfn.api.service import describe_loss, find_kept
+
+    refuse_unsupported(lab)
+    if lab.name in running_labs():
+        raise click.ClickException(f"a lab called {lab.name} is up (EADDRINUSE); virtfn down {lab.name}, or apply -f")
+    before = find_kept(lab.name)
+    if before is not None and not before.alive:
+        click.echo(f"lab {lab.name} was lost: {describe_loss(before)}", err=True)
+    options = ["--traffic", str(rate)] if rate else []
+    options += ["--http", str(http)] if http is not None else []
+    _start(lab.name, write_lab(lab), options)
+    click.echo(f"ready: {lab.name} is up")
+    _say_where(lab.name)
+
+
+def _require_web(http: int | None) -> None:
+    from importlib.util import find_spec
+
+    if http is not None and (find_spec("fastapi") is None or find_spec("uvicorn") is None):
+        raise click.ClickException("--http needs FastAPI and uvicorn; pip install 'virtfn[web]'")
+
+
+def _lab(lab_file: str | None, again: str | None) -> Lab:
+    from pathlib import Path
+
+    from virtfn.api.lab import builtin_lab, load_lab, parse_lab, read_lab
+
+    if again is not None:
+        from virtfn.api.service import find_kept
+
+        kept = find_kept(again)
+        if kept is None:
+            raise click.UsageError(f"--again {again}: no lab of that name was up; give its file")
+        return parse_lab(kept.lab, f"lab {again} as it was")
+    if lab_file == STDOUT:
+        return read_lab(sys.stdin.buffer)
+    return builtin_lab() if lab_file is None else load_lab(Path(lab_file))
+
+
+def _as_it_was(name: str, rate: int | None, http: int | None) -> tuple[int | None, int | None]:
+    """Return the traffic and the port that a lab had, but for what is asked for now."""
+    from virtfn.api.service import find_kept
+
+    kept = find_kept(name)
+    if kept is None:
+        return rate, http
+    port = int(kept.http.rpartition(":")[2]) if kept.http else None
+    return rate or kept.rate or None, port if http is None else http
+
+
+def _hold(lab: Lab, rate: int, http: int | None, ready_fd: int | None) -> None:
+    """Hold a lab in this process until it is told to end."""
+    from virtfn.api.service import serve_lab
+    from virtfn.cli.progress import Watcher
+
+    def ready() -> None:
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+        else:
+            click.echo(f"ready: {lab.name} is up")
+            _say_where(lab.name)
+        sys.stdout.flush()
+
+    with Watcher(console(stderr=True), quiet=ready_fd is not None) as watcher:
+        serve_lab(lab, rate=rate, http=http, progress=watcher, ready=ready)
+
+
+def _start(name: str, text: str, options: list[str]) -> None:
+    """Let a process of its own hold a lab; wait until it is ready. Its errors are this command's."""
+    from virtfn.api.service import log_file
+
+    log = log_file(name)
+    come, go = os.pipe()
+    command = [sys.executable, "-c", _CHILD, "up", STDOUT, "--ready-fd", str(go), *options]
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as said:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=said,
+            pass_fds=[go],
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(go)
+    try:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(text.encode())
+        ready = os.read(come, 16)
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+    finally:
+        os.close(come)
+    if not ready:
+        code = process.wait()
+        words = log.read_text(encoding="utf-8", errors="replace").strip()
+        log.unlink(missing_ok=True)
+        click.echo(words or f"virtfn: the process of lab {name} has ended", err=True)
+        raise click.exceptions.Exit(code if code > 0 else 1)
+    process.returncode = 0  # it goes on, and is nobody's to wait for
+
+
+def _say_where(name: str) -> None:
+    """Say where HTTP is, and the token, once."""
+    from virtfn.api.service import find_kept, read_token
+
+    kept = find_kept(name)
+    if kept is not None and kept.http is not None:
+        click.echo(f"http: {kept.http}, Authorization: Bearer {read_token(name)}")
+
+
+@click.command()
+@click.argument("lab", metavar="[LAB]", required=False)
+def down(lab: str | None) -> None:
+    """Take a lab down that is up, in good order; forget one that was lost."""
+    from virtfn.api.service import bring_down
+
+    click.echo(f"{bring_down(lab)} is down")
+
+
+@click.command()
+@click.argument("lab", metavar="[LAB]", required=False)
+@json_option
+def status(lab: str | None, json_to: str | None) -> None:
+    """Show the labs that are up, and those that were lost."""
+    claim({"--json": json_to})
+    from virtfn.api.service import list_labs
+    from virtfn.cli.render.service import render_status
+
+    found = [entry for entry in list_labs() if lab is None or entry["lab"] == lab]
+    if lab is not None and not found:
+        raise click.ClickException(f"no lab called {lab} is up, or was lost")
+    deliver(json_to, {"labs": found}, lambda: render_status(found))
+
+
+@click.group()
+def traffic() -> None:
+    """Let the embedded guests of a lab that is up do its work over and over, or rest."""
+
+
+@traffic.command()
+@click.argument("rate", type=click.IntRange(1, MAX_RATE), default=1000)
+@lab_option
+def start(rate: int, lab: str | None) -> None:
+    """Begin: RATE frames a second from each sender."""
+    from virtfn.api.control import ask
+
+    ask("traffic.start", {"rate": rate}, lab)
+
+
+@traffic.command()
+@lab_option
+@json_option
+def stop(lab: str | None, json_to: str | None) -> None:
+    """End, and show what came of it."""
+    claim({"--json": json_to})
+    from virtfn.api.control import ask
+    from virtfn.cli.render.service import render_traffic
+
+    counts = cast("TrafficCounts", ask("traffic.stop", {}, lab))
+    deliver(json_to, counts, lambda: render_traffic(counts))

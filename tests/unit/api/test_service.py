@@ -1,0 +1,245 @@
+"""Labs as services: guests that rest and send, state files, labs that were lost, the commands as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unit.rig import lab_text
+from virtfn.api import service
+from virtfn.api.control import ask
+from virtfn.api.lab import parse_lab
+from virtfn.api.running import lab_document, write_lab
+from virtfn.api.service import Kept, bring_down, find_kept, list_labs
+from virtfn.api.session import Session
+from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
+from virtfn.machine.clock import S_PS
+from virtfn.machine.ports import VirtfnError
+
+
+@pytest.fixture(autouse=True)
+def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@contextmanager
+def standing(text: str = "", **options: Any) -> Iterator[Session]:
+    with Session(parse_lab(text or lab_text()), standing=True, **options) as session:
+        session.start()
+        yield session
+        session.stop()
+
+
+def test_guests_rest_until_they_are_told_to_send() -> None:
+    with standing() as session:
+        session.run_until(lambda: False, S_PS // 10)
+        assert session.ask(ReadStatus())["traffic"] == {"rate": 0, "rounds": 0, "sent": 0, "heard": 0, "corrupt": 0}
+        assert all(guest["tx_frames"] == 0 for guest in session.snapshot()["guests"])
+        session.ask(StartTraffic(rate=200))
+        session.run_until(lambda: False, S_PS // 2)
+        sent = session.snapshot()["guests"][1]["tx_frames"]
+        assert 20 <= sent <= 120  # at a pace
+        counts = session.ask(StopTraffic())
+        assert counts["rate"] == 200
+        session.run_until(lambda: False, S_PS // 10)  # what was under way arrives
+        before = session.snapshot()["guests"]
+        session.run_until(lambda: False, S_PS // 10)
+        assert session.snapshot()["guests"] == before
+
+
+def test_a_round_is_judged_and_another_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtfn.api.session.standing.ROUND_S", 1)
+    with standing() as session:
+        counts = session.ask(StartTraffic(rate=1000))
+        session.run_until(lambda: counts["rounds"] > 0, 20 * S_PS)
+        assert counts == {"rate": 1000, "rounds": 1, "sent": 1000, "heard": 1000, "corrupt": 0}
+        session.run_until(lambda: session.snapshot()["guests"][1]["tx_frames"] > 1000, 20 * S_PS)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 100_001, True, "9"])
+def test_traffic_out_of_range_is_refused(rate: object) -> None:
+    with pytest.raises(VirtfnError):
+        StartTraffic.from_params({"rate": rate})
+
+
+def test_a_lab_that_does_its_work_once_has_no_traffic() -> None:
+    with Session(parse_lab(lab_text())) as session:
+        session.start()
+        with pytest.raises(VirtfnError, match="virtfn up is for this"):
+            session.ask(StartTraffic())
+
+
+def test_attacks_are_no_service() -> None:
+    text = lab_text([("pf0", 0), ("pf0", 1), ("pf0", 2)], workload="{kind: attack}")
+    with pytest.raises(VirtfnError, match="use virtfn run"):
+        Session(parse_lab(text), standing=True)
+
+
+def test_it_ends_when_it_is_asked_to() -> None:
+    with standing(controlled=True) as session:
+        answers: list[object] = []
+        asker = threading.Thread(target=lambda: answers.append(ask("lab.down", {}, "rig")))
+        session.keep(asker.start)
+        asker.join(10)
+        assert answers == [{"lab": "rig", "pid": os.getpid()}]
+
+
+def test_a_lab_at_work_is_not_ended() -> None:
+    with Session(parse_lab(lab_text())) as session, pytest.raises(VirtfnError, match="the lab is new"):
+        session.ask(EndLab())
+
+
+def test_a_lab_is_written_as_it_was_read(tmp_path: Path) -> None:
+    policies = '[{id: 1, mac-address: "02:00:00:00:00:10", vlan-id: 7, trust: true}]'
+    lab = parse_lab(lab_text(policies=policies), str(tmp_path / "lab.yaml"), tmp_path)
+    again = parse_lab(write_lab(lab))
+    assert again.model_dump() == lab.model_dump()
+    assert lab_document(again) == lab_document(lab)
+    uplink = lab.model_copy(update={"pfs": (lab.pfs[0].model_copy(update={"uplink": "stream:listen:s.sock"}),)})
+    uplink._tree = lab._tree
+    assert lab_document(uplink)["pfs"][0]["uplink"] == f"stream:listen:{tmp_path}/s.sock"
+
+
+def test_state_files_that_make_no_sense_are_no_labs(tmp_path: Path) -> None:
+    folder = tmp_path / "virtfn"
+    folder.mkdir(mode=0o700)
+    for name, text in {"a": "{", "b": "[]", "c": '{"name": "c"}', "d": json.dumps({"name": "other", "pid": 1})}.items():
+        (folder / f"{name}.state").write_text(text)
+    assert list_labs() == []
+    with pytest.raises(VirtfnError, match="no lab called a is running"):
+        bring_down("a")
+
+
+def test_a_lab_whose_process_is_gone_is_lost_until_it_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "virtfn").mkdir(mode=0o700)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    service._write(Kept("x", gone.pid, 1, 1e9, lab_text(), changes=2))
+    path = tmp_path / "virtfn" / "x.state"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    (entry,) = list_labs()
+    assert (entry["lab"], entry["state"]) == ("x", "lost")
+    assert "with 2 changes since" in str(entry["lost"])
+    assert bring_down("x") == "x"
+    assert list_labs() == []
+    assert find_kept("x") is None
+
+
+# The commands, as processes.
+
+
+def virtfn(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from virtfn.cli.start import main; main()", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture
+def _nothing_left() -> Iterator[None]:
+    yield
+    for entry in list_labs():
+        bring_down(entry["lab"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left")
+def test_several_labs_side_by_side() -> None:
+    text = lab_text()
+    for name in ("one", "two"):
+        result = virtfn("up", "-", stdin=text.replace("name: rig", f"name: {name}"))
+        assert (result.returncode, result.stdout, result.stderr) == (0, f"ready: {name} is up\n", "")
+    again = virtfn("up", "-", stdin=text.replace("name: rig", "name: one"))
+    assert again.returncode == 1
+    assert "EADDRINUSE" in again.stderr
+    labs = json.loads(virtfn("status", "--json", "-").stdout)["labs"]
+    assert [(lab["lab"], lab["state"], lab["status"]["attached"]) for lab in labs] == [
+        ("one", "ready", 2),
+        ("two", "ready", 2),
+    ]
+    assert virtfn("traffic", "start", "500").returncode == 2  # which?
+    assert virtfn("traffic", "start", "500", "--lab", "two").returncode == 0
+    lines = virtfn("events", "--lab", "one").stdout.splitlines()
+    assert lines[-1].endswith("STATE_CHANGED before=starting state=ready")
+    assert virtfn("down").returncode == 2
+    assert virtfn("down", "one").stdout == "one is down\n"
+    assert virtfn("down").stdout == "two is down\n"
+    assert virtfn("status").stdout == "no lab is up; virtfn up LAB.yaml\n"
+    assert virtfn("down").returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left")
+def test_a_lab_that_was_killed_says_what_was_lost_and_comes_again(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    up = virtfn("up", "-", "--traffic", "300", "--http", "0", stdin=lab_text())
+    assert up.returncode == 0, up.stderr
+    token = (tmp_path / "virtfn" / "rig.token").read_text().strip()
+    assert f"Authorization: Bearer {token}" in up.stdout
+    assert stat.S_IMODE((tmp_path / "virtfn" / "rig.token").stat().st_mode) == 0o600
+    kept = find_kept("rig")
+    assert kept is not None
+    following = subprocess.Popen(
+        [sys.executable, "-c", "from virtfn.cli.start import main; main()", "events", "-f", "--json", "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert following.stdout is not None
+    assert json.loads(following.stdout.readline())["event"] == "STATE_CHANGED"
+    os.kill(kept.pid, signal.SIGKILL)
+    _, said = following.communicate(timeout=60)
+    assert (following.returncode, said) == (0, "virtfn: lab rig has ended\n")
+    while kept.alive:
+        time.sleep(0.01)
+    status = virtfn("status")
+    assert "rig was lost: up from" in status.stdout
+    again = virtfn("up", "--again", "rig")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.startswith("lab rig was lost: up from")
+    (entry,) = list_labs()
+    assert entry["status"] is not None
+    assert entry["status"]["traffic"] is not None
+    assert entry["status"]["traffic"]["rate"] == 300
+    assert entry["http"] == kept.http
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_by_up() -> None:
+    assert virtfn("up", "-", stdin="name: [").returncode == 2
+    text = lab_text(memory_mib=65536)
+    result = virtfn("up", "-", stdin=text)
+    assert result.returncode == 1
+    assert "ENOMEM" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert list_labs() == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_other_users_get_nothing(tmp_path: Path) -> None:
+    assert virtfn("up", "-", stdin=lab_text()).returncode == 0
+    for path in [tmp_path, *tmp_path.parents]:
+        if path != Path("/tmp") and path.is_relative_to("/tmp"):
+            path.chmod(path.stat().st_mode | 0o055)  # up to the folder that is virtfn's own
+    become = (
+        "import os, socket; s = socket.socket(socket.AF_UNIX); os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+    )
+    script = f"{become}; s.connect({str(tmp_path / 'virtfn/rig.sock')!r})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "PermissionError" in result.stderr
+    for name in ("rig.sock", "rig.state"):
+        path = tmp_path / "virtfn" / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "virtfn").stat().st_mode) == 0o700
