@@ -18,16 +18,23 @@ def lab_document(lab: Lab) -> dict[str, Any]:
 
     File names are absolute, so that it means the same wherever it is read.
     """
-    document: dict[str, Any] = lab.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    document: dict[str, Any] = _plain(lab.model_dump(by_alias=True, exclude_defaults=True))
     for pf in document["pfs"]:
         kind, _, rest = str(pf.get("uplink", "none")).partition(":")
         if kind in ("pcap", "stream") and not rest.startswith("listen:"):
             pf["uplink"] = f"{kind}:{_absolute(lab, rest)}"
         elif kind == "stream":
             pf["uplink"] = f"stream:listen:{_absolute(lab, rest.removeprefix('listen:'))}"
-    if "pcap" in document["workload"]:
-        document["workload"]["pcap"] = str(Path(document["workload"]["pcap"]).absolute())
     return document
+
+
+def _plain(value: Any) -> Any:
+    """Make what JSON can hold; of files, their whole names."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def _absolute(lab: Lab, name: str) -> str:
