@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
     "hw": 3000,
-    "kernels": 7230,
+    "kernels": 7400,
     "machine": 2100,
     "devices": 5000,
     "drivers": 2500,
-    "vmm": 6400,
+    "vmm": 6500,
     "iovm": 2600,
     "iomodels": 2250,
     "sim": 300,
