@@ -110,8 +110,8 @@ def draw_own(d: Drawing, left: int, sriov: bool) -> None:
     d.labelled(x + 8, y + 44, 4, "descriptor, then the frame: DMA", room - 14)
     words = ("checked, sorted by address", "and VLAN: to a VF, or out") if sriov else ("out, as from any card",)
     lines(d, x + 22, y + 66, words, room - 22)
-    d.names(x, y + 116, "kernels/i82576/local.py" if sriov else "kernels/i82576/forward.py",
-            ["serve_local"] if sriov else ["forward"], room)  # fmt: skip
+    d.names(x, y + 116, "kernels/i82576/local.py" if sriov else "kernels/i82576/wire.py",
+            ["move_frame"] if sriov else ["leave"], room)  # fmt: skip
 
 
 def tail(d: Drawing, left: int, words: str) -> None:

@@ -1,9 +1,9 @@
-"""Local switching does what the general path does: same bytes in memory, same registers, same counters."""
+"""The short path does what the general path does: same bytes in memory, same registers, same counters."""
 
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from unit.nicrig import (
 )
 from virtfn.kernels.csum import toeplitz_key
 from virtfn.kernels.i82576.state import CHAIN
+from virtfn.kernels.ranges import address_of
 from virtfn.machine.memory import CHUNK
 
 SENDER, RECEIVERS = 0, (1, 2)
@@ -167,7 +168,11 @@ def memory_of(rig: Rig, pool: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class World:
-    """How the port is set up. port_vlan: vlan_mode of the sender. members: pools in VLAN 5."""
+    """How the port is set up. port_vlan: vlan_mode of the sender. members: pools in VLAN 5.
+
+    hole: what of the first receiver the IOMMU refuses: buffer, or ring. pools: whether there are any; else all is
+    pool 0's. bare: short packets leave without what fills them up.
+    """
 
     rings: int = 16
     drop: bool = True
@@ -175,7 +180,7 @@ class World:
     blocking: bool = False
     head_wb: bool = False
     wire: bool = False
-    hole: bool = False
+    hole: str = ""
     pad: bool = False
     strip: bool = False
     port_vlan: int = 0
@@ -184,18 +189,24 @@ class World:
     rss: int = 0
     sums: bool = True
     in_descriptor: bool = True
+    pools: bool = True
+    bare: bool = False
 
 
 worlds = st.builds(
     World,
     st.sampled_from([8, 16, 48]),
-    *[st.booleans()] * 8,
+    *[st.booleans()] * 5,
+    st.sampled_from(["", "", "buffer", "buffer", "ring"]),
+    *[st.booleans()] * 2,
     st.sampled_from([0, 0, 0, 1, 2]),
     st.booleans(),
     st.sampled_from([7, 7, 3, 1]),
     st.sampled_from([0, 0xFF, 0x12]),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([True, True, False]),
+    st.sampled_from([False, False, True]),
 )
 
 
@@ -207,7 +218,10 @@ def set_up(rig: Rig, w: World) -> None:
         mac_spoof_pools=0xFF if w.spoof else 0,
         vlan_spoof_pools=0xFF if w.spoof and w.filtered else 0,
         mdp=int(w.blocking),
+        vmdq=int(w.pools),
         wire_up=int(w.wire),
+        departures=address_of(rig.nic["departed"]),
+        departed_bare=int(w.bare),
         pad=int(w.pad),
         vfe=int(w.filtered),
         aupe_pools=0xFF,
@@ -217,6 +231,7 @@ def set_up(rig: Rig, w: World) -> None:
         rx_l4_checksum=int(w.sums),
         rss_in_descriptor=int(w.in_descriptor),
     )
+    rig.nic["departed"][: 1 << 16] = 0
     rig.nic["vlans"][:] = 0
     rig.nic["vlans"][5] = w.members | 1 << 8
     rig.nic["vlans"][0] = 7 | 1 << 8
@@ -228,9 +243,12 @@ def set_up(rig: Rig, w: World) -> None:
     rig.nic["pools"][SENDER]["vlan_mode"] = w.port_vlan
     rig.nic["pools"][SENDER]["vlan_tag"] = 0x6005
     rig.open_tx(SENDER, 64, head_wb=w.head_wb)
-    for n in RECEIVERS:
+    for n in RECEIVERS if w.pools else (SENDER,):
         rig.open_rx(n, w.rings, drop=w.drop)
-    rig.protect(1, rig.places(1, 1)[0], 0 if w.hole else 3)
+    first = 1 if w.pools else SENDER
+    for n in (SENDER, 1):
+        for hole, at in (("buffer", rig.places(n, 1)[0]), ("ring", rig.ring(0, n))):
+            rig.protect(n, at, 0 if w.hole == hole and n == first else 3)
 
 
 def post(rig: Rig, sent: list[Sent]) -> None:
@@ -248,8 +266,8 @@ def post(rig: Rig, sent: list[Sent]) -> None:
 
 
 def state(rig: Rig) -> dict[str, object]:
-    transient = {"epoch", "win_lo", "win_hi", "win_hpa", "near", "near_hpa", "near_bytes"}
-    transient |= {"regs", "iommu", "scratch", "captured", "rss_key", "mirror"}
+    transient = {"epoch", "win_lo", "win_hi", "win_hpa", "near", "near_hpa", "near_bytes", "outward"}
+    transient |= {"regs", "iommu", "scratch", "captured", "rss_key", "mirror", "departures"}
     rows = {"port": rig.port, "counters": rig.nic["counters"]}
     rows |= {f"pool {n}": rig.nic["pools"][n] for n in range(POOLS)}
     rows |= {"tx": rig.nic["tx"][SENDER]}
@@ -259,7 +277,8 @@ def state(rig: Rig) -> dict[str, object]:
         name: {k: v for k, v in snapshot(row).items() if k not in transient} for name, row in rows.items()
     }
     # One path may latch a receive queue's registers one frame before the other: heads and drops tell what it did.
-    found["rx"] = [(int(rig.nic["rx"][n]["head"]), int(rig.nic["rx"][n]["drops"])) for n in RECEIVERS]
+    found["rx"] = [(int(rig.nic["rx"][n]["head"]), int(rig.nic["rx"][n]["drops"])) for n in (SENDER, *RECEIVERS)]
+    found["departed"] = zlib.crc32(rig.nic["departed"][: 1 << 16]), int(rig.nic["card"]["departed"])
     found["drops"] = rig.drops()
     found["registers"] = rig.regs[:, :, 4:].tolist()
     found["faults"] = rig.faults
@@ -281,7 +300,25 @@ def test_local_switching_equals_the_general_path(
         assert short.serve(budget=budget) == general.serve(budget=budget)
         assert state(short) == state(general)
         for rig in pair:
-            rig.refill(1, 2)
+            rig.refill(1 if world.pools else 0, 2)
+
+
+@settings(max_examples=120, deadline=None)
+@given(sent=frames, world=worlds)
+def test_arrivals_equal_those_of_the_general_path(pair: tuple[Rig, Rig], sent: list[Sent], world: World) -> None:
+    short, general = pair
+    for rig in pair:
+        set_up(rig, replace(world, wire=True))
+    general.set(mirror=1)
+    arriving = [frame_of(s, i) for i, s in enumerate(sent)]
+    taken = 0
+    for _ in range(4):
+        count, events = short.wire(*arriving, first=taken)
+        assert (count, events) == general.wire(*arriving, first=taken)
+        assert state(short) == state(general)
+        taken += count
+        for rig in pair:
+            rig.refill(1 if world.pools else 0, 2)
 
 
 COMMON = [
@@ -312,3 +349,25 @@ def test_common_frames_are_switched_locally(pair: tuple[Rig, Rig], strip: bool, 
     assert all(frame.status >> 29 & 3 == 0 for frame in had)
     assert (short.nic["scratch"][:64] == 0xCC).all()
     assert (gathered[:64] == 0xCC).all()
+
+
+@pytest.mark.parametrize("pools", [True, False])
+def test_common_frames_go_to_the_wire_and_come_from_it_the_short_way(pair: tuple[Rig, Rig], pools: bool) -> None:
+    short, _ = pair
+    set_up(short, World(wire=True, pad=True, pools=pools))
+    short.nic["scratch"][:64] = 0xCC
+    out = [Sent("stranger", kind=kind, size=size) for kind, size in (("udp4", 60), ("tcp6", 1514), ("local", 64))]
+    post(short, out)
+    assert short.serve()[0] == len(out)
+    assert int(short.nic["card"]["departed"]) == len(out)
+    sent = [frame_of(s, i) for i, s in enumerate(out)]
+    departed = b"".join(len(f).to_bytes(4, "big") + f for f in sent)
+    assert short.nic["departed"][: len(departed)].tobytes() == departed
+
+    kinds = (("udp4", 60), ("tcp6", 500), ("local", 64))
+    coming = [Sent("a" if pools else "self", kind=kind, size=size) for kind, size in kinds]
+    arriving = [frame_of(s, i) for i, s in enumerate(coming)]
+    assert short.wire(*arriving)[0] == len(coming)
+    assert [frame.data for frame in short.frames(1 if pools else 0)] == arriving
+    assert short.counter("gprc") == short.counter("tpr") == len(coming)
+    assert (short.nic["scratch"][:64] == 0xCC).all()

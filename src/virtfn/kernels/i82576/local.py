@@ -1,13 +1,12 @@
-"""Local switching: whole frames from a pool to one other pool, the common case of a busy switch.
+"""Local switching: a whole frame to one pool, from another pool or from the wire, the common case of a busy switch.
 
-    descriptor -> source translated -> head: the first bytes as words, read once, without their VLAN tag
-               -> route: sender check and switching, remembered by addresses and VLAN as long as the call lasts
-               -> IP: packet type, hash, checksums asked for and found
-               -> receive descriptor -> target translated -> head and tag written, the rest copied and summed at once
-               -> write-backs
+    source -> head: the first bytes as words, read once, without their VLAN tag
+           -> route: sender check and switching, remembered by addresses and VLAN as long as the call lasts
+           -> IP: packet type, hash, checksums asked for and found
+           -> receive descriptor -> target translated -> head and tag written, the rest copied and summed at once
+           -> write-back
 
-A frame that is out of the ordinary goes the general way of `tx.py`: chains of buffers, large sends, groups, the wire,
-rates, captures, receivers without descriptors. Both give the same results.
+`whole.py` finds the frames, and says which go this way. A frame that is out of the ordinary goes the general way.
 
 Decisions are made on these words, and the head that was checked is the head that arrives: what the sender changes
 meanwhile is payload only.
@@ -28,15 +27,7 @@ from virtfn.hw.i82576.desc import (
     RXD_VP,
     SRRCTL_ADV_ONE,
     TXC_VLAN_SHIFT,
-    TXD_DEXT,
-    TXD_DTYP_DATA,
-    TXD_DTYP_MASK,
-    TXD_EOP,
     TXD_IXSM,
-    TXD_LEN_MASK,
-    TXD_PAYLEN_SHIFT,
-    TXD_RS,
-    TXD_TSE,
     TXD_TXSM,
     TXD_VLE,
 )
@@ -47,7 +38,6 @@ from virtfn.kernels._jit import (
     kernel,
     load64,
     part,
-    store32_release,
     store64,
     store64_release,
     unlikely,
@@ -55,60 +45,24 @@ from virtfn.kernels._jit import (
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.checks import look, put_packet
 from virtfn.kernels.i82576.head import SHORTEST, copy_short, held_bytes, put_start, take_short, take_words
-from virtfn.kernels.i82576.offload import context_of, is_context, keep_context
+from virtfn.kernels.i82576.offload import context_of
 from virtfn.kernels.i82576.ring import latch, move_head, next_stretch, note_cause
 from virtfn.kernels.i82576.rx import choose_queue
 from virtfn.kernels.i82576.shares import is_scarce
-from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOCAL_AREA, LOWEST, PLAIN_TAG_AT, QUEUES, ROUTES, SPLIT_AREA
-from virtfn.kernels.i82576.switch import MAC, switch_transmit, why_spoofed
-from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, LOCAL_WORK, ROUTE_WORK, copy_work
+from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOCAL_AREA, LOWEST, ROUTES, SPLIT_AREA, WIRE
+from virtfn.kernels.i82576.switch import MAC, switch_receive, switch_transmit, why_spoofed
+from virtfn.kernels.i82576.work import ROUTE_WORK
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import translate_near
-from virtfn.kernels.vtd.iommu import iommu_at
 
-__all__ = ["mark_done", "serve_local"]
+__all__ = ["OUT", "find_route", "move_frame", "move_packet", "move_plain", "settle_received", "settle_sent"]
 
-_WHOLE_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_TSE
-_WHOLE = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
+OUT = -2  # the route of frames for the wire alone
 _ASKS = TXD_VLE | TXD_IXSM | TXD_TXSM
-_DONE = RXD_DD | RXD_EOP | RXD_LB
+_DONE = RXD_DD | RXD_EOP
+_LOOPED = _DONE | RXD_LB
 _LOW = 0xFFFFFFFF
 _ROUTE_HASH = 0x9E3779B97F4A7C15 - (1 << 64)
-
-
-@kernel
-def ordinary(nic: Row, q: int) -> bool:
-    """Tell whether nothing of port and sender needs a look at every frame."""
-    p = nic.port
-    return (
-        p.vmdq != 0
-        and p.loopback != 0
-        and p.capture == 0
-        and p.mirror == 0
-        and p.stalled == 0
-        and p.tag_at == PLAIN_TAG_AT
-        and nic.pools[nic.tx[q].pool].ps_per_byte == 0
-    )
-
-
-@inlined
-def find_whole(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int]:
-    """Find the frame of a data descriptor, `q0` and `q1`, of transmit queue `t`. Returns (length, address).
-
-    Length 0: it is not whole, or not there yet, and the general path takes it. Address 0: it was refused, and dropped.
-    """
-    length = q1 & TXD_LEN_MASK
-    odd = unlikely(length < SHORTEST) or unlikely(length > MAX_FRAME)
-    if odd or unlikely(q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length):
-        return 0, 0
-    source, run = translate_near(iommu, t, q0, length, 0)
-    if not unlikely(run != length):
-        return length, source
-    if run or awaits_page(iommu, t.rid):
-        return 0, 0
-    nic.drops[t.pool, DROP_DMA_FAULT] += 1
-    nic.turn.work += FAULT_WORK
-    return length, 0
 
 
 @inlined
@@ -126,11 +80,21 @@ def find_tag(nic: Row, t: Row, q1: int, high: int) -> tuple[int, int]:
 
 @kernel
 def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
-    """Find the only pool that frames of `pool` with these addresses go to; -1: they need the general path."""
-    source = (low >> 48 & 0xFFFF) | (high & _LOW) << 16
-    if low & 1 or why_spoofed(nic, pool, source, vid) >= 0:
+    """Find the only pool that frames of `pool`, or of the wire, with these addresses go to.
+
+    OUT: to the wire alone. -1: they need the general path.
+    """
+    if low & 1:
         return -1
-    pools, wire, _ = switch_transmit(nic, pool, low & MAC, vid)
+    if pool == WIRE:
+        pools, _ = switch_receive(nic, low & MAC, vid)
+        wire = False
+    else:
+        if why_spoofed(nic, pool, (low >> 48 & 0xFFFF) | (high & _LOW) << 16, vid) >= 0:
+            return -1
+        pools, wire, _ = switch_transmit(nic, pool, low & MAC, vid)
+    if wire and pools == 0:
+        return OUT
     if wire or pools == 0 or pools & (pools - 1):
         return -1
     return LOWEST[pools & 0xFF]
@@ -138,7 +102,7 @@ def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
 
 @inlined
 def find_route(nic: Row, pool: int, low: int, high: int, tci: int) -> int:
-    """Find the pool that a frame goes to, as `choose_route` does, or as it did in this call.
+    """Find where a frame of `pool` goes, as `choose_route` does, or as it did in this call.
 
     low, high: its first 16 bytes.
     """
@@ -156,7 +120,7 @@ def find_route(nic: Row, pool: int, low: int, high: int, tci: int) -> int:
 
 
 @inlined
-def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool) -> int:
+def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool, looped: bool) -> int:
     """Find the next descriptor of receive queue `q` of pool `target` for a frame; 0: the general path sees to it.
 
     size: bytes for the buffer. whole: bytes with the tag. Latches the queue, when it is the first time in this visit.
@@ -169,8 +133,11 @@ def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool
             return 0
         nic.turn.touched |= 1 << q
         r.place = r.stop = 0
+    p = nic.port
     receiver = nic.pools[target]
     limit = receiver.max_tagged if tagged else receiver.max_frame
+    if not looped and p.vmdq == 0:
+        limit = p.max_tagged if tagged else p.max_frame
     if unlikely(whole + 4 > limit) or unlikely(size > r.packet_bytes):
         return 0
     if unlikely(r.place == r.stop):
@@ -179,13 +146,15 @@ def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool
 
 
 @inlined
-def find_buffer(nic: Row, iommu: Row, target: int, q: int, size: int, tag: int, left: int) -> tuple[int, int, int]:
+def find_buffer(
+    nic: Row, iommu: Row, target: int, q: int, size: int, tag: int, left: int, looped: bool
+) -> tuple[int, int, int]:  # fmt: skip
     """Find where a frame of `size` bytes without its tag goes, in receive queue `q` of pool `target`.
 
     tag: bytes of its tag. left: those that it keeps. Returns (descriptor, 0: it is the general path's; address, and run
     there, 0: it was refused).
     """
-    place = have_room(nic, target, q, size + left, size + tag, tag != 0)
+    place = have_room(nic, target, q, size + left, size + tag, tag != 0, looped)
     if unlikely(place == 0):
         return 0, 0, 0
     r = nic.rx[q]
@@ -198,18 +167,19 @@ def find_buffer(nic: Row, iommu: Row, target: int, q: int, size: int, tag: int, 
 
 
 @inlined
-def finish(nic: Row, t: Row, q: int, place: int, run: int, q0: int, q1: int, size: int) -> None:
+def finish(nic: Row, t: Row, q: int, place: int, run: int, q0: int, q1: int, size: int, looped: bool) -> None:
     """Write a receive descriptor back, and note the frame, whose bytes with tag and check sequence are `size`.
 
     A write that the IOMMU refused is posted: the device does not learn of it, and goes on.
     """
     r = nic.rx[q]
     store64(place, q0)
-    store64_release(place + 8, q1)
+    store64_release(place + 8, q1 | (_LOOPED if looped else _DONE))
     r.place = place + 16
     if unlikely(run == 0):
         nic.drops[r.pool, DROP_DMA_FAULT] += 1
-        settle_sent(nic, t.pool, 1, size)
+        if looped:
+            settle_sent(nic, t.pool, 1, size)
         note_cause(nic, r)
     else:
         r.frames += 1
@@ -218,13 +188,14 @@ def finish(nic: Row, t: Row, q: int, place: int, run: int, q0: int, q1: int, siz
 
 @inlined
 def move_plain(
-    nic: Row, iommu: Row, t: Row, low: int, high: int, tci: int, frame: int, length: int, size: int
+    nic: Row, iommu: Row, t: Row, low: int, high: int, tci: int, frame: int, length: int, size: int, looped: bool
 ) -> bool:  # fmt: skip
     """Give a frame into which nobody looks to the pool that it is for; tell whether it is the general path's.
 
     frame: where it lies, less a tag that was taken out; it has `length` bytes there, and is filled up to `size`.
+    looped: whether a pool sent it, by queue `t`; else it came from the wire.
     """
-    target = find_route(nic, t.pool, low, high, tci)
+    target = find_route(nic, t.pool if looped else WIRE, low, high, tci)
     if unlikely(target < 0):
         return True
     tag = VLAN_BYTES if tci >= 0 else 0
@@ -232,24 +203,24 @@ def move_plain(
     left = 0 if strip else tag
     if size > length:
         frame = take_short(nic.port.scratch + LOCAL_AREA, frame, length)
-    place, buffer, run = find_buffer(nic, iommu, target, target, size, tag, left)
+    place, buffer, run = find_buffer(nic, iommu, target, target, size, tag, left, looped)
     if unlikely(place == 0):
         return True
     at = put_start(buffer, low, high, nic.port.tag_kind, tci if left else -1)
     copy_short(at + SHORTEST, frame + SHORTEST, size - SHORTEST)
     status = RXD_VP | tci << RXD_VLAN_SHIFT if strip else 0
-    finish(nic, t, target, place, run, 0, status | _DONE | size + left << RXD_LEN_SHIFT, size + tag + 4)
+    finish(nic, t, target, place, run, 0, status | size + left << RXD_LEN_SHIFT, size + tag + 4, looped)
     return False
 
 
 @inlined
 def move_packet(
     nic: Row, iommu: Row, t: Row, q1: int, six: bool, low: int, high: int, tci: int, cut: int, frame: int, length: int,
-    size: int,
+    size: int, looped: bool,
 ) -> bool:  # fmt: skip
     """Give an IP frame to the pool that it is for, as `move_plain` does. cut: bytes of the tag that was taken out."""
     p = nic.port
-    target = find_route(nic, t.pool, low, high, tci)
+    target = find_route(nic, t.pool if looped else WIRE, low, high, tci)
     if unlikely(target < 0):
         return True
     held = held_bytes(six)
@@ -263,7 +234,7 @@ def move_packet(
     strip = tag != 0 and nic.pools[target].strip != 0
     left = 0 if strip else tag
     q = choose_queue(nic, target, looked[0])
-    place, buffer, run = find_buffer(nic, iommu, target, q, size, tag, left)
+    place, buffer, run = find_buffer(nic, iommu, target, q, size, tag, left, looped)
     if unlikely(place == 0):
         return True
     # The words of a frame that is shorter would be written beyond its end.
@@ -275,7 +246,7 @@ def move_packet(
     if strip:
         status |= RXD_VP | tci << RXD_VLAN_SHIFT
     q0 = looked[0] if p.rss_in_descriptor else looked[0] & _LOW
-    finish(nic, t, q, place, run, q0, status | _DONE | size + left << RXD_LEN_SHIFT, size + tag + 4)
+    finish(nic, t, q, place, run, q0, status | size + left << RXD_LEN_SHIFT, size + tag + 4, looped)
     return False
 
 
@@ -295,10 +266,10 @@ def move_special(nic: Row, iommu: Row, t: Row, q1: int, source: int, length: int
     kind = high >> 32 & 0xFFFF
     six = kind == IPV6_LOADED
     if six or kind == IPV4_LOADED:
-        return move_packet(nic, iommu, t, q1, six, low, high, tci, cut, frame, bare, size)
+        return move_packet(nic, iommu, t, q1, six, low, high, tci, cut, frame, bare, size, True)
     if q1 & (TXD_IXSM | TXD_TXSM):
         return True
-    return move_plain(nic, iommu, t, low, high, tci, frame, bare, size)
+    return move_plain(nic, iommu, t, low, high, tci, frame, bare, size, True)
 
 
 @kernel
@@ -316,15 +287,15 @@ def move_common(nic: Row, iommu: Row, t: Row, q1: int, source: int, length: int)
     if q1 & TXD_IXSM == 0 and nic.pools[t.pool].vlan_mode == 0:
         if q1 & TXD_VLE == 0 and length >= MIN_FRAME:
             if four:
-                return move_packet(nic, iommu, t, rest, False, low, high, -1, 0, source, length, length)
+                return move_packet(nic, iommu, t, rest, False, low, high, -1, 0, source, length, length, True)
             if six:
-                return move_packet(nic, iommu, t, rest, True, low, high, -1, 0, source, length, length)
+                return move_packet(nic, iommu, t, rest, True, low, high, -1, 0, source, length, length, True)
         if q1 & TXD_VLE and MIN_FRAME <= length + VLAN_BYTES <= MAX_FRAME:
             tci = context_of(t, q1)[0] >> TXC_VLAN_SHIFT & 0xFFFF
             if four:
-                return move_packet(nic, iommu, t, rest, False, low, high, tci, 0, source, length, length)
+                return move_packet(nic, iommu, t, rest, False, low, high, tci, 0, source, length, length, True)
             if six:
-                return move_packet(nic, iommu, t, rest, True, low, high, tci, 0, source, length, length)
+                return move_packet(nic, iommu, t, rest, True, low, high, tci, 0, source, length, length, True)
     return move_special(nic, iommu, t, q1, source, length)
 
 
@@ -336,7 +307,7 @@ def move_frame(nic: Row, iommu: Row, sender: Row, t: Row, q1: int, source: int, 
     kind = high >> 32 & 0xFFFF
     plain = kind != IPV4_LOADED and kind != IPV6_LOADED and kind != nic.port.tag_kind
     if plain and q1 & _ASKS == 0 and length >= MIN_FRAME and sender.vlan_mode == 0:
-        return move_plain(nic, iommu, t, low, high, -1, source, length, length)
+        return move_plain(nic, iommu, t, low, high, -1, source, length, length, True)
     return move_common(nic, iommu, t, q1, source, length)
 
 
@@ -355,10 +326,10 @@ def settle_sent(nic: Row, pool: int, frames: int, size: int) -> None:
 
 
 @part
-def settle_received(nic: Row, q: int) -> tuple[int, int]:
+def settle_received(nic: Row, q: int, looped: bool) -> tuple[int, int]:
     """Enter what receive queue `q` got in this visit into every counter of receivers, and move its head.
 
-    Returns (frames, bytes).
+    looped: whether pools sent it. Returns (frames, bytes).
     """
     r = nic.rx[q]
     frames = r.frames
@@ -370,66 +341,12 @@ def settle_received(nic: Row, q: int) -> tuple[int, int]:
     c = nic.counters
     receiver.gprc += frames
     receiver.gorc += size
-    receiver.gprlbc += frames
-    receiver.gorlbc += size
+    if looped:
+        receiver.gprlbc += frames
+        receiver.gorlbc += size
     nic.turn.taken += size
     c.rpthc += frames
     c.hgorc += size
     r.frames = r.bytes = 0
     note_cause(nic, r)
     return frames, size
-
-
-@part
-def mark_done(t: Row, at: int, q1: int) -> None:
-    """Mark a descriptor of transmit queue `t` as done, if it asks for a report there."""
-    if q1 & TXD_RS and t.head_wb == 0:
-        store32_release(at + 12, q1 >> 32 | 1)
-
-
-@kernel
-def serve_local(nic: Row, q: int, budget: int) -> tuple[int, bool]:
-    """Send frames of transmit queue `q`, up to `budget` and what its turn allows, while they are ordinary.
-
-    Returns (frames, contexts among them; whether any asked for a report).
-    """
-    if not ordinary(nic, q):
-        return 0, False
-    iommu = iommu_at(nic.port.iommu)
-    t = nic.tx[q]
-    sender = nic.pools[t.pool]
-    turn = nic.turn
-    turn.touched = 0
-    at = end = frames = asked = 0
-    while frames < budget and turn.work < turn.work_stop:
-        if unlikely(at == end):
-            at, end = next_stretch(nic, t, at)
-            if at == 0:
-                break
-        q0 = load64(at)
-        q1 = load64(at + 8)
-        if q1 & _WHOLE_MASK == _WHOLE:
-            length, source = find_whole(nic, iommu, t, q0, q1)
-            if unlikely(length == 0):
-                break
-            if not unlikely(source == 0) and unlikely(move_frame(nic, iommu, sender, t, q1, source, length)):
-                break
-            turn.work += LOCAL_WORK + copy_work(length)
-        elif is_context(q1):
-            keep_context(t, q0, q1)
-            turn.work += DESCRIPTOR_WORK
-        else:
-            break
-        mark_done(t, at, q1)
-        asked |= q1
-        at += 16
-        frames += 1
-    move_head(t, at)
-    moved = size = 0
-    for k in range(QUEUES):
-        if turn.touched >> k & 1:
-            had, had_bytes = settle_received(nic, k)
-            moved += had
-            size += had_bytes
-    settle_sent(nic, t.pool, moved, size)
-    return frames, asked & TXD_RS != 0

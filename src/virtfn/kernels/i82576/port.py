@@ -32,6 +32,7 @@ from virtfn.kernels.i82576.state import (
 )
 from virtfn.kernels.i82576.switch import switch_receive
 from virtfn.kernels.i82576.turns import serve_stalled, serve_turns
+from virtfn.kernels.i82576.wire import come, settle_came
 from virtfn.kernels.ranges import start_call
 from virtfn.kernels.vtd.ats import device_tlb_at
 from virtfn.kernels.vtd.iommu import iommu_at
@@ -95,6 +96,7 @@ def enable_vectors(nic: Row, bits: int) -> None:
 def finish(nic: Row) -> int:
     """End a call: show receive heads to the drivers and raise interrupts. Returns events."""
     p = nic.port
+    settle_came(nic)
     for q in range(QUEUES):
         if nic.rx[q].epoch == p.epoch:
             publish(nic.rx[q])
@@ -170,6 +172,9 @@ def wire_in(
 @kernel
 def arrive(nic: Row, frame: int, length: int) -> int:
     """Receive a frame from the wire, in a call that has begun: 0, or what it waits for, as events and WAITS."""
+    if not come(nic, frame, length):
+        return 0
+    settle_came(nic)
     p = nic.port
     if p.stalled and p.stalled != WIRE_STALL:
         return WAITS

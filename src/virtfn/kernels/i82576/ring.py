@@ -109,6 +109,7 @@ def latch_setup(r: Row, regs: int, receive: bool) -> None:
     r.raw_len = length
     r.layout_raw = layout
     r.enabled = 1 if control & ENABLE else 0
+    r.refused = 0
     forget_chain(r)
     r.base = base & ~np.int64(0x7F)
     r.size = (length & _LENGTH) >> 4
@@ -152,6 +153,8 @@ def window(nic: Row, r: Row) -> int:
     """
     head = r.head
     if head < r.win_lo or head >= r.win_hi:
+        if r.refused:
+            return 0
         want = (r.size - head) * 16
         hpa, run = translate(iommu_at(nic.port.iommu), r.rid, r.base + head * 16, want, 0)
         if run >= 16:
@@ -159,6 +162,7 @@ def window(nic: Row, r: Row) -> int:
         if run < 16 and not awaits_page(iommu_at(nic.port.iommu), r.rid):
             # The queue reads as stopped, and runs again when its driver enables it anew.
             r.enabled = 0
+            r.refused = 1
             r.raw_control = load32(r.regs + CONTROL) & ~ENABLE
             store32(r.regs + CONTROL, r.raw_control)
         if run < 16:

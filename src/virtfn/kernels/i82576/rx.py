@@ -136,6 +136,7 @@ def receive_whole(
         return refuse(nic, pool, q, DROP_PAGE_ABSENT)
     if at == 0:
         nic.drops[pool, DROP_DMA_FAULT] += 1
+        r.refused = 0
         return RX_DROPPED
     if strip:
         good = write_stripped(nic, r.rid, load64(at), head, body, length)
@@ -175,7 +176,8 @@ def receive(
     if r.epoch != p.epoch:
         latch(r, p.epoch, True)
     if not r.enabled or r.size == 0:
-        nic.drops[pool, DROP_QUEUE_DISABLED] += 1
+        nic.drops[pool, DROP_DMA_FAULT if r.refused else DROP_QUEUE_DISABLED] += 1
+        r.refused = 0
         return RX_DROPPED
     strip = tci >= 0 and (p.strip_replicated if replicated else owner.strip)
     size = length - 4 if strip else length
@@ -279,6 +281,7 @@ def write_pieces(
         at = window(nic, r)
         if at == 0:
             nic.drops[pool, DROP_DMA_FAULT] += 1
+            r.refused = 0
             return RX_DROPPED
         packet = load64(at)
         header = load64(at + 8)

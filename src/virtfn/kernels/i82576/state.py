@@ -119,12 +119,16 @@ QUEUE = row_of(
     "regs rid pool cause "
     # as latched from the registers
     "raw_base raw_len raw_control layout_raw enabled base size head published tail bad_tail "
+    # whether the IOMMU refused the ring, which stands still since then, and no frame has been counted for that
+    "refused "
     # receive: SRRCTL; transmit: head write-back
     "layout default_bytes packet_bytes header_bytes drop_enable head_wb "
     # the piece of the ring whose translation this call knows: descriptors win_lo..win_hi-1 at win_hpa
     "epoch win_lo win_hi win_hpa "
     # the page of a buffer whose translation it knows: where it begins, there and here, and its bytes (`local.py`)
     "near near_hpa near_bytes "
+    # transmit: whether the last ordinary frames left by the wire (`whole.py`)
+    "outward "
     # two transmit contexts (advanced descriptors)
     "context0_q0 context0_q1 context1_q0 context1_q1 " + " ".join(CHAIN) + " drops "
     # receive, while `local.py` serves one sender: descriptors at hand, `place` to `stop`; frames and bytes to count

@@ -31,7 +31,6 @@ from virtfn.kernels._jit import Row, apart, copy_bytes, kernel, load64, part, st
 from virtfn.kernels.card import EV_CAPTURE, EV_MORE, EV_TIMER
 from virtfn.kernels.i82576.classify import HEAD_BYTES
 from virtfn.kernels.i82576.forward import BURST_PS, FORWARDED, WAITING, YIELDED, forward
-from virtfn.kernels.i82576.local import mark_done, serve_local
 from virtfn.kernels.i82576.offload import (
     CHAIN_BAD,
     CHAIN_DONE,
@@ -53,6 +52,7 @@ from virtfn.kernels.i82576.state import (
     NIC,
     SEGMENT_AREA,
 )
+from virtfn.kernels.i82576.whole import mark_done, serve_whole
 from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, GENERAL_WORK, SEGMENT_WORK
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import translate, translate_hot
@@ -60,7 +60,7 @@ from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["serve_queue"]
 
-_PATIENCE = 4  # frames that were not for `local.py`, before a call stops asking it
+_PATIENCE = 4  # frames that were not for `whole.py`, before a call stops asking it
 _PLAIN_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_VLE | TXD_TSE | TXD_IXSM | TXD_TXSM
 _PLAIN = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
 
@@ -277,7 +277,7 @@ def serve_queue(nic: Row, q: int, budget: int) -> tuple[int, int]:
             events |= EV_MORE
             break
         if extraordinary < _PATIENCE and not r.whole:
-            count, told = serve_local(nic, q, budget - frames)
+            count, told = serve_whole(nic, q, budget - frames)
             frames += count
             asked = asked or told
             extraordinary = 0 if count else extraordinary + 1
