@@ -104,8 +104,11 @@ def serve_bridge(address: int, now: int, budget: int) -> tuple[int, int]:
         moved += frames
         events |= event
     own.first = (own.first + 1) % max(own.ports, 1)
+    # What was received first: whoever is killed in between repeats frames, but loses none.
     for n in range(own.ports):
-        events |= show_port(b, n)
+        events |= show_received(b, n)
+    for n in range(own.ports):
+        events |= show_sent(b, n)
     if own.beneath:
         beneath = card_at(own.beneath)
         frames, event = call_serve(beneath.serve, own.beneath, now, budget)
@@ -319,21 +322,24 @@ def fill_buffer(port: Row, d: Row, f: Row, at: int, length: int, partial: int) -
 
 
 @kernel
-def show_port(b: Row, n: int) -> int:
-    """Show a port what its turn and the others' have left for it; return events."""
+def show_received(b: Row, n: int) -> int:
+    """Show a port what the others have sent it in this turn; return events."""
     port = b.ports[n]
     if port.kind == FRONT_END:
         v = virtio_at(port.address)
-        if not v.own.up:
-            return 0
-        told = 0
-        if v.tx.size:
-            told |= show_used(v, v.tx)
-        if v.rx.size:
-            told |= show_used(v, v.rx)
-        return EV_INTERRUPT if told else 0
+        return EV_INTERRUPT if v.own.up and v.rx.size and show_used(v, v.rx) else 0
     if port.kind == RINGS:
         if port.filled:
             call_netdev(netdev_at(port.address).tx_send, port.address, port.filled)
         port.filled = port.room = 0
     return 0
+
+
+@kernel
+def show_sent(b: Row, n: int) -> int:
+    """Show a front end which of its frames have gone; return events."""
+    port = b.ports[n]
+    if port.kind != FRONT_END:
+        return 0
+    v = virtio_at(port.address)
+    return EV_INTERRUPT if v.own.up and v.tx.size and show_used(v, v.tx) else 0

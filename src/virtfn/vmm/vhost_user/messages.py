@@ -20,8 +20,8 @@ from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.connection import DroppedError, Framing
 
 __all__ = [
-    "ADDRESSES", "FRAMING", "HEADER", "INDEX", "MEMORY_COUNT", "NO_FD", "NUMBER", "OFFERED_PROTOCOL", "REGION",
-    "SLOT", "STATE", "BadMessageError", "Header", "ProtocolFeatures", "Request", "check", "exactly", "reply",
+    "ADDRESSES", "FRAMING", "HEADER", "INDEX", "INFLIGHT", "MEMORY_COUNT", "NO_FD", "NUMBER", "OFFERED_PROTOCOL",
+    "REGION", "SLOT", "STATE", "BadMessageError", "Header", "ProtocolFeatures", "Request", "check", "exactly", "reply",
 ]  # fmt: skip
 
 HEADER = Struct("=III")
@@ -31,6 +31,7 @@ ADDRESSES = Struct("=IIQQQQ")  # index, flags, descriptors, used, available, log
 REGION = Struct("=QQQQ")  # guest address, bytes, address in the client, offset in the file
 MEMORY_COUNT = Struct("=II")  # regions, padding
 SLOT = Struct("=QQQQQ")  # padding, then a region
+INFLIGHT = Struct("=QQHH4x")  # bytes, offset in the file, rings, descriptors of each
 INDEX, NO_FD = 0xFF, 0x100  # of the number that comes with a descriptor
 VERSION, VERSION_MASK, REPLY, NEED_REPLY = 1, 3, 4, 8
 _LARGEST = 4096
@@ -59,6 +60,8 @@ class Request(enum.IntEnum):
     SET_VRING_ENABLE = 18
     SEND_RARP = 19
     NET_SET_MTU = 20
+    GET_INFLIGHT_FD = 31
+    SET_INFLIGHT_FD = 32
     RESET_DEVICE = 34
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
@@ -75,12 +78,15 @@ class ProtocolFeatures(Register):
     RARP = Field(2)
     REPLY_ACK = Field(3)
     MTU = Field(4)
+    INFLIGHT_SHMFD = Field(12)
     RESET_DEVICE = Field(13)
     CONFIGURE_MEM_SLOTS = Field(15)
     STATUS = Field(16)
 
 
-OFFERED_PROTOCOL = ProtocolFeatures.of(REPLY_ACK=1, RESET_DEVICE=1, CONFIGURE_MEM_SLOTS=1, STATUS=1).value
+OFFERED_PROTOCOL = ProtocolFeatures.of(
+    REPLY_ACK=1, INFLIGHT_SHMFD=1, RESET_DEVICE=1, CONFIGURE_MEM_SLOTS=1, STATUS=1
+).value
 
 
 class BadMessageError(VirtfnError):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 
 from virtfn.devices.virtio import BackEnd, Bridge
-from virtfn.hw.virtio.ring import AVAIL_ALIGN, DESC_ALIGN, DESC_BYTES, USED_ALIGN, avail_bytes, used_bytes
+from virtfn.hw.virtio.ring import AVAIL_ALIGN, AVAIL_INDEX, DESC_ALIGN, DESC_BYTES, USED_ALIGN, avail_bytes, used_bytes
 from virtfn.kernels.virtio.state import ERROR_RING, MOST_SIZE
+from virtfn.machine.memory import view_bytes
 from virtfn.machine.virtio import RX, TX
 from virtfn.vmm.vfio_user.eventfds import is_eventfd
 from virtfn.vmm.vhost_user.memory import ClientMemory
@@ -66,12 +67,17 @@ class Ring:
         """Say whether frames are wanted."""
         self._row["enabled"] = int(enabled)
 
-    def start(self, memory: ClientMemory) -> None:
-        """Let it run, from its base on. Raises BadMessageError if it was not set up, or is not in memory."""
+    def start(self, memory: ClientMemory, *, resumes: bool = False) -> None:
+        """Let it run, from its base on. resumes: its base is what its used index says.
+
+        Raises BadMessageError if it was not set up, or is not in memory.
+        """
         check(self._parts is not None and self.size > 0, "ring-not-set-up")
         where = self._find(memory)
         check(where is not None, "ring-nowhere")
         if where is not None:
+            if resumes:
+                self.base = int.from_bytes(view_bytes(where[2] + AVAIL_INDEX, 2).tobytes(), "little")
             self._back.place_queue(self.number, self.size, *where, base=self.base)
             self._row["started"] = 1
 

@@ -5,6 +5,7 @@ QEMU waits for answers with all of the virtual machine stopped: nothing here tak
 
 from __future__ import annotations
 
+import os
 import select
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from virtfn.hw.virtio.net import Features
 from virtfn.kernels.virtio.state import REGIONS
 from virtfn.machine.virtio import RX, TX
 from virtfn.vmm.connection import Connection, DroppedError, Message
+from virtfn.vmm.vhost_user.inflight import check_record, new_record
 from virtfn.vmm.vhost_user.limits import Limits
 from virtfn.vmm.vhost_user.memory import ClientMemory, Region
 from virtfn.vmm.vhost_user.messages import (
     ADDRESSES,
     INDEX,
+    INFLIGHT,
     MEMORY_COUNT,
     NO_FD,
     NUMBER,
@@ -62,6 +65,8 @@ class Session:
         self._rings = [Ring(number, back, bridge, signals) for number in (RX, TX)]
         self._protocol = 0
         self._status = 0
+        self._resumes = False  # rings begin where the used index says
+        self._record: tuple[int, bytes] | None = None  # of chains under way: its file, and what the client knows of it
         for ring in self._rings:
             ring.enable(False)
         self._handlers: dict[Request, Callable[[Message[Header]], bytes | None]] = {
@@ -84,6 +89,8 @@ class Session:
             Request.GET_MAX_MEM_SLOTS: lambda m: self._tell(m, REGIONS),
             Request.ADD_MEM_REG: self._add_region,
             Request.REM_MEM_REG: self._remove_region,
+            Request.GET_INFLIGHT_FD: self._get_inflight,
+            Request.SET_INFLIGHT_FD: self._set_inflight,
             Request.SET_STATUS: self._set_status,
             Request.GET_STATUS: lambda m: self._tell(m, self._status),
         }
@@ -136,7 +143,8 @@ class Session:
             if message.close_fds():
                 self._counters["fds-not-wanted"] += 1
         if answer is not None:
-            self._connection.send(reply(header, answer))
+            fds = [self._record[0]] if self._record and header.request == Request.GET_INFLIGHT_FD else []
+            self._connection.send(reply(header, answer), fds)
 
     def end(self) -> None:
         """Take back all that the client has set up; nothing of it is touched from now on."""
@@ -146,6 +154,9 @@ class Session:
         self._back.set_memory([])
         self._memory.close()
         self._connection.close()
+        if self._record is not None:
+            os.close(self._record[0])
+            self._record = None
 
     # Messages; each returns its answer, or None.
 
@@ -212,6 +223,29 @@ class Session:
         for ring in self._rings:
             ring.move(self._memory)
 
+    # Chains under way.
+
+    def _get_inflight(self, message: Message[Header]) -> bytes:
+        _, _, rings, size = self._inflight(message)
+        if self._record is None:
+            fd, nbytes = new_record(rings, size)
+            self._record = fd, INFLIGHT.pack(nbytes, 0, rings, size)
+        check(INFLIGHT.unpack(self._record[1])[2:] == (rings, size), "inflight-of-another-size")
+        return self._record[1]
+
+    def _set_inflight(self, message: Message[Header]) -> None:
+        nbytes, offset, rings, size = self._inflight(message)
+        check(len(message.fds) == 1, "wrong-fds")
+        check(not any(ring.running for ring in self._rings), "ring-runs")
+        check_record(message.fds[0], offset, nbytes, rings, size)
+        self._resumes = True
+
+    def _inflight(self, message: Message[Header]) -> tuple[int, ...]:
+        """Read what a record is like; whether padding comes behind it depends on the client's compiler."""
+        check(bool(ProtocolFeatures(self._protocol).INFLIGHT_SHMFD), "features-not-offered")
+        body = message.body
+        return exactly(INFLIGHT, body + bytes(4) if len(body) == INFLIGHT.size - 4 else body)
+
     # Rings.
 
     def _ring(self, number: int) -> Ring:
@@ -259,7 +293,7 @@ class Session:
         if not Features(int(self._back.row["own"]["features"])).VERSION_1:
             self._counters[_LEGACY] += 1  # its header and byte order are not ours: no frame is moved for it
             return
-        ring.start(self._memory)
+        ring.start(self._memory, resumes=self._resumes)
         self._back.row["own"]["up"] = 1
 
 
@@ -269,6 +303,7 @@ _ANSWERED = {
     Request.GET_PROTOCOL_FEATURES,
     Request.GET_VRING_BASE,
     Request.GET_QUEUE_NUM,
+    Request.GET_INFLIGHT_FD,
     Request.GET_MAX_MEM_SLOTS,
     Request.GET_STATUS,
 }

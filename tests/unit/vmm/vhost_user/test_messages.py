@@ -210,4 +210,4 @@ def test_paths_that_cannot_be_are_told(tmp_path: Path) -> None:
 
 def test_what_is_offered_is_what_there_is() -> None:
     assert OFFERED == 0x1_3000_BB83 & ~(1 << 5)
-    assert OFFERED_PROTOCOL == 1 << 3 | 1 << 13 | 1 << 15 | 1 << 16
+    assert OFFERED_PROTOCOL == 1 << 3 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16
