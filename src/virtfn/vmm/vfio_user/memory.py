@@ -115,19 +115,18 @@ class DmaRanges:
         del self._ranges[old.iova]
 
 
-def check_file(fd: int, offset: int, size: int, prot: int) -> None:
+def check_file(fd: int, offset: int, size: int, prot: int, *, trusted: bool = False) -> None:
     """Check that `size` bytes from `offset` of a client's file can be mapped, and always will be there.
 
-    Raises RefusedError.
+    trusted: what could take them away is the client's affair, who is believed not to do it. Raises RefusedError.
     """
     # Seals first: to ask for them takes the kernel alone, all else may take the file system that the client serves.
     try:
         seals, access = fcntl.fcntl(fd, fcntl.F_GET_SEALS), fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     except OSError:
         raise RefusedError(errno.EPERM, "map-not-a-memfd", f"the descriptor is not a memfd's: {_WANTED}") from None
-    check(
-        seals & fcntl.F_SEAL_SHRINK != 0, "map-can-shrink", errno.EPERM, f"the memory file could be shrunk: {_WANTED}"
-    )
+    lasts = trusted or seals & fcntl.F_SEAL_SHRINK != 0
+    check(lasts, "map-can-shrink", errno.EPERM, f"the memory file could be shrunk: {_WANTED}")
     end = os.fstat(fd).st_size
     check(
         offset + size <= end,
@@ -136,7 +135,7 @@ def check_file(fd: int, offset: int, size: int, prot: int) -> None:
     )
     # Of large pages there may be none left when one is touched, and that kills the process too.
     check(
-        os.fstatvfs(fd).f_bsize == mmap.PAGESIZE,
+        trusted or os.fstatvfs(fd).f_bsize == mmap.PAGESIZE,
         "map-large-pages",
         text="the memory file is made of large pages, of which there may be too few (QEMU: hugetlb=off)",
     )

@@ -4,7 +4,8 @@
     client       | 7f.. ...                                    what messages name
     here         one memory file, mapped once                  what kernels touch
 
-A file is taken if nobody can shrink it, and it is not made of large pages (`vfio_user/memory.py` says why).
+A file is taken if nobody can shrink it, and it is not made of large pages (`vfio_user/memory.py` says why); of a client
+that is trusted, any memory file is.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class ClientMemory:
             apart = other.gpa + other.size <= region.gpa or region.gpa + region.size <= other.gpa
             check(apart, "region-overlaps")
         try:
-            check_file(fd, region.offset, region.size, _RW)
+            check_file(fd, region.offset, region.size, _RW, trusted=self._limits.trusted)
         except RefusedError as e:
             raise BadMessageError(e.reason, str(e)) from None
         self._regions[region] = self._map(fd, region.offset + region.size)
