@@ -1,0 +1,239 @@
+"""How fast is virtfn's vhost-user back end beside DPDK's, and beside QEMU's own network? Rounds alternate, in one run.
+
+    python benchmarks/vhost.py [ROUNDS] [--seconds S] [--only front split linux] [--json FILE]
+
+front   DPDK's net_virtio_user, two ports in one testpmd on one core, sends 64-byte frames round and round; on the other
+        core is the back end, which hands them from port to port: virtfn's switch, or testpmd with two net_vhost ports
+split   two embedded guests by Split I/O in this process, both drivers and Dom0 on one core
+linux   two Linux guests in QEMU with stock virtio_net: ping, TCP, and small UDP frames; their back end is virtfn's
+        switch, testpmd with net_vhost (with and without tso), or QEMU's own with its stream network
+
+A machine that does something else at the same time shows it in the spreads: two of the processes poll. testpmd comes
+from Debian's package dpdk-dev, which this script installs if it may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+
+from guests import Run, measure, on_qemu
+from memif import find_testpmd
+from models import Way
+
+from virtfn.api.image import Platform, find_platform
+from virtfn.kernels import warm
+from virtfn.machine.clock import MS_PS, WallClock
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import Machine, QemuGuest, rest
+
+BURSTS = 4  # of 64 frames that each port starts with
+SWITCH = """
+import sys
+from virtfn.vmm.vhost_user import Limits, Switch
+with Switch() as switch:
+    for path in sys.argv[1:]:
+        switch.listen(path, limits=Limits(trusted=True))
+    while True:
+        switch()
+"""
+Results = dict[str, list[dict[str, float]]]
+
+
+def testpmd_command(testpmd: str, cores: tuple[int, int], ports: list[str], options: str) -> list[str]:
+    """Compose testpmd's command. cores: of its threads of control, and of forwarding."""
+    where = f"--lcores 0@{cores[0]},1@{cores[1]} --no-huge -m 256 --no-pci --no-telemetry --no-shconf"
+    work = "--nb-cores=1 --burst=64 --total-num-mbufs=8192 --no-lsc-interrupt --no-mlockall"
+    vdevs = [f"--vdev={port}" for port in ports]
+    return [testpmd, *where.split(), *vdevs, "--", *work.split(), *options.split()]
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process that this script started, kindly first."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def back_end(kind: str, testpmd: str, core: int, other: int, folder: Path) -> Iterator[list[Path]]:
+    """Run a back end with two sockets on a core of its own: virtfn's, or DPDK's."""
+    sockets = [folder / f"{n}.sock" for n in range(2)]
+    if kind == "virtfn":
+        command = ["taskset", "-c", str(core), sys.executable, "-c", SWITCH, *map(str, sockets)]
+    else:
+        more = ",tso=1" if kind.endswith("tso") else ""
+        ports = [f"net_vhost{n},iface={path},queues=1{more}" for n, path in enumerate(sockets)]
+        command = testpmd_command(testpmd, (other, core), ports, "--forward-mode=io --auto-start --stats-period=60")
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not all(path.exists() for path in sockets):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"not run: the back end did not start: {' '.join(command)}")
+            time.sleep(0.1)
+        yield sockets
+    finally:
+        end(process)
+
+
+def front_mpps(kind: str, testpmd: str, seconds: float) -> float:
+    """Let testpmd's virtio_user ports send frames round by a back end; return million frames a second, both ways."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("not run: front end and back end need a core each")
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        sockets = stack.enter_context(back_end(kind, testpmd, cores[1], cores[0], Path(name)))
+        ports = [
+            f"net_virtio_user{n},path={path},queue_size=1024,mac=02:00:00:00:00:0{n + 1}"
+            for n, path in enumerate(sockets)
+        ]
+        # The first frames are for the other port, so that nobody has to flood.
+        options = "-i --eth-peer=0,02:00:00:00:00:02 --eth-peer=1,02:00:00:00:00:01 --txpkts=60 --forward-mode=mac"
+        command = testpmd_command(testpmd, (cores[1], cores[0]), ports, options)
+        pipe = subprocess.PIPE
+        front = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, bufsize=1)
+        stack.callback(end, front)
+        assert front.stdin is not None
+        for text, wait in (
+            (f"start tx_first {BURSTS}", 1.5),
+            ("show port stats all", seconds),
+            ("show port stats all", 0.2),
+        ):
+            front.stdin.write(text + "\n")
+            time.sleep(wait)
+        with suppress(BrokenPipeError):
+            front.stdin.write("stop\nquit\n")
+        output, _ = front.communicate(timeout=30)
+    rates = [int(rate) for rate in re.findall(r"Rx-pps:\s+(\d+)", output)]
+    if len(rates) < 4:
+        raise SystemExit(f"not run: testpmd gave no rates:\n{output[-2000:]}")
+    return sum(rates[2:4]) / 1e6
+
+
+def split_mpps(seconds: float) -> float:
+    """Measure embedded Split I/O, guest to guest, IPv4/UDP, 64 bytes."""
+    with ExitStack() as stack:
+        way = Way(stack, WallClock(), "split", 64, outside=False)
+        for _ in range(15):
+            way.measure(max(int(seconds / 15 * 1e12), MS_PS))
+        return median(way.rates) / 1e6
+
+
+@contextmanager
+def on_vhost(kind: str, testpmd: str, platform: Platform) -> Iterator[tuple[Run, list[int], list[str]]]:
+    """Boot two guests with stock virtio_net, whose back end is a process of its own."""
+    ips = ["10.82.0.1", "10.82.0.2"]
+    cores = sorted(os.sched_getaffinity(0))
+    guests: list[QemuGuest] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        sockets = stack.enter_context(back_end(kind, testpmd, cores[-1], cores[0], Path(folder)))
+        try:
+            for n, path in enumerate(sockets):
+                extra = ("-chardev", f"socket,id=c0,path={path}", "-netdev", "vhost-user,id=n0,chardev=c0")
+                extra += ("-device", f"virtio-net-pci,netdev=n0,mac=52:54:00:00:00:0{n + 1},bus=pcie.0,addr=5,romfile=")
+                image = platform.image
+                parts = Machine(
+                    f"v{n}", image.kernel, image.initrd, append="quiet", memory_mib=256, slots=0, extra=extra
+                )
+                guests.append(QemuGuest(parts, platform.qemu, platform.acceleration))
+                guests[n].start()
+
+            def run(n: int, command: str, seconds: float) -> str:
+                return guests[n].agent.run(command, timeout_s=seconds).output
+
+            for n, guest in enumerate(guests):
+                guest.agent.wait_ready()
+                run(n, f"ip link set eth0 up; ip address add {ips[n]}/24 dev eth0; sleep 3", 60)
+            yield run, [guest.pid for guest in guests], ips
+        finally:
+            for guest in guests:
+                guest.close()
+
+
+def udp_kpps(run: Run, ip: str, seconds: int) -> float:
+    """Send small UDP frames from guest 0 as fast as it can; return thousands a second that the other has received."""
+    said = run(0, f"iperf3 -J -u -b 0 -l 18 -t {seconds} -c {ip}", seconds + 60)
+    report = json.loads(said)
+    if "error" in report:
+        raise VirtfnError(f"iperf3: {report['error']}")
+    total = report["end"]["sum"]
+    return (total["packets"] - total["lost_packets"]) / total["seconds"] / 1000
+
+
+def linux_round(name: str, testpmd: str | None, platform: Platform, seconds: int) -> dict[str, float]:
+    """Boot a pair of guests and measure it."""
+    if name == "QEMU, stream":
+        context = on_qemu("virtio-net-pci,romfile=", "stream", platform)
+    else:
+        context = on_vhost(name, testpmd or "", platform)
+    with context as (run, pids, ips):
+        found = measure(run, pids, ips, seconds)
+        return {**found, "udp_kpps": udp_kpps(run, ips[1], seconds)}
+
+
+def show(name: str, values: list[float], unit: str) -> None:
+    print(f"{name:28} {median(values):8.3f} {unit:6} ({min(values):.3f} to {max(values):.3f})")
+
+
+def compare(found: Results, key: str, ours: str, theirs: str) -> None:
+    """Print the ratio of what was measured in the same rounds."""
+    if ours in found and theirs in found:
+        ratios = [a[key] / b[key] for a, b in zip(found[ours], found[theirs], strict=True)]
+        print(f"{key}: {ours} has {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) times {theirs}")
+
+
+def main() -> None:
+    """Measure what was asked for, in turn."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument("rounds", nargs="?", type=int, default=3)
+    arguments.add_argument("--seconds", type=int, default=4)
+    arguments.add_argument("--only", nargs="*", default=["front", "split", "linux"])
+    arguments.add_argument("--json", type=Path)
+    given = arguments.parse_args()
+    testpmd = find_testpmd()
+    if testpmd is None:
+        print("DPDK: not run: dpdk-testpmd is not installed (Debian package dpdk-dev)")
+    warm.load()
+    found: Results = {}
+    backs = ["virtfn", *(["DPDK"] if testpmd else [])]
+    linux = [*backs, *(["DPDK, tso"] if testpmd else []), "QEMU, stream"]
+    platform = find_platform(rest) if "linux" in given.only else None
+    for _ in range(given.rounds):
+        if "front" in given.only and testpmd is not None:
+            for kind in backs:
+                result = {"mpps": front_mpps(kind, testpmd, given.seconds)}
+                found.setdefault(f"front end on {kind}", []).append(result)
+        if "split" in given.only:
+            found.setdefault("embedded Split", []).append({"mpps": split_mpps(given.seconds)})
+        for kind in linux if platform is not None else ():
+            found.setdefault(f"Linux on {kind}", []).append(linux_round(kind, testpmd, platform, given.seconds))
+    for name, results in found.items():
+        for key in results[0]:
+            show(name, [result[key] for result in results], key)
+    compare(found, "mpps", "front end on virtfn", "front end on DPDK")
+    compare(found, "mpps", "embedded Split", "front end on DPDK")
+    for key in ("mbps", "udp_kpps", "ping_ms"):
+        for other in ("DPDK", "DPDK, tso", "QEMU, stream"):
+            compare(found, key, "Linux on virtfn", f"Linux on {other}")
+    print(f"load of the machine: {os.getloadavg()[0]:.1f} in the last minute, {os.cpu_count()} processors")
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
