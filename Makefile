@@ -30,6 +30,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python tools/gen_reference.py --check
 	$(BIN)/python tools/check_fields.py
 	$(BIN)/python tools/gen_schema.py --check
+	$(BIN)/python tools/gen_openapi.py --check
 	$(BIN)/python tools/draw_frame.py --check
 	$(BIN)/python tools/draw_models.py --check
 	$(BIN)/python tools/line_budget.py
@@ -40,6 +41,7 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python tools/gen_reference.py
 	$(BIN)/python tools/gen_schema.py
+	$(BIN)/python tools/gen_openapi.py
 	$(BIN)/python tools/draw_frame.py
 	$(BIN)/python tools/draw_models.py
 

@@ -124,10 +124,10 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
             if nic.io == "sriov":
                 yield Fault(key, f"io {nic.io} needs a VF; add vf: N")
             continue
-        if nic.vf >= pf.total_vfs:
-            yield Fault((*key, "vf"), _no_such_vf(nic.vf, pf))
         if not nic.attached:
             continue
+        if nic.vf >= pf.total_vfs:
+            yield Fault((*key, "vf"), _no_such_vf(nic.vf, pf))
         owner = owners.setdefault((nic.pf, nic.vf), guest.name)
         if owner != guest.name:
             yield Fault((*key, "vf"), f"VF {nic.vf} of {nic.pf} belongs to guest {owner} already; take another VF")

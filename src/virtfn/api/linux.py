@@ -25,6 +25,7 @@ from virtfn.hw.types import Mac, Ps, format_mac
 from virtfn.iomodels.hoststack import HostStack
 from virtfn.iomodels.model import Plug
 from virtfn.machine.clock import S_PS
+from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Outcome, QemuGuest
@@ -168,16 +169,25 @@ class LinuxGuests(Actor):
         self._await_peers()
         mtu = min(max(frame_bytes - _FCS_AND_HEADER, _MTU.start), _MTU.stop - 1)
         guests = self._with_agents()
-        jobs = [
-            guest.start(_SET_UP.format(mac=format_mac(guest.mac), mtu=mtu, ip=guest.ip, tries=200)) for guest in guests
-        ]
+        jobs = [guest.start(_set_up(guest, mtu)) for guest in guests]
         outcomes = self.wait(jobs, "setting up interfaces", SET_UP_S)
         for guest, outcome in zip(guests, outcomes, strict=True):
-            lines = outcome.output.split()
-            if outcome.status or not lines or not re.fullmatch(r"[\w.-]{1,15}", lines[-1], re.ASCII):
-                raise VirtfnError("; ".join([f"guest {guest.lab.name}: {words(outcome)}", *guest.notes]))
-            guest.device = lines[-1]
+            _note_device(guest, outcome)
         self._introduce()
+
+    def set_one_up(self, guest: LinuxGuest, frame_bytes: int) -> InPieces[None]:
+        """Do the same for a guest whose interface has come since; each piece is a look whether it is done.
+
+        Raises VirtfnError with the guest's own words if it cannot. One without an agent is left to itself.
+        """
+        if guest not in self._with_agents():
+            return
+        job = guest.start(_set_up(guest, min(max(frame_bytes - _FCS_AND_HEADER, _MTU.start), _MTU.stop - 1)))
+        while not job.done:
+            yield
+        if job.outcome is None:
+            raise VirtfnError(f"guest {guest.lab.name} has restarted meanwhile", errno_name="ECONNRESET")
+        _note_device(guest, job.outcome)
 
     def _await_peers(self) -> None:
         """Wait until somebody is at the other end of each guest's wire: before, the guest has no link."""
@@ -250,6 +260,18 @@ class LinuxGuests(Actor):
         self._world.remove(self._pump)
         self._vms.clear()
         self.guests.clear()
+
+
+def _set_up(guest: LinuxGuest, mtu: int) -> str:
+    return _SET_UP.format(mac=format_mac(guest.mac), mtu=mtu, ip=guest.ip, tries=200)
+
+
+def _note_device(guest: LinuxGuest, outcome: Outcome) -> None:
+    """Note what a guest calls its interface. Raises VirtfnError if it has not found it."""
+    lines = outcome.output.split()
+    if outcome.status or not lines or not re.fullmatch(r"[\w.-]{1,15}", lines[-1], re.ASCII):
+        raise VirtfnError("; ".join([f"guest {guest.lab.name}: {words(outcome)}", *guest.notes]))
+    guest.device = lines[-1]
 
 
 def meet(device: str, other: LinuxGuest) -> str:

@@ -34,7 +34,7 @@ from virtfn.vmm.hostaddresses import HostAddresses
 from virtfn.vmm.together import Together
 from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 
-__all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "function_name"]
+__all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "driver_policy", "function_name"]
 
 _CARD_MAC = Mac(0x00_00_01_00_76_02)
 _DESCRIPTORS = 1 << 16
@@ -48,7 +48,8 @@ _GUEST_MAC = (
 class LabPf:
     """A PF of the lab, up: a card, its driver. wire: to its uplink. driven: by us, not by a guest that has it whole.
 
-    io: the NIC as I/O models know it; models: those by which guests reach it.
+    io: the NIC as I/O models know it; models: those by which guests reach it. policies: of VFs, where they were
+    changed since the lab was read.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LabPf:
     driven: bool = True
     io: Nic | None = None
     models: dict[str, IoModel] = field(default_factory=dict)
+    policies: dict[int, DriverPolicy] = field(default_factory=dict)
 
     @property
     def strangers(self) -> Frames | None:
@@ -309,7 +311,14 @@ class Machine:
         run.pf.models[run.lab.nic.io].disconnect([run.link])
 
     def set_vfs(self, pf: LabPf, count: int) -> None:
-        """Change the number of VFs of a PF. Raises VirtfnError: EBUSY while a guest has one, and as the IOVM does."""
+        """Change the number of VFs of a PF, at most eight.
+
+        Raises VirtfnError: EBUSY while a guest has one, EOPNOTSUPP if the host has a network stack on the PF, in the
+        pool after those of the VFs; as the IOVM does.
+        """
+        if pf.stack is not None or not pf.driven:
+            words = f"the VFs of {pf.name} cannot change: its other pools are in use, by guests with io split or direct"
+            raise VirtfnError(words, errno_name="EOPNOTSUPP")
         rid = pf.nic.pf_rid
         if pf.vfs:
             self.iovm.destroy(rid)
@@ -354,12 +363,12 @@ class Machine:
             self.note_unwritten(error)
 
     def policy(self, pf: LabPf, vf: Vf) -> DriverPolicy:
-        """Return what the lab says of a VF, for the PF's driver."""
-        return _policy(self.lab.pf(pf.name).policy(vf.index))
+        """Return what the lab says of a VF, or whoever has changed that since, for the PF's driver."""
+        return pf.policies.get(vf.index) or driver_policy(self.lab.pf(pf.name).policy(vf.index))
 
     def offered_mac(self, pf: LabPf, vf: Vf) -> Mac:
         """Return the address that a VF is offered when the lab gives it none; one that the lab gives to no other."""
-        fixed = {_policy(policy).mac for each in self.lab.pfs if each.sr_iov for policy in each.sr_iov.vfs}
+        fixed = {driver_policy(policy).mac for each in self.lab.pfs if each.sr_iov for policy in each.sr_iov.vfs}
         base = _GUEST_MAC | self.pfs.index(pf) << 32 | (0x10 + vf.index) << 40
         return next(mac for turn in range(256) if (mac := Mac(base | turn << 24)) not in fixed)
 
@@ -454,7 +463,8 @@ def card_mac(number: int) -> Mac:
     return Mac(_CARD_MAC | number << 40)
 
 
-def _policy(policy: VfPolicy) -> DriverPolicy:
+def driver_policy(policy: VfPolicy) -> DriverPolicy:
+    """Return what a lab says of a VF, for the PF's driver."""
     mac = parse_mac(policy.mac_address) if policy.mac_address else Mac(0)
     return DriverPolicy(mac, policy.vlan_id, policy.qos, policy.spoof_check, policy.trust, policy.max_tx_rate)
 

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import enum
 import io
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ruamel.yaml import YAML
 
-from virtfn.api.lab import Lab
+from virtfn.api.lab import Lab, VfPolicy
+from virtfn.drivers.policy import VfPolicy as DriverPolicy
+from virtfn.hw.types import format_mac
 
-__all__ = ["lab_document", "write_lab"]
+__all__ = ["lab_document", "policy_words", "write_document", "write_lab"]
+
+_WORDS = {"mac": "mac_address", "vlan": "vlan_id"}
+"""What a driver's policy calls otherwise than a lab file does."""
 
 
-def lab_document(lab: Lab) -> dict[str, Any]:
-    """Return a lab as JSON can hold it, with the keys of a lab file; those that have their defaults are left out.
+def policy_words(n: int, policy: DriverPolicy) -> VfPolicy:
+    """Return the policy of a VF, as its driver has it, in the words of a lab file."""
+    words: dict[str, Any] = {"id": n}
+    for name in (field.name for field in fields(policy)):
+        key, value = _WORDS.get(name, name), getattr(policy, name)
+        if key == "mac_address":
+            value = format_mac(value) if value else None
+        elif isinstance(value, enum.Enum):
+            value = value.value
+        elif isinstance(value, frozenset):
+            value = tuple(sorted(value))
+        words[key] = value
+    return VfPolicy.model_validate(words, by_name=True)
 
-    File names are absolute, so that it means the same wherever it is read.
+
+def lab_document(lab: Lab, *, defaults: bool = False) -> dict[str, Any]:
+    """Return a lab as JSON can hold it, with the keys of a lab file.
+
+    defaults: keys that have their defaults, too. File names are absolute: it means the same wherever it is read.
     """
-    document: dict[str, Any] = _plain(lab.model_dump(by_alias=True, exclude_defaults=True))
+    document: dict[str, Any] = _plain(lab.model_dump(by_alias=True, exclude_defaults=not defaults))
     for pf in document["pfs"]:
         kind, _, rest = str(pf.get("uplink", "none")).partition(":")
         if kind in ("pcap", "stream") and not rest.startswith("listen:"):
@@ -44,9 +66,14 @@ def _absolute(lab: Lab, name: str) -> str:
 def write_lab(lab: Lab) -> str:
     """Write a lab as the text of a lab file."""
     text = io.StringIO()
+    write_document(lab_document(lab), text)
+    return text.getvalue()
+
+
+def write_document(document: object, to: TextIO) -> None:
+    """Write a document of a lab, or a part of it, in YAML."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 110
-    yaml.dump(lab_document(lab), text)
-    return text.getvalue()
+    yaml.dump(document, to)

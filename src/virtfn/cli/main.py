@@ -21,6 +21,7 @@ import click
 
 from virtfn import __version__
 from virtfn.api.signals import Ended, ended_by_signals
+from virtfn.cli.changes import apply, attach, detach, get
 from virtfn.cli.events import events
 from virtfn.cli.image import exec_in_guest, image, shell
 from virtfn.cli.iommu import iommu
@@ -215,7 +216,7 @@ def doctor(json_to: str | None) -> None:
     deliver(json_to, document, lambda: render_doctor(document))
 
 
-for _each in (up, down, status, traffic, events, iommu, image, shell, exec_in_guest):
+for _each in (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest):
     cli.add_command(_each)
 
 

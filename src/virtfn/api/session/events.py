@@ -5,6 +5,8 @@ WORK_DONE        the work of the lab is over
 FAULTS_RECORDED  the remapping unit refused something; up to ten such events a second, however many faults there are
 ADDRESS_REFUSED  a guest asked for an address that is another's; as often at most
 STATE_CHANGED    the session's
+GUEST_ATTACHED   a VF was plugged into a guest; GUEST_DETACHED: and unplugged
+VFS_CHANGED      a PF has another number of VFs
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ __all__ = [
     "Events",
     "FaultWatch",
     "FaultsRecorded",
+    "GuestAttached",
     "GuestBooted",
+    "GuestDetached",
     "Reading",
     "StateChanged",
     "Told",
+    "VfsChanged",
     "WorkDone",
 ]
 
@@ -94,7 +99,37 @@ class AddressRefused:
     holder: str
 
 
-Event = StateChanged | GuestBooted | WorkDone | FaultsRecorded | AddressRefused
+@dataclass(frozen=True, slots=True)
+class GuestAttached:
+    """A VF was plugged into a guest. vf: like pf0/vf1."""
+
+    name: ClassVar[str] = "GUEST_ATTACHED"
+    guest: str
+    vf: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDetached:
+    """A VF was unplugged from a guest. vf: like pf0/vf1."""
+
+    name: ClassVar[str] = "GUEST_DETACHED"
+    guest: str
+    vf: str
+
+
+@dataclass(frozen=True, slots=True)
+class VfsChanged:
+    """A PF has another number of VFs."""
+
+    name: ClassVar[str] = "VFS_CHANGED"
+    pf: str
+    before: int
+    vfs: int
+
+
+Event = (
+    StateChanged | GuestBooted | WorkDone | FaultsRecorded | AddressRefused | GuestAttached | GuestDetached | VfsChanged
+)
 
 
 class EventDocument(TypedDict):

@@ -12,6 +12,7 @@ from virtfn.api.lab import Lab
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
+from virtfn.api.running import policy_words
 from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted
 from virtfn.api.session.standing import Standing
 from virtfn.api.session.telling import Teller
@@ -22,6 +23,7 @@ from virtfn.iomodels.engine import BREATH_PS, Engine
 from virtfn.iomodels.workload import Station, Workload
 from virtfn.machine.captures import Frames
 from virtfn.machine.clock import MS_PS, WallClock
+from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.world import World
 
@@ -57,12 +59,13 @@ class Live:
         self.groups = teller.groups
         self.attacks: list[AttackReport] = []
         self.standing: Standing | None = None
+        self.changing = False
         self._compile_ps = compile_ps
         self._moving_ps = 0
         self._world = world
         self._clock = clock
         self._teller = teller
-        self._tell_event = tell_event
+        self.tell_event = self._tell_event = tell_event
         self._closes = closes
         self._recordings: list[Recording] = []
         self._linux: list[LinuxGuests] = []
@@ -72,6 +75,27 @@ class Live:
     def guests(self) -> Sequence[LinuxGuest]:
         """The guests under QEMU."""
         return [guest for linux in self._linux for guest in linux.guests]
+
+    def linux_guest(self, name: str) -> LinuxGuest | None:
+        """Return the guest of that name, if it is under QEMU."""
+        return next((guest for guest in self.guests if guest.lab.name == name), None)
+
+    def running_lab(self) -> Lab:
+        """Return the lab as it is now, with the policies that were changed since it was read."""
+        lab = self.machine.lab
+        changed = {
+            pf.name: {n: policy_words(n, policy) for n, policy in pf.policies.items()} for pf in self.machine.pfs
+        }
+        if not any(changed.values()):
+            return lab
+        pfs = []
+        for pf in lab.pfs:
+            if pf.sr_iov is not None and (new := changed[pf.name]):
+                policies = {policy.id: policy for policy in pf.sr_iov.vfs} | new
+                vfs = tuple(policy for _, policy in sorted(policies.items()))
+                pf = pf.model_copy(update={"sr_iov": pf.sr_iov.model_copy(update={"vfs": vfs})})
+            pfs.append(pf)
+        return lab.model_copy(update={"pfs": tuple(pfs)})
 
     # Starting.
 
@@ -172,6 +196,11 @@ class Live:
                 machine.host, pf.served, guests, workload, wire=pf.wire, hosts=pf.hosts, breath_ps=breath_ps
             )
             self.groups.append(Group(pf, runs, workload, engine))
+
+    def set_up(self, guest: LinuxGuest) -> InPieces[None]:
+        """Let a Linux guest find its new interface, and bring it up. Raises VirtfnError with the guest's own words."""
+        for linux in self._linux:
+            yield from linux.set_one_up(guest, self.lab.workload.frame_bytes)
 
     # Working.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from virtfn.api.iommu import ShowDocument, show_live
 from virtfn.api.session.asking import Answering, Params, Request, known, number
+from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLab, SetVfs
 from virtfn.api.session.events import EventDocument
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.api.session.snapshot import Snapshot
@@ -179,4 +180,9 @@ REQUESTS: tuple[type[Request[object]], ...] = (
     EndLab,
     StartTraffic,
     StopTraffic,
+    GetLab,
+    ApplyLab,
+    AttachGuest,
+    DetachGuest,
+    SetVfs,
 )

@@ -98,7 +98,7 @@ class Session:
             raise VirtfnError(
                 "an attack cannot be captured: the attacker's accomplice has the wire", errno_name="EOPNOTSUPP"
             )
-        self.lab = lab
+        self._lab = lab
         self.clock = WallClock()
         self.events = Events(self.clock)
         self._capture, self._trace, self._controlled, self._standing = capture, trace, controlled, standing
@@ -130,6 +130,11 @@ class Session:
     def state(self) -> State:
         """Where the session is on its way."""
         return self._state
+
+    @property
+    def lab(self) -> Lab:
+        """The lab, as it is now; before and after it is up, as it was read."""
+        return self._lab if self._live is None else self._live.running_lab()
 
     @property
     def elapsed_s(self) -> float:

@@ -79,9 +79,9 @@ def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, 
     for _ in range(_ATTEMPTS):
         try:
             guests = [_embedded(run) for run in list(machine.guests) if run.guest.drivers]
-            guests += [_linux(guest) for guest in list(linux)]
+            guests += [_linux(guest) for guest in list(linux) if guest.attached]
             owners = {run.link.vf.rid: run.lab.name for run in list(machine.guests) if run.link.vf is not None}
-            owners |= {guest.plug.vf.rid: guest.lab.name for guest in list(linux) if guest.plug.vf is not None}
+            owners |= {guest.plug.vf.rid: guest.lab.name for guest in list(linux) if guest.attached and guest.plug.vf}
             pfs = [_pf(pf, owners) for pf in list(machine.pfs)]
         except (RuntimeError, LookupError):  # a list or a dictionary changed while it was read in another thread
             continue

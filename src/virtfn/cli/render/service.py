@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,11 +13,12 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from virtfn.api.service import StatusEntry
+    from virtfn.api.session.changes import ChangeDocument
     from virtfn.api.session.events import EventDocument
     from virtfn.api.session.requests import EventsDocument
     from virtfn.api.session.standing import TrafficCounts
 
-__all__ = ["event_line", "render_events", "render_status", "render_traffic"]
+__all__ = ["event_line", "render_changes", "render_diff", "render_events", "render_status", "render_traffic"]
 
 
 def render_status(labs: Sequence[StatusEntry]) -> RenderableType:
@@ -57,6 +59,30 @@ def render_traffic(counts: TrafficCounts) -> RenderableType:
         f"{counts['sent']:,} sent, {counts['heard']:,} heard, {counts['corrupt']:,} corrupt, "
         f"in {counts['rounds']} rounds that were over"
     )
+
+
+def render_changes(document: ChangeDocument) -> RenderableType:
+    """Say what changed, or would."""
+    if not document["changes"]:
+        return Text(f"lab {document['lab']} is like that already")
+    done = "changed" if document["applied"] else "would change"
+    lines = [f"{each['key']}: {_value(each['before'])} -> {_value(each['after'])}" for each in document["changes"]]
+    return Group(Text(f"lab {document['lab']} {done}:"), *(Text(f"  {line}") for line in lines))
+
+
+def render_diff(document: ChangeDocument) -> RenderableType:
+    """Lay what changed out in the manner of diff."""
+    lines = []
+    for each in document["changes"]:
+        if each["before"] is not None:
+            lines.append(Text(f"-{each['key']}: {_value(each['before'])}", "red"))
+        if each["after"] is not None:
+            lines.append(Text(f"+{each['key']}: {_value(each['after'])}", "green"))
+    return Group(*lines)
+
+
+def _value(value: object) -> str:
+    return json.dumps(value)
 
 
 def render_events(document: EventsDocument) -> RenderableType:

@@ -1,0 +1,159 @@
+"""Change a lab that is up into another: all of it, or none.
+
+    guests that leave are unplugged -> numbers of VFs -> policies -> guests that come are plugged in
+
+A PF whose number of VFs changes is without VFs for a moment, as the specification wants it: its guests are unplugged
+before, and plugged in again. What raises on the way is undone, step by step; others go on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from virtfn.api.lab import Guest, Lab, Nic
+from virtfn.api.machine import driver_policy
+from virtfn.api.session.events import GuestAttached, GuestDetached, VfsChanged
+from virtfn.api.session.policy import set_policies
+from virtfn.machine.pieces import InPieces
+from virtfn.machine.ports import VirtfnError
+
+if TYPE_CHECKING:
+    from virtfn.api.linux import LinuxGuest
+    from virtfn.api.session.live import Live
+
+__all__ = ["change", "function", "with_nic", "with_vfs"]
+
+
+def function(nic: Nic) -> str:
+    """Name the VF of a guest: `pf0/vf1`."""
+    return f"{nic.pf}/vf{nic.vf}"
+
+
+def with_nic(lab: Lab, name: str, nic: Nic) -> Lab:
+    """Return a lab in which a guest has another interface."""
+    guests = tuple(guest.model_copy(update={"nic": nic}) if guest.name == name else guest for guest in lab.guests)
+    return _like(lab, guests=guests)
+
+
+def with_vfs(lab: Lab, name: str, count: int) -> Lab:
+    """Return a lab in which a PF has another number of VFs; policies of those that go are gone."""
+
+    def changed(total: int) -> dict[str, object]:
+        sr_iov = lab.pf(name).sr_iov
+        assert sr_iov is not None  # who asks has seen that
+        vfs = tuple(policy for policy in sr_iov.vfs if policy.id < total)
+        return {"sr_iov": sr_iov.model_copy(update={"total_vfs": total, "vfs": vfs})}
+
+    return _like(lab, pfs=tuple(pf.model_copy(update=changed(count)) if pf.name == name else pf for pf in lab.pfs))
+
+
+def _like(lab: Lab, **parts: object) -> Lab:
+    return lab.model_copy(update=parts)
+
+
+def change(live: Live, after: Lab) -> InPieces[None]:
+    """Make the lab that is up like `after`, which differs in nothing that is fixed.
+
+    Raises VirtfnError as all do that take part; then everything is as before, or the error says what is not. EBUSY if
+    another change is under way.
+    """
+    if live.changing:
+        raise VirtfnError("another change is under way; ask again later", errno_name="EBUSY")
+    live.changing = True
+    undo: list[Callable[[], object]] = []
+    try:
+        yield from _carry_out(live, after, undo)
+    except BaseException as error:
+        wrong = _take_back(undo)
+        if wrong and isinstance(error, VirtfnError):
+            error.args = (f"{error}; and what was done could not be undone: {'; '.join(wrong)}",)
+        raise
+    finally:
+        live.changing = False
+
+
+def _take_back(undo: list[Callable[[], object]]) -> list[str]:
+    wrong = []
+    for step in reversed(undo):
+        try:
+            step()
+        except VirtfnError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def _carry_out(live: Live, after: Lab, undo: list[Callable[[], object]]) -> InPieces[None]:
+    machine, before = live.machine, live.running_lab()
+    counts = {pf.name: pf.total_vfs for pf in after.pfs if pf.total_vfs != before.pf(pf.name).total_vfs}
+    old, new = ({guest.name: guest for guest in lab.guests} for lab in (before, after))
+    moving = {name for name in old if old[name].nic != new[name].nic or old[name].nic.pf in counts}
+    for name in (name for name in old if name in moving and old[name].nic.attached):
+        _detach(live, old[name])
+        undo.append(partial(_attach, live, old[name]))
+        yield
+    undo.append(partial(_use, live, machine.lab, {pf.name: dict(pf.policies) for pf in machine.pfs}))
+    for name, count in counts.items():
+        pf = machine.pf(name)
+        undo.append(partial(machine.set_vfs, pf, len(pf.vfs)))
+        had = len(pf.vfs)
+        machine.set_vfs(pf, count)
+        live.tell_event(VfsChanged(name, had, count))
+        yield
+    for pf in machine.pfs:
+        wanted = after.pf(pf.name)
+        policies = {n: driver_policy(wanted.policy(n)) for n in range(wanted.total_vfs)}
+        changed = {n: policy for n, policy in policies.items() if policy != machine.policy(pf, pf.vfs[n])}
+        if changed:
+            undo.append(partial(set_policies, pf, {n: machine.policy(pf, pf.vfs[n]) for n in changed}))
+            set_policies(pf, changed)
+            yield
+    _use(live, after, {})
+    for name in (name for name in new if name in moving and new[name].nic.attached):
+        linux = _attach(live, new[name])
+        undo.append(partial(_detach, live, new[name]))
+        yield
+        if linux is not None:
+            yield from live.set_up(linux)
+
+
+def _use(live: Live, lab: Lab, policies: dict[str, dict[int, object]]) -> None:
+    """Let a lab be the one that runs. policies: by PF, where they are not what it says."""
+    live.machine.lab = lab
+    for pf in live.machine.pfs:
+        pf.policies.clear()
+        pf.policies.update(policies.get(pf.name, {}))  # type: ignore[arg-type]
+
+
+def _detach(live: Live, guest: Guest) -> None:
+    """Unplug the VF of a guest, and make it as new."""
+    machine = live.machine
+    linux = live.linux_guest(guest.name)
+    if linux is not None:
+        vf = linux.plug.vf
+        linux.attached, linux.device = False, ""
+        if vf is not None:
+            machine.iovm.take_back(vf)
+    else:
+        run = next(run for run in machine.guests if run.lab.name == guest.name)
+        if live.standing is not None:
+            live.standing.settle(run.pf, without=guest.name)
+        machine.detach(run)
+    live.tell_event(GuestDetached(guest.name, function(guest.nic)))
+
+
+def _attach(live: Live, guest: Guest) -> LinuxGuest | None:
+    """Plug a VF into a guest; return it if it is under QEMU, and finds that itself."""
+    machine = live.machine
+    linux = live.linux_guest(guest.name)
+    pf = machine.pf(guest.nic.pf)
+    if linux is not None:
+        linux.plug = machine.model(pf, guest.nic.io).plug(linux.vm, machine.wish(pf, guest))
+        linux.lab, linux.pf, linux.attached = guest, pf, True
+    else:
+        machine.attach(guest)
+        if live.standing is not None:
+            live.standing.settle(pf)
+    live.tell_event(GuestAttached(guest.name, function(guest.nic)))
+    return linux
