@@ -197,6 +197,8 @@ LAB_SECTIONS = {
     "Pf": "`pfs[]`: a physical function",
     "SrIov": "`pfs[].sr-iov`: its VFs",
     "VfPolicy": "`pfs[].sr-iov.vfs[]`: policy of one VF",
+    "Watch": "`pfs[].watch`, `pfs[].sr-iov.vfs[].watch`: what VFs are watched for",
+    "WatchLimit": "`watch.spoof` and so on: one limit",
     "Guest": "`guests[]`: a virtual machine",
     "Nic": "`guests[].nic`: how it reaches the network",
     "Disk": "`guests[].disk`: its disk; the name of a file alone is `file`",
@@ -205,6 +207,8 @@ LAB_SECTIONS = {
 }
 
 LAB_NOTES = {
+    "WatchLimit": """What is counted, and what each action does, is told in [watching VFs](../explain/watching.md).
+""",
     "Workload": """### What a lab expects
 
 A run passes when every frame is accounted for, and as much arrives as the lab expects. What is compared is what one

@@ -28,8 +28,8 @@ def test_the_names_are_these_and_stay() -> None:
         "CaptureError", "Dom0", "FailedError", "FlowReport", "Frames", "Guest", "GuestReport", "Iommu", "Lab",
         "LabError",
         "Nic", "Pf", "Report", "Session", "Snapshot", "SrIov", "State", "Verdict", "VfPolicy", "VirtfnError",
-        "Workload", "__version__", "builtin_lab", "check", "load_lab", "make_lab", "parse_lab", "read_capture",
-        "run", "verdict",
+        "Watch", "WatchLimit", "Workload", "__version__", "builtin_lab", "check", "load_lab", "make_lab", "parse_lab",
+        "read_capture", "run", "verdict",
     }  # fmt: skip
     assert all(getattr(virtfn, name) is not None for name in virtfn.__all__)
     assert set(virtfn.__all__) <= set(dir(virtfn))

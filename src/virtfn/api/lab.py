@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from virtfn.api.labfaults import find_faults, put_in_words, refuse_unsupported
 from virtfn.api.labfile import MAX_BYTES, LabError, decode, parse_text, quote, read_text
 from virtfn.api.labmodel import Dom0, Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.api.labwatch import Watch, WatchLimit
 
 __all__ = [
     "Dom0",
@@ -22,6 +23,8 @@ __all__ = [
     "Pf",
     "SrIov",
     "VfPolicy",
+    "Watch",
+    "WatchLimit",
     "Workload",
     "builtin_lab",
     "load_lab",

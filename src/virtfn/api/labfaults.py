@@ -28,6 +28,7 @@ from virtfn.api.labmodel import (
     VfPolicy,
     Workload,
 )
+from virtfn.api.labwatch import Watch, WatchLimit
 from virtfn.cards import MODELS
 from virtfn.iomodels.plan import plan
 from virtfn.machine.ports import VirtfnError
@@ -58,6 +59,8 @@ def find_faults(lab: Lab) -> Iterator[Fault]:
     for i, pf in enumerate(lab.pfs):
         vfs = pf.sr_iov.vfs if pf.sr_iov else ()
         yield from _policy_faults(("pfs", i, "sr-iov", "vfs"), pf, vfs)
+        if pf.watch is not None and not pf.total_vfs:
+            yield Fault(("pfs", i, "watch"), f"is about VFs, and {pf.name} has none; leave it out")
         macs += [
             (("pfs", i, "sr-iov", "vfs", j, "mac-address"), p.mac_address) for j, p in enumerate(vfs) if p.mac_address
         ]
@@ -392,4 +395,6 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "workload": Workload,
     "iommu": Iommu,
     "dom0": Dom0,
+    "watch": Watch,
+    **{field.alias or name: WatchLimit for name, field in Watch.model_fields.items()},
 }

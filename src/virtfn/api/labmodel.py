@@ -1,8 +1,8 @@
 """The keys of a lab file: their names, types, ranges and defaults. These models are the published JSON Schema.
 
 Lab
- |- pfs[]      Pf        name, model, link-mbps, uplink
- |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`
+ |- pfs[]      Pf        name, model, link-mbps, uplink, watch (`labwatch.py`)
+ |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`, and watch
  |- guests[]   Guest     name, vmm, memory-mib, expect; cpus, kernel, initrd, append, firmware, agent, qemu-args
  |   |- nic    Nic       pf, io, vf, attached, map-rings
  |   `- disk   Disk      file, format, snapshot, boot
@@ -32,6 +32,7 @@ from virtfn.api.expect import DEFAULT, BySender, Expectation
 from virtfn.api.labfile import KeyPath, Tree, format_key, quote
 from virtfn.api.labsection import Disk, File, Firmware, or_a_file_name
 from virtfn.api.labsection import Section as _Section
+from virtfn.api.labwatch import Watch
 from virtfn.cards import MODELS
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import parse_mac
@@ -98,6 +99,7 @@ class VfPolicy(_Section):
     link_state: Literal["auto", "enable", "disable"] = Field(default="auto", description="link that the VF sees")
     max_tx_rate: int = Field(default=0, ge=0, le=1000, description="Mb/s; 0: no limit")
     min_tx_rate: int = Field(default=0, ge=0, le=1000, description="Mb/s; 0: no guarantee")
+    watch: Watch | None = Field(default=None, description="limits of this VF, where they are not its PF's")
 
     @field_validator("mac_address")
     @classmethod
@@ -143,6 +145,7 @@ class Pf(_Section):
         description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET or stream:listen:SOCKET; "
         "docs/uplinks.md has a recipe for each",
     )
+    watch: Watch | None = Field(default=None, description="what its VFs are watched for")
     sr_iov: SrIov | None = None
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.lab import Lab, Pf, VfPolicy
+from virtfn.api.labwatch import watch_rules
 from virtfn.cards import MODELS, Model, Options
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.drivers.ports import BoundDriver
@@ -24,6 +25,7 @@ from virtfn.iovm import lspci
 from virtfn.iovm.iovm import Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
 from virtfn.iovm.pfdriver import open_pf, start_pf
+from virtfn.iovm.watch import Watch
 from virtfn.machine.captures import Frames
 from virtfn.machine.netports import Card, NetDriver, Served
 from virtfn.machine.ports import Clock, VirtfnError
@@ -170,6 +172,7 @@ class Machine:
         self.unwritten: list[str] = []
         self.pcim = Pcim(self.host.root, waiting or clock)
         self.iovm = Iovm(self.pcim, self.host.remapping, waiting or clock)
+        self.watch = Watch(self.iovm, clock)
         self.pfs: list[LabPf] = []
         self.guests: list[LabGuestRun] = []
         self._guests: list[Guest] = []
@@ -248,6 +251,8 @@ class Machine:
         driver = start_pf(self.host, self.pcim, found, model.pf_driver)
         self.iovm.adopt(nic.pf_rid, nic, driver)
         created = self.iovm.create(nic.pf_rid, pf.total_vfs) if pf.total_vfs else []
+        rules = [watch_rules(pf.policy(n).watch, pf.watch) for n in range(model.limits.vfs)]
+        self.watch.follow(nic.pf_rid, nic, rules.__getitem__)
         return LabPf(pf.name, model, nic, found, driver, created, wire)
 
     def _leave_pf(self, pf: Pf, nic: Card, found: Found, wire: Wire | None) -> LabPf:

@@ -27,6 +27,7 @@ from virtfn.cli.image import exec_in_guest, image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 from virtfn.cli.service import down, status, traffic, up
+from virtfn.cli.watch import quarantine, release, watch
 
 if TYPE_CHECKING:
     from virtfn.api.lab import Lab
@@ -216,7 +217,8 @@ def doctor(json_to: str | None) -> None:
     deliver(json_to, document, lambda: render_doctor(document))
 
 
-for _each in (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest):
+_COMMANDS = (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest)
+for _each in (*_COMMANDS, watch, quarantine, release):
     cli.add_command(_each)
 
 

@@ -18,6 +18,7 @@ from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pfmailbox import PfMailbox
 from virtfn.drivers.policy import Claim, VfPolicy
 from virtfn.drivers.pools import Pools
+from virtfn.drivers.restraint import Restraint
 from virtfn.drivers.window import Window
 from virtfn.hw.i82576 import Regs, checksum_ok
 from virtfn.hw.i82576.fields import CTRL, EECD, EERD, GPIE, ICR, IOVCTL, IVAR_MISC, MBVFICR, STATUS, RxMode
@@ -45,6 +46,7 @@ class Igb:
         self._regs = Window(bar, clock)
         self._clock = clock
         self.pools = Pools(self._regs)
+        self.restraint = Restraint(self._regs)
         self.addresses = Addresses(self.pools, self.policies)
         self.mailbox = PfMailbox(self._regs, self.pools, self.addresses, self.policies, clock)
 
@@ -88,6 +90,7 @@ class Igb:
         self.policies[:] = [VfPolicy() for _ in range(vfs)]
         self.addresses.start(self.mac, vfs)
         self.mailbox.start(vfs)
+        self.restraint.start()
         self._configure()
         self._open()
 
@@ -151,7 +154,7 @@ class Igb:
         regs.set(Regs.IVAR_MISC, IVAR_MISC.of(OTHER=OTHER_VECTOR, OTHER_VALID=1).value)
         regs.set(Regs.EIAC, 1 << OTHER_VECTOR)
         regs.set(Regs.EIAM, 1 << OTHER_VECTOR)
-        regs.set(Regs.MBVFIMR, 0xFF)
+        self.restraint.open_mailboxes()
         regs.set(Regs.EIMS, 1 << OTHER_VECTOR)
         regs.set(Regs.IMS, ICR.of(LSC=1, VMMB=1, DOUTSYNC=1).value)
 
@@ -189,6 +192,7 @@ class Igb:
         self.policies.clear()
         self.addresses.start(self.mac, 0)
         self.mailbox.start(0)
+        self.restraint.start()
         self._regs.set(Regs.VFRE, 0)
         self._regs.set(Regs.VFTE, 0)
         self._regs.set(Regs.IOVCTL, IOVCTL.of(REUSE_VFQ=1).value)
@@ -219,6 +223,26 @@ class Igb:
         self.mailbox.allow(n, False)
         self.pools.enable(n, False)
 
+    def throttle(self, n: int, mbps: int | None) -> None:
+        """Hold VF `n` back: to so many Mb/s, and in interrupts and messages; None: no more.
+
+        Raises VirtfnError if there is no such VF, or for a rate of nothing.
+        """
+        self._check(n)
+        if mbps is None:
+            self.restraint.let_go(n)
+        elif mbps < 1:
+            raise VirtfnError(f"a VF that is held back has 1 Mb/s at least, not {mbps}", errno_name="EINVAL")
+        else:
+            self.restraint.hold(n, mbps)
+        self._limit(n, self._link_mbps())
+        self.serve()
+
+    def attend(self, n: int) -> None:
+        """Look after VF `n`, if it is held back: several times a second, by whoever watches."""
+        if self.restraint.attend(n):
+            self.serve()
+
     def start_vfs(self) -> None:
         """Let every VF receive and transmit again."""
         for n in range(self.vfs):
@@ -232,6 +256,7 @@ class Igb:
         self._check(n)
         self.policies[n] = VfPolicy()
         self.misbehaved.pop(n, None)
+        self.restraint.let_go(n)
         self.mailbox.forget(n)
         self.addresses.forget(n)
         self.pools.forget(n)
@@ -331,7 +356,7 @@ class Igb:
 
     def _limit(self, n: int, link: int) -> None:
         """Enforce the limit of VF `n` at this speed of the link; the register holds the ratio of the two."""
-        self.pools.set_rate(n, min(self.policies[n].max_tx_rate, link), link)
+        self.pools.set_rate(n, min(self.restraint.rate(n, self.policies[n].max_tx_rate), link), link)
 
     def _link_mbps(self) -> int:
         return (10, 100, 1000, 1000)[STATUS(self._regs.get(Regs.STATUS)).SPEED]
@@ -369,9 +394,12 @@ class Igb:
         for n in range(8):
             if resets >> n & 1 and n < self.vfs:
                 self.mailbox.was_reset(n)
-        causes = MBVFICR(regs.get(Regs.MBVFICR))
+        deaf = self.restraint.deaf_to
+        causes = MBVFICR(regs.get(Regs.MBVFICR) & ~MBVFICR.of(VFREQ=deaf, VFACK=deaf).value)
         regs.set(Regs.MBVFICR, causes.value)
         for n in range(self.vfs):
+            if (causes.VFREQ | causes.VFACK) >> n & 1:
+                self.restraint.note_message(n)
             if causes.VFREQ >> n & 1:
                 self.mailbox.serve(n)
             if causes.VFACK >> n & 1:

@@ -1,6 +1,6 @@
 """What a PF's driver is to those who do not know its card. The host's own, or Linux's.
 
-PfDriver      VFs begin and end, each has a policy, is stopped, started, and given up as new
+PfDriver      VFs begin and end, each has a policy, is stopped, held back, started, and given up as new
 BoundDriver   the same, driven by this process: bound to registers, and interrupted
 """
 
@@ -41,6 +41,15 @@ class PfDriver(Protocol):
 
     def stop_vf(self, n: int) -> None:
         """Let nothing in or out of a VF."""
+
+    def throttle(self, n: int, mbps: int | None) -> None:
+        """Hold a VF back, to so many Mb/s and in what else it asks of the host; None: no more.
+
+        Raises VirtfnError for a driver that cannot.
+        """
+
+    def attend(self, n: int) -> None:
+        """Look after a VF that may be held back: called several times a second."""
 
     def release_vf(self, n: int) -> None:
         """Make a VF as new for the next owner."""

@@ -5,6 +5,8 @@
                        quarantine v  | release
                                 QUARANTINED
 
+An assigned VF may be throttled, too, until `release`. `watch.py` decides when; nobody but a person releases.
+
 Assigning gives a VF a complete virtual configuration space and the VM's own domain in the IOMMU, and plugs it in.
 Taking back unplugs it, resets it, and scrubs what its owner left: rings, write-back, filters, mailbox, MSI-X, domain.
 It knows VMs by the small Protocol below, and no VMM.
@@ -38,6 +40,10 @@ class Vm(Protocol):
 
     name: str
 
+    @property
+    def interrupts(self) -> int:
+        """Count the interrupts that reached it."""
+
     def address_space(self, rid: Rid) -> Hashable:
         """Name the address space that a function's DMA is in: functions of one space share a domain."""
 
@@ -61,7 +67,7 @@ class VfState(enum.Enum):
 
 @dataclass(slots=True)
 class Vf:
-    """A VF of the inventory. driver: of its PF."""
+    """A VF of the inventory. driver: of its PF. throttled: Mb/s that it is held back to, if it is."""
 
     found: FoundVf
     config: VirtualConfig
@@ -69,6 +75,7 @@ class Vf:
     state: VfState = VfState.FREE
     vm: Vm | None = None
     assignments: int = 0
+    throttled: int | None = None
 
     @property
     def index(self) -> int:
@@ -234,7 +241,7 @@ class Iovm:
                 driver.serve()
                 driver.release_vf(vf.index)
                 vf.config.reset()
-                vf.state, vf.vm = VfState.FREE, None
+                vf.state, vf.vm, vf.throttled = VfState.FREE, None, None
                 self._detach(vf.rid, vm)
 
     def _detach(self, rid: Rid, vm: Vm) -> None:
@@ -323,10 +330,22 @@ class Iovm:
         if stuck:
             raise VirtfnError(f"{', '.join(stuck)} cannot be reset", errno_name="EIO")
 
-    def quarantine(self, vf: Vf) -> None:
-        """Stop a VF that its guest still holds: nothing goes in or out.
+    # What is done about an owner that misbehaves: it holds until `release`, or until the VF is taken back.
 
-        Raises VirtfnError, errno EINVAL, if nobody has it.
+    def throttle(self, vf: Vf, mbps: int) -> None:
+        """Hold a VF back: what it sends, its interrupts, and how many of its messages are answered.
+
+        Raises VirtfnError: EINVAL if nobody has it, what the PF's driver refuses.
+        """
+        if vf.state is not VfState.ASSIGNED:
+            raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}, not assigned", errno_name="EINVAL")
+        self._pf(vf.found.physfn).driver.throttle(vf.index, mbps)
+        vf.throttled = mbps
+
+    def quarantine(self, vf: Vf) -> None:
+        """Stop a VF that its guest still holds: nothing goes in or out, and the guest sees no link.
+
+        Raises VirtfnError, errno EINVAL, if nobody has it, or it is stopped already.
         """
         if vf.state is not VfState.ASSIGNED:
             raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}, not assigned", errno_name="EINVAL")
@@ -334,11 +353,16 @@ class Iovm:
         vf.state = VfState.QUARANTINED
 
     def release(self, vf: Vf) -> None:
-        """Let a quarantined VF run again.
+        """Let a VF run again that was quarantined or throttled.
 
-        Raises VirtfnError, errno EINVAL, if it is not quarantined.
+        Raises VirtfnError, errno EINVAL, if it was neither.
         """
-        if vf.state is not VfState.QUARANTINED:
+        if vf.state is not VfState.QUARANTINED and vf.throttled is None:
             raise VirtfnError(f"VF {format_rid(vf.rid)} is {vf.state.value}, not quarantined", errno_name="EINVAL")
-        self._pf(vf.found.physfn).driver.start_vf(vf.index)
-        vf.state = VfState.ASSIGNED
+        driver = self._pf(vf.found.physfn).driver
+        if vf.throttled is not None:
+            driver.throttle(vf.index, None)
+            vf.throttled = None
+        if vf.state is VfState.QUARANTINED:
+            driver.start_vf(vf.index)
+            vf.state = VfState.ASSIGNED

@@ -22,6 +22,7 @@ __all__ = [
     "Captured",
     "Card",
     "Carrier",
+    "Conduct",
     "CopiesQueues",
     "CountsFrames",
     "Moved",
@@ -52,6 +53,19 @@ class Moved(NamedTuple):
     tx_bytes: int
     rx_frames: int
     rx_bytes: int
+
+
+class Conduct(NamedTuple):
+    """What the owner of a VF has done, by the card's counters: they run on, whoever has it.
+
+    spoofed: frames that were not its to send. malformed: descriptors that make no sense. messages: to and from the PF's
+    driver. resets: of the VF, by whom ever.
+    """
+
+    spoofed: int = 0
+    malformed: int = 0
+    messages: int = 0
+    resets: int = 0
 
 
 class Captured(NamedTuple):
@@ -193,6 +207,10 @@ class Card(Device, CountsFrames, Carrier, Protocol):
     def mailbox_messages(self, n: int) -> int:
         """Count messages between a VF and the PF, both ways."""
         return 0
+
+    def conduct(self, n: int) -> Conduct:
+        """Count what the owner of a VF has done; cheap enough to be asked several times a second."""
+        return Conduct()
 
     def device_tlb(self) -> dict[str, int]:
         """Count what the card's device TLB did; nothing where there is none."""

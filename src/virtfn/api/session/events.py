@@ -7,6 +7,8 @@ ADDRESS_REFUSED  a guest asked for an address that is another's; as often at mos
 STATE_CHANGED    the session's
 GUEST_ATTACHED   a VF was plugged into a guest; GUEST_DETACHED: and unplugged
 VFS_CHANGED      a PF has another number of VFs
+VF_...           what a VF's owner does too often, and what is done about it: SPOOFED, WARNED, THROTTLED, QUARANTINED,
+                 RELEASED; a few a second for each VF at most
 """
 
 from __future__ import annotations
@@ -37,6 +39,11 @@ __all__ = [
     "Reading",
     "StateChanged",
     "Told",
+    "VfQuarantined",
+    "VfReleased",
+    "VfSpoofed",
+    "VfThrottled",
+    "VfWarned",
     "VfsChanged",
     "WorkDone",
 ]
@@ -127,8 +134,82 @@ class VfsChanged:
     vfs: int
 
 
+@dataclass(frozen=True, slots=True)
+class VfSpoofed:
+    """A VF has sent frames that are not its to send, and they were dropped. count: since the last look."""
+
+    name: ClassVar[str] = "VF_SPOOFED"
+    pf: str
+    vf: int
+    rid: str
+    guest: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class VfWarned:
+    """A VF is over a limit. kind: of what; per_second: how much there was, and how much is allowed; why: in words."""
+
+    name: ClassVar[str] = "VF_WARNED"
+    pf: str
+    vf: int
+    rid: str
+    guest: str
+    kind: str
+    per_second: int
+    allowed: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class VfThrottled:
+    """A VF was over a limit, and is held back from now on. mbps: what it may send."""
+
+    name: ClassVar[str] = "VF_THROTTLED"
+    pf: str
+    vf: int
+    rid: str
+    guest: str
+    kind: str
+    why: str
+    mbps: int
+
+
+@dataclass(frozen=True, slots=True)
+class VfQuarantined:
+    """A VF was stopped. kind: of the limit that it was over; null: a person did it."""
+
+    name: ClassVar[str] = "VF_QUARANTINED"
+    pf: str
+    vf: int
+    rid: str
+    guest: str
+    kind: str | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class VfReleased:
+    """A VF runs again as it was."""
+
+    name: ClassVar[str] = "VF_RELEASED"
+    pf: str
+    vf: int
+    rid: str
+    guest: str
+
+
+VfEvent = VfSpoofed | VfWarned | VfThrottled | VfQuarantined | VfReleased
 Event = (
-    StateChanged | GuestBooted | WorkDone | FaultsRecorded | AddressRefused | GuestAttached | GuestDetached | VfsChanged
+    StateChanged
+    | GuestBooted
+    | WorkDone
+    | FaultsRecorded
+    | AddressRefused
+    | GuestAttached
+    | GuestDetached
+    | VfsChanged
+    | VfEvent
 )
 
 

@@ -16,6 +16,7 @@ from virtfn.api.running import policy_words
 from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted
 from virtfn.api.session.standing import Standing
 from virtfn.api.session.telling import Teller
+from virtfn.api.session.watching import event_of
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import format_rid
 from virtfn.hw.vtd.regs import Fault
@@ -112,6 +113,7 @@ class Live:
         machine.start(lambda: tell("starting"))
         self._watch_faults()
         self._watch_claims()
+        self._watch_vfs()
         for run in machine.guests:
             self._tell_event(GuestBooted(run.lab.name, run.lab.vmm, 0.0))
         if capture is not None:
@@ -136,11 +138,18 @@ class Live:
 
         def note(fault: Fault) -> None:
             watch.note(fault)
+            self.machine.watch.note_fault(fault)
             for tell in others:
                 tell(fault)
 
         unit.on_fault = note
         self._world.add(watch)
+
+    def _watch_vfs(self) -> None:
+        """Tell of what the watch over all VFs sees and does."""
+        machine = self.machine
+        machine.watch.on_notice = lambda notice: self._tell_event(event_of(machine, notice))
+        self._world.add(machine.watch)
 
     def _watch_claims(self) -> None:
         """Tell of addresses that guests are refused, where the PF's driver is ours."""

@@ -11,6 +11,7 @@ from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLa
 from virtfn.api.session.events import EventDocument
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.api.session.snapshot import Snapshot
+from virtfn.api.session.watching import ListVfs, QuarantineVf, ReleaseVf
 from virtfn.hw.types import Iova, Rid
 from virtfn.iovm.iommu.explanation import Explanation
 from virtfn.iovm.iommu.state import UnitState, read_unit
@@ -185,4 +186,7 @@ REQUESTS: tuple[type[Request[object]], ...] = (
     AttachGuest,
     DetachGuest,
     SetVfs,
+    ListVfs,
+    QuarantineVf,
+    ReleaseVf,
 )

@@ -11,8 +11,15 @@ from virtfn.devices.pci import Endpoint, Place
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import VFS
 from virtfn.hw.types import Rid
-from virtfn.kernels.i82576.state import COUNTER_NAMES, DROP_NAMES, WIRE
-from virtfn.machine.netports import Captured, Moved
+from virtfn.kernels.i82576.state import (
+    COUNTER_NAMES,
+    DROP_MAC_SPOOF,
+    DROP_MALFORMED,
+    DROP_NAMES,
+    DROP_VLAN_SPOOF,
+    WIRE,
+)
+from virtfn.machine.netports import Captured, Conduct, Moved
 
 __all__ = ["Observed"]
 
@@ -50,6 +57,12 @@ class Observed:
     def mailbox_messages(self, n: int) -> int:
         """Count messages between a VF and the PF, both ways."""
         return self.port.mailboxes.messages[n]
+
+    def conduct(self, n: int) -> Conduct:
+        """Count what the owner of a VF has done."""
+        drops = self.port.nic["drops"][n]
+        spoofed = int(drops[DROP_MAC_SPOOF]) + int(drops[DROP_VLAN_SPOOF])
+        return Conduct(spoofed, int(drops[DROP_MALFORMED]), self.mailbox_messages(n), self.port.vf_resets[n])
 
     def device_tlb(self) -> dict[str, int]:
         """Count what the device TLB did; nothing where there is none."""

@@ -64,6 +64,7 @@ class Port(Handlers):
         self._timer_due: int | None = None
         self._link_seen = 0
         self._pooled = False
+        self.vf_resets = [0] * VFS
         self._given: tuple[object, ...] = ()
         self.block = new_nic(iommu)
         self.address = int(self.block.ctypes.data)
@@ -289,6 +290,7 @@ class Port(Handlers):
 
         Its counters run on: Linux's igbvf resets each time that it goes down, and would take zero for a wrap.
         """
+        self.vf_resets[n] += 1
         self._forget_turns(n)
         self._stop_queues(n)
         for decl in (Regs.VFRE, Regs.VFTE):
