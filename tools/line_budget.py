@@ -17,7 +17,7 @@ BUDGETS = {
     "kernels": 7400,
     "machine": 2100,
     "devices": 5000,
-    "drivers": 2500,
+    "drivers": 2700,
     "vmm": 6500,
     "iovm": 2600,
     "iomodels": 2250,
