@@ -535,6 +535,7 @@ def test_the_schema_has_every_key_of_the_lab() -> None:
     assert isinstance(definitions, dict)
     assert set(definitions["VfPolicy"]["properties"]) == {
         "id", "mac-address", "vlan-id", "qos", "spoof-check", "trust", "link-state", "max-tx-rate", "min-tx-rate",
+        "watch",
     }  # fmt: skip
     assert "required" not in definitions["VfPolicy"]
     assert all(definition["additionalProperties"] is False for definition in definitions.values())
