@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["virtfn.pytest"]
+
 # What tests start inherits what is ignored: a shell's `&` ignores SIGINT, nohup SIGHUP.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:

@@ -25,6 +25,7 @@ BUDGETS = {
     "api": 7800,
     "cli": 1700,
     "web": 500,
+    "pytest": 350,
     "cards.py": 120,
     "private.py": 220,
 }

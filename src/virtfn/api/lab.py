@@ -62,9 +62,10 @@ def read_lab(stream: BinaryIO, name: str = "standard input") -> Lab:
     return parse_lab(decode(stream.read(MAX_BYTES + 1), name), name)
 
 
-def parse_lab(text: str, file: str = "lab", folder: Path | None = None) -> Lab:
+def parse_lab(text: str, file: str = "lab", folder: Path | None = None, *, works: bool = True) -> Lab:
     """Read the text of a lab file; names of files in it are relative to `folder`.
 
+    works: whether its guests are to do its workload, or what somebody else has them do.
     Raises LabError for the first thing wrong in it.
     """
     tree = parse_text(text, file)
@@ -80,7 +81,7 @@ def parse_lab(text: str, file: str = "lab", folder: Path | None = None) -> Lab:
         faults = put_in_words(error)
     else:
         lab._tree = tree
-        faults = list(find_faults(lab))
+        faults = list(find_faults(lab, works=works))
     if not faults:
         return lab
     first = min(faults, key=lambda f: tree.line(f.key))

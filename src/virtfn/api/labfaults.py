@@ -51,8 +51,11 @@ class Fault:
     message: str
 
 
-def find_faults(lab: Lab) -> Iterator[Fault]:
-    """List what is wrong between the keys of a lab: clashes, unknown names, numbers that do not fit each other."""
+def find_faults(lab: Lab, *, works: bool = True) -> Iterator[Fault]:
+    """List what is wrong between the keys of a lab: clashes, unknown names, numbers that do not fit each other.
+
+    works: whether its guests do its workload; what that needs is nothing to others.
+    """
     yield from _twice([(("pfs", i, "name"), pf.name) for i, pf in enumerate(lab.pfs)], "PF name")
     yield from _twice([(("guests", i, "name"), guest.name) for i, guest in enumerate(lab.guests)], "guest name")
     macs: list[tuple[KeyPath, str]] = []
@@ -69,8 +72,9 @@ def find_faults(lab: Lab) -> Iterator[Fault]:
     yield from _stack_faults(lab)
     yield from _owner_faults(lab)
     yield from (Fault(key, message) for key, message in image_faults(lab))
-    yield from _workload_faults(lab)
-    yield from _expect_faults(lab)
+    if works:
+        yield from _workload_faults(lab)
+        yield from _expect_faults(lab)
 
 
 def _twice(values: list[tuple[KeyPath, str]], what: str) -> Iterator[Fault]:

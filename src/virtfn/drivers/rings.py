@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from virtfn.drivers.byhand import put_frames, take_frames
 from virtfn.drivers.window import Window
 from virtfn.hw.bits import Decl
 from virtfn.hw.eth import FCS_BYTES
@@ -36,7 +37,7 @@ from virtfn.hw.i82576.desc import (
 from virtfn.hw.i82576.fields import DescType
 from virtfn.hw.i82576.rxtx import RXDCTL, SRRCTL, TDWBAL, TXDCTL
 from virtfn.hw.types import Hva, Iova
-from virtfn.kernels.i82576.netdev import new_rings
+from virtfn.kernels.i82576.netdev import new_rings, rx_return, rx_take, tx_room, tx_send
 from virtfn.kernels.netdev import BATCH
 from virtfn.kernels.ranges import address_of
 from virtfn.machine.clock import MS_PS
@@ -266,6 +267,18 @@ class RingDriver(NetDriver):
     def netdev(self) -> np.void:
         """The row itself."""
         return self.rings.netdev
+
+    def send(self, frames: Sequence[bytes]) -> int:
+        """Put frames into the transmit ring; return how many found room. Raises VirtfnError as `put_frames`."""
+        count = put_frames(self.row, frames, tx_room, tx_send)
+        self.show_tails()
+        return count
+
+    def receive(self) -> list[bytes]:
+        """Take all frames that were received."""
+        frames = take_frames(self.row, rx_take, rx_return)
+        self.show_tails()
+        return frames
 
     @property
     def tx_pending(self) -> bool:

@@ -320,6 +320,17 @@ class NetDriver(Protocol):
     def remove(self) -> None:
         """Forget a device that is no longer there."""
 
+    def send(self, frames: Sequence[bytes]) -> int:
+        """Put frames into the transmit ring by hand; return how many found room.
+
+        Raises VirtfnError: EOPNOTSUPP for a driver whose frames move by kernels alone.
+        """
+        raise VirtfnError("this driver's frames move by kernels alone", errno_name="EOPNOTSUPP")
+
+    def receive(self) -> list[bytes]:
+        """Take all frames that were received, by hand. Raises VirtfnError as `send`."""
+        raise VirtfnError("this driver's frames move by kernels alone", errno_name="EOPNOTSUPP")
+
     @property
     def broken(self) -> bool:
         """Whether the device has to be reset."""

@@ -101,12 +101,18 @@ class Live:
     # Starting.
 
     def start(
-        self, capture: Path | None, platform: Platform | None, frames: Frames | None, *, standing: bool = False
+        self,
+        capture: Path | None,
+        platform: Platform | None,
+        frames: Frames | None,
+        *,
+        standing: bool = False,
+        by_hand: bool = False,
     ) -> None:
         """Bring machine and guests up, and prepare their work.
 
         capture: where to record from now on, if anywhere; platform: of guests under QEMU; frames: to be replayed.
-        standing: they stay and rest, until they are told to work.
+        standing: they stay and rest, until they are told to work; by_hand: until somebody else moves their frames.
         """
         machine, tell = self.machine, self._teller.tell
         tell("starting", force=True)
@@ -128,7 +134,7 @@ class Live:
             for pf in machine.pfs:
                 self.standing.settle(pf)
             self._world.add(self.standing)
-        else:
+        elif not by_hand:
             self._prepare(frames, breath_ps)
 
     def _watch_faults(self) -> None:

@@ -37,7 +37,7 @@ from virtfn.kernels import warm
 from virtfn.machine.captures import Frames, read_capture
 from virtfn.machine.clock import S_PS, WallClock
 from virtfn.machine.pieces import finish
-from virtfn.machine.ports import VirtfnError
+from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.world import PatientClock, World
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Session:
     capture: where to record what each function sends and receives. trace: where to write what happens. progress: is
     told what goes on. controlled: whether there is a socket by the lab's name, where other processes can ask. standing:
     guests do not work to an end: they rest, come and go, and send when that is asked for; `keep` follows `start`.
+    by_hand: embedded guests do nothing but what somebody has them do, frame by frame (`api/byhand.py`).
 
     unwritten: files that could not be written, and why.
 
@@ -90,6 +91,7 @@ class Session:
         progress: OnProgress | None = None,
         controlled: bool = False,
         standing: bool = False,
+        by_hand: bool = False,
     ) -> None:
         refuse_unsupported(lab)
         if standing and lab.workload.kind == "attack":
@@ -104,6 +106,7 @@ class Session:
         self._capture, self._trace, self._controlled, self._standing = capture, trace, controlled, standing
         self._ending = False
         self.on_change: Callable[[], None] = _tell_nobody_of_changes
+        self._by_hand = by_hand
         self._began = self.clock.now()
         self._state = State.NEW
         self._thread = threading.get_ident()
@@ -208,7 +211,7 @@ class Session:
             live = Live(machine, self._world, self.clock, self._teller, self.events.tell, self._closes, compile_ps)
             with self._reading:
                 self._live, self._look = live, self._see
-            live.start(self._capture, platform, frames, standing=self._standing)
+            live.start(self._capture, platform, frames, standing=self._standing, by_hand=self._by_hand)
             captures = [frames, *(pf.strangers for pf in machine.pfs)]
             self._notes = list(dict.fromkeys(note for capture in captures if capture for note in capture.notes))
             self._notes += [note for guest in live.guests for note in guest.notes]
@@ -283,6 +286,11 @@ class Session:
         """
         self._require("save_iommu", *_UP)
         save_iommu(self.machine.host, path)
+
+    def add(self, actor: Actor) -> None:
+        """Let somebody have turns in the lab's world, as long as the lab is up."""
+        self._require("add", *_UP)
+        self._world.add(actor)
 
     def run_until(self, done: Callable[[], bool], limit_ps: int | None = None) -> bool:
         """Keep the lab at work until `done`, which is asked between steps; False if `limit_ps` is over before."""
