@@ -211,17 +211,14 @@ class Igb:
         """
         self._check(n)
         self.mailbox.allow(n, True)
-        if self.mailbox.clear_to_send(n):
-            self.pools.enable(n, True)
 
     def stop_vf(self, n: int) -> None:
-        """Stop VF `n`: nothing goes in or out, whatever its driver does, until `start_vf`.
+        """Stop VF `n`: nothing goes in or out, and it has no link, whatever its driver does, until `start_vf`.
 
         Raises VirtfnError if there is no such VF.
         """
         self._check(n)
         self.mailbox.allow(n, False)
-        self.pools.enable(n, False)
 
     def throttle(self, n: int, mbps: int | None) -> None:
         """Hold VF `n` back: to so many Mb/s, and in interrupts and messages; None: no more.

@@ -88,6 +88,7 @@ class Igbvf(RingDriver):
         self._clock = clock
         self._mailbox = VfMailbox(self._regs, clock)
         self._up = False
+        self._cleared = False  # to send, by the PF's last word: it has a link for this VF
         self.rings = Rings(self._regs, dma, ring, mtu)
 
     @property
@@ -118,8 +119,9 @@ class Igbvf(RingDriver):
         """
         word = Message.of(OPCODE=opcode, INFO=info).value
         answer = Message(self._ask([word, *body])[0])
-        if not answer.CTS:
+        if not answer.OPCODE:
             self.state = State.RESET_NEEDED
+        self._cleared = bool(answer.CTS)
         if not answer.ACK or opcode != answer.OPCODE:
             raise MailboxError(f"the PF refuses {opcode.name}", word, answer.value, errno_name="EPERM")
 
@@ -351,12 +353,14 @@ class Igbvf(RingDriver):
                 notice = self._mailbox.notice()
             except MailboxError:
                 return
-            lost = notice is not None and not notice.CTS
+            if notice is not None:
+                self._cleared = bool(notice.CTS)
+                lost = not notice.CTS and not notice.ACK
         if lost:
             self.state = State.RESET_NEEDED
             self.link = False
             return
-        self.link = bool(STATUS(self._regs.get(VfRegs.VTSTATUS)).LU)
+        self.link = self._cleared and bool(STATUS(self._regs.get(VfRegs.VTSTATUS)).LU)
 
     def statistics(self) -> dict[str, int]:
         """Read the VF's counters: 32 bits, running on."""

@@ -2,7 +2,8 @@
 
 A VF whose driver has not sent RESET may send nothing else: it is told no, at most once in two seconds, and its driver
 resets. It is told so when it acknowledges, too: a driver that missed its reset finds out as it looks for the PF.
-Replies repeat word 0 with ACK or NACK, and CTS but for RESET's.
+Replies repeat word 0 with ACK or NACK, and CTS but for RESET's. A VF that is to have no link gets no CTS: its driver
+then waits for one before it takes the link for up. It must find no NACK either, which would have it reset.
 """
 
 from __future__ import annotations
@@ -78,8 +79,19 @@ class PfMailbox:
         return self._peers[n].clear_to_send
 
     def allow(self, n: int, allowed: bool) -> None:
-        """Let VF `n` be started by its RESET message, or keep it stopped."""
+        """Let VF `n` run, from its RESET message on, or keep it stopped, and without a link; its driver is told."""
         self._peers[n].allowed = allowed
+        self.settle(n)
+        if self._peers[n].clear_to_send:
+            self.ping(n)
+
+    def _runs(self, n: int) -> bool:
+        """Tell whether the host lets VF `n` run."""
+        return self._peers[n].allowed
+
+    def settle(self, n: int) -> None:
+        """Let VF `n` receive and transmit, if its driver has introduced itself and the host lets it."""
+        self._pools.enable(n, self._peers[n].clear_to_send and self._runs(n))
 
     def recall(self, n: int) -> None:
         """Have VF `n`'s driver introduce itself again: something that it was told holds no more."""
@@ -106,8 +118,12 @@ class PfMailbox:
 
     def ping(self, n: int) -> bool:
         """Ring VF `n`: look at the link, and at whether the PF still knows you. False if the VF holds the buffer."""
-        word = Message.of(OPCODE=Opcode.CONTROL, CTS=int(self._peers[n].clear_to_send))
-        return self._send(n, [word.value])
+        return self._send(n, [self._notice(n)])
+
+    def _notice(self, n: int) -> int:
+        """Say what VF `n` is to know: CTS, it has a link; ACK alone, it is known, and has none; neither, it is not."""
+        known, runs = self._peers[n].clear_to_send, self._runs(n)
+        return Message.of(OPCODE=Opcode.CONTROL, CTS=int(known and runs), ACK=int(known and not runs)).value
 
     def _take(self, n: int) -> bool:
         self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.PFU.mask, n)
@@ -143,13 +159,20 @@ class PfMailbox:
             return
         handler = self._handlers.get(message.OPCODE)
         done = handler is not None and handler(n, message, words)
-        answer = Message.of(OPCODE=message.OPCODE, INFO=message.INFO, CTS=1, ACK=int(done), NACK=int(not done))
+        link = int(self._runs(n))
+        answer = Message.of(OPCODE=message.OPCODE, INFO=message.INFO, CTS=link, ACK=int(done), NACK=int(not done))
         self._send(n, [answer.value])
 
     def acknowledged(self, n: int) -> None:
-        """VF `n`'s driver has read the buffer: one that must introduce itself finds out here that it must."""
+        """VF `n`'s driver has read the buffer: one that must introduce itself finds out here that it must.
+
+        What it finds next, when it looks for its link, must be no refusal that it has read already.
+        """
         if not self._peers[n].clear_to_send:
             self._refuse(n)
+        elif not self._runs(n) and self._take(n):
+            self._regs.set(Regs.VMBMEM, self._notice(n), MAILBOX_WORDS * n)
+            self._regs.set(Regs.P2VMAILBOX, 0, n)
 
     def _refuse(self, n: int) -> None:
         peer = self._peers[n]
@@ -166,8 +189,7 @@ class PfMailbox:
         self._addresses.apply(n)
         mac = self._addresses.of(n)
         peer.clear_to_send = True
-        if peer.allowed:
-            self._pools.enable(n, True)
+        self.settle(n)
         # Without an address there is nothing to acknowledge: a guest chooses one then, and gets it if it is trusted.
         word = Message.of(OPCODE=Opcode.RESET, ACK=int(mac != 0), NACK=int(mac == 0))
         return [word.value, *mac_words(mac)]

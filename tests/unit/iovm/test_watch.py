@@ -176,17 +176,32 @@ def test_quarantine_holds_until_it_is_released():
             send(b, frame(a.mac, b.mac))
             rig.serve()
             assert take(a) == take(b) == []
+            assert not a.link
+            assert b.link
         rig.machine.watch.release(rig.vf(0))
         rig.serve()
-        if a.state is State.RESET_NEEDED:
-            a.recover()
-        rig.serve()
+        a.check_link()  # its function was reset, and nobody set its interrupts up anew
+        assert a.link
         send(a, frame(b.mac, a.mac))
         rig.serve()
         assert frame(b.mac, a.mac) in take(b)
         rig.watch_for(900)
         assert rig.deeds[1:] == [(Deed.RELEASED, None)]
         assert rig.machine.watch.why(rig.vf(0)) == ""
+
+
+def test_the_guest_sees_no_link_at_once():
+    with Watched() as rig:
+        a = rig.driver(0)
+        rig.machine.watch.quarantine(rig.vf(0), "it smells")
+        rig.serve()
+        assert not a.link
+        assert a.state is State.RUNNING
+        assert rig.machine.watch.why(rig.vf(0)) == "it smells"
+        rig.machine.watch.release(rig.vf(0))
+        rig.serve()
+        assert a.link
+        assert a.state is State.RUNNING, "it has missed nothing, and need not be reset"
 
 
 def test_a_vf_is_held_back_in_all_that_it_does():
