@@ -85,8 +85,11 @@ class LinuxGuest:
 class LinuxGuests(Actor):
     """All Linux guests of a lab.
 
-    An actor of `world`, which goes on whatever is waited for. tell: takes what goes on, and since when.
+    An actor of `world`, which goes on whatever is waited for. tell: takes what goes on, and since when. on_end: is told
+    of a machine that has ended, and how, once it is taken out; without it, that is an error.
     """
+
+    on_end: Callable[[LinuxGuest, str], None] | None = None
 
     def __init__(self, machine: Machine, platform: Platform, world: World, tell: Callable[[str, int], None]) -> None:
         self.guests: list[LinuxGuest] = []
@@ -104,10 +107,24 @@ class LinuxGuests(Actor):
 
     def turn(self, now: Ps) -> int:
         """See whether all machines are up. Raises VirtfnError if one has ended."""
-        for vm in self._vms:
+        for vm in list(self._vms):
             if not vm.guest.running:
-                raise VirtfnError(_how_it_ended(vm.guest))
+                how = _how_it_ended(vm.guest)
+                guest = next((guest for guest in self.guests if guest.vm is vm), None)
+                if self.on_end is None or guest is None:
+                    raise VirtfnError(how)
+                self._take_out(guest)
+                self.on_end(guest, how)
         return 0
+
+    def _take_out(self, guest: LinuxGuest) -> None:
+        """Take the interface of a machine that has ended back, and forget it."""
+        self.guests.remove(guest)
+        self._vms.remove(guest.vm)
+        guest.vm.close()
+        if guest.attached:
+            guest.attached = False
+            self._machine.model(guest.pf, guest.lab.nic.io).unplug([guest.plug])
 
     # Starting.
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import TypedDict, cast
@@ -54,7 +54,8 @@ _LOOK_S = 0.02
 class Kept:
     """What a state file says. lab: as the text of a lab file. pid, started: the process, and when (clock ticks).
 
-    since: when the lab was ready, seconds since 1970. changes: whether it was changed since. http: where it listens.
+    since: when the lab was ready, seconds since 1970. changes: how often it was changed since. rate: of its traffic.
+    http: where it listens. error: with what it failed.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Kept:
     changes: int = 0
     rate: int = 0
     http: str | None = None
+    error: str = ""
 
     @property
     def alive(self) -> bool:
@@ -158,7 +160,10 @@ def describe_loss(kept: Kept) -> str:
     """Say what was lost with a lab whose process is gone."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.since))
     changed = f", with {kept.changes} changes since" if kept.changes else ""
-    return f"up from {since}{changed}; its guests' memory, counters, events and what frames were under way are gone"
+    why = f"; it failed: {kept.error}" if kept.error else ""
+    return (
+        f"up from {since}{changed}{why}; its guests' memory, counters, events and what frames were under way are gone"
+    )
 
 
 # In the process that holds the lab.
@@ -169,29 +174,40 @@ def serve_lab(
 ) -> None:
     """Keep a lab up until it is told to end. rate: of its traffic; http: the port for HTTP, 0 for any; None: none.
 
-    ready: is told when it is up. Raises VirtfnError if a part refuses, or a lab of that name is up.
+    ready: is told when it is up. Raises VirtfnError if a part refuses, or a lab of that name is up; one that fails once
+    it was up is lost, and its state says why.
     """
     with Session(lab, controlled=True, standing=True, progress=progress) as session:
         session.start()
         if rate:
             session.ask(StartTraffic(rate))
         with contextlib.ExitStack() as closes:
-            closes.callback(forget, lab.name)
             where = closes.enter_context(_web(lab.name, http)) if http is not None else None
-            kept = Kept(
-                lab.name, os.getpid(), _started(os.getpid()), time.time(), write_lab(lab), rate=rate, http=where
-            )
-            _write(kept)
-            changes = count(1)
+            with _kept(session, where):
+                session.keep(ready)
+                closes.close()
+                session.stop()
 
-            def keep_changes() -> None:
-                standing = session.live.standing
-                rate = standing.counts["rate"] if standing is not None else 0
-                _write(replace(kept, lab=write_lab(session.lab), changes=next(changes), rate=rate))
 
-            session.on_change = keep_changes
-            session.keep(ready)
-        session.stop()
+@contextlib.contextmanager
+def _kept(session: Session, http: str | None) -> Iterator[None]:
+    """Keep the state of a lab in its file, at each change, until it ends in good order."""
+    began, since, changes = _started(os.getpid()), time.time(), count()
+
+    def write(error: str = "") -> None:
+        rate = session.live.standing.counts["rate"] if session.live.standing is not None else 0
+        text = write_lab(session.lab)
+        _write(Kept(session.lab.name, os.getpid(), began, since, text, next(changes), rate, http, error))
+
+    write()
+    session.on_change = write
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(VirtfnError):
+            write(str(error))
+        raise
+    forget(session.lab.name)
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from virtfn.api import service
 from virtfn.api.control import ask
 from virtfn.api.lab import parse_lab
 from virtfn.api.running import lab_document, write_lab
-from virtfn.api.service import Kept, bring_down, find_kept, list_labs
+from virtfn.api.service import Kept, bring_down, describe_loss, find_kept, list_labs, serve_lab
 from virtfn.api.session import Session
+from virtfn.api.session.changes import DetachGuest
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import VirtfnError
@@ -135,6 +136,30 @@ def test_a_lab_whose_process_is_gone_is_lost_until_it_is_forgotten(tmp_path: Pat
     assert bring_down("x") == "x"
     assert list_labs() == []
     assert find_kept("x") is None
+
+
+def test_a_lab_that_fails_is_lost_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Session, ready: object) -> None:
+        raise VirtfnError("no more", errno_name="EIO")
+
+    monkeypatch.setattr(Session, "keep", fail)
+    with pytest.raises(VirtfnError, match="no more"):
+        serve_lab(parse_lab(lab_text()), ready=lambda: None)
+    kept = find_kept("rig")
+    assert kept is not None
+    assert "it failed: no more" in describe_loss(kept)
+
+
+def test_changes_are_kept() -> None:
+    with standing() as session:
+        with service._kept(session, None):
+            session.ask(StartTraffic(rate=7))
+            session.ask(DetachGuest("a"))
+            kept = find_kept("rig")
+            assert kept is not None
+            assert (kept.changes, kept.rate) == (2, 7)
+            assert [guest.nic.attached for guest in parse_lab(kept.lab).guests] == [False, True]
+        assert find_kept("rig") is None
 
 
 # The commands, as processes.

@@ -44,6 +44,9 @@ class Answering(Protocol):
     def live(self) -> Live:
         """What stands. Raises VirtfnError if nothing is up."""
 
+    def snapshot_pieces(self) -> InPieces[Snapshot]:
+        """Do the same in pieces, between others' turns."""
+
     def changed(self) -> None:
         """Take note that the lab is not as it was: whoever keeps it in a file writes that anew."""
 

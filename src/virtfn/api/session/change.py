@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from virtfn.api.lab import Guest, Lab, Nic
+from virtfn.api.lab import Guest, Lab
+from virtfn.api.labchange import function
 from virtfn.api.machine import driver_policy
 from virtfn.api.session.events import GuestAttached, GuestDetached, VfsChanged
 from virtfn.api.session.policy import set_policies
@@ -23,34 +24,7 @@ if TYPE_CHECKING:
     from virtfn.api.linux import LinuxGuest
     from virtfn.api.session.live import Live
 
-__all__ = ["change", "function", "with_nic", "with_vfs"]
-
-
-def function(nic: Nic) -> str:
-    """Name the VF of a guest: `pf0/vf1`."""
-    return f"{nic.pf}/vf{nic.vf}"
-
-
-def with_nic(lab: Lab, name: str, nic: Nic) -> Lab:
-    """Return a lab in which a guest has another interface."""
-    guests = tuple(guest.model_copy(update={"nic": nic}) if guest.name == name else guest for guest in lab.guests)
-    return _like(lab, guests=guests)
-
-
-def with_vfs(lab: Lab, name: str, count: int) -> Lab:
-    """Return a lab in which a PF has another number of VFs; policies of those that go are gone."""
-
-    def changed(total: int) -> dict[str, object]:
-        sr_iov = lab.pf(name).sr_iov
-        assert sr_iov is not None  # who asks has seen that
-        vfs = tuple(policy for policy in sr_iov.vfs if policy.id < total)
-        return {"sr_iov": sr_iov.model_copy(update={"total_vfs": total, "vfs": vfs})}
-
-    return _like(lab, pfs=tuple(pf.model_copy(update=changed(count)) if pf.name == name else pf for pf in lab.pfs))
-
-
-def _like(lab: Lab, **parts: object) -> Lab:
-    return lab.model_copy(update=parts)
+__all__ = ["change"]
 
 
 def change(live: Live, after: Lab) -> InPieces[None]:
@@ -145,6 +119,8 @@ def _detach(live: Live, guest: Guest) -> None:
 
 def _attach(live: Live, guest: Guest) -> LinuxGuest | None:
     """Plug a VF into a guest; return it if it is under QEMU, and finds that itself."""
+    if guest.name in live.ended:
+        raise VirtfnError(f"guest {guest.name} has ended; virtfn down, then up", errno_name="ENODEV")
     machine = live.machine
     linux = live.linux_guest(guest.name)
     pf = machine.pf(guest.nic.pf)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict
 
 from virtfn.api.lab import Lab, Nic, parse_lab, refuse_unsupported
+from virtfn.api.labchange import function, with_nic, with_vfs
 from virtfn.api.labfile import LabError
 from virtfn.api.running import lab_document
 from virtfn.api.session.asking import Answering, Params, Request, known, number
-from virtfn.api.session.change import change, function, with_nic, with_vfs
+from virtfn.api.session.change import change
 from virtfn.api.session.difference import DifferenceDocument, differences, refuse_fixed
 from virtfn.api.session.service import standing_of
 from virtfn.machine.pieces import InPieces

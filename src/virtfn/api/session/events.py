@@ -6,6 +6,7 @@ FAULTS_RECORDED  the remapping unit refused something; up to ten such events a s
 ADDRESS_REFUSED  a guest asked for an address that is another's; as often at most
 STATE_CHANGED    the session's
 GUEST_ATTACHED   a VF was plugged into a guest; GUEST_DETACHED: and unplugged
+GUEST_ENDED      a guest under QEMU has ended by itself, or was killed; its VF is free
 VFS_CHANGED      a PF has another number of VFs
 VF_...           what a VF's owner does too often, and what is done about it: SPOOFED, WARNED, THROTTLED, QUARANTINED,
                  RELEASED; a few a second for each VF at most
@@ -36,6 +37,7 @@ __all__ = [
     "GuestAttached",
     "GuestBooted",
     "GuestDetached",
+    "GuestEnded",
     "Reading",
     "StateChanged",
     "Told",
@@ -125,6 +127,15 @@ class GuestDetached:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestEnded:
+    """A guest under QEMU has ended. how: in words."""
+
+    name: ClassVar[str] = "GUEST_ENDED"
+    guest: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class VfsChanged:
     """A PF has another number of VFs."""
 
@@ -208,6 +219,7 @@ Event = (
     | AddressRefused
     | GuestAttached
     | GuestDetached
+    | GuestEnded
     | VfsChanged
     | VfEvent
 )

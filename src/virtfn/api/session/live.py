@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from virtfn.api.accounts import Group, account
 from virtfn.api.lab import Lab
+from virtfn.api.labchange import with_nic
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
 from virtfn.api.running import policy_words
-from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted
+from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted, GuestEnded
 from virtfn.api.session.standing import Standing
 from virtfn.api.session.telling import Teller
 from virtfn.api.session.watching import event_of
@@ -41,8 +42,9 @@ _BESIDE_PS = MS_PS // 4  # a breath of embedded guests beside Linux guests, who 
 class Live:
     """A lab that is up. What is opened is closed with `closes`, the last first.
 
-    standing: the embedded guests of a service. groups: those at work, by PF. guests: those under QEMU. attacks: what a
-    hostile guest has tried. compile_ps: how long kernels were compiled.
+    standing: the embedded guests of a service. changing: whether a change is under way. ended: guests that are no more.
+    groups: embedded guests at work, by PF. guests: those under QEMU. attacks: what a hostile guest has tried.
+    compile_ps: how long kernels were compiled.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Live:
         self.attacks: list[AttackReport] = []
         self.standing: Standing | None = None
         self.changing = False
+        self.ended: set[str] = set()
         self._compile_ps = compile_ps
         self._moving_ps = 0
         self._world = world
@@ -128,6 +131,9 @@ class Live:
             self._world.add(recording)
         if platform is not None:
             self._boot_linux(platform)
+        if standing:
+            for linux in self._linux:
+                linux.on_end = self._note_end
         breath_ps = _BESIDE_PS if platform is not None else BREATH_PS
         if standing:
             self.standing = Standing(machine, self._world, self.groups, frames, breath_ps)
@@ -211,6 +217,14 @@ class Live:
                 machine.host, pf.served, guests, workload, wire=pf.wire, hosts=pf.hosts, breath_ps=breath_ps
             )
             self.groups.append(Group(pf, runs, workload, engine))
+
+    def _note_end(self, guest: LinuxGuest, how: str) -> None:
+        """Go on without a guest that has ended."""
+        self.ended.add(guest.lab.name)
+        lab, name = self.machine.lab, guest.lab.name
+        if guest.lab.nic.io == "sriov":
+            self.machine.lab = with_nic(lab, name, guest.lab.nic.model_copy(update={"attached": False}))
+        self.tell_event(GuestEnded(name, how))
 
     def set_up(self, guest: LinuxGuest) -> InPieces[None]:
         """Let a Linux guest find its new interface, and bring it up. Raises VirtfnError with the guest's own words."""

@@ -87,9 +87,9 @@ class ReadSnapshot(Request[Snapshot]):
 
     method: ClassVar[str] = "session.snapshot"
 
-    def answer(self, session: Answering) -> Snapshot:
+    def pieces(self, session: Answering) -> InPieces[Snapshot]:
         """Read."""
-        return session.snapshot()
+        return session.snapshot_pieces()
 
 
 class EventsDocument(TypedDict):

@@ -29,14 +29,14 @@ from virtfn.api.session.desk import Desk
 from virtfn.api.session.events import Events, StateChanged, WorkDone
 from virtfn.api.session.live import Live
 from virtfn.api.session.requests import REQUESTS, Request
-from virtfn.api.session.snapshot import Snapshot, take_snapshot
+from virtfn.api.session.snapshot import Snapshot, snapshot_pieces, take_snapshot
 from virtfn.api.session.telling import Teller
 from virtfn.api.signals import ended_by_signals
 from virtfn.cards import MODELS
 from virtfn.kernels import warm
 from virtfn.machine.captures import Frames, read_capture
 from virtfn.machine.clock import S_PS, WallClock
-from virtfn.machine.pieces import finish
+from virtfn.machine.pieces import InPieces, finish
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.world import PatientClock, World
 
@@ -168,6 +168,13 @@ class Session:
         """
         with self._reading:
             return self._look()
+
+    def snapshot_pieces(self) -> InPieces[Snapshot]:
+        """Do the same between others' turns, for the session's thread."""
+        live, elapsed = self._live, round(self.elapsed_s, 3)
+        if live is None:
+            return self.snapshot()
+        return (yield from snapshot_pieces(live.machine, live.guests, state=self._state.value, elapsed_s=elapsed))
 
     def _see_nothing(self) -> Snapshot:
         raise VirtfnError(f"nothing has counted anything: the lab is {self._state.value}", errno_name="EINVAL")

@@ -14,12 +14,13 @@ from virtfn.api.report import SwitchReport
 from virtfn.devices.iommu.unit import COUNTERS
 from virtfn.hw.types import Rid, format_rid
 from virtfn.iovm.iovm import Vf
+from virtfn.machine.pieces import InPieces, finish
 from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:
     from virtfn.api.linux import LinuxGuest
 
-__all__ = ["GuestCounts", "PfCounts", "Snapshot", "VfCounts", "take_snapshot"]
+__all__ = ["GuestCounts", "PfCounts", "Snapshot", "VfCounts", "snapshot_pieces", "take_snapshot"]
 
 _ATTEMPTS = 16
 
@@ -76,13 +77,34 @@ def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, 
 
     Raises VirtfnError (EAGAIN) if functions come and go all the time.
     """
+    return finish(snapshot_pieces(machine, linux, state=state, elapsed_s=elapsed_s))
+
+
+def snapshot_pieces(
+    machine: Machine, linux: Sequence[LinuxGuest], *, state: str, elapsed_s: float
+) -> InPieces[Snapshot]:
+    """Do the same in pieces: a guest or a VF each. What has come and gone meanwhile is read anew."""
     for _ in range(_ATTEMPTS):
         try:
-            guests = [_embedded(run) for run in list(machine.guests) if run.guest.drivers]
-            guests += [_linux(guest) for guest in list(linux) if guest.attached]
+            guests: list[GuestCounts] = []
+            for run in list(machine.guests):
+                if _there(run, machine.guests) and run.guest.drivers:
+                    guests.append(_embedded(run))
+                yield
+            for guest in list(linux):
+                if guest.attached:
+                    guests.append(_linux(guest))
+                yield
             owners = {run.link.vf.rid: run.lab.name for run in list(machine.guests) if run.link.vf is not None}
             owners |= {guest.plug.vf.rid: guest.lab.name for guest in list(linux) if guest.attached and guest.plug.vf}
-            pfs = [_pf(pf, owners) for pf in list(machine.pfs)]
+            pfs: list[PfCounts] = []
+            for pf in list(machine.pfs):
+                counts = _pf(pf)
+                for vf in list(pf.vfs):
+                    yield
+                    if _there(vf, pf.vfs):
+                        counts["vfs"].append(_vf(pf, vf, owners))
+                pfs.append(counts)
         except (RuntimeError, LookupError):  # a list or a dictionary changed while it was read in another thread
             continue
         order = [guest.name for guest in machine.lab.guests]
@@ -97,6 +119,10 @@ def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, 
             "iommu": {name: sum(int(row.unit[0][name]) for row in rows) for name in COUNTERS},
         }
     raise VirtfnError("functions come and go too fast to be counted; ask again", errno_name="EAGAIN")
+
+
+def _there(one: object, all_now: Sequence[object]) -> bool:
+    return any(one is each for each in all_now)
 
 
 def _embedded(run: LabGuestRun) -> GuestCounts:
@@ -133,7 +159,7 @@ def _linux(guest: LinuxGuest) -> GuestCounts:
     }
 
 
-def _pf(pf: LabPf, owners: Mapping[Rid, str]) -> PfCounts:
+def _pf(pf: LabPf) -> PfCounts:
     counters = pf.nic.counters()
     return {
         "name": pf.name,
@@ -143,7 +169,7 @@ def _pf(pf: LabPf, owners: Mapping[Rid, str]) -> PfCounts:
             "flooded": counters["flooded"],
             "dropped": pf.nic.all_drops(),
         },
-        "vfs": [_vf(pf, vf, owners) for vf in list(pf.vfs)],
+        "vfs": [],
     }
 
 

@@ -112,6 +112,8 @@ class Standing(Actor):
         Raises VirtfnError: EOPNOTSUPP if no two embedded guests share a PF.
         """
         pfs = [pf for pf in self._machine.pfs if len(self._machine.guests_of(pf)) > 1]
+        if rate and self._machine.lab.workload.kind == "none":
+            raise VirtfnError("the lab has no work for guests to do: kind none", errno_name="EOPNOTSUPP")
         if rate and not pfs:
             raise VirtfnError("traffic is of embedded guests, and no two share a PF", errno_name="EOPNOTSUPP")
         self.counts = {"rate": rate, "rounds": 0, "sent": 0, "heard": 0, "corrupt": 0}

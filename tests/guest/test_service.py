@@ -1,0 +1,107 @@
+"""A lab of Linux guests as a service: VFs come and go, the lab becomes another, and a kill leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from virtfn.api.service import find_kept
+
+pytestmark = pytest.mark.guest
+
+LAB = """
+name: served
+pfs: [{name: pf0, sr-iov: {total-vfs: 4}}]
+guests:
+  - {name: a, vmm: qemu, memory-mib: 256, nic: {pf: pf0, vf: 0}}
+  - {name: b, vmm: qemu, memory-mib: 256, nic: {pf: pf0, vf: 1}}
+workload: {kind: ping}
+"""
+COMMAND = [sys.executable, "-c", "from virtfn.cli.start import main; main()"]
+
+
+def virtfn(*arguments: str, stdin: str = "", status: int = 0) -> str:
+    result = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=900)
+    assert result.returncode == status, f"{arguments}: {result.stdout}{result.stderr}"
+    return result.stdout + result.stderr
+
+
+def pings(vlan: str = "") -> bool:
+    result = subprocess.run(
+        [*COMMAND, "exec", "a", "--", "ping", "-c", "3", "-W", "5", "10.82.0.2"], capture_output=True
+    )
+    return result.returncode == 0
+
+
+def machines(parent: int) -> set[int]:
+    """List the QEMU processes that a process has started."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/status"):
+        try:
+            words = path.read_text()
+        except OSError:
+            continue
+        if f"\nPPid:\t{parent}\n" in words and words.startswith("Name:\tqemu"):
+            found.add(int(path.parent.name))
+    return found
+
+
+@pytest.mark.usefixtures("qemu", "image")
+def test_a_service_of_linux_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    try:
+        assert "ready: served is up" in virtfn("up", "-", stdin=LAB)
+        assert pings()
+        _come_and_go()
+        _become_another()
+    except BaseException:
+        subprocess.run([*COMMAND, "down", "served"], check=False)
+        raise
+    kept = find_kept("served")
+    assert kept is not None
+    ours = machines(kept.pid)
+    assert len(ours) == 2
+    os.kill(ours.pop(), signal.SIGKILL)
+    end = time.monotonic() + 60
+    while "GUEST_ENDED" not in virtfn("events"):
+        assert time.monotonic() < end
+    (status,) = json.loads(virtfn("status", "--json", "-"))["labs"]
+    assert (status["state"], status["status"]["attached"]) == ("ready", 1)
+    os.kill(kept.pid, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in ours):
+        assert time.monotonic() < end, "virtual machines outlive their lab"
+        time.sleep(0.1)
+    assert "served was lost: up from" in virtfn("status")
+    assert virtfn("down", "served") == "served is down\n"
+    assert virtfn("status") == "no lab is up; virtfn up LAB.yaml\n"
+
+
+def _come_and_go() -> None:
+    virtfn("detach", "b")
+    assert not pings()
+    assert virtfn("exec", "b", "--", "ls /sys/class/net").split() == ["lo"]
+    virtfn("attach", "b", "pf0/vf3")
+    assert "eth" in virtfn("exec", "b", "--", "ls /sys/class/net")
+    assert pings()
+    vfs = json.loads(virtfn("get", "vfs", "--json", "-"))
+    assert [vf["guest"] for vf in vfs] == ["a", None, None, "b"]
+
+
+def _become_another() -> None:
+    now = virtfn("get")
+    assert "is like that already" in virtfn("apply", "-f", "-", stdin=now)
+    wanted = re.sub(r"total-vfs: 4", "total-vfs: 6, vfs: [{id: 3, vlan-id: 7}]", now)
+    said = virtfn("apply", "-f", "-", "--diff", stdin=wanted)
+    assert "-pfs.pf0.sr-iov.total-vfs: 4\n+pfs.pf0.sr-iov.total-vfs: 6\n" in said
+    assert not pings()  # b is in a VLAN of its own
+    virtfn("apply", "-f", "-", stdin=now.replace("total-vfs: 4", "total-vfs: 6"))
+    assert pings()
