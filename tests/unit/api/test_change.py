@@ -161,7 +161,7 @@ def test_all_of_it_at_once() -> None:
         assert changes["guests.b.nic.vf"] == (1, 4)
         assert changes["pfs.pf0.sr-iov.total-vfs"] == (4, 5)
         assert changes["pfs.pf0.sr-iov.vfs.1.vlan-id"] == (7, 0)
-        assert changes["pfs.pf0.sr-iov.vfs.4.trust"] == (None, True)
+        assert changes["pfs.pf0.sr-iov.vfs.4.trust"] == (False, True)
         assert {vf: guest for vf, guest in owners(session).items() if guest} == {
             "pf0/vf0": "a",
             "pf0/vf4": "b",

@@ -48,7 +48,7 @@ class Difference(NamedTuple):
 
 def differences(before: Lab, after: Lab) -> list[Difference]:
     """List what differs, in the order of the keys."""
-    old, new = dict(_flat(_by_name(before))), dict(_flat(_by_name(after)))
+    old, new = (dict(_flat(_by_name(lab, _most_vfs(before, after)))) for lab in (before, after))
     movable = {guest.name for guest in before.guests if guest.nic.io == "sriov"}
     keys = dict.fromkeys([*old, *new])
     return [
@@ -64,14 +64,21 @@ def _may_change(path: tuple[str, ...], movable: set[str]) -> bool:
     return path[0] == "pfs" and len(path) > 3 and path[2] == "sr-iov" and path[3] in ("total-vfs", "vfs")
 
 
-def _by_name(lab: Lab) -> dict[str, Any]:
-    """Return a lab with what is in lists by its name, and every VF with all of its policy."""
+def _most_vfs(*labs: Lab) -> dict[str, int]:
+    """Return how many VFs each PF has in one lab or the other."""
+    return {
+        pf.name: max(each.total_vfs for lab in labs for each in lab.pfs if each.name == pf.name) for pf in labs[0].pfs
+    }
+
+
+def _by_name(lab: Lab, vfs: dict[str, int]) -> dict[str, Any]:
+    """Return a lab with what is in lists by its name, and every VF with all of its policy, those too that are not."""
     whole = lab_document(lab, defaults=True)
     for pf, section in zip(lab.pfs, whole["pfs"], strict=True):
         if pf.sr_iov is not None:
             section["sr-iov"]["vfs"] = {
                 str(n): {k: v for k, v in pf.policy(n).model_dump(mode="json", by_alias=True).items() if k != "id"}
-                for n in range(pf.total_vfs)
+                for n in range(vfs[pf.name])
             }
     for part in ("pfs", "guests"):
         whole[part] = {section.pop("name"): section for section in whole[part]}
