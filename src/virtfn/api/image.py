@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypedDict
 
 from virtfn.api.labmodel import Guest
@@ -26,7 +28,7 @@ from virtfn.vmm.qemu import (
     kvm_obstacle,
 )
 from virtfn.vmm.qemu.bootfiles import kernel_release
-from virtfn.vmm.qemu.debian import own_suite
+from virtfn.vmm.qemu.debian import errno_name, own_suite
 from virtfn.vmm.qemu.image import Image, build_image
 
 __all__ = [
@@ -71,15 +73,44 @@ class Platform:
     acceleration: Acceleration
 
 
-def make_image(suite: str | None = None, *, refresh: bool = False) -> ImageDocument:
+def make_image(
+    suite: str | None = None, *, kernel: str | None = None, to: Path | None = None, refresh: bool = False
+) -> ImageDocument:
     """Make the guest image that labs boot, or find it made before.
 
-    suite: of Debian; the machine's own if None. refresh: look for newer packages. Raises VirtfnError as `build_image`
-    does.
+    suite: of Debian; the machine's own if None. kernel: of another package, as `build_image` takes it; such an image is
+    not the one that labs boot unless they name its files. to: a folder, made if missing, for a copy of these. refresh:
+    look for newer packages. Raises VirtfnError as `build_image` does.
     """
     suite = suite or own_suite()
-    image = build_image(cache=cache_folder(), suite=suite, refresh=refresh)
-    folder = image.kernel.parent
+    image = build_image(cache=cache_folder(), suite=suite, kernel=kernel, refresh=refresh)
+    if kernel is None:
+        _let_labs_boot(image.kernel.parent)
+    if to is not None:
+        image = _copied(image, to)
+    return {
+        "folder": str(image.kernel.parent),
+        "suite": suite,
+        "kernel": str(image.kernel),
+        "initrd": str(image.initrd),
+        "version": image.version,
+        "bytes": image.kernel.stat().st_size + image.initrd.stat().st_size,
+        "packages": list(image.packages),
+    }
+
+
+def _copied(image: Image, to: Path) -> Image:
+    """Copy an image's files to a folder. Raises VirtfnError."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        kernel, initrd = (Path(shutil.copy(file, to)) for file in (image.kernel, image.initrd))
+    except OSError as error:
+        raise VirtfnError(f"{to}: {error.strerror}", errno_name=errno_name(error)) from error
+    return replace(image, kernel=kernel, initrd=initrd)
+
+
+def _let_labs_boot(folder: Path) -> None:
+    """Make an image the one that labs boot. Raises VirtfnError."""
     link = folder.parent / _CURRENT
     fresh = folder.parent / f".{_CURRENT}-{os.getpid()}"
     try:
@@ -89,15 +120,6 @@ def make_image(suite: str | None = None, *, refresh: bool = False) -> ImageDocum
         fresh.replace(link)
     except OSError as error:
         raise VirtfnError(f"{link}: {error.strerror}") from error
-    return {
-        "folder": str(folder),
-        "suite": suite,
-        "kernel": str(image.kernel),
-        "initrd": str(image.initrd),
-        "version": image.version,
-        "bytes": image.kernel.stat().st_size + image.initrd.stat().st_size,
-        "packages": list(image.packages),
-    }
 
 
 def current_image() -> Image:

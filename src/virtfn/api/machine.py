@@ -36,7 +36,7 @@ from virtfn.vmm.hostaddresses import HostAddresses
 from virtfn.vmm.together import Together
 from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
 
-__all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "driver_policy", "function_name"]
+__all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "driver_policy", "function_name", "guest_mac"]
 
 _CARD_MAC = Mac(0x00_00_01_00_76_02)
 _DESCRIPTORS = 1 << 16
@@ -346,8 +346,7 @@ class Machine:
             return Wish(self.offered_mac(pf, vf), vf.index, self.policy(pf, vf), mapped=guest.nic.map_rings)
         if guest.nic.io == "passthrough":
             return Wish(card_mac(self.pfs.index(pf)))
-        place = [other.name for other in self.lab.guests if other.nic.pf == pf.name].index(guest.name)
-        return Wish(Mac(_GUEST_MAC | self.pfs.index(pf) << 32 | (_OTHERS + place) << 40))
+        return Wish(guest_mac(self.lab, guest))
 
     # The lab, and its state.
 
@@ -466,6 +465,13 @@ def memory_for_stack(lab: Lab, pf: Pf) -> int:
 def card_mac(number: int) -> Mac:
     """Return the address in the NVM of a lab's PF, by the PF's number."""
     return Mac(_CARD_MAC | number << 40)
+
+
+def guest_mac(lab: Lab, guest: LabGuest) -> Mac:
+    """Return the address of a guest that has neither a VF nor a PF whole."""
+    number = [pf.name for pf in lab.pfs].index(guest.nic.pf)
+    place = [other.name for other in lab.guests if other.nic.pf == guest.nic.pf].index(guest.name)
+    return Mac(_GUEST_MAC | number << 32 | (_OTHERS + place) << 40)
 
 
 def driver_policy(policy: VfPolicy) -> DriverPolicy:

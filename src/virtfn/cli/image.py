@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -19,16 +20,22 @@ def image() -> None:
 
 @image.command()
 @click.option("--suite", metavar="SUITE", help="Debian's, such as trixie; without it, this machine's own.")
+@click.option(
+    "--kernel",
+    metavar="PACKAGE[/SUITE]",
+    help="With this kernel of Debian's, such as linux-image-amd64/bookworm-backports: for labs that name its files.",
+)
+@click.option("--to", metavar="FOLDER", help="Copy vmlinuz and initrd.gz there, for kernel: and initrd: of a lab.")
 @click.option("--refresh", is_flag=True, help="Ask for newer packages, if the image was made before.")
 @json_option
-def build(suite: str | None, refresh: bool, json_to: str | None) -> None:
+def build(suite: str | None, kernel: str | None, to: str | None, refresh: bool, json_to: str | None) -> None:
     """Make the guest image that labs boot: Debian's kernel, and an initramfs of Debian's programs."""
     claim({"--json": json_to})
     from virtfn.api.image import make_image
     from virtfn.cli.render.image import render_image
 
     with console(stderr=True).status("fetching packages and building the guest image"):
-        document = make_image(suite, refresh=refresh)
+        document = make_image(suite, kernel=kernel, to=None if to is None else Path(to), refresh=refresh)
     deliver(json_to, document, lambda: render_image(document))
 
 

@@ -26,6 +26,7 @@ from virtfn.cli.events import events
 from virtfn.cli.image import exec_in_guest, image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
+from virtfn.cli.serve import qemu_args, serve
 from virtfn.cli.service import down, status, traffic, up
 from virtfn.cli.watch import quarantine, release, watch
 
@@ -219,6 +220,8 @@ def doctor(json_to: str | None) -> None:
 
 _COMMANDS = (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest)
 for _each in (*_COMMANDS, watch, quarantine, release):
+    cli.add_command(_each)
+for _each in (serve, qemu_args):
     cli.add_command(_each)
 
 

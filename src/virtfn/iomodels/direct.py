@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from virtfn.hw.types import format_rid
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, VirtualMachine, Wish
 from virtfn.iovm.pcim import Pcim
 from virtfn.iovm.whole import WholeConfig
 from virtfn.machine.netports import Card, Served
@@ -18,7 +18,6 @@ from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.rootcomplex import RootComplex
 from virtfn.vmm.emulated import EmulatedCard
 from virtfn.vmm.guest import Guest
-from virtfn.vmm.qemu.vm import QemuVm
 
 __all__ = ["Model"]
 
@@ -73,7 +72,7 @@ class Model(IoModel):
                 self._stack.remove(self._ports.pop(connection.guest.name))
                 emulated.close()
 
-    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+    def plug(self, vm: VirtualMachine, wish: Wish) -> Plug:
         """Make a card for a virtual machine, which is the only one on a bus of its own; its driver may be any."""
         emulated = EmulatedCard(self._host, vm, self._nic.model, wish.mac, compiled=False)
         drops = self._wire_up(vm.name, emulated, wish)

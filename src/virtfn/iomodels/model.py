@@ -14,23 +14,53 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, cast
 
 from virtfn.cards import Model as CardModel
 from virtfn.drivers.policy import VfPolicy
 from virtfn.drivers.ports import BoundDriver
-from virtfn.hw.types import Mac
+from virtfn.hw.types import Mac, Rid
 from virtfn.iomodels.hoststack import STACK_BYTES, HostStack
-from virtfn.iovm.iovm import Iovm, Vf
+from virtfn.iovm.iovm import Iovm, Vf, Vm
 from virtfn.iovm.pcim import Found, Pcim
+from virtfn.machine.meter import Meter
 from virtfn.machine.netports import Card, Moved, NetDriver, Served
-from virtfn.vmm.guest import Guest
+from virtfn.machine.ports import ConfigSpace, Device, DmaDomain
+from virtfn.vmm.guest import Emulation, Guest
 from virtfn.vmm.host import Host
-from virtfn.vmm.qemu.vm import QemuVm
+from virtfn.vmm.qemu import VirtioNic
 
-__all__ = ["MODELS", "Connection", "IoModel", "Nic", "Plug", "Wish", "open_model"]
+__all__ = ["MODELS", "Connection", "IoModel", "Nic", "Plug", "VirtualMachine", "Wish", "open_model"]
 
 MODELS = ("split", "direct", "passthrough", "sriov")
+
+
+class VirtualMachine(Vm, Protocol):
+    """A virtual machine of another process, whoever starts it."""
+
+    meter: Meter
+
+    def plug(
+        self,
+        device: Device,
+        rid: Rid,
+        config: ConfigSpace,
+        domain: DmaDomain,
+        *,
+        mapped: bool = True,
+        emulation: Emulation | None = None,
+    ) -> object:
+        """Hot-add a function, whose DMA is in `domain`. emulation: of one that the VMM makes itself."""
+
+    def inject(self, rid: Rid, address: int, message: int) -> None:
+        """Interrupt it by a message of its own, for a function that it has."""
+
+    def door(self, name: str) -> Path:
+        """Return where the socket of a part is to be."""
+
+    def connect(self, network: VirtioNic) -> None:
+        """Plug a virtio network device in. Raises VirtfnError if that cannot be."""
 
 
 class Parts(Protocol):
@@ -113,10 +143,11 @@ class Connection:
 class Plug:
     """A virtual machine's interface to the NIC, which its own driver finds.
 
-    mac: its address. moved: counts frames that it sent and received. The rest is as of a `Connection`.
+    mac: its address. moved: counts frames that it sent and received. connected: whether somebody is at its back end;
+    None: its function knows. The rest is as of a `Connection`.
     """
 
-    vm: QemuVm
+    vm: VirtualMachine
     mac: Mac
     address: str
     moved: Callable[[], Moved]
@@ -124,6 +155,7 @@ class Plug:
     messages: Callable[[], int] = _none
     claims: Callable[[], int] = _none
     vf: Vf | None = None
+    connected: Callable[[], bool] | None = None
 
 
 class IoModel(Protocol):
@@ -149,7 +181,7 @@ class IoModel(Protocol):
     def disconnect(self, connections: Sequence[Connection]) -> None:
         """Take interfaces back from their guests. Raises VirtfnError for what does not come to rest."""
 
-    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+    def plug(self, vm: VirtualMachine, wish: Wish) -> Plug:
         """Give a virtual machine its interface; for one that has none yet, and has not booted.
 
         Raises VirtfnError for a guest too many, and as all do that take part.

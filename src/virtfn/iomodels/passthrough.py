@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtfn.hw.types import format_rid
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, VirtualMachine, Wish
 from virtfn.iovm.iovm import Vm
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
-from virtfn.vmm.qemu.vm import QemuVm
 
 __all__ = ["Model"]
 
@@ -48,7 +47,7 @@ class Model(IoModel):
             self._owner = ""
             self._iovm.take_back_whole(self._nic.card.pf_rid)
 
-    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+    def plug(self, vm: VirtualMachine, wish: Wish) -> Plug:
         """Give the card to a virtual machine; `wish` knows the card's address."""
         self._give(vm)
         card = self._nic.card

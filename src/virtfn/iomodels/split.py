@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from virtfn.devices.virtio import BackEnd
 from virtfn.drivers.virtio_net import VirtioNet
 from virtfn.hw.types import format_mac
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, VirtualMachine, Wish
 from virtfn.machine.netports import Moved
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.qemu import VirtioNic
-from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.vhost_user import Server
 
 __all__ = ["Model"]
@@ -73,9 +72,9 @@ class Model(IoModel):
                 connection.guest.meter.release(port)
                 self._stack.bridge.remove(port)
 
-    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+    def plug(self, vm: VirtualMachine, wish: Wish) -> Plug:
         """Make a back end at a socket for a virtual machine, and a port of the bridge for it."""
-        bridge, path, mac = self._stack.bridge, vm.guest.folder / _SOCKET, format_mac(wish.mac)
+        bridge, path, mac = self._stack.bridge, vm.door(_SOCKET), format_mac(wish.mac)
         server = self._stack.listen(path)
         back, port = server.back, server.port
         try:
@@ -95,7 +94,14 @@ class Model(IoModel):
             return Moved(counts["tx_frames"], counts["tx_bytes"], counts["rx_frames"], counts["rx_bytes"])
 
         vm.meter.follow(port, costs)
-        return Plug(vm, wish.mac, f"vif {mac}", moved=moved, drops=lambda: bridge.drops(port))
+        return Plug(
+            vm,
+            wish.mac,
+            f"vif {mac}",
+            moved=moved,
+            drops=lambda: bridge.drops(port),
+            connected=lambda: server.connected,
+        )
 
     def unplug(self, plugs: Sequence[Plug]) -> None:
         """Take the back ends away."""

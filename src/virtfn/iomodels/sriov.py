@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtfn.hw.types import format_rid
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, VirtualMachine, Wish
 from virtfn.vmm.guest import Guest
-from virtfn.vmm.qemu.vm import QemuVm
 
 __all__ = ["Model"]
 
@@ -49,7 +48,7 @@ class Model(IoModel):
         if taken:
             self._iovm.take_back(*taken)
 
-    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+    def plug(self, vm: VirtualMachine, wish: Wish) -> Plug:
         """Assign a VF to a virtual machine."""
         card, driver = self._nic.card, self._nic.driver
         vf = self._iovm.vf(card.pf_rid, wish.vf)

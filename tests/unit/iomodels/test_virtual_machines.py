@@ -50,6 +50,9 @@ class Vm:
 
     def populate(self, domain: object) -> None: ...
 
+    def door(self, name: str) -> Any:
+        return self.guest.folder / name
+
     def connect(self, network: VirtioNic) -> None:
         if self.refuses:
             raise VirtfnError("no")

@@ -1,6 +1,7 @@
 """What happened in a lab, in order: a bounded stream, read by sequence number.
 
 GUEST_BOOTED     a guest works: an embedded one at once, Linux when it takes commands
+GUEST_CONNECTED, GUEST_DISCONNECTED  a QEMU that somebody else has started comes to a guest's socket, and goes
 WORK_DONE        the work of the lab is over
 FAULTS_RECORDED  the remapping unit refused something; up to ten such events a second, however many faults there are
 ADDRESS_REFUSED  a guest asked for an address that is another's; as often at most
@@ -36,7 +37,9 @@ __all__ = [
     "FaultsRecorded",
     "GuestAttached",
     "GuestBooted",
+    "GuestConnected",
     "GuestDetached",
+    "GuestDisconnected",
     "GuestEnded",
     "Reading",
     "StateChanged",
@@ -72,6 +75,23 @@ class GuestBooted:
     guest: str
     vmm: str
     boot_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConnected:
+    """Somebody else's QEMU has come to the socket of a guest."""
+
+    name: ClassVar[str] = "GUEST_CONNECTED"
+    guest: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDisconnected:
+    """It has gone. refusal: what it was refused last, in words, if anything."""
+
+    name: ClassVar[str] = "GUEST_DISCONNECTED"
+    guest: str
+    refusal: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +234,8 @@ VfEvent = VfSpoofed | VfWarned | VfThrottled | VfQuarantined | VfReleased
 Event = (
     StateChanged
     | GuestBooted
+    | GuestConnected
+    | GuestDisconnected
     | WorkDone
     | FaultsRecorded
     | AddressRefused

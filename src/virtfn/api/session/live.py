@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from virtfn.api.image import Platform
     from virtfn.api.linux import LinuxGuest, LinuxGuests
     from virtfn.api.linuxwork import LinuxWork
+    from virtfn.api.served import ServedGuest, ServedGuests, ServiceDocument
 
 __all__ = ["Live"]
 
@@ -74,6 +75,7 @@ class Live:
         self._recordings: list[Recording] = []
         self._linux: list[LinuxGuests] = []
         self._linux_work: list[LinuxWork] = []
+        self._served: list[ServedGuests] = []
 
     @property
     def guests(self) -> Sequence[LinuxGuest]:
@@ -101,6 +103,21 @@ class Live:
             pfs.append(pf)
         return lab.model_copy(update={"pfs": tuple(pfs)})
 
+    @property
+    def served(self) -> Sequence[ServedGuest]:
+        """The guests whose QEMUs others start."""
+        return [guest for served in self._served for guest in served.guests]
+
+    def served_words(self) -> str:
+        """Say who of those is there; empty if there are none."""
+        return "; ".join(served.words() for served in self._served)
+
+    def service(self) -> ServiceDocument:
+        """Say where their sockets are. Raises VirtfnError (EINVAL) if there are none."""
+        for served in self._served:
+            return served.document()
+        raise VirtfnError("the lab starts its QEMUs itself", errno_name="EINVAL")
+
     # Starting.
 
     def start(
@@ -111,11 +128,13 @@ class Live:
         *,
         standing: bool = False,
         by_hand: bool = False,
+        sockets: Path | None = None,
     ) -> None:
         """Bring machine and guests up, and prepare their work.
 
         capture: where to record from now on, if anywhere; platform: of guests under QEMU; frames: to be replayed.
         standing: they stay and rest, until they are told to work; by_hand: until somebody else moves their frames.
+        sockets: a folder, where guests under QEMU are served and not started.
         """
         machine, tell = self.machine, self._teller.tell
         tell("starting", force=True)
@@ -134,6 +153,8 @@ class Live:
         if standing:
             for linux in self._linux:
                 linux.on_end = self._note_end
+        if sockets is not None:
+            self._serve(sockets)
         breath_ps = _BESIDE_PS if platform is not None else BREATH_PS
         if standing:
             self.standing = Standing(machine, self._world, self.groups, frames, breath_ps)
@@ -188,6 +209,13 @@ class Live:
         )
         linux.set_up(self.lab.workload.frame_bytes)
         self._linux_work.append(LinuxWork(self.machine, linux))
+
+    def _serve(self, sockets: Path) -> None:
+        from virtfn.api.served import ServedGuests  # vfio-user and all that it needs
+
+        served = self._closes.enter_context(closing(ServedGuests(self.machine, sockets, self._world, self._tell_event)))
+        self._served.append(served)
+        served.start()
 
     def _prepare(self, frames: Frames | None, breath_ps: int) -> None:
         """Set the work of each PF's embedded guests up."""
@@ -305,6 +333,8 @@ class Live:
             self.standing.stop()
         for linux in self._linux:
             linux.stop()
+        for served in self._served:
+            served.stop()
         self.machine.stop()
 
 

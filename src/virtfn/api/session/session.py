@@ -43,6 +43,7 @@ from virtfn.vmm.world import PatientClock, World
 if TYPE_CHECKING:
     from virtfn.api.image import Platform
     from virtfn.api.linux import LinuxGuest
+    from virtfn.api.served import ServiceDocument
 
 __all__ = ["Session", "State"]
 
@@ -77,7 +78,8 @@ class Session:
     guests do not work to an end: they rest, come and go, and send when that is asked for; `keep` follows `start`.
     by_hand: embedded guests do nothing but what somebody has them do, frame by frame (`api/byhand.py`).
 
-    unwritten: files that could not be written, and why.
+    sockets: a folder where guests under QEMU find their functions, for QEMUs that others start; without it, QEMU is
+    started here. unwritten: files that could not be written, and why.
 
     Raises VirtfnError for a lab that cannot be.
     """
@@ -92,6 +94,7 @@ class Session:
         controlled: bool = False,
         standing: bool = False,
         by_hand: bool = False,
+        sockets: Path | None = None,
     ) -> None:
         refuse_unsupported(lab)
         if standing and lab.workload.kind == "attack":
@@ -107,6 +110,7 @@ class Session:
         self._ending = False
         self.on_change: Callable[[], None] = _tell_nobody_of_changes
         self._by_hand = by_hand
+        self._sockets = sockets
         self._began = self.clock.now()
         self._state = State.NEW
         self._thread = threading.get_ident()
@@ -181,7 +185,7 @@ class Session:
 
     def _see(self) -> Snapshot:
         live, elapsed = self.live, round(self.elapsed_s, 3)
-        return take_snapshot(live.machine, live.guests, state=self._state.value, elapsed_s=elapsed)
+        return take_snapshot(live.machine, [*live.guests, *live.served], state=self._state.value, elapsed_s=elapsed)
 
     def ask(self, request: Request[T], timeout_s: float = ASK_S) -> T:
         """Have a request carried out, and return the answer.
@@ -211,14 +215,22 @@ class Session:
         """
         with self._through("start", (State.NEW,), State.STARTING, State.READY):
             lab = self.lab
-            platform = _find_platform(lab) if any(guest.vmm == "qemu" for guest in lab.guests) else None
+            ours = self._sockets is None and any(guest.vmm == "qemu" for guest in lab.guests)
+            platform = _find_platform(lab) if ours else None
             frames = read_capture(lab.workload.pcap) if lab.workload.kind == "pcap" and lab.workload.pcap else None
             compile_ps = self._compile()
             machine = self._make_machine(frames)
             live = Live(machine, self._world, self.clock, self._teller, self.events.tell, self._closes, compile_ps)
             with self._reading:
                 self._live, self._look = live, self._see
-            live.start(self._capture, platform, frames, standing=self._standing, by_hand=self._by_hand)
+            live.start(
+                self._capture,
+                platform,
+                frames,
+                standing=self._standing,
+                by_hand=self._by_hand,
+                sockets=self._sockets,
+            )
             captures = [frames, *(pf.strangers for pf in machine.pfs)]
             self._notes = list(dict.fromkeys(note for capture in captures if capture for note in capture.notes))
             self._notes += [note for guest in live.guests for note in guest.notes]
@@ -310,7 +322,8 @@ class Session:
         asks = "virtfn shell GUEST, virtfn iommu show" if self.live.guests else "virtfn iommu show"
 
         def kept() -> bool:
-            self._teller.tell(f"kept up: {asks} looks at it, Ctrl-C ends it")
+            served = self.live.served_words()
+            self._teller.tell(f"{served}; Ctrl-C ends it" if served else f"kept up: {asks} looks at it, Ctrl-C ends it")
             return self._ending
 
         with suppress(KeyboardInterrupt), ended_by_signals():
@@ -327,6 +340,11 @@ class Session:
         if self._state not in _UP:
             raise VirtfnError(f"the lab is {self._state.value}; it ends by itself, or by Ctrl-C", errno_name="EBUSY")
         self._ending = True
+
+    def service(self) -> ServiceDocument:
+        """Say where the sockets of guests are. Raises VirtfnError if they are not served."""
+        self._require("service", *_UP)
+        return self.live.service()
 
     def stop(self) -> None:
         """Take guests and functions down in good order, then close."""

@@ -19,6 +19,7 @@ from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:
     from virtfn.api.linux import LinuxGuest
+    from virtfn.api.served import ServedGuest
 
 __all__ = ["GuestCounts", "PfCounts", "Snapshot", "VfCounts", "snapshot_pieces", "take_snapshot"]
 
@@ -72,7 +73,9 @@ class Snapshot(TypedDict):
     iommu: dict[str, int]
 
 
-def take_snapshot(machine: Machine, linux: Sequence[LinuxGuest], *, state: str, elapsed_s: float) -> Snapshot:
+def take_snapshot(
+    machine: Machine, linux: Sequence[LinuxGuest | ServedGuest], *, state: str, elapsed_s: float
+) -> Snapshot:
     """Read all counters of a machine that is up, with its guests under QEMU.
 
     Raises VirtfnError (EAGAIN) if functions come and go all the time.
@@ -142,7 +145,7 @@ def _embedded(run: LabGuestRun) -> GuestCounts:
     }
 
 
-def _linux(guest: LinuxGuest) -> GuestCounts:
+def _linux(guest: LinuxGuest | ServedGuest) -> GuestCounts:
     counts = guest.plug.moved()
     return {
         "name": guest.lab.name,

@@ -17,6 +17,7 @@ limit=1048576
 rm -rf "$work" && mkdir -p "$work" && mkfifo "$work/done" || exit 1
 exec <"$port" >"$port" 2>/dev/null || exit 1
 stty raw -echo
+echo # what firmware has said here before needs an end of line
 echo ready
 
 # One writer, so that answers never mix. It holds the queue open both ways: there is no end of file between answers.

@@ -36,7 +36,7 @@ __all__ = ["MODULES", "TOOLS", "Image", "build_image"]
 KERNEL_PACKAGE = "linux-image-amd64"
 
 MODULES = (
-    "8021q", "e1000e", "igb", "igbvf", "tun", "virtio_net", "virtio_pci",
+    "8021q", "e1000e", "igb", "igbvf", "tun", "virtio_blk", "virtio_net", "virtio_pci",
 )  # fmt: skip
 """Kernel modules that every image loads at boot."""
 
@@ -104,6 +104,7 @@ def build_image(
     *,
     cache: Path,
     suite: str | None = None,
+    kernel: str | None = None,
     extra_packages: Iterable[str] = (),
     extra_files: Mapping[str, Path] | None = None,
     extra_modules: Iterable[str] = (),
@@ -111,7 +112,8 @@ def build_image(
 ) -> Image:
     """Make a guest image, or find it made before under `cache`.
 
-    suite: of Debian; the machine's own if None. extra_packages: taken whole, without documentation. extra_files: path
+    suite: of Debian; the machine's own if None. kernel: its package, and its suite if that is another, as apt writes
+    it: linux-image-amd64/bookworm-backports. extra_packages: taken whole, without documentation. extra_files: path
     in the guest to a file of this machine, which keeps its permissions. extra_modules: of the kernel, loaded at boot.
     refresh: ask the mirror for newer packages. Raises VirtfnError: those of `debian.fetch`; ENOENT (no such file or
     module), EINVAL (a path that leaves the guest's root), EBADMSG (a package is not what it should be).
@@ -119,13 +121,12 @@ def build_image(
     extra = sorted(set(extra_packages))
     wanted_modules = sorted({*MODULES, *extra_modules})
     added = {_guest_path(path): _added(file) for path, file in (extra_files or {}).items()}
-    [meta] = debian.fetch([KERNEL_PACKAGE], suite=suite, depends=False, cache=cache, refresh=refresh)
-    [kernel] = debian.fetch([_kernel_named_by(meta)], suite=suite, depends=False, cache=cache, refresh=refresh)
+    kernel_deb = _fetch_kernel(kernel or KERNEL_PACKAGE, suite, cache, refresh=refresh)
     debs = debian.fetch([*TOOLS, *extra], suite=suite, depends=True, cache=cache, refresh=refresh)
     for path, content in _own_files().items():
         added.setdefault(path, Member.file(content, 0o755))
 
-    ingredients: list[object] = [kernel.name, [deb.name for deb in debs], extra, wanted_modules]
+    ingredients: list[object] = [kernel_deb.name, [deb.name for deb in debs], extra, wanted_modules]
     ingredients += [[path, member.mode, hashlib.sha256(member.content).hexdigest()] for path, member in added.items()]
     ingredients += [inspect.getsource(module) for module in (cpio, modules, inspect.getmodule(build_image)) if module]
     key = hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:16]
@@ -134,7 +135,7 @@ def build_image(
         if not (folder / "image.json").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch:
-                image = _build(Path(scratch), kernel, debs, extra, wanted_modules, added)
+                image = _build(Path(scratch), kernel_deb, debs, extra, wanted_modules, added)
                 try:
                     os.rename(image, folder)
                 except OSError:  # another process was quicker with the same
@@ -261,6 +262,21 @@ def _own_files() -> dict[str, bytes]:
         "init": here.joinpath("init.sh").read_bytes(),
         "usr/lib/virtfn/agent.sh": here.joinpath("agent.sh").read_bytes(),
     }
+
+
+def _fetch_kernel(named: str, suite: str | None, cache: Path, *, refresh: bool) -> Path:
+    """Fetch a kernel, by its own package or one that depends on it. Raises VirtfnError as `build_image` does."""
+    package, _, other = named.partition("/")
+    if not package.startswith("linux-image-"):
+        raise VirtfnError(
+            f"{named!r} is no package of a kernel, like linux-image-amd64 or linux-image-amd64/bookworm-backports",
+            errno_name="EINVAL",
+        )
+    [deb] = debian.fetch([package], suite=other or suite, depends=False, cache=cache, refresh=refresh)
+    if re.match(r"linux-image-\d", package):
+        return deb
+    [deb] = debian.fetch([_kernel_named_by(deb)], suite=other or suite, depends=False, cache=cache, refresh=refresh)
+    return deb
 
 
 def _kernel_named_by(meta: Path) -> str:

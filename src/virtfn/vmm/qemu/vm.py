@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from virtfn.hw.types import Rid, format_rid
 from virtfn.machine.meter import Meter
@@ -62,6 +63,10 @@ class QemuVm:
         """Name the address space that a function's DMA is in: its own."""
         return self, rid
 
+    def door(self, name: str) -> Path:
+        """Return where the socket of a part is to be."""
+        return self.guest.folder / name
+
     def populate(self, domain: DmaDomain) -> None:
         """Map nothing yet: memory is mapped as QEMU tells of it."""
 
@@ -81,7 +86,7 @@ class QemuVm:
         """
         if rid in self.functions:
             raise VirtfnError(f"guest {self.name} has {format_rid(rid)} already", errno_name="EEXIST")
-        path = self.guest.folder / f"{rid:04x}"
+        path = self.door(f"{rid:04x}")
         served = ServedFunction(
             self.host,
             device,

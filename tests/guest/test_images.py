@@ -1,0 +1,246 @@
+"""Anybody's image, and QEMUs that somebody else starts: kernels by keys, a disk that boots, firmware, virtfn serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from virtfn.api.image import current_image, make_image
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import Qemu, cache_folder
+from virtfn.vmm.qemu.debian import fetch, own_suite, unpack
+
+pytestmark = pytest.mark.guest
+
+VIRTFN = [sys.executable, "-c", "from virtfn.cli.main import main; main()"]
+BOOT_S = 600
+
+IMAGES = """\
+name: images
+pfs: [{name: pf0, sr-iov: {total-vfs: 3}}]
+guests:
+  - name: keys
+    vmm: qemu
+    kernel: new/vmlinuz
+    initrd: new/initrd.gz
+    agent: true
+    append: virtfn.name=keys quiet
+    cpus: 2
+    disk: {file: more.raw, boot: false}
+    qemu-args: [-device, "e1000e,bus=pcie.0,addr=2,romfile=,mac=02:00:00:00:00:99"]
+    nic: {pf: pf0, vf: 0}
+  - {name: disk, vmm: qemu, disk: boot.raw, agent: true, nic: {pf: pf0, vf: 1}}
+  - {name: uefi, vmm: qemu, firmware: OVMF.fd, nic: {pf: pf0, vf: 2}}
+workload: {kind: ping, frames: 20, expect: all}
+"""
+SERVED = """\
+name: elsewhere
+pfs: [{name: pf0, sr-iov: {total-vfs: 2, vfs: [{id: 1, max-tx-rate: 50}]}}]
+guests:
+  - {name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}
+  - {name: b, vmm: qemu, nic: {pf: pf0, vf: 1}}
+workload: {kind: none}
+"""
+SYSLINUX = "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\n  KERNEL vmlinuz\n  APPEND initrd=initrd.gz {line}\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image(qemu: Qemu) -> None:
+    try:
+        make_image()
+    except VirtfnError as error:
+        pytest.skip(f"not run: {error}")
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = Path(f"/tmp/virtfn-img-{os.getpid()}")
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    yield folder / "virtfn"
+    left = list((folder / "virtfn").iterdir())
+    shutil.rmtree(folder)
+    assert left == []
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian's programs that make a disk which boots, and its UEFI firmware, unpacked."""
+    folder = tmp_path_factory.mktemp("tools")
+    try:
+        unpack(
+            fetch(["syslinux", "mtools", "dosfstools", "ovmf"], depends=False, cache=cache_folder()),
+            folder,
+        )
+    except VirtfnError as error:
+        pytest.skip(f"not run: {error}")
+    return folder
+
+
+def boot_disk(disk: Path, tools: Path) -> None:
+    """Make a disk of a FAT file system, from which SYSLINUX boots virtfn's kernel and initramfs, without root."""
+    environ = {**os.environ, "PATH": f"{tools}/usr/bin:{tools}/sbin:{tools}/usr/sbin:{os.environ['PATH']}"}
+
+    def run(*words: str | Path) -> None:
+        subprocess.run(words, env=environ, check=True, stdout=subprocess.DEVNULL)
+
+    with disk.open("wb") as stream:
+        stream.truncate(64 << 20)
+    config = disk.with_name("syslinux.cfg")
+    config.write_text(SYSLINUX.format(line="console=ttyS0 virtfn.name=disk quiet"))
+    found = current_image()
+    run("mkfs.fat", "-F", "16", disk)
+    run("mcopy", "-i", disk, found.kernel, found.initrd, config, "::")
+    run("syslinux", "-i", disk)
+
+
+def test_anybodys_image(tools: Path, tmp_path: Path, runtime: Path) -> None:
+    """A kernel of Debian's backports by keys, a disk, and UEFI: three kinds of boot, igbvf in each."""
+    boot_disk(tmp_path / "boot.raw", tools)
+    shutil.copy(tools / "usr/share/ovmf/OVMF.fd", tmp_path)
+    (tmp_path / "more.raw").write_bytes(b"more".ljust(1 << 20, b"\0"))
+    backports = f"linux-image-amd64/{own_suite()}-backports"
+    built = subprocess.run(
+        [*VIRTFN, "image", "build", "--kernel", backports, "--to", str(tmp_path / "new"), "--json", "-"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    new, old = json.loads(built.stdout)["version"], current_image().version
+    assert _numbers(new) > _numbers(old)
+    (tmp_path / "lab.yaml").write_text(IMAGES)
+    report = tmp_path / "report.json"
+    with subprocess.Popen(
+        [*VIRTFN, "run", str(tmp_path / "lab.yaml"), "--keep", "--json", str(report)], stdout=-1, text=True
+    ) as run:
+        try:
+            assert run.stdout is not None
+            assert any(line.startswith("ready: images is kept up") for line in run.stdout)
+            for guest, release in (("keys", new), ("disk", old), ("uefi", old)):
+                assert _exec(guest, "uname -r") == release
+                assert _exec(guest, "basename $(readlink /sys/class/net/eth0/device/driver)") == "igbvf"
+            assert (
+                _exec("keys", "nproc; head -c 4 /dev/vda; ls /sys/bus/pci/drivers/e1000e | grep -c 02.0") == "2\nmore1"
+            )
+            assert _exec("uefi", "[ -d /sys/firmware/efi ] && echo uefi") == "uefi"
+            assert _exec("disk", "cat /proc/cmdline").startswith("BOOT_IMAGE=vmlinuz")
+            run.send_signal(signal.SIGINT)
+            run.wait(60)
+        finally:
+            run.kill()
+    assert run.returncode == 0
+    document = json.loads(report.read_text())
+    assert document["workload"] == "ping"
+    assert all(guest["boot_s"] > 0 and guest["ping_ms"] > 0 for guest in document["guests"])
+    assert all(flow["heard"] == flow["sent"] == 20 for flow in document["flows"])
+    assert document["iommu"]["faults"] == 0
+
+
+def _exec(guest: str, command: str) -> str:
+    done = subprocess.run([*VIRTFN, "exec", guest, command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout.strip()
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(word) for word in re.findall(r"\d+", release)]
+
+
+class Terminal:
+    """A QEMU that was started by a line for a shell, and its console, which is the terminal."""
+
+    def __init__(self, line: str) -> None:
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {line}"], stdin=-1, stdout=-1, stderr=subprocess.STDOUT, cwd="/"
+        )
+        self.said = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End QEMU as the kernel does it when memory is short."""
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+        self._process.wait()
+
+    def type(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text.encode())
+        self._process.stdin.flush()
+
+    def until(self, pattern: str, timeout_s: float = BOOT_S) -> str:
+        """Read until the console has said what matches; return the match."""
+        assert self._process.stdout is not None
+        end = time.monotonic() + timeout_s
+        while (match := re.search(pattern, self.said)) is None:
+            assert time.monotonic() < end, self.said[-4000:]
+            if select.select([self._process.stdout], [], [], 1.0)[0]:
+                got = os.read(self._process.stdout.fileno(), 65536)
+                assert got, self.said[-4000:]
+                self.said += got.decode(errors="replace").replace("\r", "")
+        self.said = self.said[match.end() :]
+        return match[0]
+
+    def run(self, command: str, timeout_s: float = 120) -> str:
+        """Run a command at the console's shell, and return what it said."""
+        self.type(f"{command}; echo status-$((0+$?))-end\n")
+        found = self.until(r"(?s).*\nstatus-\d+-end", timeout_s)
+        assert "status-0-end" in found, found
+        return found
+
+    def up(self, address: str) -> None:
+        """Wait for the shell, and bring the VF up."""
+        self.until(r":~# ")
+        self.run(f"ip link set eth0 up && ip address add {address}/24 dev eth0")
+        self.run("for i in $(seq 100); do grep -qx 1 /sys/class/net/eth0/carrier && break; sleep 0.1; done")
+
+
+def test_qemus_that_somebody_else_starts(tmp_path: Path, runtime: Path) -> None:
+    (tmp_path / "lab.yaml").write_text(SERVED)
+    sockets = runtime.parent / "s"
+    at = [str(tmp_path / "lab.yaml"), "--sockets", str(sockets)]
+
+    def line(guest: str) -> str:
+        done = subprocess.run([*VIRTFN, "qemu-args", at[0], guest, *at[1:]], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    with ExitStack() as stack:
+        serve = stack.enter_context(
+            subprocess.Popen([*VIRTFN, "serve", *at, "--json", str(tmp_path / "served.json")], stdout=-1, text=True)
+        )
+        stack.callback(serve.kill)
+        assert serve.stdout is not None
+        assert any(said.startswith("ready: elsewhere is served") for said in serve.stdout)
+        document = json.loads((tmp_path / "served.json").read_text())
+        assert [entry["path"] for entry in document["sockets"]] == [f"{sockets}/a.sock", f"{sockets}/b.sock"]
+        b = stack.enter_context(Terminal(line("b")))
+        with Terminal(line("a")) as a:
+            a.up("10.9.0.1")
+            b.up("10.9.0.2")
+            assert " 0% packet loss" in a.run("ping -c 5 -i 0.2 10.9.0.2")
+            shown = subprocess.run([*VIRTFN, "iommu", "show", "--json", "-"], capture_output=True, text=True)
+            rids = {rid for domain in json.loads(shown.stdout)["domains"] for rid in domain["rids"]}
+            assert rids == {entry["address"] for entry in document["sockets"]}
+        # The same guest again, by the same line, while the other goes on.
+        with Terminal(line("a")) as a:
+            a.up("10.9.0.1")
+            assert " 0% packet loss" in b.run("ping -c 5 -i 0.2 10.9.0.1")
+            serve.send_signal(signal.SIGINT)
+            assert serve.wait(60) == 0
+        assert list(sockets.iterdir()) == []

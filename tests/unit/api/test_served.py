@@ -1,0 +1,269 @@
+"""Labs whose QEMUs somebody else starts: sockets that stay, and clients that come, go, and come again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from unit.vmm.vfio_user.peer import Peer, ToldError, memory_file, settle
+from virtfn.api.image import Platform
+from virtfn.api.lab import parse_lab
+from virtfn.api.machine import Machine
+from virtfn.api.qemuargs import libvirt_domain, qemu_command
+from virtfn.api.served import ServedGuests, ServiceDocument, serve_lab, sockets_folder
+from virtfn.api.session import Event, GuestConnected, GuestDisconnected
+from virtfn.machine.clock import WallClock
+from virtfn.machine.memory import CHUNK
+from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.qemu import Acceleration, Qemu
+from virtfn.vmm.qemu.image import Image
+from virtfn.vmm.vfio_user.messages import Command
+from virtfn.vmm.world import World
+
+LAB = """
+name: served
+pfs: [{name: pf0, sr-iov: {total-vfs: 2}}, {name: pf1}]
+guests:
+  - {name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}
+  - {name: b, vmm: qemu, nic: {pf: pf0, vf: 1}}
+  - {name: c, vmm: qemu, nic: {pf: pf0, io: split}}
+  - {name: d, vmm: qemu, nic: {pf: pf0, io: direct}}
+  - {name: e, vmm: qemu, nic: {pf: pf1, io: passthrough}}
+workload: {kind: none}
+"""
+CONFIG = 7
+Call = Callable[..., tuple[int, str, str]]
+
+
+class Rig:
+    """A lab that is served in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.machine = Machine(parse_lab(LAB), WallClock())
+        self.world = World(self.machine.host.clock)
+        self.told: list[Event] = []
+        self.served = ServedGuests(self.machine, folder, self.world, self.told.append)
+        self.machine.start()
+        self.served.start()
+
+    def server(self, name: str) -> Any:
+        [server] = [f.server for g in self.served.guests if g.lab.name == name for f in g.vm.functions.values()]
+        return server
+
+    def plug(self, name: str, memory: int) -> Peer:
+        """Do as QEMU does when it starts, and its guest when it boots."""
+        peer = Peer(self.server(name))
+        for fd in peer.region_info(0, 64)[1]:
+            os.close(fd)
+        peer.map(0x100000, CHUNK, memory, offset=0x100000)
+        peer.call(Command.DEVICE_RESET)
+        peer.write(CONFIG, 4, (6).to_bytes(2, "little"))
+        return peer
+
+    def turns(self) -> list[Event]:
+        """Let the world turn, and take what was told."""
+        for _ in range(8):
+            self.world.step()
+        told, self.told[:] = list(self.told), []
+        return told
+
+    def close(self) -> None:
+        self.served.close()
+        self.machine.close()
+        self.world.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    fd = memory_file(4 * CHUNK)
+    yield fd
+    os.close(fd)
+
+
+def test_each_guest_has_a_socket_of_this_users_alone(rig: Rig, tmp_path: Path) -> None:
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}.sock" for name in "abcde"]
+    for file in tmp_path.iterdir():
+        assert stat.S_ISSOCK(file.stat().st_mode)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    document = rig.served.document()
+    assert [(entry["guest"], entry["io"], entry["protocol"]) for entry in document["sockets"]] == [
+        ("a", "sriov", "vfio-user"), ("b", "sriov", "vfio-user"), ("c", "split", "vhost-user"),
+        ("d", "direct", "vfio-user"), ("e", "passthrough", "vfio-user"),
+    ]  # fmt: skip
+    assert document["sockets"][1]["path"] == str(tmp_path / "b.sock")
+    assert rig.served.words() == "waiting for a, b, c, d, e"
+    rig.served.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_qemu_comes_is_killed_and_comes_again(rig: Rig, memory: int) -> None:
+    identities = set()
+    for _ in range(3):
+        peer = rig.plug("a", memory)
+        assert rig.turns() == [GuestConnected("a")]
+        assert rig.served.words() == "a connected; waiting for b, c, d, e"
+        identities.add(peer.read(CONFIG, 0, 4))
+        peer.sock.close()  # as a kill does it
+        settle(rig.server("a"))
+        assert rig.turns() == [GuestDisconnected("a", "")]
+        assert len(rig.served.guests[0].vm.functions) == 1
+    assert identities == {b"\x86\x80\xca\x10"}
+
+
+def test_the_second_qemu_at_a_socket_is_turned_away(rig: Rig, memory: int) -> None:
+    first = rig.plug("b", memory)
+    other = Peer(rig.server("b"), hello=False)
+    settle(rig.server("b"))
+    assert rig.server("b").counters["turned-away"] == 1
+    other.sock.close()
+    assert rig.turns() == [GuestConnected("b")]
+    first.sock.close()
+
+
+def test_memory_beyond_the_labs_is_refused_and_said(rig: Rig) -> None:
+    huge = memory_file(4 << 30)
+    peer = Peer(rig.server("e"))
+    with pytest.raises(ToldError):
+        peer.map(0, 4 << 30, huge)
+    rig.turns()
+    peer.sock.close()
+    settle(rig.server("e"))
+    [gone] = rig.turns()
+    assert isinstance(gone, GuestDisconnected)
+    assert gone.refusal
+    os.close(huge)
+
+
+def test_front_ends_come_and_go(rig: Rig, tmp_path: Path) -> None:
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "c.sock"))
+            assert rig.turns() == [GuestConnected("c")]
+        assert rig.turns() == [GuestDisconnected("c", "")]
+
+
+# The whole service.
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    return tmp_path / "run" / "virtfn"
+
+
+def test_a_lab_is_served_until_a_signal_and_leaves_nothing(runtime: Path) -> None:
+    seen: list[ServiceDocument] = []
+
+    def ready(document: ServiceDocument) -> None:
+        assert all(Path(entry["path"]).is_socket() for entry in document["sockets"])
+        assert (runtime / "served.sock").is_socket()  # others can ask
+        seen.append(document)
+        raise KeyboardInterrupt
+
+    serve_lab(parse_lab(LAB), ready=ready)
+    assert seen[0]["sockets"][0]["path"] == str(runtime / "served" / "served" / "a.sock")
+    assert list(runtime.iterdir()) == []
+
+
+def test_sockets_where_the_user_wants_them(runtime: Path, tmp_path: Path) -> None:
+    def ready(document: ServiceDocument) -> None:
+        assert document["sockets"][0]["path"] == str(tmp_path / "mine" / "a.sock")
+        raise KeyboardInterrupt
+
+    serve_lab(parse_lab(LAB), sockets=tmp_path / "mine", ready=ready)
+    assert list((tmp_path / "mine").iterdir()) == []
+    (tmp_path / "file").touch()
+    for folder, said in (("file", "File exists"), ("x" * 100, "give a shorter folder"), ("no/folder", "No such file")):
+        with pytest.raises(VirtfnError, match=said):
+            serve_lab(parse_lab(LAB), sockets=tmp_path / folder, ready=ready)
+
+
+def test_what_is_at_a_path_already_is_not_replaced(runtime: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "b.sock"))
+        other.listen()
+        with pytest.raises(VirtfnError, match=r"another server listens at .*b\.sock"):
+            serve_lab(parse_lab(LAB), sockets=tmp_path, ready=lambda _: pytest.fail("is served"))
+        assert not (tmp_path / "a.sock").exists()
+    (tmp_path / "b.sock").unlink()
+    (tmp_path / "c.sock").write_text("mine")
+    with pytest.raises(VirtfnError, match="exists and is not a socket"):
+        serve_lab(parse_lab(LAB), sockets=tmp_path, ready=lambda _: pytest.fail("is served"))
+    assert (tmp_path / "c.sock").read_text() == "mine"
+
+
+def test_a_lab_without_guests_under_qemu_is_not_served(runtime: Path) -> None:
+    embedded = "name: l\npfs: [{name: p, sr-iov: {total-vfs: 2}}]\nguests:\n"
+    embedded += "".join(f"  - {{name: g{n}, nic: {{pf: p, vf: {n}}}}}\n" for n in (0, 1)) + "workload: {kind: ping}\n"
+    with pytest.raises(VirtfnError, match="no guest with vmm: qemu"):
+        serve_lab(parse_lab(embedded), ready=lambda _: pytest.fail("is served"))
+
+
+# Command lines.
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Platform:
+    for name in ("vmlinuz", "initrd.gz"):
+        (tmp_path / name).touch()
+    image = Image(tmp_path / "vmlinuz", tmp_path / "initrd.gz", "6.1.0-57-amd64", ())
+    return Platform(Qemu(Path("/usr/bin/q"), ("/usr/bin/q",), (11, 1, 0)), image, Acceleration("tcg", ""))
+
+
+def test_the_command_line_leads_to_the_socket(platform: Platform, runtime: Path) -> None:
+    lab = parse_lab(LAB)
+    words = qemu_command(lab, "a", Path("/s"), platform=platform)
+    device = json.loads(words[-1])
+    assert (device["driver"], device["bus"]) == ("vfio-user-pci", "rp0")
+    assert device["socket"] == {"type": "unix", "path": "/s/a.sock"}
+    assert sockets_folder(lab, None) == runtime / "served" / "served"
+    assert str(runtime / "served/served/a.sock") in qemu_command(lab, "a", platform=platform)[-1]
+    split = qemu_command(lab, "c", Path("/s"), platform=platform)
+    assert "socket,id=nic0-channel,path=/s/c.sock,reconnect-ms=500" in split
+    with Machine(lab, WallClock()) as machine:  # the address that the bridge expects
+        assert json.loads(split[-1])["mac"] == _mac(machine, "c")
+    for name, said in (("x", "no guest called x; there are a, b, c, d, e"),):
+        with pytest.raises(VirtfnError, match=said):
+            qemu_command(lab, name, platform=platform)
+
+
+def _mac(machine: Machine, name: str) -> str:
+    from virtfn.hw.types import format_mac
+
+    guest = next(guest for guest in machine.lab.guests if guest.name == name)
+    return format_mac(machine.wish(machine.pfs[0], guest).mac)
+
+
+def test_a_domain_for_libvirt(platform: Platform, tmp_path: Path) -> None:
+    (tmp_path / "d.qcow2").write_bytes(b"QFI\xfb" + bytes(508))
+    text = LAB.replace("name: a,", "name: a, disk: d.qcow2, memory-mib: 128, cpus: 2, qemu-args: [-usb],")
+    lab = parse_lab(text, "lab.yaml", tmp_path)
+    domain = ElementTree.fromstring(libvirt_domain(lab, "a", Path("/s"), platform=platform))
+    assert domain.findtext("name") == "a"
+    assert domain.findtext("memory") == "128"
+    assert domain.findtext("vcpu") == "2"
+    assert domain.find("memoryBacking/access").get("mode") == "shared"  # type: ignore[union-attr]
+    assert domain.find("devices/disk/source").get("file") == str(tmp_path / "d.qcow2")  # type: ignore[union-attr]
+    assert domain.find("os/boot").get("dev") == "hd"  # type: ignore[union-attr]
+    values = [e.get("value") for e in domain.findall("{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*")]
+    assert values[-1] == "-usb"
+    assert json.loads(values[3] or "")["socket"]["path"] == "/s/a.sock"
+    split = ElementTree.fromstring(libvirt_domain(lab, "c", Path("/s"), platform=platform))
+    assert split.find("devices/interface/source").get("path") == "/s/c.sock"  # type: ignore[union-attr]
+    assert split.find("os/cmdline").text.startswith("console=ttyS0")  # type: ignore[union-attr]
