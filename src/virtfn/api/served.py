@@ -104,13 +104,14 @@ def _make_folder(lab: Lab, folder: Path, *, own: bool) -> None:
 
 @dataclass(slots=True)
 class ServedGuest:
-    """A guest of the lab whose QEMU somebody else starts, and its interface to the PF."""
+    """A guest of the lab whose QEMU somebody else starts, and its interface to the PF, which stays."""
 
     lab: Guest
     vm: VmElsewhere
     pf: LabPf
     plug: Plug
     was_connected: bool = False
+    attached: bool = True
 
     @property
     def connected(self) -> bool:
@@ -239,7 +240,9 @@ def _serve(
 ) -> None:
     from virtfn.api.session import Session  # which serves labs by the above
 
-    with Session(lab, capture=capture, trace=trace, progress=progress, controlled=True, sockets=folder) as session:
+    with Session(
+        lab, capture=capture, trace=trace, progress=progress, controlled=True, standing=True, sockets=folder
+    ) as session:
         session.start()
         session.keep(lambda: ready(session.service()))
         session.stop()

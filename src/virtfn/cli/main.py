@@ -219,9 +219,7 @@ def doctor(json_to: str | None) -> None:
 
 
 _COMMANDS = (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest)
-for _each in (*_COMMANDS, watch, quarantine, release):
-    cli.add_command(_each)
-for _each in (serve, qemu_args):
+for _each in (*_COMMANDS, watch, quarantine, release, serve, qemu_args):
     cli.add_command(_each)
 
 

@@ -18,8 +18,10 @@ from virtfn.api.image import Platform
 from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.api.qemuargs import libvirt_domain, qemu_command
+from virtfn.api.running import lab_document
 from virtfn.api.served import ServedGuests, ServiceDocument, serve_lab, sockets_folder
-from virtfn.api.session import Event, GuestConnected, GuestDisconnected
+from virtfn.api.session import Event, GuestConnected, GuestDisconnected, RunInGuest, Session
+from virtfn.api.session.changes import ApplyLab, DetachGuest
 from virtfn.machine.clock import WallClock
 from virtfn.machine.memory import CHUNK
 from virtfn.machine.ports import VirtfnError
@@ -179,6 +181,22 @@ def test_a_lab_is_served_until_a_signal_and_leaves_nothing(runtime: Path) -> Non
     serve_lab(parse_lab(LAB), ready=ready)
     assert seen[0]["sockets"][0]["path"] == str(runtime / "served" / "served" / "a.sock")
     assert list(runtime.iterdir()) == []
+
+
+def test_functions_of_others_qemus_stay_and_policy_changes(runtime: Path) -> None:
+    runtime.mkdir(mode=0o700)
+    with Session(parse_lab(LAB), standing=True, sockets=runtime) as session:
+        session.start()
+        with pytest.raises(VirtfnError, match="the QEMU of guest a is started elsewhere"):
+            session.ask(DetachGuest("a"))
+        with pytest.raises(VirtfnError, match="none under QEMU, or not there yet"):
+            session.ask(RunInGuest("a", "true"))
+        lab = lab_document(session.lab)
+        lab["pfs"][0]["sr-iov"]["vfs"] = [{"id": 0, "vlan-id": 7}]
+        session.ask(ApplyLab(lab))
+        pf = session.machine.pfs[0]
+        assert pf.driver.policy(0).vlan == 7
+        session.stop()
 
 
 def test_sockets_where_the_user_wants_them(runtime: Path, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def _carry_out(live: Live, after: Lab, undo: list[Callable[[], object]]) -> InPi
     counts = {pf.name: pf.total_vfs for pf in after.pfs if pf.total_vfs != before.pf(pf.name).total_vfs}
     old, new = ({guest.name: guest for guest in lab.guests} for lab in (before, after))
     moving = {name for name in old if old[name].nic != new[name].nic or old[name].nic.pf in counts}
+    for served in live.served:
+        if served.lab.name in moving:
+            words = f"the QEMU of guest {served.lab.name} is started elsewhere, and has its function from its start on"
+            raise VirtfnError(words, errno_name="EOPNOTSUPP")
     for name in (name for name in old if name in moving and old[name].nic.attached):
         _detach(live, old[name])
         undo.append(partial(_attach, live, old[name]))
