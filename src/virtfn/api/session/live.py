@@ -108,6 +108,11 @@ class Live:
         """The guests whose QEMUs others start."""
         return [guest for served in self._served for guest in served.guests]
 
+    @property
+    def all_linux(self) -> Sequence[LinuxGuest | ServedGuest]:
+        """All guests under QEMU, whoever starts them."""
+        return [*self.guests, *self.served]
+
     def served_words(self) -> str:
         """Say who of those is there; empty if there are none."""
         return "; ".join(served.words() for served in self._served)

@@ -178,14 +178,14 @@ class Session:
         live, elapsed = self._live, round(self.elapsed_s, 3)
         if live is None:
             return self.snapshot()
-        return (yield from snapshot_pieces(live.machine, live.guests, state=self._state.value, elapsed_s=elapsed))
+        return (yield from snapshot_pieces(live.machine, live.all_linux, state=self._state.value, elapsed_s=elapsed))
 
     def _see_nothing(self) -> Snapshot:
         raise VirtfnError(f"nothing has counted anything: the lab is {self._state.value}", errno_name="EINVAL")
 
     def _see(self) -> Snapshot:
         live, elapsed = self.live, round(self.elapsed_s, 3)
-        return take_snapshot(live.machine, [*live.guests, *live.served], state=self._state.value, elapsed_s=elapsed)
+        return take_snapshot(live.machine, live.all_linux, state=self._state.value, elapsed_s=elapsed)
 
     def ask(self, request: Request[T], timeout_s: float = ASK_S) -> T:
         """Have a request carried out, and return the answer.

@@ -84,7 +84,7 @@ def take_snapshot(
 
 
 def snapshot_pieces(
-    machine: Machine, linux: Sequence[LinuxGuest], *, state: str, elapsed_s: float
+    machine: Machine, linux: Sequence[LinuxGuest | ServedGuest], *, state: str, elapsed_s: float
 ) -> InPieces[Snapshot]:
     """Do the same in pieces: a guest or a VF each. What has come and gone meanwhile is read anew."""
     for _ in range(_ATTEMPTS):
