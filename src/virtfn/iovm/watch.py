@@ -130,12 +130,15 @@ class Watch(Actor):
             post.histories[vf.index] = self._begin(vf, totals, now)
             return
         rules = post.rules(vf.index)
+        before = history.looks[-1][1]
         self._note_spoofs(vf, history, totals[Kind.SPOOF], now)
         history.looks.append((now, totals))
         while len(history.looks) > 2 and history.looks[1][0] <= now - rules.window_ps:
             history.looks.popleft()
-        self._judge(vf, rules, history)
-        vf.driver.attend(vf.index)
+        if history.over or totals != before:  # else there can only be less than there was
+            self._judge(vf, rules, history)
+        if vf.throttled is not None:
+            vf.driver.attend(vf.index)
 
     @staticmethod
     def _begin(vf: Vf, totals: Totals, now: int) -> _History:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -91,6 +92,18 @@ class LivePf:
         return self._pf.driver
 
 
+def _read(now: object, name: str, value: object) -> object:
+    """Read a setting that is given as text: an address, or one of several words."""
+    if name == "mac" and isinstance(value, str):
+        return parse_mac(value)
+    if isinstance(now, enum.Enum) and isinstance(value, str):
+        words = [str(each.value) for each in type(now)]
+        if value not in words:
+            raise VirtfnError(f"{name} is {' or '.join(words)}, not {value}", errno_name="EINVAL")
+        return type(now)(value)
+    return value
+
+
 class LiveVf:
     """A VF of a lab that is up."""
 
@@ -129,10 +142,9 @@ class LiveVf:
         was.
         """
         before = self._vf.policy
-        if isinstance(settings.get("mac"), str):
-            settings["mac"] = parse_mac(str(settings["mac"]))
+        given = {name: _read(getattr(before, name, None), name, value) for name, value in settings.items()}
         try:
-            wanted = replace(before, **settings)  # type: ignore[arg-type]  # the driver judges them
+            wanted = replace(before, **given)  # type: ignore[arg-type]  # the driver judges them
         except TypeError:
             unknown = ", ".join(name for name in settings if not hasattr(before, name))
             raise VirtfnError(f"a VF has no setting {unknown}", errno_name="EINVAL") from None
