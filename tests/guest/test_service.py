@@ -41,15 +41,15 @@ def pings() -> bool:
 
 
 def machines(parent: int) -> set[int]:
-    """List the QEMU processes that a process has started."""
+    """List the virtual machines that a process has started."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/status"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_text()
+            state, words = (path / "status").read_text(), (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"\nPPid:\t{parent}\n" in words and words.startswith("Name:\tqemu"):
-            found.add(int(path.parent.name))
+        if f"\nPPid:\t{parent}\n" in state and b"virtfn.name=" in words:
+            found.add(int(path.name))
     return found
 
 

@@ -200,6 +200,18 @@ def test_policies_that_others_have_set_are_seen() -> None:
         assert pf.driver.policy(1) == DriverPolicy()
 
 
+def test_limits_of_the_watch_stay_what_they_are() -> None:
+    watched = "[{id: 1, watch: {resets: {per-second: 5, action: warn}}}]"
+    with up(text_of(policies=watched)) as session:
+        before = session.ask(GetLab())
+        set_policies(session.machine.pf("pf0"), {1: DriverPolicy(vlan=5)})
+        (policy,) = session.ask(GetLab())["pfs"][0]["sr-iov"]["vfs"]
+        assert policy == {**before["pfs"][0]["sr-iov"]["vfs"][0], "vlan-id": 5}
+        with pytest.raises(VirtfnError, match="cannot change while the lab is up") as caught:
+            apply(session, text_of())
+        assert "vfs.1.watch" in f"{caught.value} {caught.value.details}"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "key"),
     [

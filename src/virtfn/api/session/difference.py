@@ -61,7 +61,9 @@ def differences(before: Lab, after: Lab) -> list[Difference]:
 def _may_change(path: tuple[str, ...], movable: set[str]) -> bool:
     if path[0] == "guests":
         return len(path) == 4 and path[1] in movable and path[2] == "nic" and path[3] in _NIC_KEYS
-    return path[0] == "pfs" and len(path) > 3 and path[2] == "sr-iov" and path[3] in ("total-vfs", "vfs")
+    if path[0] != "pfs" or len(path) < 4 or "watch" in path[4:]:  # whose limits were read when the lab came up
+        return False
+    return path[2] == "sr-iov" and path[3] in ("total-vfs", "vfs")
 
 
 def _most_vfs(*labs: Lab) -> dict[str, int]:

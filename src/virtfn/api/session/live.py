@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtfn.api.accounts import Group, account
-from virtfn.api.lab import Lab
+from virtfn.api.lab import Lab, VfPolicy
 from virtfn.api.labchange import with_nic
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
@@ -18,6 +18,7 @@ from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted
 from virtfn.api.session.standing import Standing
 from virtfn.api.session.telling import Teller
 from virtfn.api.session.watching import event_of
+from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import format_rid
 from virtfn.hw.vtd.regs import Fault
@@ -90,7 +91,8 @@ class Live:
         """Return the lab as it is now, with the policies that were changed since it was read."""
         lab = self.machine.lab
         changed = {
-            pf.name: {n: policy_words(n, policy) for n, policy in pf.policies.items()} for pf in self.machine.pfs
+            pf.name: {n: _reworded(lab.pf(pf.name).policy(n), each) for n, each in pf.policies.items()}
+            for pf in self.machine.pfs
         }
         if not any(changed.values()):
             return lab
@@ -341,6 +343,12 @@ class Live:
         for served in self._served:
             served.stop()
         self.machine.stop()
+
+
+def _reworded(said: VfPolicy, policy: DriverPolicy) -> VfPolicy:
+    """Return what a lab says of a VF, but for what its driver's policy says otherwise."""
+    words = policy_words(said.id, policy)
+    return said.model_copy(update={name: getattr(words, name) for name in words.model_fields_set})
 
 
 def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
