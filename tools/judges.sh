@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the programs that judge virtfn from outside, where this machine lets us: pciutils, tshark, tcpdump, ping, passt, Chromium.
+# Install the programs that judge virtfn from outside, where this machine lets us: pciutils, tshark, tcpdump, ping, passt, Prometheus, Chromium.
 # QEMU and the guests' programs come as packages without being installed; the keyring vouches for them.
 # Tests that need one which is missing say 'not run'. Never fails.
 missing=""
@@ -8,6 +8,7 @@ command -v tshark >/dev/null || missing="$missing tshark"
 command -v tcpdump >/dev/null || missing="$missing tcpdump"
 command -v ping >/dev/null || missing="$missing iputils-ping"
 command -v passt >/dev/null || missing="$missing passt"
+command -v promtool >/dev/null || missing="$missing prometheus"
 command -v chromium >/dev/null || missing="$missing chromium"
 ls /usr/share/keyrings/debian-archive-keyring.* >/dev/null 2>&1 ||
     missing="$missing debian-archive-keyring"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from virtfn.hw.i82576.desc import MAX_FRAME, MAX_MTU
 from virtfn.hw.types import Mac
@@ -59,6 +59,7 @@ class NicDriver(Protocol):
 class Model:
     """A model of card. report: how reports name it. nic_drivers: by vendor and device ID.
 
+    explain: what becomes of a frame of a VF's, or another function's, pool, or of the wire (None), by `Card.state`.
     stack: makes the host's own network device on a PF that its driver drives, perhaps with VFs; None: it cannot be.
     """
 
@@ -68,6 +69,7 @@ class Model:
     pf_driver: Callable[[Bar, Clock], BoundDriver]
     nic_drivers: Mapping[tuple[int, int], NicDriver]
     stack: Callable[[BoundDriver, Bar, DmaMemory, Clock], NetDriver] | None = None
+    explain: Callable[[Mapping[str, Any], int | None, bytes], Mapping[str, Any]] | None = None
 
 
 def _make_82576(host: DeviceHost, iommu: Iommu, agent: TranslationAgent, options: Options) -> Card:
@@ -105,6 +107,13 @@ def _igb_stack(driver: BoundDriver, bar: Bar, dma: DmaMemory, clock: Clock) -> N
     return IgbNet(driver, bar, dma, clock, ring=_STACK_RING, host=True)
 
 
+def _explain_82576(state: Mapping[str, Any], source: int | None, frame: bytes) -> Mapping[str, Any]:
+    from virtfn.devices.nic82576.explain import explain_frame
+    from virtfn.devices.nic82576.sight import CardState, Sight
+
+    return explain_frame(Sight(cast(CardState, state)), source, frame)
+
+
 MODELS: dict[str, Model] = {
     "82576": Model(
         report=82576,
@@ -113,6 +122,7 @@ MODELS: dict[str, Model] = {
         pf_driver=_igb,
         nic_drivers={(0x8086, 0x10CA): _igbvf, (0x8086, 0x10C9): _igb_whole},
         stack=_igb_stack,
+        explain=_explain_82576,
     )
 }
 

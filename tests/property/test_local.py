@@ -282,6 +282,7 @@ def state(rig: Rig) -> dict[str, object]:
     found["drops"] = rig.drops()
     found["registers"] = rig.regs[:, :, 4:].tolist()
     found["faults"] = rig.faults
+    found["bytes"] = [rig.nic["dropped_bytes"].tolist(), rig.nic["to_wire"].tolist()]
     found["memory"] = [zlib.crc32(memory_of(rig, n)) for n in (SENDER, *RECEIVERS)]
     return found
 
@@ -319,6 +320,30 @@ def test_arrivals_equal_those_of_the_general_path(pair: tuple[Rig, Rig], sent: l
         taken += count
         for rig in pair:
             rig.refill(1 if world.pools else 0, 2)
+
+
+@settings(max_examples=80, deadline=None)
+@given(sent=frames, world=worlds, budget=st.sampled_from([1, 3, 64]))
+def test_taps_see_the_same_on_both_paths_and_change_nothing(
+    pair: tuple[Rig, Rig], sent: list[Sent], world: World, budget: int
+) -> None:
+    short, general = pair
+    for rig in pair:
+        set_up(rig, world)
+        post(rig, sent)
+        rig.tap()
+    general.set(mirror=1)
+    try:
+        for _ in range(4):
+            assert short.serve(budget=budget) == general.serve(budget=budget)
+            had = short.seen()
+            assert had == general.seen()
+            assert state(short) == state(general)
+            for rig in pair:
+                rig.refill(1, 2)
+    finally:
+        for rig in pair:
+            rig.untap()
 
 
 COMMON = [

@@ -20,9 +20,11 @@ from virtfn.kernels.i82576.port import serve_port, wire_in
 from virtfn.kernels.i82576.state import DROP_NAMES, POOLS, QUEUES, new_nic
 from virtfn.kernels.i82576.switch import mac_slot
 from virtfn.kernels.ranges import address_of
+from virtfn.kernels.tapring import TAP_DROP, TAP_RX, TAP_SWITCH, TAP_TX
 from virtfn.kernels.vtd.iommu import new_iommu
 from virtfn.kernels.vtd.iotlb import invalidate_contexts, invalidate_iotlb
 from virtfn.machine.memory import CHUNK, PAGE, HostMemory
+from virtfn.machine.taps import Tap, TapReader
 
 Words = tuple[int, int]
 EOP, IFCS, IC, RS, DEXT, VLE, TSE = (1 << bit for bit in (24, 25, 26, 27, 29, 30, 31))
@@ -31,6 +33,7 @@ UDP, TCP, SCTP = 0, 1, 2
 BUFFER, HEADER, TX_DATA = 0x40000, 0xC0000, 0x100000
 STANDARD, TAGGED = 1518, 1522
 FILL = 0xEE
+POINTS = {TAP_TX: "tx", TAP_SWITCH: "switch", TAP_RX: "rx", TAP_DROP: "drop"}
 
 
 def rid(pool: int) -> int:
@@ -123,11 +126,13 @@ class Rig:
         self.regs = np.zeros((2, QUEUES, 16), np.uint32)  # receive and transmit register blocks
         self.chunks = [int(c) for c in self.memory.alloc_chunks(POOLS)]
         self.pages: list[list[int]] = []
+        self._tap: Tap | None = None
         self.tables: list[int] = []
         self._domains(rng, scattered)
         self.reset()
 
     def close(self) -> None:
+        self.untap()
         self.memory.close()
 
     # Remapping.
@@ -197,7 +202,8 @@ class Rig:
         """Put everything back but the domains."""
         nic, keep = self.nic, {name: int(self.port[name]) for name in ("iommu", "scratch", "captured", "rss_key")}
         nic["card"] = 0
-        for name in ("port", "turn", "counters", "pools", "rx", "tx", "routes"):
+        self.untap()
+        for name in ("port", "turn", "counters", "pools", "rx", "tx", "routes", "seen"):
             nic[name] = np.zeros((), nic[name].dtype)
         for name in (
             "drops",
@@ -213,6 +219,8 @@ class Rig:
             "wanted",
             "claims",
             "had",
+            "dropped_bytes",
+            "to_wire",
         ):
             nic[name][:] = 0
         self.port = nic["port"]
@@ -273,6 +281,29 @@ class Rig:
         """List what was dropped: (pool, or 8 for the wire; reason) -> frames."""
         table = self.nic["drops"]
         return {(int(p), DROP_NAMES[r]): int(table[p, r]) for p, r in zip(*np.nonzero(table), strict=True)}
+
+    # A tap of everything.
+
+    def tap(self, points: int = 15, interfaces: int = 0x1FF, snap: int = 1 << 16, size: int = 1 << 20) -> TapReader:
+        self.untap()
+        self._tap = Tap(self.nic["taps"][0], points, interfaces, snap, size)
+        self.nic["seen"]["points"] = points
+        self._reader = TapReader(self._tap.fd, size)
+        return self._reader
+
+    def untap(self) -> None:
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+            self._reader.close()
+            self.nic["seen"]["points"] = 0
+
+    def seen(self) -> list[tuple[str, int, bool, int, int, bytes]]:
+        """Take what the tap has: (point, interface, outbound, detail, length, bytes)."""
+        return [
+            (POINTS[s.point], s.interface, s.outbound, s.detail, s.length, bytes(s.frame))
+            for s in self._reader.read(1 << 20)
+        ]
 
     # Rings. side: 0 receive, 1 transmit.
 

@@ -18,7 +18,7 @@ import re
 import selectors
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from virtfn.hw.types import Ps
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.closing import refuse_rights
 
-__all__ = ["AskError", "Control", "Handler", "Params", "ask", "only_lab", "running_labs"]
+__all__ = ["AskError", "Control", "Handed", "Handler", "Params", "ask", "ask_handed", "only_lab", "running_labs"]
 
 Params = Mapping[str, object]
 Handler = Callable[[Params], object]
@@ -40,6 +40,7 @@ MAX_ANSWER = 1 << 26
 MAX_CLIENTS = 16
 _IN_LINE = 128  # connections not yet accepted; more are refused at once
 _CHUNK = 1 << 16
+_MOST_HANDED = 4
 _PIECES = 2  # of answers that are made each turn
 _TIMEOUT_S = 30.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -54,6 +55,21 @@ class AskError(VirtfnError):
         self.exit_status = exit_status
 
 
+class Handed:
+    """An answer that descriptors come with. They are its own, and closed when they are sent, or nobody takes them."""
+
+    def __init__(self, document: object, descriptors: Sequence[int]) -> None:
+        self.document = document
+        self.descriptors = list(descriptors)
+
+    def close(self) -> None:
+        """Close what nobody has taken."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+    __del__ = close
+
+
 @dataclass(slots=True, eq=False)
 class _Client:
     """One connection: what it has sent so far, and what it has not taken yet."""
@@ -61,6 +77,7 @@ class _Client:
     socket: socket.socket
     received: bytearray = field(default_factory=bytearray)
     waiting: memoryview = field(default_factory=lambda: memoryview(b""))
+    handed: Handed | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +86,7 @@ class _Answer:
 
     client: _Client
     pieces: Iterator[str]
+    handed: Handed | None = None
     text: bytearray = field(default_factory=bytearray)
 
 
@@ -204,8 +222,12 @@ class Control(Actor):
             else:
                 self._later.append((client, future))
 
-    def _reply(self, client: _Client, document: object) -> None:
-        self._answers.append(_Answer(client, encode(document)))
+    def _reply(self, client: _Client, answer: dict[str, object]) -> None:
+        handed = answer.get("result")
+        if isinstance(handed, Handed):
+            self._answers.append(_Answer(client, encode({"result": handed.document}), handed))
+        else:
+            self._answers.append(_Answer(client, encode(answer)))
 
     def _encode(self) -> None:
         """Encode a piece of the answer whose turn it is, and send it when it is whole."""
@@ -222,6 +244,7 @@ class Control(Actor):
                 return self._reply(answer.client, _refusal(f"the answer has more than {MAX_ANSWER} bytes", "EMSGSIZE"))
             return self._answers.append(answer)
         answer.client.waiting = memoryview(bytes(answer.text) + b"\n")
+        answer.client.handed = answer.handed
         self._selector.register(answer.client.socket, selectors.EVENT_WRITE, answer.client)
         try:
             self._send(answer.client)
@@ -232,7 +255,13 @@ class Control(Actor):
         return None
 
     def _send(self, client: _Client) -> None:
-        sent = client.socket.send(client.waiting[:_CHUNK])
+        piece = client.waiting[:_CHUNK]
+        if client.handed is None:
+            sent = client.socket.send(piece)
+        else:
+            sent = socket.send_fds(client.socket, [piece], client.handed.descriptors)
+            client.handed.close()
+            client.handed = None
         client.waiting = client.waiting[sent:]
         if not client.waiting:
             self._drop(client)
@@ -285,10 +314,21 @@ def ask(method: str, params: Params, lab: str | None = None, timeout_s: float = 
 
     Raises VirtfnError if there is none, or several, or it refuses, or does not answer in time.
     """
+    return _ask(method, params, lab, timeout_s, None)
+
+
+def ask_handed(method: str, params: Params, lab: str | None = None, timeout_s: float = _TIMEOUT_S) -> Handed:
+    """Ask as `ask` does, for an answer that descriptors come with. Raises VirtfnError as that does."""
+    handed = Handed(None, ())
+    handed.document = _ask(method, params, lab, timeout_s, handed.descriptors)
+    return handed
+
+
+def _ask(method: str, params: Params, lab: str | None, timeout_s: float, descriptors: list[int] | None) -> object:
     found = _find(lab)
     name = found.name.removesuffix(_SUFFIX)
     try:
-        answer = _exchange(found, json.dumps({"method": method, "params": dict(params)}), timeout_s)
+        answer = _exchange(found, json.dumps({"method": method, "params": dict(params)}), timeout_s, descriptors)
     except (TimeoutError, BlockingIOError):
         raise AskError(f"lab {name} does not answer") from None
     except OSError as error:
@@ -323,14 +363,18 @@ def _find(lab: str | None) -> Path:
     return found[0]
 
 
-def _exchange(path: Path, request: str, timeout_s: float) -> bytes:
+def _exchange(path: Path, request: str, timeout_s: float, descriptors: list[int] | None) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, _opened(path.parent) as folder:
         connection.settimeout(timeout_s)
         connection.connect(_short(folder, path.name))
         connection.sendall(request.encode() + b"\n")
         answer = bytearray()
         while not answer.endswith(b"\n"):
-            got = connection.recv(1 << 20)
+            if descriptors is None:
+                got = connection.recv(1 << 20)
+            else:
+                got, rights, _, _ = socket.recv_fds(connection, 1 << 20, _MOST_HANDED, socket.MSG_CMSG_CLOEXEC)
+                descriptors += rights
             if not got or len(answer) > MAX_ANSWER + _CHUNK:
                 break
             answer += got

@@ -10,7 +10,7 @@ from virtfn.api.machine import LabPf, Machine, function_name
 from virtfn.hw.types import Ps, format_rid
 from virtfn.machine.clock import WallClock, epoch_ps
 from virtfn.machine.ports import Actor, VirtfnError
-from virtfn.machine.recorder import Direction, Recorder
+from virtfn.machine.recorder import Direction, Packet, Recorder
 
 __all__ = ["Recording"]
 
@@ -71,7 +71,7 @@ class Recording(Actor):
                 index = self._interfaces.get((number, interface))
                 if index is not None:
                     direction = Direction.OUTBOUND if outbound else Direction.INBOUND
-                    batch.append((index, time_ps, frame.data, direction))
+                    batch.append(Packet(index, time_ps, frame.data, direction))
             self._recorder.write(batch)
 
     def close(self) -> None:

@@ -21,8 +21,10 @@ import click
 
 from virtfn import __version__
 from virtfn.api.signals import Ended, ended_by_signals
+from virtfn.cli.capture import capture
 from virtfn.cli.changes import apply, attach, detach, get
 from virtfn.cli.events import events
+from virtfn.cli.explain import explain, metrics
 from virtfn.cli.image import exec_in_guest, image, shell
 from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
@@ -219,7 +221,7 @@ def doctor(json_to: str | None) -> None:
 
 
 _COMMANDS = (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest)
-for _each in (*_COMMANDS, watch, quarantine, release, serve, qemu_args):
+for _each in (*_COMMANDS, watch, quarantine, release, serve, qemu_args, capture, explain, metrics):
     cli.add_command(_each)
 
 

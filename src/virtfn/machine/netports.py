@@ -8,7 +8,7 @@ CopiesQueues   a device whose queues can run by copies of their registers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from virtfn.hw.bits import RegMap
 from virtfn.hw.types import Mac, Rid
 from virtfn.machine.ports import Device, VirtfnError
+from virtfn.machine.taps import Tap, TapInterface
 
 __all__ = [
     "Captured",
@@ -30,6 +31,7 @@ __all__ = [
     "QueueCopy",
     "Served",
     "Vectors",
+    "Ways",
 ]
 
 
@@ -66,6 +68,27 @@ class Conduct(NamedTuple):
     malformed: int = 0
     messages: int = 0
     resets: int = 0
+
+
+class Ways(NamedTuple):
+    """Which ways a function's frames went, with bytes of frames without check sequences.
+
+    Those to the wire, and those to other functions (a frame to a group may be both); those from the wire, and those
+    from other functions; to groups and to everybody, of those received. dropped_bytes: with check sequences, of dropped
+    frames whose length is known.
+    """
+
+    tx_wire_frames: int = 0
+    tx_wire_bytes: int = 0
+    tx_hairpin_frames: int = 0
+    tx_hairpin_bytes: int = 0
+    rx_wire_frames: int = 0
+    rx_wire_bytes: int = 0
+    rx_hairpin_frames: int = 0
+    rx_hairpin_bytes: int = 0
+    rx_multicast: int = 0
+    rx_broadcast: int = 0
+    dropped_bytes: int = 0
 
 
 class Captured(NamedTuple):
@@ -204,6 +227,10 @@ class Card(Device, CountsFrames, Carrier, Protocol):
     def all_drops(self) -> dict[str, int]:
         """Count all dropped frames by reason."""
 
+    def ways(self, n: int) -> Ways:
+        """Count the frames of a VF by the ways that they went."""
+        return Ways()
+
     def mailbox_messages(self, n: int) -> int:
         """Count messages between a VF and the PF, both ways."""
         return 0
@@ -225,6 +252,28 @@ class Card(Device, CountsFrames, Carrier, Protocol):
     def take_capture(self) -> Sequence[Captured]:
         """Take the frames recorded since the last call."""
         return ()
+
+    def state(self) -> Mapping[str, object]:
+        """Read all that decides what becomes of a frame, as JSON, for its model's `explain` (`cards.py`).
+
+        Raises VirtfnError (EOPNOTSUPP) for a card that nobody explains.
+        """
+        raise VirtfnError("nobody can explain this card", errno_name="EOPNOTSUPP")
+
+    def tap_interfaces(self) -> Sequence[TapInterface]:
+        """List what taps can see frames at, now."""
+        return ()
+
+    def drop_reasons(self) -> Sequence[str]:
+        """List the reasons for which it drops frames, as taps number them."""
+        return ()
+
+    def open_tap(self, points: int, interfaces: int, snap: int, size: int) -> Tap:
+        """Copy frames for another process from now on (`machine/taps.py`).
+
+        Raises VirtfnError if there are too many taps (EBUSY), or the card has none (EOPNOTSUPP).
+        """
+        raise VirtfnError("this card's frames cannot be tapped", errno_name="EOPNOTSUPP")
 
     def close(self) -> None:
         """Release memory."""

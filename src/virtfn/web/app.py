@@ -17,12 +17,13 @@ from virtfn import __version__
 from virtfn.web.door import Ask, Door
 from virtfn.web.guard import Guard, refusal
 from virtfn.web.methods import method_router
+from virtfn.web.metrics import add_metrics
 from virtfn.web.page import PATHS, add_page
 from virtfn.web.stream import event_router
 
 __all__ = ["FREE", "PAGES", "make_app"]
 
-PAGES: tuple[Callable[[FastAPI, Door], None], ...] = (add_page,)
+PAGES: tuple[Callable[[FastAPI, Door], None], ...] = (add_page, add_metrics)
 FREE = ("/openapi.json", *PATHS)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pcapng import FileScanner, FileWriter, blocks
 
 from virtfn.machine.captures import CaptureError, Frames, read_capture
-from virtfn.machine.recorder import Direction, Recorder
+from virtfn.machine.recorder import Direction, Packet, Recorder
 
 FRAMES = [bytes([n]) * (60 + 7 * n) for n in range(5)] + [b"\x01\x02\x03"]
 
@@ -316,7 +316,7 @@ def test_any_bytes_give_frames_or_a_capture_error(
 def record(path: Path) -> list[tuple[int, int, bytes, Direction]]:
     batch = [(n % 2, n * 1_500_000, frame, Direction(1 + n % 2)) for n, frame in enumerate(FRAMES)]
     with Recorder(path, ["vf0 0000:01:10.0", "vf1 0000:01:10.2"], epoch_ps=1_700_000_000 * 10**12) as recorder:
-        recorder.write((i, t, memoryview(f), d) for i, t, f, d in batch)
+        recorder.write(Packet(i, t, memoryview(f), d) for i, t, f, d in batch)
     assert recorder.frames == len(FRAMES)
     return batch
 
@@ -355,12 +355,12 @@ def test_a_recording_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="cannot be written"):
         Recorder(tmp_path / "none" / "x.pcapng", ["vf0"])
     with Recorder(tmp_path / "x.pcapng", ["vf0"]) as recorder, pytest.raises(ValueError, match="interface 1 of 1"):
-        recorder.write([(1, 0, b"", Direction.INBOUND)])
+        recorder.write([Packet(1, 0, b"", Direction.INBOUND)])
     full = Path("/dev/full")
     if full.exists():
         recorder = Recorder(full, ["vf0"])
         with pytest.raises(CaptureError, match="No space left"):
-            recorder.write([(0, 0, bytes(1500), Direction.INBOUND)] * 2000)
+            recorder.write([Packet(0, 0, bytes(1500), Direction.INBOUND)] * 2000)
         with pytest.raises(CaptureError, match="No space left"):
             recorder.close()
 

@@ -2,12 +2,16 @@
 
 session    the states, and what may be done in each
 live       what stands while the lab is up
+asking     what a request is
 requests   what can be asked, a class each
+captures   frames for other processes
 desk       where requests wait for the world
 snapshot   what everybody has counted
 events     what happened
 """
 
+from virtfn.api.session.asking import Request
+from virtfn.api.session.captures import ReadCard, StartCapture
 from virtfn.api.session.events import (
     AddressRefused,
     Event,
@@ -20,7 +24,7 @@ from virtfn.api.session.events import (
     StateChanged,
     WorkDone,
 )
-from virtfn.api.session.requests import ExplainIommu, ReadEvents, ReadSnapshot, Request, RunInGuest, ShowIommu
+from virtfn.api.session.requests import ExplainIommu, ReadEvents, ReadSnapshot, RunInGuest, ShowIommu
 from virtfn.api.session.session import Session, State
 from virtfn.api.session.snapshot import Snapshot
 
@@ -33,6 +37,7 @@ __all__ = [
     "GuestBooted",
     "GuestConnected",
     "GuestDisconnected",
+    "ReadCard",
     "ReadEvents",
     "ReadSnapshot",
     "Reading",
@@ -41,6 +46,7 @@ __all__ = [
     "Session",
     "ShowIommu",
     "Snapshot",
+    "StartCapture",
     "State",
     "StateChanged",
     "WorkDone",

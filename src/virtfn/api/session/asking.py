@@ -11,6 +11,7 @@ from virtfn.api.session.events import Events
 from virtfn.api.session.snapshot import Snapshot
 from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import VirtfnError
+from virtfn.vmm.world import World
 
 if TYPE_CHECKING:
     from virtfn.api.linux import LinuxGuest
@@ -60,6 +61,10 @@ class Answering(Protocol):
     @property
     def linux_guests(self) -> Sequence[LinuxGuest]:
         """The guests under QEMU that are there. Raises VirtfnError if nothing is up."""
+
+    @property
+    def world(self) -> World:
+        """The world: for actors that a request brings, and that leave it themselves."""
 
     def snapshot(self) -> Snapshot:
         """Return what everybody has counted. Raises VirtfnError if nothing ever was up."""

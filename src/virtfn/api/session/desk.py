@@ -15,7 +15,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from virtfn.api.session.requests import Answering, Request
+from virtfn.api.session.asking import Answering, Request
 from virtfn.hw.types import Ps
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Actor, Clock, VirtfnError

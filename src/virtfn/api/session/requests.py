@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from virtfn.api.iommu import ShowDocument, show_live
 from virtfn.api.session.asking import Answering, Params, Request, known, number
+from virtfn.api.session.captures import ReadCard, StartCapture
 from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLab, SetVfs
 from virtfn.api.session.events import EventDocument
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
@@ -29,11 +30,13 @@ __all__ = [
     "ExplainIommu",
     "OutcomeDocument",
     "Params",
+    "ReadCard",
     "ReadEvents",
     "ReadSnapshot",
     "Request",
     "RunInGuest",
     "ShowIommu",
+    "StartCapture",
 ]
 
 _EVENTS_AT_ONCE = 256
@@ -189,4 +192,6 @@ REQUESTS: tuple[type[Request[object]], ...] = (
     ListVfs,
     QuarantineVf,
     ReleaseVf,
+    StartCapture,
+    ReadCard,
 )

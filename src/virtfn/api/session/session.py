@@ -159,6 +159,11 @@ class Session:
         return self.live.guests
 
     @property
+    def world(self) -> World:
+        """The world, for requests that bring actors."""
+        return self._world
+
+    @property
     def live(self) -> Live:
         """What stands, for the session's thread. Raises VirtfnError if nothing is up."""
         if self._live is None:

@@ -43,14 +43,18 @@ class GuestCounts(TypedDict):
 
 
 class VfCounts(TypedDict):
-    """One VF, as the card counts. guest: who has it; null: nobody."""
+    """One VF, as the card counts. guest: who has it; null: nobody. ways: frames by where they went and came from."""
 
     vf: int
     address: str
     guest: str | None
     tx_frames: int
+    tx_bytes: int
     rx_frames: int
+    rx_bytes: int
     dropped: dict[str, int]
+    mailbox_messages: int
+    ways: dict[str, int]
 
 
 class PfCounts(TypedDict):
@@ -183,6 +187,10 @@ def _vf(pf: LabPf, vf: Vf, owners: Mapping[Rid, str]) -> VfCounts:
         "address": format_rid(vf.rid),
         "guest": owners.get(vf.rid),
         "tx_frames": counts.tx_frames,
+        "tx_bytes": counts.tx_bytes,
         "rx_frames": counts.rx_frames,
+        "rx_bytes": counts.rx_bytes,
         "dropped": pf.nic.drops(vf.index),
+        "mailbox_messages": pf.nic.mailbox_messages(vf.index),
+        "ways": pf.nic.ways(vf.index)._asdict(),
     }

@@ -50,6 +50,7 @@ class Nic82576(WireEnd, Observed):
     def __init__(self, host: DeviceHost, iommu: Iommu, card: Card, agent: TranslationAgent | None = None) -> None:
         self.card = card
         self._host = host
+        self._taps = []
         self.endpoint = build_endpoint(card, host.now)
         self._pf = self.endpoint.pfs[0]
         image = default_image(card.mac, subsystem_id=card.subsystem_id, subsystem_vendor_id=card.subsystem_vendor_id)
@@ -354,4 +355,5 @@ class Nic82576(WireEnd, Observed):
 
     def close(self) -> None:
         """Release memory."""
+        self.close_taps()
         self.port.close()

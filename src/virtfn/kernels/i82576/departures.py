@@ -13,7 +13,7 @@ from __future__ import annotations
 from virtfn.hw.eth import HEADER_BYTES, IPV4_LOADED, MIN_FRAME
 from virtfn.kernels._jit import Row, kernel, load16, store32
 from virtfn.kernels.csum import swap16, swap32
-from virtfn.kernels.i82576.rx import copy_frame
+from virtfn.kernels.i82576.seen import copy_frame, drop_seen
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_UPLINK_FULL, WIRE
 from virtfn.kernels.streams import LENGTH_BYTES
 
@@ -29,7 +29,7 @@ def depart(nic: Row, head: int, body: int, length: int) -> None:
     if p.departed_bare and length <= MIN_FRAME:
         length = unpadded(head, length)
     if p.departed_tail + LENGTH_BYTES + length > DEPARTURE_BYTES:
-        nic.drops[WIRE, DROP_UPLINK_FULL] += 1
+        drop_seen(nic, WIRE, 1, DROP_UPLINK_FULL, head, body, length)
         return
     at = p.departures + p.departed_tail
     store32(at, swap32(length))

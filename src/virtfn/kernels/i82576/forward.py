@@ -12,7 +12,8 @@ from virtfn.kernels._jit import Row, apart, kernel, load8, load16, load64, part
 from virtfn.kernels.csum import swap16
 from virtfn.kernels.i82576.classify import classify
 from virtfn.kernels.i82576.departures import depart
-from virtfn.kernels.i82576.rx import RX_DONE, RX_OVERSIZE, RX_STALL, capture_frame, receive
+from virtfn.kernels.i82576.rx import RX_DONE, RX_OVERSIZE, RX_STALL, receive, strip_tag, strips
+from virtfn.kernels.i82576.seen import capture_frame, drop_seen, tap_frame, tap_sent
 from virtfn.kernels.i82576.shares import has_turn, is_scarce
 from virtfn.kernels.i82576.state import (
     DROP_NO_UPLINK,
@@ -20,12 +21,25 @@ from virtfn.kernels.i82576.state import (
     LOWEST,
     NIC,
     PLAIN_TAG_AT,
+    SPLIT_AREA,
     WIRE,
 )
 from virtfn.kernels.i82576.switch import MAC, switch_receive, switch_transmit, why_spoofed
 from virtfn.kernels.i82576.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
+from virtfn.kernels.tapring import TAP_DROP, TAP_RX, TAP_TX
 
-__all__ = ["BURST_PS", "FORWARDED", "STALLED", "WAITING", "YIELDED", "count_size", "forward", "spread", "tag_of"]
+__all__ = [
+    "BURST_PS",
+    "FORWARDED",
+    "STALLED",
+    "WAITING",
+    "YIELDED",
+    "count_size",
+    "forward",
+    "spread",
+    "tag_of",
+    "tap_receiver",
+]
 
 FORWARDED, STALLED, WAITING, YIELDED = range(4)
 BURST_PS = 2_000_000_000  # credit that an idle sender, or wire, keeps: 2 ms
@@ -119,20 +133,39 @@ def spread(nic: Row, pools: int, head: int, body: int, length: int, tci: int, lo
                 owner.gorlbc += length + 4
             if capture:
                 capture_frame(nic, pool, 0, head, body, length)
+        else:
+            nic.dropped_bytes[pool] += length + 4
+        if nic.seen.points:
+            tap_receiver(nic, pool, code == RX_DONE, head, body, length, tci, replicated)
         pools &= pools - 1
     if not fits:
         nic.counters.roc += 1
     return 0
 
 
+@part
+def tap_receiver(nic: Row, pool: int, got: bool, head: int, body: int, length: int, tci: int, replicated: bool) -> None:
+    """Let taps see what a pool got of a frame, without the tag if that was stripped, or that it got nothing."""
+    if not got:
+        tap_frame(nic, TAP_DROP, pool, 0, nic.seen.why, head, body, length)
+    elif strips(nic, pool, tci, replicated):
+        bare = nic.port.scratch + SPLIT_AREA
+        strip_tag(nic, bare, head, body, length)
+        tap_frame(nic, TAP_RX, pool, 0, 0, bare, bare, length - 4)
+    else:
+        tap_frame(nic, TAP_RX, pool, 0, 0, head, body, length)
+
+
 @kernel
-def check_sender(nic: Row, q: int, pool: int, source: int, vid: int) -> bool:
+def check_sender(nic: Row, q: int, pool: int, vid: int, head: int, body: int, length: int) -> bool:
     """Anti-spoofing: the source address, and the VLAN, must be the pool's own where DTXSWC says so."""
     p = nic.port
-    reason = why_spoofed(nic, pool, source, vid)
+    reason = why_spoofed(nic, pool, load64(head + 6) & MAC, vid)
     if reason < 0:
         return True
-    nic.drops[pool, reason] += 1
+    if nic.seen.points:
+        tap_frame(nic, TAP_TX, pool, 1, 0, head, body, length)
+    drop_seen(nic, pool, 1, reason, head, body, length)
     nic.counters.ssvpc += 1
     if p.spoof_int:
         p.misbehaved |= 1 << q
@@ -199,6 +232,8 @@ def send_wire(nic: Row, destination: int, head: int, body: int, length: int) -> 
         c.mptc += 1
     if p.capture:
         capture_frame(nic, WIRE, 1, head, body, length)
+    if nic.seen.points:
+        tap_frame(nic, TAP_RX, WIRE, 1, 0, head, body, length)
     if p.departures:
         depart(nic, head, body, length)
 
@@ -229,9 +264,7 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
     tci = tag_of(nic, head, length)
     vid = tci & 0xFFF if tci >= 0 else -1
     destination = load64(head) & MAC
-    if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(
-        nic, q, pool, load64(head + 6) & MAC, vid
-    ):
+    if (p.mac_spoof_pools | p.vlan_spoof_pools) >> pool & 1 and not check_sender(nic, q, pool, vid, head, body, length):
         return FORWARDED
     pools, wire, why = switch_transmit(nic, pool, destination, vid)
     if wire and p.self_loop:
@@ -243,20 +276,26 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
     if p.stalled:
         pools &= p.stall_pools
         if pools == 0:
-            nic.drops[pool, why if why else DROP_WITHDRAWN] += 1
+            drop_seen(nic, pool, 1, why if why else DROP_WITHDRAWN, head, body, length)
     else:
         leave = ask_leave(nic, q, pool, target, length, wire)
         if leave != FORWARDED:
             return leave
         if p.capture:
             capture_frame(nic, pool, 1, head, body, length)
+        leaves = wire and p.wire_up != 0 and p.self_loop == 0
+        if nic.seen.points:
+            tap_sent(nic, pool, 1, pools | int(leaves) << WIRE, head, body, length)
         if wire or pools & pools - 1 or pools == 0:
             nic.turn.work += SWITCH_WORK
         count_sent(nic, pool, pools, length)
-        if wire and p.wire_up and not p.self_loop:
+        if leaves:
+            nic.to_wire[pool, 0] += 1
+            nic.to_wire[pool, 1] += length + 4
             send_wire(nic, destination, head, body, length)
         elif pools == 0:
-            nic.drops[pool, DROP_NO_UPLINK if wire and not p.self_loop and why == 0 else why] += 1
+            no_uplink = wire and not p.self_loop and why == 0
+            drop_seen(nic, pool, 1, DROP_NO_UPLINK if no_uplink else why, head, body, length)
     if pools == 0:
         return FORWARDED
     left = spread_scarce(nic, pool, target, pools, head, body, length, tci)

@@ -48,6 +48,7 @@ from virtfn.kernels.i82576.head import SHORTEST, copy_short, held_bytes, put_sta
 from virtfn.kernels.i82576.offload import context_of
 from virtfn.kernels.i82576.ring import latch, move_head, next_stretch, note_cause
 from virtfn.kernels.i82576.rx import choose_queue
+from virtfn.kernels.i82576.seen import drop
 from virtfn.kernels.i82576.shares import is_scarce
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOCAL_AREA, LOWEST, ROUTES, SPLIT_AREA, WIRE
 from virtfn.kernels.i82576.switch import MAC, switch_receive, switch_transmit, why_spoofed
@@ -177,7 +178,8 @@ def finish(nic: Row, t: Row, q: int, place: int, run: int, q0: int, q1: int, siz
     store64_release(place + 8, q1 | (_LOOPED if looped else _DONE))
     r.place = place + 16
     if unlikely(run == 0):
-        nic.drops[r.pool, DROP_DMA_FAULT] += 1
+        drop(nic, r.pool, DROP_DMA_FAULT)
+        nic.dropped_bytes[r.pool] += size
         if looped:
             settle_sent(nic, t.pool, 1, size)
         note_cause(nic, r)

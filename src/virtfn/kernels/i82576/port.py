@@ -17,7 +17,7 @@ from virtfn.kernels.card import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS
 from virtfn.kernels.i82576.classify import HEAD_BYTES
 from virtfn.kernels.i82576.forward import count_size, spread, tag_of
 from virtfn.kernels.i82576.ring import publish
-from virtfn.kernels.i82576.rx import capture_frame, capture_room
+from virtfn.kernels.i82576.seen import capture_frame, capture_room, drop_seen, tap_sent
 from virtfn.kernels.i82576.state import (
     DEPARTURE_ALARM,
     DROP_OVERSIZE,
@@ -206,15 +206,17 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
                 c.ruc += 1
             else:
                 c.roc += 1
-            nic.drops[WIRE, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+            drop_seen(nic, WIRE, 0, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE, head, frame, length)
             return True
         if p.capture:
             capture_frame(nic, WIRE, 0, head, frame, length)
         tci = tag_of(nic, head, length)
         mac = load64(head) & BROADCAST
         pools, why = switch_receive(nic, mac, tci & 0xFFF if tci >= 0 else -1)
+        if nic.seen.points:
+            tap_sent(nic, WIRE, 0, pools, head, frame, length)
         if pools == 0:
-            nic.drops[WIRE, why] += 1
+            drop_seen(nic, WIRE, 0, why, head, frame, length)
             return True
         c.gprc += 1
         c.gorc += length + 4

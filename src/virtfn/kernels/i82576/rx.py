@@ -27,9 +27,8 @@ from virtfn.hw.i82576.desc import (
 from virtfn.kernels._jit import Row, apart, copy_bytes, inlined, kernel, load8, load64, part, store64, store64_release
 from virtfn.kernels.i82576.classify import HEAD_BYTES, split_point
 from virtfn.kernels.i82576.ring import advance, latch, note_cause, ring_count, window, window_hot
+from virtfn.kernels.i82576.seen import copy_frame, drop
 from virtfn.kernels.i82576.state import (
-    CAPTURE_BYTES,
-    CAPTURE_SLOTS,
     DROP_DMA_FAULT,
     DROP_NO_DESCRIPTOR,
     DROP_OVERSIZE,
@@ -37,7 +36,6 @@ from virtfn.kernels.i82576.state import (
     DROP_QUEUE_DISABLED,
     NIC,
     SPLIT_AREA,
-    WIRE,
 )
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import dma_copy_out, translate, translate_hot
@@ -48,45 +46,13 @@ __all__ = [
     "RX_DROPPED",
     "RX_OVERSIZE",
     "RX_STALL",
-    "capture_frame",
-    "capture_room",
     "choose_queue",
     "receive",
+    "strip_tag",
+    "strips",
 ]
 
 RX_DONE, RX_DROPPED, RX_STALL, RX_OVERSIZE = range(4)
-
-
-@kernel
-def capture_room(nic: Row, length: int) -> bool:
-    """Tell whether the capture buffer takes one more frame at every interface."""
-    p = nic.port
-    return p.capture_head + WIRE + 2 <= CAPTURE_SLOTS and p.capture_bytes + (WIRE + 2) * length <= CAPTURE_BYTES
-
-
-@apart(NIC, int, int, int, int, int, gives=0)
-def capture_frame(nic: Row, interface: int, outbound: int, head: int, body: int, length: int) -> None:
-    """Record a frame as `interface` (pool, or WIRE) sent or received it."""
-    p = nic.port
-    record = nic.capture[p.capture_head]
-    record.interface = interface
-    record.outbound = outbound
-    record.length = length
-    record.offset = p.capture_bytes
-    record.time_ps = p.now
-    copy_frame(nic.port.captured + p.capture_bytes, head, body, length)
-    p.capture_head += 1
-    p.capture_bytes += length
-
-
-@kernel
-def copy_frame(target: int, head: int, body: int, length: int) -> None:
-    """Copy a frame to private or translated memory."""
-    if length <= HEAD_BYTES:
-        copy_bytes(target, head, length)
-    else:
-        copy_bytes(target, head, HEAD_BYTES)
-        copy_bytes(target + HEAD_BYTES, body + HEAD_BYTES, length - HEAD_BYTES)
 
 
 @kernel
@@ -135,7 +101,7 @@ def receive_whole(
     if at == 0 and r.enabled:
         return refuse(nic, pool, q, DROP_PAGE_ABSENT)
     if at == 0:
-        nic.drops[pool, DROP_DMA_FAULT] += 1
+        drop(nic, pool, DROP_DMA_FAULT)
         r.refused = 0
         return RX_DROPPED
     if strip:
@@ -148,7 +114,7 @@ def receive_whole(
     complete(nic, q, at, q0, status | RXD_DD | RXD_EOP | length << RXD_LEN_SHIFT | tci << RXD_VLAN_SHIFT)
     if good:
         return RX_DONE
-    nic.drops[pool, DROP_DMA_FAULT] += 1
+    drop(nic, pool, DROP_DMA_FAULT)
     note_cause(nic, r)
     return RX_DROPPED
 
@@ -169,17 +135,17 @@ def receive(
     else:
         limit = owner.max_tagged if p.vmdq else p.max_tagged
     if length + 4 > limit:
-        nic.drops[pool, DROP_OVERSIZE] += 1
+        drop(nic, pool, DROP_OVERSIZE)
         return RX_OVERSIZE
     q = choose_queue(nic, pool, q0)
     r = nic.rx[q]
     if r.epoch != p.epoch:
         latch(r, p.epoch, True)
     if not r.enabled or r.size == 0:
-        nic.drops[pool, DROP_DMA_FAULT if r.refused else DROP_QUEUE_DISABLED] += 1
+        drop(nic, pool, DROP_DMA_FAULT if r.refused else DROP_QUEUE_DISABLED)
         r.refused = 0
         return RX_DROPPED
-    strip = tci >= 0 and (p.strip_replicated if replicated else owner.strip)
+    strip = strips(nic, pool, tci, replicated)
     size = length - 4 if strip else length
     if not p.rss_in_descriptor:
         q0 &= 0xFFFFFFFF
@@ -203,6 +169,12 @@ def receive(
     return RX_DONE
 
 
+@part
+def strips(nic: Row, pool: int, tci: int, replicated: bool) -> bool:
+    """Tell whether a pool gets a frame without its tag."""
+    return tci >= 0 and (nic.port.strip_replicated if replicated else nic.pools[pool].strip) != 0
+
+
 @kernel
 def refuse(nic: Row, pool: int, q: int, why: int) -> int:
     """There are too few descriptors, or pages: drop, or hold the line up if neither DROP_EN nor QDE lets it drop."""
@@ -213,7 +185,7 @@ def refuse(nic: Row, pool: int, q: int, why: int) -> int:
         return RX_STALL
     r.drops += 1
     nic.counters.rnbc += 1
-    nic.drops[pool, why] += 1
+    drop(nic, pool, why)
     return RX_DROPPED
 
 
@@ -259,7 +231,7 @@ def receive_scattered(
     rest = length - split
     needed = max(1, (rest + r.packet_bytes - 1) // r.packet_bytes) if r.packet_bytes else r.size
     if needed >= r.size:
-        nic.drops[pool, DROP_OVERSIZE] += 1
+        drop(nic, pool, DROP_OVERSIZE)
         return RX_DROPPED
     if needed > ring_count(r):
         return refuse(nic, pool, q, DROP_NO_DESCRIPTOR)
@@ -280,7 +252,7 @@ def write_pieces(
     for i in range(needed):
         at = window(nic, r)
         if at == 0:
-            nic.drops[pool, DROP_DMA_FAULT] += 1
+            drop(nic, pool, DROP_DMA_FAULT)
             r.refused = 0
             return RX_DROPPED
         packet = load64(at)
@@ -302,7 +274,7 @@ def write_pieces(
             word1 |= status | size << RXD_LEN_SHIFT | tci << RXD_VLAN_SHIFT
             complete(nic, q, at, word0, word1)
     if not good:
-        nic.drops[pool, DROP_DMA_FAULT] += 1
+        drop(nic, pool, DROP_DMA_FAULT)
         note_cause(nic, r)
         return RX_DROPPED
     return RX_DONE

@@ -22,6 +22,7 @@ from virtfn.kernels._jit import row_at, row_of
 from virtfn.kernels.card import CARD, MSIX
 from virtfn.kernels.csum import KEY_START
 from virtfn.kernels.ranges import address_of, row_address
+from virtfn.kernels.tapring import TAP
 from virtfn.kernels.vtd.iommu import Iommu
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "POOLS",
     "QUEUES",
     "SCRATCH_BYTES",
+    "TAPS",
     "new_nic",
     "nic_at",
 ]
@@ -50,6 +52,7 @@ GATHER_AREA = 48 << 10
 GATHER_BYTES = 272 << 10
 SCRATCH_BYTES = GATHER_AREA + QUEUES * GATHER_BYTES
 MAC_SLOTS = 128
+TAPS = 4  # at a time
 CAPTURE_SLOTS = 8192
 CAPTURE_BYTES = 16 << 20
 DEPARTURE_BYTES = 4 << 20  # frames that left by the wire and wait for the uplink
@@ -195,6 +198,9 @@ RX_CAUSE = 1 << 33
 
 CAPTURE_RECORD = row_of("interface outbound length offset time_ps")
 
+# points that taps want, as bits; why the latest frame was dropped; whether one of `local.py` could not be read
+SEEN = row_of("points why unread")
+
 
 NIC = np.dtype(
     [
@@ -226,6 +232,10 @@ NIC = np.dtype(
         ("capture", CAPTURE_RECORD, (CAPTURE_SLOTS,)),
         ("captured", np.uint8, (CAPTURE_BYTES,)),
         ("departed", np.uint8, (DEPARTURE_BYTES,)),
+        ("seen", SEEN),
+        ("to_wire", np.int64, (POOLS, 2)),  # frames of a pool, and their bytes
+        ("dropped_bytes", np.int64, (POOLS + 1,)),  # of drops whose length is known
+        ("taps", TAP, (TAPS,)),
     ]
 )
 nic_at = row_at(NIC)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from virtfn.kernels._jit import Row, kernel, load32, part
 from virtfn.kernels.card import EV_MORE
 from virtfn.kernels.i82576.ring import CONTROL, ENABLE, forget_chain, latch, misbehave, publish
+from virtfn.kernels.i82576.seen import drop_seen
 from virtfn.kernels.i82576.shares import lately
 from virtfn.kernels.i82576.state import DROP_WITHDRAWN, QUEUES
 from virtfn.kernels.i82576.tx import serve_queue
@@ -94,7 +95,7 @@ def serve_stalled(nic: Row, budget: int) -> tuple[int, int]:
     nic.turn.round += 1
     frames, events = visit(nic, q, 1, budget * _WORK)
     if p.stalled and p.stall_epoch != p.epoch:
-        nic.drops[nic.tx[q].pool, DROP_WITHDRAWN] += 1
+        drop_seen(nic, nic.tx[q].pool, 1, DROP_WITHDRAWN, 0, 0, 0)
         p.stalled = 0
     return frames, events
 

@@ -42,7 +42,7 @@ from virtfn.kernels.i82576.offload import (
     segment,
 )
 from virtfn.kernels.i82576.ring import advance, forget_chain, misbehave, note_cause, ring_count, window, window_hot
-from virtfn.kernels.i82576.rx import capture_room
+from virtfn.kernels.i82576.seen import capture_room, drop_seen
 from virtfn.kernels.i82576.state import (
     DROP_DMA_FAULT,
     DROP_MALFORMED,
@@ -82,7 +82,7 @@ def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, i
         and nic.pools[pool].vlan_mode != 1
     ):
         if q1 >> TXD_PAYLEN_SHIFT & 0x3FFFF != length:
-            nic.drops[pool, DROP_MALFORMED] += 1
+            drop_seen(nic, pool, 1, DROP_MALFORMED, 0, 0, length)
             return FORWARDED, 1, misbehave(nic, q)
         if not sound_length(nic, pool, length):
             return FORWARDED, 1, 0
@@ -90,7 +90,7 @@ def send_one(nic: Row, q: int, pool: int, q0: int, q1: int) -> tuple[int, int, i
         if run == 0:
             if awaits_page(iommu_at(nic.port.iommu), r.rid):
                 return WAITING, 0, 0
-            nic.drops[pool, DROP_DMA_FAULT] += 1
+            drop_seen(nic, pool, 1, DROP_DMA_FAULT, 0, 0, 0)
             nic.turn.work += FAULT_WORK
             return FORWARDED, 1, 0
         if run == length:
@@ -117,7 +117,7 @@ def sound_length(nic: Row, pool: int, length: int) -> bool:
     """Tell whether a frame is neither too short to be sent nor too long; count it as dropped if it is."""
     if 14 <= length <= MAX_FRAME:
         return True
-    nic.drops[pool, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE] += 1
+    drop_seen(nic, pool, 1, DROP_UNDERSIZE if length < 14 else DROP_OVERSIZE, 0, 0, length)
     return False
 
 
@@ -127,10 +127,10 @@ def without_frame(nic: Row, q: int, pool: int, code: int, used: int) -> tuple[in
     if code == CHAIN_OPEN or code == CHAIN_PAGE:
         return WAITING, 0, EV_MORE if code == CHAIN_OPEN and used < ring_count(nic.tx[q]) else 0
     if code == CHAIN_FAULT:
-        nic.drops[pool, DROP_DMA_FAULT] += 1
+        drop_seen(nic, pool, 1, DROP_DMA_FAULT, 0, 0, 0)
         nic.turn.work += FAULT_WORK
     if code == CHAIN_BAD:
-        nic.drops[pool, DROP_MALFORMED] += 1
+        drop_seen(nic, pool, 1, DROP_MALFORMED, 0, 0, 0)
         return FORWARDED, used, misbehave(nic, q)
     return FORWARDED, used, 0
 
@@ -236,7 +236,7 @@ def serve_one(nic: Row, q: int) -> tuple[bool, bool, int]:
     if at == 0 and r.enabled:
         return False, False, 0
     if at == 0:
-        nic.drops[r.pool, DROP_DMA_FAULT] += 1
+        drop_seen(nic, r.pool, 1, DROP_DMA_FAULT, 0, 0, 0)
         return False, False, misbehave(nic, q)
     sent = owner.gotc
     q1 = load64(at + 8)

@@ -24,7 +24,9 @@ from virtfn.kernels.i82576.head import SHORTEST
 from virtfn.kernels.i82576.local import move_frame, settle_received, settle_sent
 from virtfn.kernels.i82576.offload import is_context, keep_context
 from virtfn.kernels.i82576.ring import move_head, next_stretch
+from virtfn.kernels.i82576.seen import drop, taps_take
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, PLAIN_TAG_AT, QUEUES
+from virtfn.kernels.i82576.taplocal import tap_local, tap_unseen
 from virtfn.kernels.i82576.wire import leave, settle_left
 from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, LOCAL_WORK, copy_work
 from virtfn.kernels.vtd.ats import awaits_page
@@ -53,9 +55,15 @@ def switches(nic: Row) -> bool:
 
 @kernel
 def has_wire(nic: Row, pool: int) -> bool:
-    """Tell whether frames of `pool` may leave as they are, and nobody paces them."""
+    """Tell whether frames of `pool` may leave as they are, and nobody paces them, or watches."""
     p = nic.port
-    return p.wire_up != 0 and p.self_loop == 0 and p.wire_ps_per_byte == 0 and nic.pools[pool].vlan_mode != 1
+    return (
+        nic.seen.points == 0
+        and p.wire_up != 0
+        and p.self_loop == 0
+        and p.wire_ps_per_byte == 0
+        and nic.pools[pool].vlan_mode != 1
+    )
 
 
 @inlined
@@ -73,7 +81,8 @@ def find_whole(nic: Row, iommu: Row, t: Row, q0: int, q1: int) -> tuple[int, int
         return length, source
     if run or awaits_page(iommu, t.rid):
         return 0, 0
-    nic.drops[t.pool, DROP_DMA_FAULT] += 1
+    drop(nic, t.pool, DROP_DMA_FAULT)
+    nic.seen.unread = 1
     nic.turn.work += FAULT_WORK
     return length, 0
 
@@ -93,6 +102,9 @@ def serve_run(nic: Row, q: int, budget: int, outward: bool) -> tuple[int, bool]:
     sender = nic.pools[t.pool]
     turn = nic.turn
     turn.touched = 0
+    nic.seen.why = -1
+    nic.seen.unread = 0
+    tapped = not outward and nic.seen.points != 0 and taps_take(nic) != 0
     at = end = frames = asked = moved = size = 0
     while frames < budget and turn.work < turn.work_stop:
         if unlikely(at == end):
@@ -113,6 +125,8 @@ def serve_run(nic: Row, q: int, budget: int, outward: bool) -> tuple[int, bool]:
                     size += length + 4
                 elif unlikely(move_frame(nic, iommu, sender, t, q1, source, length)):
                     break
+            if not outward and unlikely(tapped):
+                tap_local(nic, q, at, q1)
             turn.work += LOCAL_WORK + copy_work(length)
         elif is_context(q1):
             keep_context(t, q0, q1)
@@ -127,6 +141,8 @@ def serve_run(nic: Row, q: int, budget: int, outward: bool) -> tuple[int, bool]:
     if outward:
         settle_left(nic, t.pool, moved, size)
         return frames, asked & TXD_RS != 0
+    if unlikely(nic.seen.points != 0) and not tapped:
+        tap_unseen(nic, t.pool)
     for k in range(QUEUES):
         if turn.touched >> k & 1:
             had, had_bytes = settle_received(nic, k, True)

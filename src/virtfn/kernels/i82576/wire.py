@@ -16,6 +16,7 @@ from virtfn.kernels.csum import swap16, swap32
 from virtfn.kernels.i82576.forward import count_size
 from virtfn.kernels.i82576.head import SHORTEST, copy_short
 from virtfn.kernels.i82576.local import OUT, find_route, move_packet, move_plain, settle_received
+from virtfn.kernels.i82576.seen import drop
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_UPLINK_FULL, PLAIN_TAG_AT, QUEUES, WIRE
 from virtfn.kernels.streams import LENGTH_BYTES
 from virtfn.kernels.vtd.iommu import iommu_at
@@ -43,7 +44,8 @@ def leave(nic: Row, t: Row, q1: int, source: int, length: int) -> bool:
     if unlikely(p.departures == 0):
         return False
     if unlikely(p.departed_tail + LENGTH_BYTES + length > DEPARTURE_BYTES):
-        nic.drops[WIRE, DROP_UPLINK_FULL] += 1
+        drop(nic, WIRE, DROP_UPLINK_FULL)
+        nic.dropped_bytes[WIRE] += length + 4
         return False
     at = p.departures + p.departed_tail
     store32(at, swap32(length))
@@ -63,6 +65,8 @@ def settle_left(nic: Row, pool: int, frames: int, size: int) -> None:
     c = nic.counters
     sender.gptc += frames
     sender.gotc += size
+    nic.to_wire[pool, 0] += frames
+    nic.to_wire[pool, 1] += size
     c.hgptc += frames
     c.hgotc += size
     c.gptc += frames
@@ -97,7 +101,7 @@ def come(nic: Row, frame: int, length: int) -> bool:
     What pools got is in the counters when `settle_came` has been called.
     """
     p = nic.port
-    if p.stalled | p.capture | p.mirror | p.wire_ps_per_byte or p.tag_at != PLAIN_TAG_AT:
+    if p.stalled | p.capture | p.mirror | p.wire_ps_per_byte | nic.seen.points or p.tag_at != PLAIN_TAG_AT:
         return True
     if length < SHORTEST or length > MAX_FRAME:
         return True
