@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ def test_who_does_not_use_it_loads_nothing() -> None:
     heavy = "{'numba', 'numpy', 'pydantic', 'rich', 'virtfn.api', 'virtfn.pytest.lab'}"
     script = f"import sys, virtfn.pytest; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+
+
+def test_pytest_finds_it_by_itself() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"]["pytest11"] == {"virtfn.pytest": "virtfn.pytest"}  # named as it is loaded by -p
 
 
 def test_frames_go_and_come_in_order(virtfn_pair) -> None:
