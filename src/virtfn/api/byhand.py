@@ -27,6 +27,7 @@ Record = Callable[[LabPf, int | None, bool, int, bytes], None]
 
 _INBOX = 1 << 14  # frames that wait for a guest's test, at most
 _QUIET_PS, _PATIENCE_PS = 2 * MS_PS, 50 * MS_PS
+_QUIET_TURNS = 3  # whatever time has passed: the processor may have been others'
 _RETRY_PS = 100 * MS_PS
 _SOON_PS = 100 * US_PS
 
@@ -93,7 +94,7 @@ class ByHand(Actor):
         self._inboxes: dict[str, deque[bytes]] = {run.lab.name: deque() for run in machine.guests}
         self._ends: dict[str, FarEnd] = {}
         self._record: Record | None = None
-        self._moved_at = machine.host.now()
+        self._moved_at, self._quiet_turns = machine.host.now(), 0
         self._later = False
         self._retry_at = 0
 
@@ -140,7 +141,9 @@ class ByHand(Actor):
             done += self._attend(run, now)
         self._drain()
         if done:
-            self._moved_at = self._machine.host.now()
+            self.stir()
+        else:
+            self._quiet_turns += 1
         return done
 
     def _serve(self, pf: LabPf) -> int:
@@ -177,11 +180,11 @@ class ByHand(Actor):
         return Ps(self._machine.host.now() + _SOON_PS)
 
     def stir(self) -> None:
-        """Take something for granted that has yet to be seen to move."""
-        self._moved_at = self._machine.host.now()
+        """Begin anew to look for rest: something is about to move."""
+        self._moved_at, self._quiet_turns = self._machine.host.now(), 0
 
     def at_rest(self) -> bool:
-        """Tell whether nothing moves any more: for a moment, or longer where frames wait for their time."""
+        """Tell whether nothing moves any more: for some turns, or longer where frames wait for their time."""
         waits = self._later or any(run.driver.tx_pending or run.driver.broken for run in self._machine.guests)
         quiet = self._machine.host.now() - self._moved_at
-        return quiet > (_PATIENCE_PS if waits else _QUIET_PS)
+        return self._quiet_turns >= _QUIET_TURNS and quiet > (_PATIENCE_PS if waits else _QUIET_PS)
