@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from virtfn.api.lab import (
+        Disk,
         Dom0,
         Guest,
         Iommu,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CaptureError",
+    "Disk",
     "Dom0",
     "FailedError",
     "FlowReport",

@@ -48,10 +48,10 @@ workload: {kind: ping, frames: 20, expect: all}
 """
 SERVED = """\
 name: elsewhere
-pfs: [{name: pf0, sr-iov: {total-vfs: 2, vfs: [{id: 1, max-tx-rate: 50}]}}]
+pfs: [{name: pf0, sr-iov: {total-vfs: 2}}]
 guests:
   - {name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}
-  - {name: b, vmm: qemu, nic: {pf: pf0, vf: 1}}
+  - {name: b, vmm: qemu, nic: {pf: pf0, io: split}}
 workload: {kind: none}
 """
 SYSLINUX = "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\n  KERNEL vmlinuz\n  APPEND initrd=initrd.gz {line}\n"
@@ -212,6 +212,7 @@ class Terminal:
 
 
 def test_qemus_that_somebody_else_starts(tmp_path: Path, runtime: Path) -> None:
+    """A VF over vfio-user and a virtio device over vhost-user, by the printed lines; one is killed and comes again."""
     (tmp_path / "lab.yaml").write_text(SERVED)
     sockets = runtime.parent / "s"
     at = [str(tmp_path / "lab.yaml"), "--sockets", str(sockets)]
@@ -236,7 +237,7 @@ def test_qemus_that_somebody_else_starts(tmp_path: Path, runtime: Path) -> None:
             assert " 0% packet loss" in a.run("ping -c 5 -i 0.2 10.9.0.2")
             shown = subprocess.run([*VIRTFN, "iommu", "show", "--json", "-"], capture_output=True, text=True)
             rids = {rid for domain in json.loads(shown.stdout)["domains"] for rid in domain["rids"]}
-            assert rids == {entry["address"] for entry in document["sockets"]}
+            assert document["sockets"][0]["address"] in rids
         # The same guest again, by the same line, while the other goes on.
         with Terminal(line("a")) as a:
             a.up("10.9.0.1")

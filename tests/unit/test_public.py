@@ -25,7 +25,7 @@ def guests(*names: str) -> list[virtfn.Guest]:
 
 def test_the_names_are_these_and_stay() -> None:
     assert set(virtfn.__all__) == {
-        "CaptureError", "Dom0", "FailedError", "FlowReport", "Frames", "Guest", "GuestReport", "Iommu", "Lab",
+        "CaptureError", "Disk", "Dom0", "FailedError", "FlowReport", "Frames", "Guest", "GuestReport", "Iommu", "Lab",
         "LabError",
         "Nic", "Pf", "Report", "Session", "Snapshot", "SrIov", "State", "Verdict", "VfPolicy", "VirtfnError",
         "Watch", "WatchLimit", "Workload", "__version__", "builtin_lab", "check", "load_lab", "make_lab", "parse_lab",

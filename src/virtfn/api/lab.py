@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from virtfn.api.labfaults import find_faults, put_in_words, refuse_unsupported
 from virtfn.api.labfile import MAX_BYTES, LabError, decode, parse_text, quote, read_text
-from virtfn.api.labmodel import Dom0, Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
+from virtfn.api.labmodel import Disk, Dom0, Guest, Iommu, Lab, Nic, Pf, SrIov, VfPolicy, Workload
 from virtfn.api.labwatch import Watch, WatchLimit
 
 __all__ = [
+    "Disk",
     "Dom0",
     "Guest",
     "Iommu",
