@@ -68,6 +68,7 @@ def on_qemu(card: str, network: str, platform: Platform) -> Iterator[tuple[Run, 
     """Boot two guests with one of QEMU's own cards each, joined by one of its networks."""
     ips = ["10.82.0.1", "10.82.0.2"]
     guests: list[QemuGuest] = []
+    assert platform.image is not None
     with tempfile.TemporaryDirectory() as folder:
         try:
             for n in range(2):
@@ -144,7 +145,7 @@ def main() -> None:
     arguments.add_argument("--only", nargs="*", default=[])
     arguments.add_argument("--json", type=Path)
     given = arguments.parse_args()
-    platform = find_platform(rest)
+    platform = find_platform(rest, parse_lab(LAB.format(mapped="true")).guests)
     warm.load()
     pairs = {"virtfn mapped": "true", "virtfn unmapped": "false"}
     cards = ("igb", "e1000e", "virtio-net-pci")

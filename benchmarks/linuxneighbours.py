@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("floods", nargs="*", choices=[*every, "all", []])
     options = parser.parse_args()
     names = every if "all" in options.floods else options.floods or CHOSEN
-    platform = find_platform(rest)
+    platform = find_platform(rest, parse_lab(LAB).guests)
     print(f"{'':24}  TCP, Mb/s: quiet   busy  beside  kept                  ping, ms: quiet  beside  times")
     with street(platform) as made:
         for name in names:

@@ -1,10 +1,12 @@
 """How fast is virtfn's vhost-user back end beside DPDK's, and beside QEMU's own network? Rounds alternate, in one run.
 
-    python benchmarks/vhost.py [ROUNDS] [--seconds S] [--only front split linux] [--json FILE]
+    python benchmarks/vhost.py [ROUNDS] [--seconds S] [--only pair front linux] [--json FILE]
 
-front   DPDK's net_virtio_user, two ports in one testpmd on one core, sends 64-byte frames round and round; on the other
-        core is the back end, which hands them from port to port: virtfn's switch, or testpmd with two net_vhost ports
-split   two embedded guests by Split I/O in this process, both drivers and Dom0 on one core
+pair    guest to guest, 64 bytes, all on one core: two embedded guests by Split I/O, with both drivers and Dom0; and one
+        testpmd with two net_virtio_user ports and the two net_vhost ports that they are connected to. By the time that
+        the core has given to them, so that others at work on the machine matter less
+front   the same virtio_user ports on a core of their own; on the other core is the back end, which hands frames from
+        port to port: virtfn's switch, or testpmd with two net_vhost ports
 linux   two Linux guests in QEMU with stock virtio_net: ping, TCP, and small UDP frames; their back end is virtfn's
         switch, testpmd with net_vhost (with and without tso), or QEMU's own with its stream network
 
@@ -21,23 +23,27 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
-from guests import Run, measure, on_qemu
+from guests import LAB, Run, measure, on_qemu
 from memif import find_testpmd
 from models import Way
 
 from virtfn.api.image import Platform, find_platform
+from virtfn.api.lab import parse_lab
 from virtfn.kernels import warm
-from virtfn.machine.clock import MS_PS, WallClock
+from virtfn.machine.clock import MS_PS, S_PS, WallClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Machine, QemuGuest, rest
 
-BURSTS = 4  # of 64 frames that each port starts with
+BURSTS = 8  # of 64 frames that each port starts with
+FRONT = "net_virtio_user{n},path={path},queue_size=1024,mac=02:00:00:00:00:0{n}"
+BACK = "net_vhost{n},iface={path},queues=1"
 SWITCH = """
 import sys
 from virtfn.vmm.vhost_user import Limits, Switch
@@ -76,7 +82,7 @@ def back_end(kind: str, testpmd: str, core: int, other: int, folder: Path) -> It
         command = ["taskset", "-c", str(core), sys.executable, "-c", SWITCH, *map(str, sockets)]
     else:
         more = ",tso=1" if kind.endswith("tso") else ""
-        ports = [f"net_vhost{n},iface={path},queues=1{more}" for n, path in enumerate(sockets)]
+        ports = [BACK.format(n=n, path=path) + more for n, path in enumerate(sockets)]
         command = testpmd_command(testpmd, (other, core), ports, "--forward-mode=io --auto-start --stats-period=60")
     null = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, text=True)
@@ -98,12 +104,9 @@ def front_mpps(kind: str, testpmd: str, seconds: float) -> float:
         raise SystemExit("not run: front end and back end need a core each")
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         sockets = stack.enter_context(back_end(kind, testpmd, cores[1], cores[0], Path(name)))
-        ports = [
-            f"net_virtio_user{n},path={path},queue_size=1024,mac=02:00:00:00:00:0{n + 1}"
-            for n, path in enumerate(sockets)
-        ]
+        ports = [FRONT.format(n=n, path=path) for n, path in enumerate(sockets)]
         # The first frames are for the other port, so that nobody has to flood.
-        options = "-i --eth-peer=0,02:00:00:00:00:02 --eth-peer=1,02:00:00:00:00:01 --txpkts=60 --forward-mode=mac"
+        options = "-i --eth-peer=0,02:00:00:00:00:01 --eth-peer=1,02:00:00:00:00:00 --txpkts=60 --forward-mode=mac"
         command = testpmd_command(testpmd, (cores[1], cores[0]), ports, options)
         pipe = subprocess.PIPE
         front = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, bufsize=1)
@@ -126,12 +129,63 @@ def front_mpps(kind: str, testpmd: str, seconds: float) -> float:
 
 
 def split_mpps(seconds: float) -> float:
-    """Measure embedded Split I/O, guest to guest, IPv4/UDP, 64 bytes."""
+    """Measure embedded Split I/O; return million frames in a second of processor time."""
     with ExitStack() as stack:
         way = Way(stack, WallClock(), "split", 64, outside=False)
-        for _ in range(15):
-            way.measure(max(int(seconds / 15 * 1e12), MS_PS))
-        return median(way.rates) / 1e6
+        way.measure(100 * MS_PS)
+        before, began = int(way.receiver["rx_frames"]), time.thread_time_ns()
+        way.measure(int(seconds * S_PS))
+        return (int(way.receiver["rx_frames"]) - before) * 1000 / (time.thread_time_ns() - began)
+
+
+def pair_mpps(testpmd: str, seconds: float) -> float:
+    """Let frames go round between virtio_user and vhost ports of one testpmd; return as `split_mpps` does."""
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        paths = [f"{folder}/{n}.sock" for n in range(2)]
+        ports = [BACK.format(n=n, path=path) for n, path in enumerate(paths)]
+        command = testpmd_command(testpmd, (cores[0], cores[-1]), ports, "-i --txpkts=60 --forward-mode=io")
+        command = ["stdbuf", "-oL", *command]  # what it says is wanted as it says it
+        pipe = subprocess.PIPE
+        run = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, bufsize=1)
+        stack.callback(end, run)
+        watch = threading.Timer(seconds + 60, run.kill)
+        stack.callback(watch.cancel)
+        watch.start()
+        assert run.stdin is not None
+        while not all(Path(path).exists() for path in paths):
+            time.sleep(0.1)
+            if run.poll() is not None:
+                raise SystemExit("not run: testpmd did not start")
+        attach = [f"port attach {FRONT.format(n=n, path=path)}" for n, path in enumerate(paths)]
+        for text in (*attach, "port start all", "set portlist 0,1,2,3", f"start tx_first {BURSTS}"):
+            run.stdin.write(text + "\n")
+        time.sleep(2)
+        (before, began), _, (after, ended) = received(run), time.sleep(seconds), received(run)
+        run.stdin.write("stop\nquit\n")
+    if after == before:
+        raise SystemExit("not run: no frame went round between testpmd's ports")
+    return (after - before) * 1000 / (ended - began)
+
+
+def received(run: subprocess.Popen[str]) -> tuple[int, int]:
+    """Ask testpmd what its ports 2 and 3 have received; return (frames, ns that its forwarding thread has run)."""
+    assert run.stdin is not None
+    assert run.stdout is not None
+    run.stdin.write("show port stats all\n")
+    counts: dict[int, int] = {}
+    port = -1
+    for line in run.stdout:
+        if found := re.search(r"statistics for port (\d)", line):
+            port = int(found[1])
+        elif found := re.search(r"RX-packets: (\d+)", line):
+            counts[port] = int(found[1])
+        elif port == 3 and "Tx-pps" in line:
+            break
+    for task in Path(f"/proc/{run.pid}/task").iterdir():
+        if "worker" in (task / "comm").read_text(encoding="utf-8"):
+            return counts.get(2, 0) + counts.get(3, 0), int((task / "schedstat").read_text(encoding="utf-8").split()[0])
+    raise SystemExit("not run: testpmd has no forwarding thread")
 
 
 @contextmanager
@@ -147,6 +201,7 @@ def on_vhost(kind: str, testpmd: str, platform: Platform) -> Iterator[tuple[Run,
                 extra = ("-chardev", f"socket,id=c0,path={path}", "-netdev", "vhost-user,id=n0,chardev=c0")
                 extra += ("-device", f"virtio-net-pci,netdev=n0,mac=52:54:00:00:00:0{n + 1},bus=pcie.0,addr=5,romfile=")
                 image = platform.image
+                assert image is not None
                 parts = Machine(
                     f"v{n}", image.kernel, image.initrd, append="quiet", memory_mib=256, slots=0, extra=extra
                 )
@@ -202,7 +257,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("rounds", nargs="?", type=int, default=3)
     arguments.add_argument("--seconds", type=int, default=4)
-    arguments.add_argument("--only", nargs="*", default=["front", "split", "linux"])
+    arguments.add_argument("--only", nargs="*", default=["pair", "front", "linux"])
     arguments.add_argument("--json", type=Path)
     given = arguments.parse_args()
     testpmd = find_testpmd()
@@ -212,21 +267,23 @@ def main() -> None:
     found: Results = {}
     backs = ["virtfn", *(["DPDK"] if testpmd else [])]
     linux = [*backs, *(["DPDK, tso"] if testpmd else []), "QEMU, stream"]
-    platform = find_platform(rest) if "linux" in given.only else None
+    platform = find_platform(rest, parse_lab(LAB.format(mapped="true")).guests) if "linux" in given.only else None
     for _ in range(given.rounds):
         if "front" in given.only and testpmd is not None:
             for kind in backs:
                 result = {"mpps": front_mpps(kind, testpmd, given.seconds)}
                 found.setdefault(f"front end on {kind}", []).append(result)
-        if "split" in given.only:
+        if "pair" in given.only:
             found.setdefault("embedded Split", []).append({"mpps": split_mpps(given.seconds)})
+            if testpmd is not None:
+                found.setdefault("DPDK's pair", []).append({"mpps": pair_mpps(testpmd, given.seconds)})
         for kind in linux if platform is not None else ():
             found.setdefault(f"Linux on {kind}", []).append(linux_round(kind, testpmd, platform, given.seconds))
     for name, results in found.items():
         for key in results[0]:
             show(name, [result[key] for result in results], key)
     compare(found, "mpps", "front end on virtfn", "front end on DPDK")
-    compare(found, "mpps", "embedded Split", "front end on DPDK")
+    compare(found, "mpps", "embedded Split", "DPDK's pair")
     for key in ("mbps", "udp_kpps", "ping_ms"):
         for other in ("DPDK", "DPDK, tso", "QEMU, stream"):
             compare(found, key, "Linux on virtfn", f"Linux on {other}")
