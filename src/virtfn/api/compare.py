@@ -76,7 +76,7 @@ def run_compare(
     whole = runs[-1].copy()
     whole["virtfn"], whole["cpu"] = __version__, processor()
     whole["runs"], whole["throttle"] = runs, throttle
-    whole["properties"] = properties(runs, throttle) if plan.vmm == "embedded" else linux_properties(whole)
+    whole["properties"] = properties(runs, throttle) if plan.vmm == "embedded" else linux_properties(runs[0])
     whole["prices"] = {
         name: {"cycles": p.cycles, "low": p.low, "high": p.high, "source": p.source} for name, p in prices.items()
     }
@@ -86,7 +86,8 @@ def run_compare(
 def _document(plan: Plan, n: int, models: dict[str, ModelResult]) -> Comparison:
     words = f"each guest exchanges {plan.frames:,} numbered frames each way with a partner at the other end of the wire"
     if plan.vmm == "qemu":
-        words = "two Linux guests ping each other, then send TCP by iperf3, one way after the other"
+        who = "two Linux guests" if n == 2 else f"{n} Linux guests, {'each the next' if n % 2 else 'two by two'},"
+        words = f"{who} ping each other, then send TCP by iperf3, one way after the other"
     return {"workload": words, "frame_bytes": plan.frame_bytes, "guests": n, "vmm": plan.vmm, "models": models}
 
 
@@ -108,7 +109,7 @@ def _run_model(
     if refused:
         return _refused(refused)
     if plan.vmm == "qemu":
-        return run_linux_model(plan, name, prices, tell)
+        return run_linux_model(plan, name, n, prices, tell)
     with _rig(plan, name, n, clock) as rig:
         rig.work(min(1000, plan.frames))  # addresses are learned, pages known
         outcome = rig.work(plan.frames)

@@ -1,7 +1,8 @@
-"""Compare the I/O models with Linux guests: two of them on one NIC, by each model, with Linux's own drivers.
+"""Compare the I/O models with Linux guests: two or more of them on one NIC, by each model, with Linux's own drivers.
 
-They ping each other, one round trip at a time, and send TCP by iperf3, one way after the other. Events are counted over
-all of that. A frame may be as long as TCP's segmentation leaves it to the other side: of Split, up to 64 KiB.
+They ping each other, one round trip at a time, and send TCP by iperf3, one way after the other: all pairs at once, or,
+where their number is odd, each to the next in turn. Events are counted over all of that. A frame may be as long as
+TCP's segmentation leaves it to the other side: of Split, up to 64 KiB.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from virtfn.sim.costs import Price
 
 __all__ = ["linux_properties", "run_linux_model"]
 
-GUESTS = 2
 _PINGS = 200
 _TIME = re.compile(r"time=([0-9]{1,5}(?:\.[0-9]{1,6})?) ms")
 _DRIVER = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -33,22 +33,24 @@ _LIMIT_S = 60
 _OWN = ("passthrough", "sriov")
 
 
-def _lab(plan: Plan, name: str) -> Lab:
-    nics = [Nic(pf=plan.pf.name, io=name, vf=n if name == "sriov" else None) for n in range(GUESTS)]  # type: ignore[arg-type]
+def _lab(plan: Plan, name: str, n: int) -> Lab:
+    nics = [Nic(pf=plan.pf.name, io=name, vf=i if name == "sriov" else None) for i in range(n)]  # type: ignore[arg-type]
     memory = max(plan.memory_mib, LINUX_MIB)
-    guests = tuple(Guest(name=f"g{n}", vmm="qemu", memory_mib=memory, nic=nic) for n, nic in enumerate(nics))
-    pf = plan.pf.model_copy(update={"sr_iov": SrIov(total_vfs=GUESTS) if name == "sriov" else None})
+    guests = tuple(Guest(name=f"g{i}", vmm="qemu", memory_mib=memory, nic=nic) for i, nic in enumerate(nics))
+    pf = plan.pf.model_copy(update={"sr_iov": SrIov(total_vfs=n) if name == "sriov" else None})
     work = {"kind": "pairs", "frame-bytes": plan.frame_bytes}
     return Lab.model_validate({"name": f"compare-{name}", "pfs": (pf,), "guests": guests, "workload": work})
 
 
-def run_linux_model(plan: Plan, name: str, prices: Mapping[str, Price], tell: Callable[[str], None]) -> ModelResult:
-    """Run two Linux guests by one model. Raises VirtfnError as labs do, and if a guest says that something failed."""
+def run_linux_model(
+    plan: Plan, name: str, n: int, prices: Mapping[str, Price], tell: Callable[[str], None]
+) -> ModelResult:  # fmt: skip
+    """Run `n` Linux guests by one model. Raises VirtfnError as labs do, and if a guest says that something failed."""
 
     def watch(progress: Progress) -> None:
-        tell(f"{name}: {progress.phase}")
+        tell(f"{name}, {n} guests: {progress.phase}")
 
-    with Session(_lab(plan, name), progress=watch) as session:
+    with Session(_lab(plan, name, n), progress=watch) as session:
         session.start()
         meters = _meters(session)
         before = [meter.read() for meter in meters]
@@ -61,11 +63,11 @@ def run_linux_model(plan: Plan, name: str, prices: Mapping[str, Price], tell: Ca
         failures = [f"{g['name']}: {g['failure']}" for g in report["guests"] if "failure" in g]
         if failures:
             raise VirtfnError(f"{name}: {'; '.join(failures)}")
-        tell(f"{name}: ping")
+        tell(f"{name}, {n} guests: ping")
         round_trips = _ping(session, session.linux_guests)
         driver = _driver(session, session.linux_guests[0])
         session.stop()
-    return _result(report, costs[:GUESTS], costs[GUESTS:], round_trips, driver, name, prices)
+    return _result(report, costs[:n], costs[n:], round_trips, driver, name, prices)
 
 
 def _meters(session: Session) -> list[Meter]:
@@ -115,7 +117,7 @@ def _result(
         host=add_up(host),
     )
     ways = [g["iperf_mbps"] for g in report["guests"] if "iperf_mbps" in g]
-    gbps = sum(ways) / max(len(ways), 1) / 1e3
+    gbps = sum(ways) / _turns(len(guests)) / 1e3
     dropped: Counter[str] = Counter()
     for g in report["guests"]:
         dropped.update(g["dropped"])
@@ -136,6 +138,11 @@ def _result(
         "guest_driver": driver,
         "loads": [],
     }
+
+
+def _turns(n: int) -> int:
+    """Tell in how many turns so many guests send to each other: pairs all at once, or each by itself."""
+    return n if n % 2 else 2
 
 
 def linux_properties(run: Comparison) -> list[Property]:

@@ -54,16 +54,17 @@ class Plan:
 
     @classmethod
     def of(cls, lab: Lab, guests: Sequence[int] = ()) -> Plan:
-        """Take card, frames and memory from a lab. guests: how many there are to be; without any, one, and the lab's.
+        """Take card, frames and memory from a lab. guests: how many there are to be.
 
-        Raises VirtfnError (EOPNOTSUPP) for what cannot be compared.
+        Without any: one, and the lab's; of Linux guests, two. Raises VirtfnError (EOPNOTSUPP) for what cannot be
+        compared.
         """
         kinds = {guest.vmm for guest in lab.guests}
         if len(kinds) > 1:
             where = lab.where(("guests", [guest.vmm for guest in lab.guests].index("qemu"), "vmm"))
             raise VirtfnError(f"{where}: guests of one vmm are compared, not of both", errno_name="EOPNOTSUPP")
-        if kinds == {"qemu"} and tuple(guests) not in ((), (2,)):
-            raise VirtfnError("Linux guests are compared two by two; use --guests 2", errno_name="EOPNOTSUPP")
+        if kinds == {"qemu"} and 1 in guests:
+            raise VirtfnError("a Linux guest alone has nobody to talk to; use --guests 2,4", errno_name="EOPNOTSUPP")
         pf, work = lab.pfs[0], lab.workload
         if work.frame_bytes > STACK_FRAME:
             where = lab.where(("workload", "frame-bytes"))
@@ -74,7 +75,7 @@ class Plan:
             work.frame_bytes,
             min(work.frames or FRAMES, 1_000_000),
             max(guest.memory_mib for guest in lab.guests),
-            (2,) if kinds == {"qemu"} else tuple(guests) or tuple(sorted({1, len(lab.guests)})),
+            tuple(guests) or ((2,) if kinds == {"qemu"} else tuple(sorted({1, len(lab.guests)}))),
             vmm=kinds.pop(),
         )
 

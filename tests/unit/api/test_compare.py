@@ -138,7 +138,8 @@ def test_a_lab_decides_frames_card_and_guests() -> None:
     assert Plan.of(load_lab(EXAMPLES / "two-guests.yaml"), (1, 4)).guests == (1, 4)
     linux = load_lab(EXAMPLES / "linux-vms.yaml")
     assert (Plan.of(linux).vmm, Plan.of(linux).guests) == ("qemu", (2,))
-    with pytest.raises(VirtfnError, match="Linux guests are compared two by two; use --guests 2"):
+    assert Plan.of(linux, (2, 4)).guests == (2, 4)
+    with pytest.raises(VirtfnError, match="a Linux guest alone has nobody to talk to; use --guests 2,4"):
         Plan.of(linux, (1, 2))
     mixed = linux.model_copy(update={"guests": (*linux.guests, load_lab(EXAMPLES / "two-guests.yaml").guests[0])})
     with pytest.raises(VirtfnError, match="guests of one vmm are compared, not of both"):

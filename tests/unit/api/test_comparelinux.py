@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from virtfn.api.comparelinux import _driver, _ping
+from virtfn.api.comparelinux import _driver, _lab, _ping, _turns
+from virtfn.api.comparerig import Plan
 from virtfn.machine.ports import VirtfnError
 
 
@@ -37,3 +38,15 @@ def test_a_ping_without_answers_is_an_error(said: str | None) -> None:
 )
 def test_a_driver_is_a_name(said: str | None, name: str) -> None:
     assert _driver(SESSION, guest(said)) == name
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", ["split", "direct", "sriov"])
+def test_a_lab_has_so_many_guests_by_a_model(name: str, n: int) -> None:
+    lab = _lab(Plan(vmm="qemu"), name, n)
+    assert [guest.nic.vf for guest in lab.guests] == ([*range(n)] if name == "sriov" else [None] * n)
+    assert {(guest.vmm, guest.nic.io) for guest in lab.guests} == {("qemu", name)}
+
+
+def test_pairs_send_at_once_and_an_odd_number_in_turn() -> None:
+    assert [_turns(n) for n in (2, 3, 4, 5, 8)] == [2, 3, 2, 5, 2]
