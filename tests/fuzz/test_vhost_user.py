@@ -36,7 +36,7 @@ def payload(rng: random.Random, request: int, client: Client) -> tuple[bytes, li
         case Request.SET_FEATURES:
             body = struct.pack("=Q", number(OFFERED | 1 << 30, OFFERED, 1 << 32, OFFERED & rng.getrandbits(64)))
         case Request.SET_PROTOCOL_FEATURES:
-            body = struct.pack("=Q", number(0x1A008, 8))
+            body = struct.pack("=Q", number(0x1B008, 8))
         case Request.SET_MEM_TABLE:
             count = rng.choice([0, 1, 1, 2, 3, 8, 9])
             body = struct.pack("=II", low(count), 0)
@@ -57,6 +57,10 @@ def payload(rng: random.Random, request: int, client: Client) -> tuple[bytes, li
             fds = [rng.choice([*client.kicks, *client.calls, client.memory.fd])] * rng.choice([0, 1, 1, 1, 2])
         case Request.SET_VRING_NUM | Request.SET_VRING_BASE | Request.SET_VRING_ENABLE | Request.GET_VRING_BASE:
             body = struct.pack("=II", n, low(0, 1, 64, 64, 64))
+        case Request.GET_INFLIGHT_FD | Request.SET_INFLIGHT_FD:
+            shape = (low(2) & 0xFFFF, low(64) & 0xFFFF)
+            body = struct.pack("=QQHH4x", number(SIZE, 1 << 12), number(0, 4096), *shape)
+            fds = [client.memory.fd] * rng.choice([0, 1, 1])
         case Request.SET_STATUS:
             body = struct.pack("=Q", number(0, 15))
         case _:
