@@ -23,7 +23,7 @@ BUDGETS = {
     "iomodels": 2250,
     "sim": 300,
     "api": 8000,
-    "cli": 1700,
+    "cli": 2100,
     "web": 500,
     "pytest": 350,
     "cards.py": 120,
