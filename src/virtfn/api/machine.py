@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,11 @@ from pathlib import Path
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.lab import Lab, Pf, VfPolicy
 from virtfn.api.labwatch import watch_rules
+from virtfn.api.messages import Messages
 from virtfn.cards import MODELS, Model, Options
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.drivers.ports import BoundDriver
-from virtfn.hw.types import Mac, format_rid, parse_mac
+from virtfn.hw.types import Mac, Rid, format_rid, parse_mac
 from virtfn.iomodels.hoststack import HostStack
 from virtfn.iomodels.model import Connection, IoModel, Nic, Wish, open_model
 from virtfn.iovm import lspci
@@ -130,10 +131,10 @@ class Machine:
 
     Guests under QEMU come on top (linux.py); here is what they need: memory's addresses, and their functions.
 
-    unwritten: which files of its could not be written, and why. ring, mtu: what the guests' drivers use. remapping:
-    off, devices reach all memory, and guests name it as the host does. Raises VirtfnError if a part
-    refuses what the lab asks. waiting: the clock by which functions come and go, if others go on meanwhile. standing:
-    numbers of VFs will change.
+    unwritten: which files of its could not be written, and why. messages: of its mailboxes. ring, mtu: what the
+    guests' drivers use. remapping: off, devices reach all memory, and guests name it as the host does. Raises
+    VirtfnError if a part refuses what the lab asks. waiting: the clock by which functions come and go, if others go
+    on meanwhile. standing: numbers of VFs will change.
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class Machine:
         )
         self._remapping = remapping
         self.unwritten: list[str] = []
+        self.messages = Messages(clock)
         self.pcim = Pcim(self.host.root, waiting or clock)
         self.iovm = Iovm(self.pcim, self.host.remapping, waiting or clock)
         self.watch = Watch(self.iovm, clock)
@@ -262,13 +264,19 @@ class Machine:
         return LabPf(pf.name, model, nic, found, driver, wire=wire, driven=False)
 
     def _watch(self, nic: Card) -> None:
+        nic.on_message = self.messages.note
         tracer = self.host.tracer
         if tracer is None:
             return
+
+        def note_message(rid: Rid, to_pf: bool, words: Sequence[int], text: str) -> None:
+            self.messages.note(rid, to_pf, words, text)
+            tracer.mailbox(rid, to_pf, words, text)
+
         self.host.iommu.on_fault = lambda f: tracer.fault(f.rid, f.iova, f.reason.text, f.write)
         nic.on_access = tracer.register
         nic.on_reset = tracer.reset
-        nic.on_message = tracer.mailbox
+        nic.on_message = note_message
         self.host.iommu.interrupts.on_message = lambda rid, address, message: tracer.interrupt(rid, message & 0xFF)
 
     def _start_guest(self, lab_guest: LabGuest) -> None:

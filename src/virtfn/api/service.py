@@ -10,6 +10,7 @@ The state file is written when the lab is ready and at each change, and removed 
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from virtfn.machine.ports import VirtfnError
 __all__ = [
     "Kept",
     "StatusEntry",
+    "Web",
     "bring_down",
     "describe_loss",
     "find_kept",
@@ -42,6 +44,8 @@ __all__ = [
     "log_file",
     "read_token",
     "serve_lab",
+    "serve_web",
+    "write_way",
 ]
 
 _DOWN_S = 60.0
@@ -139,8 +143,22 @@ def find_kept(name: str) -> Kept | None:
 
 def forget(name: str) -> None:
     """Remove the state file of a lab."""
-    for suffix in (_SUFFIX, ".token", ".log"):
+    for suffix in (_SUFFIX, ".token", ".log", ".html"):
         (_folder() / (name + suffix)).unlink(missing_ok=True)
+
+
+def write_way(name: str, address: str) -> Path:
+    """Write a page, for its user alone, that leads a browser to an address; so no command line shows the token.
+
+    Raises VirtfnError if it cannot be written.
+    """
+    path = _folder() / f"{name}.html"
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n')
+    except OSError as error:
+        raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name="EACCES") from None
+    return path
 
 
 def log_file(name: str) -> Path:
@@ -182,7 +200,7 @@ def serve_lab(
         if rate:
             session.ask(StartTraffic(rate))
         with contextlib.ExitStack() as closes:
-            where = closes.enter_context(_web(lab.name, http)) if http is not None else None
+            where = closes.enter_context(serve_web(lab.name, http)).where if http is not None else None
             with _kept(session, where):
                 session.keep(ready)
                 closes.close()
@@ -210,20 +228,32 @@ def _kept(session: Session, http: str | None) -> Iterator[None]:
     forget(session.lab.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Web:
+    """HTTP that is served for a lab. where: its address; process: which does it."""
+
+    where: str
+    process: subprocess.Popen[bytes]
+
+
 @contextlib.contextmanager
-def _web(lab: str, port: int) -> Iterator[str]:
-    """Let a process serve HTTP for a lab; yield where it listens. Raises VirtfnError if it cannot."""
+def serve_web(lab: str, port: int) -> Iterator[Web]:
+    """Let a process serve HTTP for a lab, until the end of the block. port: 0 for any that is free.
+
+    Raises VirtfnError if it cannot.
+    """
     command = [sys.executable, "-m", "virtfn.web", lab, str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            where = process.stdout.readline().decode().strip() if process.stdout else ""
-            if not where:
-                said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-                raise VirtfnError(said[-500:] or "HTTP does not start", errno_name="EADDRINUSE")
-            yield where
+            said = process.stdout.readline().decode(errors="replace").strip()
+            if not said.startswith("http:"):
+                errno_name, _, why = said.partition(" ")
+                raise VirtfnError(why or "HTTP does not start", errno_name=errno_name or "EIO")
+            yield Web(said, process)
         finally:
-            if process.stdin is not None:
-                process.stdin.close()
+            process.stdin.close()
             try:
                 process.wait(_WEB_S)
             except subprocess.TimeoutExpired:

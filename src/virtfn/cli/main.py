@@ -23,6 +23,7 @@ from virtfn import __version__
 from virtfn.api.signals import Ended, ended_by_signals
 from virtfn.cli.capture import capture
 from virtfn.cli.changes import apply, attach, detach, get
+from virtfn.cli.dashboard import dashboard
 from virtfn.cli.events import events
 from virtfn.cli.explain import explain, metrics
 from virtfn.cli.image import exec_in_guest, image, shell
@@ -30,6 +31,7 @@ from virtfn.cli.iommu import iommu
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 from virtfn.cli.serve import qemu_args, serve
 from virtfn.cli.service import down, status, traffic, up
+from virtfn.cli.top import top
 from virtfn.cli.watch import quarantine, release, watch
 
 if TYPE_CHECKING:
@@ -221,7 +223,7 @@ def doctor(json_to: str | None) -> None:
 
 
 _COMMANDS = (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest)
-for _each in (*_COMMANDS, watch, quarantine, release, serve, qemu_args, capture, explain, metrics):
+for _each in (*_COMMANDS, watch, quarantine, release, serve, qemu_args, capture, explain, metrics, dashboard, top):
     cli.add_command(_each)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from virtfn.api.lab import Lab
     from virtfn.api.session.standing import TrafficCounts
 
-__all__ = ["down", "lab_option", "status", "traffic", "up"]
+__all__ = ["down", "lab_option", "require_web", "status", "traffic", "up"]
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 MAX_RATE = 100_000  # MAX_RATE of api.session.standing; the machine would come along
@@ -60,7 +60,8 @@ def up(
     lab = _lab(lab_file, again)
     if again is not None:
         rate, http = _as_it_was(again, rate, http)
-    _require_web(http)
+    if http is not None:
+        require_web("--http")
     if ready_fd is not None or foreground:
         _hold(lab, rate or 0, http, ready_fd)
         return
@@ -82,11 +83,12 @@ def up(
     _say_where(lab.name)
 
 
-def _require_web(http: int | None) -> None:
+def require_web(what: str) -> None:
+    """Refuse what needs HTTP where its libraries are missing: click.ClickException."""
     from importlib.util import find_spec
 
-    if http is not None and (find_spec("fastapi") is None or find_spec("uvicorn") is None):
-        raise click.ClickException("--http needs FastAPI and uvicorn; pip install 'virtfn[web]'")
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise click.ClickException(f"{what} needs FastAPI and uvicorn; pip install 'virtfn[web]'")
 
 
 def _lab(lab_file: str | None, again: str | None) -> Lab:

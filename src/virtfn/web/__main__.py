@@ -1,6 +1,6 @@
 """`python -m virtfn.web LAB PORT`: serve HTTP for a lab that runs until standard input ends. For `virtfn up --http`.
 
-Standard output gets one line: where it listens.
+Standard output gets one line: where it listens, or the name of an errno and what is wrong.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from virtfn.machine.ports import VirtfnError
-from virtfn.web.serve import listen, make_token, serve
+from virtfn.web.serve import drop_token, listen, make_token, serve
 
 
 def main(arguments: list[str]) -> int:
@@ -18,10 +18,13 @@ def main(arguments: list[str]) -> int:
         listener = listen(int(port))
         token = make_token(lab)
     except VirtfnError as error:
-        print(error, file=sys.stderr)
+        print(error.errno_name or "EIO", error, flush=True)
         return 1
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    serve(lab, listener, token, until_stdin_ends=True)
+    try:
+        serve(lab, listener, token, until_stdin_ends=True)
+    finally:
+        drop_token(lab, token)
     return 0
 
 

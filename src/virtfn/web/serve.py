@@ -11,6 +11,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -20,7 +21,7 @@ from virtfn.api.control import ask
 from virtfn.machine.ports import VirtfnError
 from virtfn.web.app import make_app
 
-__all__ = ["listen", "make_token", "serve", "token_file"]
+__all__ = ["drop_token", "listen", "make_token", "serve", "token_file"]
 
 _CONNECTIONS = 64
 _KEEP_ALIVE_S = 5
@@ -50,6 +51,14 @@ def make_token(lab: str) -> str:
     return token
 
 
+def drop_token(lab: str, token: str) -> None:
+    """Remove the file of a token, unless somebody else has put another there."""
+    path = token_file(lab)
+    with suppress(OSError):
+        if path.read_text(encoding="utf-8").strip() == token:
+            path.unlink()
+
+
 def listen(port: int) -> socket.socket:
     """Listen on loopback. port: 0 for any. Raises VirtfnError if somebody else has it."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -60,7 +69,7 @@ def listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         name = errno.errorcode.get(error.errno or 0, "")
-        raise VirtfnError(f"port {port} of loopback: {error.strerror}; give --http another", errno_name=name) from None
+        raise VirtfnError(f"port {port} of loopback: {error.strerror}; choose another", errno_name=name) from None
     return listener
 
 
@@ -92,4 +101,5 @@ def serve(lab: str, listener: socket.socket, token: str, *, until_stdin_ends: bo
             server.should_exit = True
 
         threading.Thread(target=wait, daemon=True).start()
-    server.run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # Ctrl-C in the terminal reaches this process, too
+        server.run(sockets=[listener])

@@ -191,7 +191,7 @@ def _stamp(ago_s: float = 0.0) -> dict[str, int]:
     return {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
 
 
-METHODS = ("link.show", "link.set", "vf.list", "vf.quarantine", "vf.release", "mailbox.read")
+METHODS = ("link.show", "link.set", "vf.list", "vf.quarantine", "vf.release")
 
 
 def _taker(door: Door, method: str) -> Any:

@@ -10,6 +10,7 @@ from virtfn.api.session.asking import Answering, Params, Request, known, number
 from virtfn.api.session.captures import ReadCard, StartCapture
 from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLab, SetVfs
 from virtfn.api.session.events import EventDocument
+from virtfn.api.session.mailbox import ReadMailbox
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.api.session.snapshot import Snapshot
 from virtfn.api.session.watching import ListVfs, QuarantineVf, ReleaseVf
@@ -194,4 +195,5 @@ REQUESTS: tuple[type[Request[object]], ...] = (
     ReleaseVf,
     StartCapture,
     ReadCard,
+    ReadMailbox,
 )
