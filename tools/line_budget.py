@@ -22,7 +22,7 @@ BUDGETS = {
     "iovm": 2600,
     "iomodels": 2250,
     "sim": 300,
-    "api": 8000,
+    "api": 8700,
     "cli": 2100,
     "web": 500,
     "pytest": 350,
