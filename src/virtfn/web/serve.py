@@ -85,7 +85,7 @@ def serve(lab: str, listener: socket.socket, token: str, *, until_stdin_ends: bo
         http="h11",
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_level="warning" if os.environ.get("VIRTFN_DEBUG") else "critical",
         access_log=False,
         server_header=False,
         limit_concurrency=_CONNECTIONS,
