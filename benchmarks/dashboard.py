@@ -1,6 +1,6 @@
-"""What the page costs the lab that it shows: runs at full rate with the page's questions and without, in turn.
+"""What the page costs the lab that it shows: a run at full rate, with the page's questions and without, slice by slice.
 
-    python benchmarks/dashboard.py [--looks 10] [--pairs 9]
+    python benchmarks/dashboard.py [--looks 10] [--pairs 20]
 
 Each look is what the page asks once a second: a snapshot, policies, states, events, messages, over HTTP. With `--looks
 10` it asks ten times as often, so that what a look costs stands out of the noise; a tenth of that is the page's.
@@ -9,15 +9,22 @@ Each look is what the page asks once a second: a snapshot, policies, states, eve
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from virtfn.api.session import Session
 
 LAB = """
 name: looked-at
@@ -26,9 +33,10 @@ pfs:
 guests:
   - {name: a, memory-mib: 64, nic: {pf: pf0, io: sriov, vf: 0}}
   - {name: b, memory-mib: 64, nic: {pf: pf0, io: sriov, vf: 1}}
-workload: {kind: pairs, frame-bytes: 1518, frames: %d}
+workload: {kind: pairs, frame-bytes: 1518, frames: 100000000}
 """
 QUESTIONS = ("session.snapshot", "link.show", "vf.list", "events.read", "mailbox.read")
+SLICE_S = 1.5
 
 
 def look(where: str, token: str) -> None:
@@ -43,8 +51,8 @@ def look(where: str, token: str) -> None:
             refused.read()
 
 
-def ask_for_ever(where: str, token: str, looks: float) -> None:
-    """Be the page, in a process of its own."""
+def be_the_page(where: str, token: str, looks: float) -> None:
+    """Ask for ever, in a process of its own."""
     while True:
         began = time.monotonic()
         look(where, token)
@@ -52,54 +60,73 @@ def ask_for_ever(where: str, token: str, looks: float) -> None:
         time.sleep(max(1 / looks - (time.monotonic() - began), 0))
 
 
-def measure(frames: int, looks: float) -> tuple[float, int]:
-    """Run once; return million frames a second, and how many looks there were. looks: 0 for none."""
-    from virtfn.api.lab import parse_lab
-    from virtfn.api.service import read_token, serve_web
-    from virtfn.api.session import Session
-
-    with Session(parse_lab(LAB % frames), controlled=True) as session:
-        session.start()
-        with serve_web(session.lab.name, 0) as web:
-            command = [sys.executable, __file__, "--be", web.where, read_token(session.lab.name), str(looks)]
-            page = subprocess.Popen(command, stdout=subprocess.PIPE) if looks else None
+def rate(session: Session) -> float:
+    """Return million frames a second of one slice."""
+    frames = [0, 0]
+    began = 0.0
+    for k in range(2):
+        frames[k] = sum(guest["rx_frames"] for guest in session.snapshot()["guests"])
+        if k == 0:
             began = time.monotonic()
-            session.work()
-            seconds = time.monotonic() - began
-            if page is None:
-                return 2 * frames / seconds / 1e6, 0
-            page.kill()
-            return 2 * frames / seconds / 1e6, page.communicate()[0].count(b"look")
+            time.sleep(SLICE_S)
+    return (frames[1] - frames[0]) / (time.monotonic() - began) / 1e6
+
+
+def measure(session: Session, page: subprocess.Popen[bytes], pairs: int, rows: list[tuple[float, float]]) -> None:
+    """Let the page ask and rest in turn; then end the work."""
+    while session.state.value != "working":
+        time.sleep(0.05)
+    time.sleep(2)
+    for pair in range(pairs):
+        got = {}
+        for asks in (False, True) if pair % 2 else (True, False):
+            page.send_signal(signal.SIGCONT if asks else signal.SIGSTOP)
+            time.sleep(0.1)
+            got[asks] = rate(session)
+        rows.append((got[False], got[True]))
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the page costs the lab that it shows.")
     parser.add_argument("--looks", type=float, default=1.0, help="a second")
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--frames", type=int, default=5_000_000, help="of each guest, in a run")
+    parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--be", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.be:
-        ask_for_ever(given.be[0], given.be[1], float(given.be[2]))
+        be_the_page(given.be[0], given.be[1], float(given.be[2]))
+    rows: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
-        rows, ratios, seen = [], [], 0
-        measure(given.frames // 10, given.looks)
-        for pair in range(given.pairs):
-            order = (0.0, given.looks) if pair % 2 else (given.looks, 0.0)
-            got = {looks: measure(given.frames, looks) for looks in order}
-            rows.append([round(got[0.0][0], 3), round(got[given.looks][0], 3)])
-            ratios.append(got[given.looks][0] / got[0.0][0])
-            seen += got[given.looks][1]
-        ratios.sort()
-        result = {
-            "looks_per_second": given.looks,
-            "looks": seen,
-            "mpps_alone_and_looked_at": rows,
-            "kept": round(statistics.median(ratios), 4),
-            "kept_quartiles": [round(ratios[len(ratios) // 4], 4), round(ratios[-1 - len(ratios) // 4], 4)],
-        }
-        print(json.dumps(result, indent=2))
+        seen = look_and_rest(given.looks, given.pairs, rows)
+    ratios = sorted(with_page / without for without, with_page in rows)
+    result = {
+        "looks_per_second": given.looks,
+        "looks": seen,
+        "mpps_alone": round(statistics.median(row[0] for row in rows), 3),
+        "mpps_looked_at": round(statistics.median(row[1] for row in rows), 3),
+        "kept": round(statistics.median(ratios), 4),
+        "kept_quartiles": [round(ratios[len(ratios) // 4], 4), round(ratios[-1 - len(ratios) // 4], 4)],
+    }
+    print(json.dumps(result, indent=2))
+
+
+def look_and_rest(looks: float, pairs: int, rows: list[tuple[float, float]]) -> int:
+    """Measure pairs of slices, and return how many looks there were."""
+    from virtfn.api.lab import parse_lab
+    from virtfn.api.service import read_token, serve_web
+    from virtfn.api.session import Session
+
+    with Session(parse_lab(LAB), controlled=True) as session:
+        session.start()
+        with serve_web(session.lab.name, 0) as web:
+            command = [sys.executable, __file__, "--be", web.where, read_token(session.lab.name), str(looks)]
+            page = subprocess.Popen(command, stdout=subprocess.PIPE)
+            threading.Thread(target=measure, args=(session, page, pairs, rows), daemon=True).start()
+            with contextlib.suppress(KeyboardInterrupt):
+                session.work()
+            page.kill()
+            return page.communicate()[0].count(b"look")
 
 
 if __name__ == "__main__":
