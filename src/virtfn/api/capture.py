@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from virtfn.api.control import Handed, ask_handed
-from virtfn.api.session.captures import InterfaceDocument, TapDocument
 from virtfn.kernels.tapring import TAP_DROP, TAP_SWITCH
 from virtfn.machine.recorder import Direction, Packet, Recorder
 from virtfn.machine.taps import Seen, TapReader
+
+if TYPE_CHECKING:
+    from virtfn.api.session.captures import InterfaceDocument, TapDocument
 
 __all__ = ["CaptureDocument", "capture", "record"]
 
@@ -71,7 +73,7 @@ def record(
     started: Callable[[TapDocument], None] | None = None,
 ) -> CaptureDocument:
     """Write what comes through a tap that was handed over; ends and raises as `capture` does."""
-    document = cast(TapDocument, handed.document)
+    document = cast("TapDocument", handed.document)
     memory, end = handed.descriptors
     names = [interface["name"] for interface in document["interfaces"]]
     descriptions = [interface["description"] for interface in document["interfaces"]]

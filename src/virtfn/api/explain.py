@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from virtfn.api.control import ask
-from virtfn.api.session.captures import CardDocument
 from virtfn.cards import MODELS
 from virtfn.machine.captures import CaptureError, read_capture
 from virtfn.machine.ports import VirtfnError
+
+if TYPE_CHECKING:
+    from virtfn.api.session.captures import CardDocument
 
 __all__ = ["ExplainDocument", "StateError", "explain", "frame_of_capture", "frame_of_hex", "load_state", "read_state"]
 
@@ -70,7 +72,7 @@ class ExplainDocument(TypedDict):
 def read_state(source: str, lab: str | None = None) -> CardDocument:
     """Read the state of the card that `source` names, of a lab that runs. Raises VirtfnError."""
     pf, _ = _parse(source)
-    return cast(CardDocument, ask("card.state", {"pf": pf}, lab))
+    return cast("CardDocument", ask("card.state", {"pf": pf}, lab))
 
 
 def load_state(path: Path) -> CardDocument:
@@ -86,7 +88,7 @@ def load_state(path: Path) -> CardDocument:
     keys = {"lab": str, "pf": str, "model": str, "vfs": int, "state": dict}
     if not isinstance(document, dict) or not all(isinstance(document.get(key), kind) for key, kind in keys.items()):
         raise StateError(f"{path}: is no state of a card; save one with virtfn explain --save-state")
-    return cast(CardDocument, document)
+    return cast("CardDocument", document)
 
 
 def frame_of_hex(text: str) -> bytes:

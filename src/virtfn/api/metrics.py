@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from virtfn.api.session.snapshot import PfCounts, Snapshot, VfCounts
 from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+    from virtfn.api.session.snapshot import PfCounts, Snapshot, VfCounts
 
 __all__ = ["CONTENT_TYPE", "render_metrics"]
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from virtfn import private
 from virtfn.cli.outputs import claim, deliver, json_option
+
+if TYPE_CHECKING:
+    from virtfn.api.session.snapshot import Snapshot
 
 __all__ = ["explain", "metrics"]
 
@@ -67,10 +71,7 @@ def metrics(sriov: bool, lab: str | None) -> None:
 
     The same is at /metrics, where the lab has HTTP. Here it is for a text file that node_exporter reads.
     """
-    from typing import cast
-
     from virtfn.api.control import ask
     from virtfn.api.metrics import render_metrics
-    from virtfn.api.session.snapshot import Snapshot
 
-    click.echo(render_metrics(cast(Snapshot, ask("session.snapshot", {}, lab)), sriov=sriov), nl=False)
+    click.echo(render_metrics(cast("Snapshot", ask("session.snapshot", {}, lab)), sriov=sriov), nl=False)
