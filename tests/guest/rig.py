@@ -2,6 +2,7 @@
 
     LinuxRig(guests=2)     VF n is plugged into guest n before it boots: stock igbvf probes it
     LinuxRig(whole=True)   the PF, without a driver of the host, is plugged into guest 0: stock igb probes it
+    LinuxRig(host=True)    the PF with its SR-IOV capability is: stock igb can make VFs of it
     LinuxRig(unshared=[0]) guest 0 shares none of its memory
 
 Whatever waits for a guest keeps the NIC going meanwhile. In the guests the function is `eth0`.
@@ -68,6 +69,8 @@ class LinuxRig:
         extra: Sequence[str] = (),
         append: str = "",
         whole: bool = False,
+        host: bool = False,
+        reboot: bool = False,
         mapped: bool = True,
         copies: int = 2,
         unshared: Sequence[int] = (),
@@ -75,12 +78,16 @@ class LinuxRig:
         self._qemu, self._image, self._logs = qemu, image, logs
         self._memory_mib, self._cpus, self._extra, self._append = memory_mib, cpus, tuple(extra), append
         self._mapped, self._unshared = mapped, unshared
-        self._whole = whole
+        self._whole, self._is_host, self._reboot = whole or host, host, reboot
         self._stack = ExitStack()
         self.acceleration = choose_acceleration(qemu, image.kernel)
         # A guest that is replaced after a crash needs room beside the one that is gone.
         self.host = Host(
-            WallClock(), 16 << 20, slots=1, foreign_bytes=copies * max(guests, 1) * room_for(memory_mib << 20)
+            WallClock(),
+            16 << 20,
+            slots=1,
+            foreign_bytes=copies * max(guests, 1) * room_for(memory_mib << 20),
+            foreign_functions=9,
         )
         self._stack.callback(self.host.close)
         self.nic = Nic82576(self.host, self.host.iommu.iommu, Card(CARD_MAC, total_vfs=vfs or max(guests, 1)))
@@ -95,7 +102,7 @@ class LinuxRig:
         self.pump = Pump(self.host, [self.nic], self.vms, self.wires)
         self.vfs: list[Vf] = []
         self._guests = guests
-        if not whole:
+        if not self._whole:
             self.driver = start_pf(self.host, self.pcim, self.pcim.functions[self.nic.pf_rid], Igb)
             self.iovm.adopt(self.nic.pf_rid, self.nic, self.driver)
             self.vfs = self.iovm.create(self.nic.pf_rid, vfs or max(guests, 1))
@@ -105,7 +112,9 @@ class LinuxRig:
             for n in range(self._guests):
                 shared = n not in self._unshared
                 vm = self.add_guest(f"vm{n}", lambda machine, shared=shared: replace(machine, shared=shared))
-                if self._whole:
+                if self._is_host:
+                    self.iovm.assign_host(self.pcim.functions[self.nic.pf_rid], self.nic, vm)
+                elif self._whole:
                     self.iovm.assign_whole(self.pcim.functions[self.nic.pf_rid], self.nic, vm)
                 else:
                     self.iovm.assign(self.vfs[n], vm, mac=guest_mac(n), mapped=self._mapped)
@@ -140,6 +149,8 @@ class LinuxRig:
                 append=f"virtfn.name={name} quiet {self._append}".rstrip(),
                 memory_mib=self._memory_mib,
                 cpus=self._cpus,
+                native_hotplug=self._is_host,
+                reboot=self._reboot,
                 extra=("-S", *self._extra),
             )
         )

@@ -15,8 +15,8 @@ It knows VMs by the small Protocol below, and no VMM.
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from virtfn.drivers.policy import VfPolicy
 from virtfn.drivers.ports import PfDriver
 from virtfn.hw.pci import DevCtl, PageRequestControl, PageRequests, Pcie
 from virtfn.hw.types import Mac, Rid, format_rid
+from virtfn.iovm.nested import NestedPf, NestedVf
 from virtfn.iovm.pcim import Found, FoundVf, Pcim
 from virtfn.iovm.ports import Remapping
 from virtfn.iovm.vconfig import VirtualConfig
@@ -31,8 +32,9 @@ from virtfn.iovm.walk import capability_of
 from virtfn.iovm.whole import WholeConfig
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Clock, ConfigSpace, Device, DmaDomain, VirtfnError
+from virtfn.machine.wholecard import CardPf, CardVf
 
-__all__ = ["Iovm", "Vf", "VfState", "Vm"]
+__all__ = ["HostVm", "Iovm", "Vf", "VfState", "Vm"]
 
 
 class Vm(Protocol):
@@ -55,6 +57,13 @@ class Vm(Protocol):
 
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
         """Hot-remove a function."""
+
+
+class HostVm(Vm, Protocol):
+    """A virtual machine that can be a host: it takes a card whose VFs it makes itself."""
+
+    def plug_card(self, device: Device, pf: CardPf, vfs: Sequence[CardVf]) -> None:
+        """Hot-add a card: its PF, and the VFs that it can have. `unplug` of the PF takes all out."""
 
 
 class VfState(enum.Enum):
@@ -110,7 +119,7 @@ class Iovm:
         self._clock = clock
         self._pfs: dict[Rid, _Pf] = {}
         self._domains: dict[Hashable, DmaDomain] = {}
-        self._whole: dict[Rid, Vm] = {}
+        self._whole: dict[Rid, tuple[Vm, list[Rid]]] = {}  # by PF: its owner, and all functions that came with it
 
     # PFs and their VFs.
 
@@ -277,35 +286,72 @@ class Iovm:
 
         Raises VirtfnError: EBUSY if it is managed here or has an owner, and what the VM's driver refuses.
         """
-        if pf.rid in self._pfs or pf.rid in self._whole:
-            raise VirtfnError(f"{format_rid(pf.rid)} is in use", errno_name="EBUSY")
-        domain = self._domain_of(vm, pf.rid)
-        try:
-            self._remapping.attach(pf.rid, domain)
-        except VirtfnError:
-            self._detach(pf.rid, vm)
-            raise
-        self._whole[pf.rid] = vm
-        try:
+        self._refuse_taken(pf.rid)
+        (domain,) = self._claim(vm, pf.rid)
+        with self._or_take_back(pf.rid):
             vm.plug(device, pf.rid, WholeConfig(self.pcim.bus, pf), domain, mapped=True)
+
+    def assign_host(self, pf: Found, device: Device, vm: HostVm) -> None:
+        """Give a PF that nobody manages to a VM with all VFs that it can have: the VM is the host that makes them.
+
+        Raises VirtfnError as `assign_whole`, and ENOSYS for a PF that can have none.
+        """
+        self._refuse_taken(pf.rid)
+        config = NestedPf(self.pcim.bus, pf, self._clock.now)
+        found = self.pcim.enable_vfs(pf.rid, pf.total_vfs)
+        vfs = [NestedVf(self.pcim.bus, vf, config) for vf in found]
+        # The second that a PF needs after this passes before a guest can ask for VFs: plugging it in resets it.
+        self.pcim.disable_vfs(pf.rid, last=True)
+        domain, *domains = self._claim(vm, pf.rid, *(vf.rid for vf in found))
+        with self._or_take_back(pf.rid):
+            parts = [CardVf(vf.rid, space, its) for vf, space, its in zip(found, vfs, domains, strict=True)]
+            vm.plug_card(device, CardPf(pf.rid, config, domain), parts)
+
+    def _refuse_taken(self, pf: Rid) -> None:
+        if pf in self._pfs or pf in self._whole:
+            raise VirtfnError(f"{format_rid(pf)} is in use", errno_name="EBUSY")
+
+    def _claim(self, vm: Vm, pf: Rid, *vfs: Rid) -> list[DmaDomain]:
+        """Make a VM the owner of a PF, and of VFs that may come; return the domain of each, the PF's first."""
+        self._whole[pf] = vm, [pf, *vfs]
+        domains = []
+        try:
+            for rid in (pf, *vfs):
+                domains.append(self._domain_of(vm, rid))
+                self._remapping.attach(rid, domains[-1])
         except VirtfnError:
-            self.take_back_whole(pf.rid, surprise=True)
+            self._disown(pf)
+            raise
+        return domains
+
+    @contextmanager
+    def _or_take_back(self, pf: Rid) -> Iterator[None]:
+        try:
+            yield
+        except VirtfnError:
+            self.take_back_whole(pf, surprise=True)
             raise
 
+    def _disown(self, pf: Rid) -> None:
+        """Refuse the DMA of a PF that a VM had, and of its VFs."""
+        vm, rids = self._whole.pop(pf)
+        for rid in rids:
+            self._detach(rid, vm)
+
     def take_back_whole(self, pf: Rid, *, surprise: bool = False) -> None:
-        """Unplug a PF from its only owner, and reset it.
+        """Unplug a PF from its only owner, with the VFs that came with it, and reset it.
 
         Raises VirtfnError, errno EINVAL, if nobody has it.
         """
-        vm = self._whole.pop(pf, None)
-        if vm is None:
+        if pf not in self._whole:
             raise VirtfnError(f"{format_rid(pf)} is assigned to nobody", errno_name="EINVAL")
+        vm, _ = self._whole[pf]
         with suppress(VirtfnError):
             vm.unplug(pf, surprise=surprise)
         try:
             self._reset_functions(pf)
         finally:
-            self._detach(pf, vm)
+            self._disown(pf)
 
     def reset(self, *vfs: Vf) -> None:
         """Reset VFs by FLR and wait until they answer again.

@@ -102,7 +102,7 @@ class VirtualConfig:
             if not self._is_hidden(offset):
                 self._bus.config_write(self.vf.rid, offset, size, value)
             if self._starts_flr(offset, size, value):
-                self._header.reset(Reset.FLR)
+                self._reset_header()
                 self.restore_ats()
         else:
             self._take_over()
@@ -111,6 +111,10 @@ class VirtualConfig:
                 self._pass_on(offset, size, value)
         for hear in self.on_change:
             hear()
+
+    def _reset_header(self) -> None:
+        """Follow a reset of the function by its guest."""
+        self._header.reset(Reset.FLR)
 
     def reset(self) -> None:
         """Forget what a guest set in the virtual header, as power-on does; the VF itself is not touched."""

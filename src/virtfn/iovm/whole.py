@@ -9,6 +9,9 @@ message would have to be the host's: MSI-X serves, and its table is virtual.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from virtfn.hw.bits import RegMap
 from virtfn.hw.pci import ROM_BAR, Ari, Ats, Msi, PageRequests, SrIov
 from virtfn.iovm.pcim import Found, FoundVf
 from virtfn.iovm.vconfig import VirtualConfig
@@ -20,7 +23,7 @@ __all__ = ["WholeConfig"]
 class WholeConfig(VirtualConfig):
     """A PF as its only guest sees it; a `ConfigSpace`."""
 
-    HIDDEN = (Msi, Ari, SrIov, Ats, PageRequests)
+    HIDDEN: ClassVar[tuple[type[RegMap], ...]] = (Msi, Ari, SrIov, Ats, PageRequests)
 
     def __init__(self, bus: ConfigBus, found: Found) -> None:
         bars = [bar for bar in found.bars if bar.bar != ROM_BAR and not bar.io]

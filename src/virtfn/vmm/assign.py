@@ -146,12 +146,17 @@ class AssignedFunction:
                 self._table = [[0, 0, 0, 1] for _ in self._table]
                 return
 
-    def release(self) -> None:
-        """Take the function out of the guest's hands: every access reads all ones, no interrupt comes any more."""
-        self.attached = False
+    def forget(self) -> None:
+        """Take its messages and its virtual table away, as of a function that is new."""
         for _, ours in self._messages.values():
             self._interrupts.unroute(*ours)
         self._messages.clear()
+        self._table = [[0, 0, 0, 1] for _ in self._table]
+
+    def release(self) -> None:
+        """Take the function out of the guest's hands: every access reads all ones, no interrupt comes any more."""
+        self.attached = False
+        self.forget()
 
 
 class GuestConfig:

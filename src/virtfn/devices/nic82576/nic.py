@@ -208,15 +208,23 @@ class Nic82576(WireEnd, Observed):
             self.on_access(rid, regmap, offset, value, write)
 
     def bar_mappings(self, rid: Rid, bar: int) -> list[Mapping]:
-        """List the pages of a BAR that a guest may have mapped: ring registers of a VF, or of a card that has none."""
-        place = self.endpoint.find(rid)
+        """List the pages of a BAR that a guest may have mapped: ring registers of a VF, or of a card that has none.
+
+        A VF that is not enabled has them, too: a guest that enables VFs itself keeps them mapped.
+        """
+        place = self._place(rid)
         return [] if place is None or bar != BAR_CSR else self.port.registers.ring_pages(place.vf)
 
     def end_mappings(self, rid: Rid) -> None:
         """Take a function's ring pages away from whoever has them mapped."""
-        place = self.endpoint.find(rid)
+        place = self._place(rid)
         if place is not None:
             self.port.registers.withdraw_rings(place.vf)
+
+    def _place(self, rid: Rid) -> Place | None:
+        """Find the function that has a routing ID, or will have once it is enabled."""
+        functions = (Place(0), *(Place(0, n) for n in range(len(self._pf.vfs))))
+        return next((place for place in functions if self.endpoint.rid(place) == rid), None)
 
     def copy_queues(self, rid: Rid) -> list[QueueCopy]:
         """Let the queues of a function run by copies of their registers, from now on until `end_copies`."""

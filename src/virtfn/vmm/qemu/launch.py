@@ -14,7 +14,8 @@ from __future__ import annotations
 import atexit
 import socket
 import subprocess
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -146,17 +147,32 @@ class QemuGuest:
         self._check()
         return self._call(self._monitor.execute(command, arguments or {}), f"an answer to {command}", timeout_s, tick)
 
+    def ask(self, work: Callable[[Callable[..., Awaitable[object]]], Coroutine[object, object, T]]) -> Future[T]:
+        """Start work on QMP commands, which it gives to a function, name and arguments; return what will come of it.
+
+        It raises VirtfnError if QEMU refuses or ends.
+        """
+        return self._loop.start(work(self._monitor.execute))
+
     def plug(self, function: Function, *, timeout_s: float = 30.0, tick: Tick = rest) -> int:
         """Hot-add a function and return its slot; its driver in the guest takes another moment.
 
         Raises VirtfnError: name in use (EEXIST), no free slot (ENOSPC), or QEMU's own words.
         """
-        slot = self._take_slot(function.id)
-        try:
-            self.qmp("device_add", function.device(slot), timeout_s=timeout_s, tick=tick)
-        except BaseException:
-            self._plugged.pop(function.id, None)
-            raise
+        return self.plug_card([function], timeout_s=timeout_s, tick=tick)
+
+    def plug_card(self, functions: Sequence[Function], *, timeout_s: float = 30.0, tick: Tick = rest) -> int:
+        """Hot-add the functions of one card, that at place 0 last, and return their slot.
+
+        Raises VirtfnError as `plug`; functions that were there already stay until the guest ends, or the card is whole.
+        """
+        slot = self._take_slot(*(function.id for function in functions))
+        for function in functions:
+            try:
+                self.qmp("device_add", function.device(slot), timeout_s=timeout_s, tick=tick)
+            except BaseException:
+                self._plugged.pop(function.id, None)
+                raise
         return slot
 
     def connect(self, network: VirtioNic, *, timeout_s: float = 30.0, tick: Tick = rest) -> int:
@@ -173,27 +189,29 @@ class QemuGuest:
             raise
         return slot
 
-    def _take_slot(self, name: str) -> int:
-        """Choose a slot for what is called so. Raises VirtfnError if there is none, or the name is taken."""
-        if name in self._plugged:
-            raise VirtfnError(f"{name} is plugged in already", errno_name="EEXIST")
+    def _take_slot(self, *names: str) -> int:
+        """Choose a slot for what is called so. Raises VirtfnError if there is none, or a name is taken."""
+        for name in names:
+            if name in self._plugged:
+                raise VirtfnError(f"{name} is plugged in already", errno_name="EEXIST")
         free = sorted(set(range(self.machine.slots)) - set(self._plugged.values()))
         if not free:
             raise VirtfnError(f"guest {self.machine.name} has no free slot", errno_name="ENOSPC")
-        self._plugged[name] = free[0]
+        self._plugged |= dict.fromkeys(names, free[0])
         return free[0]
 
     def unplug(self, device: str, *, timeout_s: float = 30.0, tick: Tick = rest) -> None:
-        """Hot-remove a function; returns when the guest has let go and the device is gone.
+        """Hot-remove a function, and the others of its card; returns when the guest has let go and all are gone.
 
         Raises VirtfnError: not plugged in (ENODEV), the guest refuses (EBUSY) or does not let go in `timeout_s`.
         """
         if device not in self._plugged:
             raise VirtfnError(f"{device} is not plugged in", errno_name="ENODEV")
         self._refused.discard(device)
+        slot = self._plugged[device]
         self.qmp("device_del", {"id": device}, timeout_s=timeout_s, tick=tick)
         self._watch.until(
-            lambda: device not in self._plugged or device in self._refused,
+            lambda: slot not in self._plugged.values() or device in self._refused,
             f"the end of {device}", timeout_s=timeout_s, tick=tick,
         )  # fmt: skip
         if device in self._plugged:

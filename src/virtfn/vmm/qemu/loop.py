@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
@@ -51,6 +52,16 @@ class Loop:
         finally:
             future.cancel()
         return future.result()
+
+    def start(self, work: Coroutine[object, object, T]) -> Future[T]:
+        """Start `work` in the loop, and return what will come of it; it is cancelled when the loop stops."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # it is closed
+            work.close()
+            future: Future[T] = Future()
+            future.cancel()
+            return future
 
     def post(self, act: Callable[[], object]) -> None:
         """Have the loop call `act` soon; nothing happens once the loop has stopped."""

@@ -26,7 +26,7 @@ from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu.acceleration import Acceleration
 from virtfn.vmm.qemu.find import Qemu
 
-__all__ = ["Disk", "Function", "Machine", "VirtioNic", "port_name", "root_port"]
+__all__ = ["Disk", "Function", "Machine", "VirtioNic", "port_function", "port_name", "root_port"]
 
 MAX_SLOTS = 14
 MIN_MEMORY_MIB = 64
@@ -41,6 +41,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
 
 
+def port_function(slot: int) -> int:
+    """Return the function number on bus 0 of the root port of a slot."""
+    return _FIRST_PORT + slot << 3
+
+
 def port_name(slot: int) -> str:
     """Return the id of the root port of a slot, which is the bus to plug into."""
     return f"rp{slot}"
@@ -50,11 +55,13 @@ def port_name(slot: int) -> str:
 class Function:
     """A PCI function served over vfio-user. id: its name in QEMU; socket: where its server listens already.
 
-    properties: further properties of QEMU's vfio-user-pci, such as {"bootindex": 1}.
+    place: where in its slot, as a function number of a card: FUNCTION + 8 * DEVICE. properties: further properties of
+    QEMU's vfio-user-pci, such as {"bootindex": 1}.
     """
 
     id: str
     socket: Path
+    place: int = 0
     properties: dict[str, str | int | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,10 +71,14 @@ class Function:
 
     def device(self, slot: int) -> dict[str, object]:
         """Return the arguments of device_add (or of -device) that plug it into a slot."""
+        where: dict[str, object] = {}
+        if self.place:  # QEMU wants to be told of a first function that others may follow; the card's own comes last
+            where = {"addr": f"{self.place // 8:x}.{self.place % 8}", "multifunction": self.place % 8 == 0}
         return {
             "driver": "vfio-user-pci",
             "id": self.id,
             "bus": port_name(slot),
+            **where,
             "socket": {"type": "unix", "path": str(self.socket.absolute())},
             "x-msg-timeout": MESSAGE_TIMEOUT_MS,
             **self.properties,
@@ -138,7 +149,8 @@ class Machine:
     kernel: without one, the firmware boots from the disk. firmware: a file in place of QEMU's own, SeaBIOS.
     functions: plugged in from the start, into slots 0, 1, ...; extra: further arguments for QEMU as they are; those of
     a -device may name bus pcie.0 with addr 1 to 0xe. reboot: whether a guest's reboot restarts it or ends QEMU. shared:
-    whether others can map its memory.
+    whether others can map its memory. native_hotplug: let the root ports do hot-plug, as the guest's PCI Express driver
+    knows it, and not firmware, which takes out no function beyond the first eight of a slot.
     """
 
     name: str
@@ -154,6 +166,7 @@ class Machine:
     shared: bool = True
     disk: Disk | None = None
     firmware: Path | None = None
+    native_hotplug: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; raise VirtfnError."""
@@ -161,7 +174,8 @@ class Machine:
             raise VirtfnError(
                 f"guest name '{self.name}': letters, digits, '_', '.', '-', at most 32", errno_name="EINVAL"
             )
-        if self.kernel is None and (self.disk is None or self.initrd is not None or self.append):
+        never_runs = "-S" in self.extra and self.disk is None
+        if self.kernel is None and not never_runs and (self.disk is None or self.initrd is not None or self.append):
             raise VirtfnError(f"guest {self.name}: there is no kernel to boot", errno_name="EINVAL")
         for file in (self.kernel, self.initrd, self.firmware, self.disk.file if self.disk else None):
             if file is not None and not file.is_file():
@@ -225,7 +239,7 @@ class Machine:
         return f"console=ttyS0 panic=-1 {self.append}".rstrip()
 
     def _slots(self) -> list[str]:
-        argv = []
+        argv = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"] if self.native_hotplug else []
         for slot in range(self.slots):
             argv += ["-device", root_port(slot)]
         for slot, function in enumerate(self.functions):

@@ -10,17 +10,20 @@ Each function has an address space of its own, since QEMU tells each about memor
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from virtfn.hw.types import Rid, format_rid
 from virtfn.machine.meter import Meter
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
+from virtfn.machine.wholecard import CardPf, CardVf
 from virtfn.vmm.guest import Emulation
 from virtfn.vmm.host import Host, room_for
+from virtfn.vmm.hostcard import Member, Placement
 from virtfn.vmm.qemu.launch import QemuGuest
-from virtfn.vmm.qemu.machine import Function, VirtioNic
+from virtfn.vmm.qemu.machine import Function, VirtioNic, port_function
+from virtfn.vmm.qemu.machinery import QemuMachinery
 from virtfn.vmm.qemu.wait import Tick
 from virtfn.vmm.served import ServedFunction, SharedFiles
 
@@ -33,6 +36,8 @@ _SURPRISE_S = 2.0
 class QemuVm:
     """One virtual machine. tick: serves every function while something of QEMU's is waited for.
 
+    placements: by PF, how QEMU learns of the VFs that the guest makes.
+
     room: bytes of memory that it may share, of the host's foreign bytes; by default `room_for` its memory. Raises
     VirtfnError when there are not so many left.
     """
@@ -43,6 +48,8 @@ class QemuVm:
         self.name = guest.machine.name
         self.functions: dict[Rid, ServedFunction] = {}
         self.meter = Meter()
+        self.placements: dict[Rid, Placement] = {}
+        self._cards: dict[Rid, list[Rid]] = {}
         self._tick = tick
         self._files = SharedFiles(host.memory, room_for(guest.machine.memory_mib << 20) if room is None else room)
 
@@ -108,25 +115,61 @@ class QemuVm:
             raise
         return served
 
+    def plug_card(self, device: Device, pf: CardPf, vfs: Sequence[CardVf]) -> None:
+        """Plug a card in whose VFs the guest makes: each function of it at a socket, the PF last.
+
+        Raises VirtfnError as `plug`; then nothing of it is left here.
+        """
+        made: list[Member] = []
+        try:
+            parts: list[CardPf | CardVf] = [*vfs, pf]
+            for part in parts:
+                made.append(self._member(device, part))
+                self.functions[part.rid] = made[-1]
+            places = [*(vf.config.function for vf in vfs), 0]
+            slot = self.guest.plug_card(
+                [
+                    Function(_device_name(member.function.rid), member.server.path, place)
+                    for member, place in zip(made, places, strict=True)
+                ],
+                tick=self._tick,
+            )
+        except BaseException:
+            for member in made:
+                self.functions.pop(member.function.rid, None)
+                member.close()
+            raise
+        machinery = QemuMachinery(self.guest, port_function(slot))
+        spaces = [(member, vf.config) for member, vf in zip(made, vfs, strict=False)]
+        self.placements[pf.rid] = Placement(made[-1], pf.config, spaces, machinery, self.host.clock)
+        self._cards[pf.rid] = [member.function.rid for member in made]
+
+    def _member(self, device: Device, part: CardPf | CardVf) -> Member:
+        path = self.guest.folder / f"{part.rid:04x}"
+        return Member(self.host, device, part.rid, part.config, part.domain, self._files, path, meter=self.meter)
+
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
-        """Take a function out; one that the guest does not let go of is taken all the same.
+        """Take a function out, a PF with the VFs that came with it; the guest may hold on to them, they are taken.
 
         Raises VirtfnError if it does not have it.
         """
         if rid not in self.functions:
             raise VirtfnError(f"guest {self.name} does not have {format_rid(rid)}", errno_name="ENODEV")
-        served = self.functions[rid]
+        rids = self._cards.pop(rid, [rid])
+        self.placements.pop(rid, None)
+        parts = [self.functions[each] for each in rids]
         try:
             if surprise:
                 with self._processors_stopped():
-                    served.close()
+                    _close(parts)
             if self.guest.running:
                 with suppress(VirtfnError):
                     timeout_s = _SURPRISE_S if surprise else _LET_GO_S
                     self.guest.unplug(_device_name(rid), timeout_s=timeout_s, tick=self._tick)
         finally:
-            del self.functions[rid]
-            served.close()
+            for each in rids:
+                del self.functions[each]
+            _close(parts)
 
     def inject(self, rid: Rid, address: int, message: int) -> None:
         """Interrupt it by a message of its own, for a function that it has."""
@@ -172,6 +215,13 @@ class QemuVm:
             stack.callback(self.guest.close, tick=self._tick)
             while self.functions:
                 stack.callback(self.functions.popitem()[1].close)
+
+
+def _close(parts: Sequence[ServedFunction]) -> None:
+    """Take functions out of the machine's hands, all of them whatever happens to one."""
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.close)
 
 
 def _device_name(rid: Rid) -> str:

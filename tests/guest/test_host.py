@@ -1,0 +1,261 @@
+"""A Linux that is a host itself: stock igb makes VFs of the card, igbvf drives them, and `ip` sets policies.
+
+One machine for all tests, which go on from each other; the VFs' interfaces are in network namespaces a, b.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from guest.rig import CARD_MAC, LinuxRig
+from virtfn.hw.types import format_mac
+from virtfn.machine.ports import VirtfnError
+
+pytestmark = pytest.mark.guest
+
+COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|NETDEV WATCHDOG|DMAR:.*fault")
+CARD = "/sys/bus/pci/devices/0000:01:00.0"
+FUNCTIONS = """
+give() { # NAMESPACE VF ADDRESS: put the interface of a VF there
+    for i in $(seq 200); do
+        dev=$(ls /sys/bus/pci/devices/0000:01:$2/net 2>/dev/null); [ -n "$dev" ] && break; sleep .1
+    done
+    ip netns del $1 2>/dev/null; ip netns add $1; ip link set $dev netns $1 name v0
+    ip -n $1 addr add $3/24 dev v0; ip -n $1 link set dev v0 up
+}
+linked() {
+    for i in $(seq 400); do
+        [ "$(ip netns exec $1 cat /sys/class/net/v0/carrier)" = 1 ] && return; sleep .1
+    done
+    false
+}
+"""
+
+
+class Host:
+    """The host in the rig, and what its administrator does."""
+
+    def __init__(self, rig: LinuxRig) -> None:
+        self.rig = rig
+
+    def run(self, command: str, timeout_s: float = 120.0) -> str:
+        return self.rig.run(0, FUNCTIONS + command, timeout_s=timeout_s)
+
+    def number(self, count: int) -> None:
+        self.run(f"echo {count} > {CARD}/sriov_numvfs", 200)
+
+    def two(self, first: str = "10.0", second: str = "10.2") -> None:
+        """Put two VFs into namespaces a and b, with links."""
+        self.run(f"give a {first} 10.0.0.2; give b {second} 10.0.0.3; linked a && linked b", 200)
+
+    def answered(self, target: str, count: int = 5) -> int:
+        said = self.rig.attempt(0, f"ip netns exec a ping -q -c {count} -i 0.2 -W 2 {target}").output
+        found = re.search(r"(\d+) received", said)
+        assert found is not None, said
+        return int(found[1])
+
+    def reaches(self, target: str = "10.0.0.3") -> bool:
+        return self.answered(target) == 5 or self.answered(target) == 5  # after a reset the first may find no address
+
+    def iperf(self) -> float:
+        """Send TCP from a to b for two seconds; return Mb/s that were sent."""
+        self.rig.start(0, "ip netns exec b timeout 30 iperf3 -s -1 >/dev/null")
+        said = self.run("sleep 1; ip netns exec a timeout 20 iperf3 -J -t 2 -c 10.0.0.3", 60)
+        return float(json.loads(said)["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+    def vf(self, n: int) -> dict[str, Any]:
+        return dict(self.rig.json(0, "ip -j link show eth0")[0]["vfinfo_list"][n])
+
+    def vfs_seen(self) -> list[str]:
+        return re.findall(r"^01:(\S+) .*Virtual Function", self.rig.run(0, "lspci"), re.MULTILINE)
+
+    def open_bars(self) -> int:
+        """Count BARs of VFs that QEMU lets answer."""
+        said = self.rig.vms[0].guest.qmp("human-monitor-command", {"command-line": "info mtree -f"}, tick=self.rig.pump)
+        return len(set(re.findall(r"/(02[0-9a-f]{2}) BAR ([03])\b", str(said))))
+
+
+@pytest.fixture(scope="module")
+def host(qemu, image, logs):
+    with LinuxRig(qemu, image, logs, guests=1, host=True, vfs=8, reboot=True, memory_mib=384) as rig:
+        rig.nic.port.set_wire(True, 0)
+        rig.run(0, "ip link set eth0 up; ip addr add 10.0.0.1/24 dev eth0")
+        yield Host(rig)
+        assert not rig.host.iommu.faults()
+
+
+@pytest.fixture(autouse=True)
+def no_complaint(host: Host):
+    yield
+    if host.rig.vms[0].guest.running:
+        # While VFs are being enabled, queue 0 is VF 0's already, and igb waits for it: long, on a busy machine.
+        said = host.rig.run(0, "dmesg -c")
+        assert not [line for line in said.splitlines() if COMPLAINT.search(line)], said[-8000:]
+        assert not host.rig.host.iommu.faults()
+
+
+def test_lspci_and_sysfs_show_the_capability_as_on_silicon(host: Host):
+    said = host.run("lspci -vvv -s 01:00.0")
+    for words in (
+        "Capabilities: [140 v1] Device Serial Number 00-1b-21-ff-ff-2b-46-e0",
+        "Capabilities: [150 v1] Alternative Routing-ID Interpretation (ARI)",
+        "Capabilities: [160 v1] Single Root I/O Virtualization (SR-IOV)",
+        "IOVCap:\tMigration- 10BitTagReq- Interrupt Message Number: 000",
+        "IOVCtl:\tEnable- Migration- Interrupt- MSE- ARIHierarchy+",
+        "Initial VFs: 8, Total VFs: 8, Number of VFs: 0, Function Dependency Link: 00",
+        "VF offset: 128, stride: 2, Device ID: 10ca",
+        "Supported Page Size: 00000553, System Page Size: 00000001",
+        "VF Migration: offset: 00000000, BIR: 0",
+    ):
+        assert words in said, said
+    assert len(re.findall(r"Region [03]: Memory at [0-9a-f]{16} \(64-bit, non-prefetchable\)", said)) == 2
+    assert "!!!" not in said
+    names = ("totalvfs", "numvfs", "offset", "stride", "vf_device", "drivers_autoprobe")
+    values = host.run("; ".join(f"cat {CARD}/sriov_{name}" for name in names)).split()
+    assert values == ["7", "0", "128", "2", "10ca", "1"], "igb offers one VF less than the card has"
+    assert host.vfs_seen() == []
+    assert host.open_bars() == 0
+
+
+def test_vfs_come_work_and_go(host: Host):
+    host.number(4)
+    assert host.vfs_seen() == ["10.0", "10.2", "10.4", "10.6"]
+    assert host.rig.nic.vfs == 4
+    refused = host.rig.attempt(0, f"echo 5 > {CARD}/sriov_numvfs")
+    assert refused.status
+    assert "Device or resource busy" in refused.output
+    assert host.open_bars() == 8
+    links = host.run(f"readlink {CARD}/virtfn3; readlink /sys/bus/pci/devices/0000:01:10.6/physfn").split()
+    assert links == ["../0000:01:10.6", "../0000:01:00.0"]
+    said = host.run("lspci -vv -s 01:10.2")
+    assert "Kernel driver in use: igbvf" in said
+    assert re.search(r"Region 0: Memory at [0-9a-f]+ \(64-bit, non-prefetchable\) \[size=16K\]", said)
+    assert "MSI-X: Enable+ Count=3 Masked-" in said
+    host.two()
+    assert host.reaches("10.0.0.3")
+    assert host.reaches("10.0.0.1"), "the PF's own interface"
+    assert host.rig.nic.moved(host.rig.nic.vf_rid(0)).tx_frames > 10
+
+
+def test_policies_of_ip_are_enforced_by_the_card(host: Host):
+    host.run("ip link set eth0 vf 0 vlan 7")
+    assert host.vf(0)["vlan_list"][0]["vlan"] == 7
+    assert host.answered("10.0.0.3") == 0
+    host.run("ip link set eth0 vf 1 vlan 7")
+    assert host.reaches()
+    host.run("ip link set eth0 vf 0 vlan 0; ip link set eth0 vf 1 vlan 0")
+    assert host.reaches()
+    # An address that is not its own: a macvlan on top.
+    host.run(
+        "ip -n a link add link v0 name m address 02:00:00:00:00:77 type macvlan mode private; ip -n a link set m up"
+    )
+    host.run("ip -n a addr add 10.0.0.4/24 dev m")
+    spoofed = host.rig.nic.drops(0).get("mac-spoof", 0)
+    host.rig.attempt(0, "ip netns exec a ping -q -c 3 -i .2 -W 1 -I m 10.0.0.3")
+    assert host.rig.nic.drops(0).get("mac-spoof", 0) > spoofed
+    host.run("ip link set eth0 vf 0 spoofchk off")
+    assert not host.vf(0)["spoofchk"]
+    spoofed = host.rig.nic.drops(0).get("mac-spoof", 0)
+    host.rig.attempt(0, "ip netns exec a ping -q -c 3 -i .2 -W 1 -I m 10.0.0.3")
+    assert host.rig.nic.drops(0).get("mac-spoof", 0) == spoofed
+    host.run("ip link set eth0 vf 0 spoofchk on; ip -n a link del m")
+    host.run("ip link set eth0 vf 0 max_tx_rate 10")
+    assert host.iperf() < 11
+    host.run("ip link set eth0 vf 0 max_tx_rate 0; ip link set eth0 vf 2 trust on")
+    assert host.vf(2)["trust"]
+    host.run("ip link set eth0 vf 2 trust off; ip link set eth0 vf 2 mac 02:00:00:00:00:12")
+    assert host.vf(2)["mac" if "mac" in host.vf(2) else "address"] == "02:00:00:00:00:12"
+    rebind = "cd /sys/bus/pci/drivers/igbvf; echo 0000:01:10.4 > unbind; echo 0000:01:10.4 > bind"
+    host.run(f"{rebind}; give c 10.4 10.0.0.5; linked c", 200)
+    assert host.run("ip netns exec c cat /sys/class/net/v0/address").strip() == "02:00:00:00:00:12"
+    assert host.reaches("10.0.0.5")
+    for refused in ("min_tx_rate 5", "state disable"):
+        assert host.rig.attempt(0, f"ip link set eth0 vf 0 {refused}").status, "igb has neither"
+
+
+def test_resets_of_a_vf_and_of_the_pf(host: Host):
+    host.run(
+        "ip -n b link set dev v0 down; echo 1 > /sys/bus/pci/devices/0000:01:10.2/reset; ip -n b link set dev v0 up; sleep 3"
+    )
+    host.run("linked b")
+    assert host.reaches()
+    host.run(f"ip link set eth0 down; echo flr > {CARD}/reset_method; echo 1 > {CARD}/reset; ip link set eth0 up")
+    assert "Enable+" in host.run("lspci -vvv -s 01:00.0 | grep IOVCtl")
+    assert host.rig.nic.vfs == 4, "Linux has restored SR-IOV"
+    # VFs are new after it, and Linux tells their drivers nothing: as on silicon they have to be bound anew.
+    host.run(
+        "cd /sys/bus/pci/drivers/igbvf; for v in 0 2; do echo 0000:01:10.$v > unbind; echo 0000:01:10.$v > bind; done"
+    )
+    host.run("for i in $(seq 200); do [ $(cat /sys/class/net/eth0/carrier) = 1 ] && exit; sleep .1; done; exit 1")
+    host.two()
+    assert host.reaches()
+    assert host.open_bars() == 8
+
+
+def test_numbers_of_vfs_up_and_down_and_drivers_away_and_back(host: Host):
+    host.run("ip link set eth0 down; ip netns del a; ip netns del b; ip netns del c")
+    host.number(0)
+    assert host.vfs_seen() == []
+    host.rig.until(lambda: host.open_bars() == 0, "closed BARs")
+    for count in (1, 7, 3, 6, 2, 7):
+        host.number(count)
+        assert len(host.vfs_seen()) == host.rig.nic.vfs == count
+        host.number(0)
+    host.run("rmmod igbvf; rmmod igb && modprobe igb max_vfs=3 && modprobe igbvf", 200)
+    assert host.vfs_seen() == ["10.0", "10.2", "10.4"]
+    host.run("ip link set eth0 up; ip addr replace 10.0.0.1/24 dev eth0")
+    host.two("10.2", "10.4")
+    assert host.reaches()
+    host.run("rmmod igbvf; rmmod igb; modprobe igb; modprobe igbvf", 200)
+    placement = host.rig.vms[0].placements[host.rig.nic.pf_rid]
+    assert placement.counts["by dma"] > 10
+    assert not placement.counts["failed"], placement.why
+
+
+def test_the_card_is_unplugged_with_vfs_on_and_plugged_in_again(host: Host):
+    host.number(2)
+    rig, vm = host.rig, host.rig.vms[0]
+    rig.iovm.take_back_whole(rig.nic.pf_rid)
+    assert not vm.guest.plugged
+    assert not rig.host.remapping.domains
+    assert "82576" not in host.run("lspci")
+    rig.iovm.assign_host(rig.pcim.functions[rig.nic.pf_rid], rig.nic, vm)
+    rig.nic.port.set_wire(True, 0)
+    find = f"grep -l {format_mac(CARD_MAC)} /sys/class/net/*/address"
+    rig.until(lambda: rig.attempt(0, find).status == 0, "igb's interface", timeout_s=60)
+    host.run("ip link set eth0 up; ip addr replace 10.0.0.1/24 dev eth0")
+    host.number(7)
+    host.two("10.0", "11.4")
+    assert host.reaches()
+    assert host.reaches("10.0.0.1")
+
+
+def test_a_reboot_and_a_power_cut_with_vfs_on(host: Host):
+    rig = host.rig
+    before = host.run("cat /proc/sys/kernel/random/boot_id")
+    rig.start(0, "reboot -f")
+
+    def is_back() -> bool:
+        try:
+            said = rig.attempt(0, "cat /proc/sys/kernel/random/boot_id", timeout_s=5)
+        except VirtfnError:
+            return False
+        return said.status == 0 and said.output != before
+
+    end = time.monotonic() + 300
+    while not is_back():
+        assert time.monotonic() < end, "it does not come back"
+    assert rig.nic.vfs == 0
+    assert host.vfs_seen() == []
+    host.run("ip link set eth0 up; ip addr replace 10.0.0.1/24 dev eth0")
+    host.number(3)
+    host.two()
+    assert host.reaches()
+    rig.start(0, "poweroff -f")
+    assert rig.vms[0].guest.wait_end(timeout_s=120, tick=rig.pump) == 0
+    rig.until(lambda: rig.nic.vfs == 0, "a card as new")
