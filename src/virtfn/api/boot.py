@@ -50,6 +50,7 @@ def machine_parts(guest: Guest, platform: Platform) -> Machine:
         reboot=not guest.own_initrd,
         disk=_disk(guest),
         firmware=_firmware(guest, platform),
+        native_hotplug=guest.nic.io == "host",
     )
 
 

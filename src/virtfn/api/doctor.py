@@ -2,6 +2,7 @@
 
 run        embedded labs: Python, the packages, memory
 qemu       guests that are real virtual machines: QEMU with vfio-user, an image to boot; quick with KVM
+host       guests that get a card with its VFs to make: a QEMU that does what that takes
 hardware   real VFs: an IOMMU and an SR-IOV NIC in this machine
 judges     programs that check virtfn from outside: tshark, tcpdump, lspci
 """
@@ -33,7 +34,7 @@ _PACKAGES = ("numba", "numpy", "pydantic", "ruamel.yaml", "rich", "click", "pyth
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at. purpose: run, qemu, hardware or judges. remedy: how to get it; empty if it is there."""
+    """One thing looked at. purpose: run, qemu, host, hardware or judges. remedy: how to get it; empty if it is there."""
 
     name: str
     purpose: str
@@ -48,13 +49,20 @@ def _kernels_cached() -> bool:
     return warm.cached(rest=False)
 
 
+def _probe(qemu: Qemu) -> str:
+    from virtfn.vmm.qemu.hostprobe import probe_host_cards
+
+    return probe_host_cards(qemu)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where to look: the root of the file system, and how to find programs."""
+    """Where to look: the root of the file system, how to find programs, and what asks a QEMU whether it bears hosts."""
 
     root: Path = Path("/")
     which: Callable[[str], str | None] = shutil.which
     kernels_cached: Callable[[], bool] = _kernels_cached
+    probe: Callable[[Qemu], str] = _probe
 
     def find_qemu(self) -> tuple[Qemu | None, str]:
         """Find a QEMU that can do it, or say why there is none."""
@@ -120,6 +128,16 @@ def _qemu(machine: Machine) -> Iterator[Check]:
     image, words = machine.find_image()
     yield Check("guest image", "qemu", image is not None, words, "" if image else "virtfn image build")
     yield _kvm(machine, qemu, image)
+    yield _hosts(machine, qemu)
+
+
+def _hosts(machine: Machine, qemu: Qemu | None) -> Check:
+    """Tell whether guests can be hosts (io: host): what that takes of QEMU is promised by nobody, so it is asked."""
+    if qemu is None:
+        return Check("VFs made by guests", "host", False, "no QEMU", _QEMU_REMEDY)
+    missing = machine.probe(qemu)
+    found = "this QEMU does what it takes" if not missing else missing
+    return Check("VFs made by guests", "host", not missing, found, "" if not missing else _QEMU_REMEDY)
 
 
 def _kvm(machine: Machine, qemu: Qemu | None, image: Image | None) -> Check:

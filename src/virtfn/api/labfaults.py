@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from virtfn.api.labfile import KeyPath, quote
+from virtfn.api.labhosts import cable_faults, host_faults
 from virtfn.api.labimages import image_faults
 from virtfn.api.labmodel import (
     STACK_FRAME,
@@ -41,6 +42,7 @@ __all__ = ["LINUX_WORK", "Fault", "find_faults", "put_in_words", "refuse_unsuppo
 
 LINUX_WORK = ("pairs", "fan-in", "ping", "none")
 """Kinds of work that Linux guests do."""
+_WHOLE = ("passthrough", "host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def find_faults(lab: Lab, *, works: bool = True) -> Iterator[Fault]:
     yield from _nic_faults(lab)
     yield from _stack_faults(lab)
     yield from _owner_faults(lab)
-    yield from (Fault(key, message) for key, message in image_faults(lab))
+    found = (*image_faults(lab), *cable_faults(lab), *host_faults(lab, works=works))
+    yield from (Fault(key, message) for key, message in found)
     if works:
         yield from _workload_faults(lab)
         yield from _expect_faults(lab)
@@ -166,18 +169,19 @@ def _stack_faults(lab: Lab) -> Iterator[Fault]:
 def _owner_faults(lab: Lab) -> Iterator[Fault]:
     """List what is wrong with PFs that are given whole."""
     for i, guest in enumerate(lab.guests):
-        if guest.nic.io != "passthrough":
+        if guest.nic.io not in _WHOLE:
             continue
-        if guest.nic.vf is not None:
+        if guest.nic.vf is not None and guest.nic.io == "passthrough":
             yield Fault(("guests", i, "nic", "vf"), "io passthrough gives the PF whole; leave vf out")
         for j, pf in enumerate(lab.pfs):
-            if pf.name == guest.nic.pf and pf.sr_iov is not None:
+            if pf.name == guest.nic.pf and pf.sr_iov is not None and guest.nic.io == "passthrough":
                 yield Fault(("pfs", j, "sr-iov"), f"{pf.name} is given whole to guest {guest.name}; leave sr-iov out")
         for j, other in enumerate(lab.guests):
-            if other.nic.pf == guest.nic.pf and j != i and (j > i or other.nic.io != "passthrough"):
+            if other.nic.pf == guest.nic.pf and j != i and (j > i or other.nic.io not in _WHOLE):
+                owner = "its host, which gives VFs out itself" if guest.nic.io == "host" else "whole"
                 yield Fault(
                     ("guests", j, "nic", "pf"),
-                    f"{guest.nic.pf} belongs to guest {guest.name}, whole; take another PF",
+                    f"{guest.nic.pf} belongs to guest {guest.name}, {owner}; take another PF",
                 )
 
 
@@ -196,7 +200,7 @@ def _teams(lab: Lab) -> Iterator[tuple[str, int, str]]:
         yield "embedded guests", embedded, "a guest"
     for pf in lab.pfs:
         on_pf = [guest for guest in lab.guests if guest.nic.pf == pf.name and guest.vmm == "qemu"]
-        if not on_pf or on_pf[0].nic.io == "passthrough":
+        if not on_pf or on_pf[0].nic.io in _WHOLE:
             continue
         if len(on_pf) > 1 or lab.workload.kind != "ping" or not pf.leads_outside:
             yield f"qemu guests on {pf.name}", len(on_pf), "a guest, or give it an uplink, tap or stream, and use ping"
@@ -324,7 +328,7 @@ def _refuse_for_linux(lab: Lab) -> None:
     for i, pf in enumerate(lab.pfs):
         if pf.uplink.startswith("pcap:") and pf.name not in driven:
             what = "a capture as the uplink of qemu guests alone is"
-            _refuse(lab, ("pfs", i, "uplink"), what, "none, tap:NAME or stream:SOCKET")
+            _refuse(lab, ("pfs", i, "uplink"), what, "none, tap:NAME, stream:SOCKET or cable:PF")
 
 
 def _refuse(lab: Lab, key: KeyPath, what: str, instead: str) -> NoReturn:
@@ -351,7 +355,7 @@ _WORDS = {
     "is_instance_of": "must be the name of a file, not {value}",
 }
 _PATTERNS = {
-    "uplink": "must be none, pcap:FILE, tap:NAME or stream:SOCKET, not {value}",
+    "uplink": "must be none, pcap:FILE, tap:NAME, stream:SOCKET or cable:PF, not {value}",
     "name": "must be 1 to 32 letters, digits, dots, dashes or underlines, not {value}",
 }
 

@@ -141,9 +141,9 @@ class Pf(_Section):
     )
     uplink: str = Field(
         default="none",
-        pattern=r"^(none|pcap:.+|tap:[^/\s:]{1,15}|stream:.+)$",
-        description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET or stream:listen:SOCKET; "
-        "docs/uplinks.md has a recipe for each",
+        pattern=r"^(none|pcap:.+|tap:[^/\s:]{1,15}|stream:.+|cable:[A-Za-z0-9][A-Za-z0-9._-]{0,31})$",
+        description="what the wire leads to: none, pcap:FILE, tap:NAME, stream:SOCKET, stream:listen:SOCKET or "
+        "cable:PF, another PF of the lab, where it may be said as well; docs/uplinks.md has a recipe for each",
     )
     watch: Watch | None = Field(default=None, description="what its VFs are watched for")
     sr_iov: SrIov | None = None
@@ -161,6 +161,11 @@ class Pf(_Section):
         return self.sr_iov.total_vfs if self.sr_iov else 0
 
     @property
+    def cable(self) -> str:
+        """The PF at the other end of a cable that is said here, if one is."""
+        return self.uplink.removeprefix("cable:") if self.uplink.startswith("cable:") else ""
+
+    @property
     def leads_outside(self) -> bool:
         """Whether others may be at its uplink: a tap or a stream."""
         return self.uplink.startswith(("tap:", "stream:"))
@@ -175,11 +180,12 @@ class Nic(_Section):
     """How a guest reaches the network."""
 
     pf: Name
-    io: Literal["split", "direct", "passthrough", "sriov"] = Field(
+    io: Literal["split", "direct", "passthrough", "sriov", "host"] = Field(
         default="sriov",
-        description="sriov: a VF; passthrough: the PF, whole; split: a front end, whose back end is in Dom0, as the PF "
-        "is; direct: a card of the guest's own, which the VMM emulates, and whose every access traps. Linux guests "
-        "drive them by igbvf, igb, virtio_net and igb",
+        description="sriov: a VF; passthrough: the PF, whole; host: the PF, whole, with its SR-IOV capability, for a "
+        "Linux that is a host itself, and makes total-vfs VFs under their policies; split: a front end, whose back end "
+        "is in Dom0, as the PF is; direct: a card of the guest's own, which the VMM emulates, and whose every access "
+        "traps. Linux guests drive them by igbvf, igb, igb, virtio_net and igb",
     )
     vf: int | None = Field(default=None, ge=0, le=7, description="VF on that PF; io sriov needs it")
     attached: bool = Field(
@@ -360,6 +366,15 @@ class Lab(_Section):
             if pf.name == name:
                 return pf
         raise VirtfnError(f"no PF is named {name}; there are {', '.join(p.name for p in self.pfs)}")
+
+    def host_of(self, name: str) -> str:
+        """Return the guest that is the host of a PF, and makes its VFs; empty if it is virtfn's own."""
+        return next((guest.name for guest in self.guests if guest.nic.io == "host" and guest.nic.pf == name), "")
+
+    def cable_of(self, name: str) -> str:
+        """Return the PF at the other end of the cable of a PF, whichever of the two says so; empty if it has none."""
+        ends = [pf.name for pf in self.pfs if pf.cable == name]
+        return self.pf(name).cable or (ends[0] if ends else "")
 
     def expected(self, sender: str, receiver: str) -> str | float:
         """Return what is to arrive of what one guest sends to another: `expect.py` says what the values mean."""

@@ -29,15 +29,16 @@ from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Outcome, QemuGuest
+from virtfn.vmm.qemu.hostprobe import probe_host_cards
 from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.world import World
 
-__all__ = ["LinuxGuest", "LinuxGuests", "meet", "words"]
+__all__ = ["MTU", "SET_UP_S", "LinuxGuest", "LinuxGuests", "meet", "words"]
 
 BOOT_S = 300.0
 SET_UP_S = 60.0
 PEER_S = 60.0
-_MTU = range(576, 9217)  # IPv4 asks for the least; igb and igbvf take no more
+MTU = range(576, 9217)  # IPv4 asks for the least; igb and igbvf take no more
 _FCS_AND_HEADER = 18
 _SET_UP = """
 mac={mac}
@@ -83,7 +84,7 @@ class LinuxGuest:
 
 
 class LinuxGuests(Actor):
-    """All Linux guests of a lab.
+    """All Linux guests of a lab. Those that are hosts, and make VFs, are set up and worked with in `hosts.py`.
 
     An actor of `world`, which goes on whatever is waited for. tell: takes what goes on, and since when. on_end: is told
     of a machine that has ended, and how, once it is taken out; without it, that is an error.
@@ -104,6 +105,21 @@ class LinuxGuests(Actor):
         self._pump = Pump(machine.host, [pf.nic for pf in machine.pfs], self._vms, wires, self._stacks)
         world.rest_by(self._pump)
         world.add(self)
+
+    @property
+    def hosts(self) -> list[LinuxGuest]:
+        """The guests that make VFs."""
+        return [guest for guest in self.guests if self._makes_vfs(guest)]
+
+    @property
+    def plain(self) -> list[LinuxGuest]:
+        """The other guests: each has an interface, or a whole card that stays whole."""
+        return [guest for guest in self.guests if not self._makes_vfs(guest)]
+
+    def _makes_vfs(self, guest: LinuxGuest) -> bool:
+        if guest.lab.nic.io != "host" or not guest.lab.has_agent:
+            return False
+        return self._machine.lab.pf(guest.pf.name).total_vfs > 0
 
     def turn(self, now: Ps) -> int:
         """See whether all machines are up. Raises VirtfnError if one has ended."""
@@ -133,10 +149,25 @@ class LinuxGuests(Actor):
 
         Raises VirtfnError if QEMU does not start, or somebody refuses an interface.
         """
+        self._refuse_hosts()
         for lab_guest in self._machine.lab.guests:
             if lab_guest.vmm == "qemu":
                 self._tell(f"starting {lab_guest.name}", self._clock.now())
                 self._start(lab_guest)
+
+    def _refuse_hosts(self) -> None:
+        """Raise VirtfnError (EOPNOTSUPP) if a guest is to be a host, and this QEMU cannot do what that takes."""
+        lab = self._machine.lab
+        for i, guest in enumerate(lab.guests):
+            if guest.nic.io == "host":
+                self._tell("asking QEMU for hosts", self._clock.now())
+                if words := probe_host_cards(self._platform.qemu):
+                    where = lab.where(("guests", i, "nic", "io"))
+                    raise VirtfnError(
+                        f"{where}: {self._platform.qemu} cannot give a guest VFs to make: {words}",
+                        errno_name="EOPNOTSUPP",
+                    )
+                return
 
     def _start(self, lab_guest: LabGuest) -> None:
         machine, platform = self._machine, self._platform
@@ -184,8 +215,8 @@ class LinuxGuests(Actor):
         Raises VirtfnError with the guest's own words if it cannot, or if nobody comes to the other end of its wire.
         """
         self._await_peers()
-        mtu = min(max(frame_bytes - _FCS_AND_HEADER, _MTU.start), _MTU.stop - 1)
-        guests = self._with_agents()
+        mtu = min(max(frame_bytes - _FCS_AND_HEADER, MTU.start), MTU.stop - 1)
+        guests = [guest for guest in self.plain if guest.lab.has_agent]
         jobs = [guest.start(_set_up(guest, mtu)) for guest in guests]
         outcomes = self.wait(jobs, "setting up interfaces", SET_UP_S)
         for guest, outcome in zip(guests, outcomes, strict=True):
@@ -199,7 +230,7 @@ class LinuxGuests(Actor):
         """
         if guest not in self._with_agents():
             return
-        job = guest.start(_set_up(guest, min(max(frame_bytes - _FCS_AND_HEADER, _MTU.start), _MTU.stop - 1)))
+        job = guest.start(_set_up(guest, min(max(frame_bytes - _FCS_AND_HEADER, MTU.start), MTU.stop - 1)))
         while not job.done:
             yield
         if job.outcome is None:
@@ -228,13 +259,14 @@ class LinuxGuests(Actor):
         the guest's own words if it cannot.
         """
         jobs = {}
-        for g, guest in enumerate(self.guests):
-            others = [other for other in self.guests if other.pf is guest.pf and other is not guest]
+        plain = self.plain
+        for g, guest in enumerate(plain):
+            others = [other for other in plain if other.pf is guest.pf and other is not guest]
             if others and guest.pf.live and guest.device:
                 jobs[g] = guest.start(" && ".join(meet(guest.device, other) for other in others))
         for g, outcome in zip(jobs, self.wait(list(jobs.values()), "setting up interfaces", SET_UP_S), strict=True):
             if outcome.status:
-                raise VirtfnError(f"guest {self.guests[g].lab.name}: ip neigh: {words(outcome)}")
+                raise VirtfnError(f"guest {plain[g].lab.name}: ip neigh: {words(outcome)}")
 
     # Running commands.
 

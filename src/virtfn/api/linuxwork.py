@@ -89,7 +89,7 @@ class LinuxWork:
         self._machine = machine
         self._work = machine.lab.workload
         self._linux = linux
-        self._guests = linux.guests
+        self._guests = linux.plain
         self._found = [_Findings() for _ in self._guests]
         self.flows: list[FlowReport] = []
 

@@ -35,7 +35,7 @@ from virtfn.vmm.guest import Guest
 from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.hostaddresses import HostAddresses
 from virtfn.vmm.together import Together
-from virtfn.vmm.uplink import PcapUplink, Wire, open_uplink
+from virtfn.vmm.uplink import CableEnd, PcapUplink, Uplink, Wire, make_cable, open_uplink
 
 __all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "driver_policy", "function_name", "guest_mac"]
 
@@ -97,6 +97,10 @@ class LabPf:
         drops = Counter(self.nic.drops(self.nic.vfs))  # the pool after those of the VFs is the PF's
         drops.update(self.stack.drops())
         return {f"host-{reason}": count for reason, count in drops.items()}
+
+    def functions(self) -> list[tuple[int, Rid]]:
+        """List the VFs that there are, number and routing ID, whoever has made them."""
+        return [(n, self.nic.vf_rid(n)) for n in range(self.nic.vfs)]
 
     @property
     def live(self) -> bool:
@@ -167,7 +171,7 @@ class Machine:
             iotlb_entries=lab.iommu.iotlb_entries,
             remapping=remapping,
             foreign_bytes=sum(map(room_for, foreign)),
-            foreign_functions=len(foreign),
+            foreign_functions=sum(_functions(lab, guest) for guest in lab.guests if guest.vmm == "qemu"),
         )
         self._remapping = remapping
         self.unwritten: list[str] = []
@@ -181,6 +185,7 @@ class Machine:
         self.host.tracer = tracer
         self._cards: list[Card] = []
         self._wires: list[Wire] = []
+        self._cable_ends: dict[str, CableEnd] = {}
 
     def __enter__(self) -> Machine:
         try:
@@ -201,7 +206,7 @@ class Machine:
         for i, pf in enumerate(self.lab.pfs):
             options = Options(
                 card_mac(i),
-                total_vfs=MODELS[str(pf.model)].limits.vfs if pf.sr_iov and self._standing else pf.total_vfs,
+                total_vfs=MODELS[str(pf.model)].limits.vfs if self._all_vfs(pf) else pf.total_vfs,
                 ats=self.lab.iommu.ats,
                 device_tlb_entries=self.lab.iommu.device_tlb_entries,
             )
@@ -214,7 +219,7 @@ class Machine:
             nics.append((nic, self._open_wire(nic, pf)))
         self.pcim.scan()
         found = {f.rid: f for f in self.pcim.functions.values()}
-        whole = {guest.nic.pf for guest in self.lab.guests if guest.nic.io == "passthrough"}
+        whole = {guest.nic.pf for guest in self.lab.guests if guest.nic.io in ("passthrough", "host")}
         for pf, (nic, wire) in zip(self.lab.pfs, nics, strict=True):
             self._watch(nic)
             if pf.name in whole:
@@ -230,6 +235,10 @@ class Machine:
             with self._naming(*key, "memory-mib", only="ENOMEM"), self._naming(*key, "nic", but="ENOMEM"):
                 self._start_guest(lab_guest)
 
+    def _all_vfs(self, pf: Pf) -> bool:
+        """Tell whether a card is to have as many VFs as there can be, whatever the lab begins with."""
+        return bool(self.lab.host_of(pf.name)) or (pf.sr_iov is not None and self._standing)
+
     @contextmanager
     def _naming(self, *key: str | int, only: str = "", but: str = "") -> Iterator[None]:
         """Say in errors which key of the lab they are about. only, but: errors of this errno, or all others."""
@@ -242,11 +251,20 @@ class Machine:
 
     def _open_wire(self, nic: Card, pf: Pf) -> Wire | None:
         with self._naming("pfs", self.lab.pfs.index(pf), "uplink"):
-            uplink = open_uplink(pf.uplink, self.lab.folder, self.host.clock)
+            uplink = self._cable_end(pf) or open_uplink(pf.uplink, self.lab.folder, self.host.clock)
         if uplink is None:
             return None
         self._wires.append(Wire(nic, uplink, pf.link_mbps))
         return self._wires[-1]
+
+    def _cable_end(self, pf: Pf) -> Uplink | None:
+        """Return this PF's end of its cable, which the first of the two makes; None without one."""
+        other = self.lab.cable_of(pf.name)
+        if not other:
+            return None
+        if pf.name not in self._cable_ends:
+            self._cable_ends[pf.name], self._cable_ends[other] = make_cable()
+        return self._cable_ends[pf.name]
 
     def _start_pf(self, pf: Pf, nic: Card, found: Found, wire: Wire | None) -> LabPf:
         model = MODELS[str(pf.model)]
@@ -351,8 +369,8 @@ class Machine:
         """Say what a guest of a PF is to get. Raises VirtfnError (ENODEV) if there is no such VF."""
         if guest.nic.io == "sriov":
             vf = self.iovm.vf(pf.nic.pf_rid, guest.nic.vf or 0)
-            return Wish(self.offered_mac(pf, vf), vf.index, self.policy(pf, vf), mapped=guest.nic.map_rings)
-        if guest.nic.io == "passthrough":
+            return Wish(self.offered_mac(pf, vf.index), vf.index, self.policy(pf, vf), mapped=guest.nic.map_rings)
+        if guest.nic.io in ("passthrough", "host"):
             return Wish(card_mac(self.pfs.index(pf)))
         return Wish(guest_mac(self.lab, guest))
 
@@ -378,20 +396,22 @@ class Machine:
         """Return what the lab says of a VF, or whoever has changed that since, for the PF's driver."""
         return pf.policies.get(vf.index) or driver_policy(self.lab.pf(pf.name).policy(vf.index))
 
-    def offered_mac(self, pf: LabPf, vf: Vf) -> Mac:
-        """Return the address that a VF is offered when the lab gives it none; one that the lab gives to no other."""
+    def offered_mac(self, pf: LabPf, n: int) -> Mac:
+        """Return the address that VF `n` is offered when the lab gives it none; one that the lab gives to no other."""
         fixed = {driver_policy(policy).mac for each in self.lab.pfs if each.sr_iov for policy in each.sr_iov.vfs}
-        base = _GUEST_MAC | self.pfs.index(pf) << 32 | (0x10 + vf.index) << 40
+        base = _GUEST_MAC | self.pfs.index(pf) << 32 | (0x10 + n) << 40
         return next(mac for turn in range(256) if (mac := Mac(base | turn << 24)) not in fixed)
 
     def guests_of(self, pf: LabPf) -> list[LabGuestRun]:
         """List the embedded guests that have a VF of a PF."""
         return [run for run in self.guests if run.pf is pf]
 
-    def used_vfs(self, pf: LabPf) -> list[Vf]:
-        """List the VFs of a PF that guests of the lab have, or will have, in the guests' order."""
+    def used_vfs(self, pf: LabPf) -> list[tuple[int, Rid]]:
+        """List the VFs of a PF that guests of the lab have, or may have, in the guests' order: number, routing ID."""
+        if self.lab.host_of(pf.name):
+            return [(n, pf.nic.vf_rid(n)) for n in range(pf.found.total_vfs)]
         on_pf = [guest.nic for guest in self.lab.guests if guest.nic.pf == pf.name and guest.nic.io == "sriov"]
-        return [self.iovm.vf(pf.nic.pf_rid, nic.vf or 0) for nic in on_pf]
+        return [(vf.index, vf.rid) for vf in (self.iovm.vf(pf.nic.pf_rid, nic.vf or 0) for nic in on_pf)]
 
     def dump(self) -> str:
         """Print every function in the hex that pciutils' `lspci -F` reads."""
@@ -449,6 +469,9 @@ class Machine:
         for wire in self._wires:
             wire.close()
         self._wires.clear()
+        for end in self._cable_ends.values():
+            end.close()
+        self._cable_ends.clear()
         for nic in self._cards:
             nic.close()
         self._cards.clear()
@@ -462,6 +485,11 @@ def _allow_descriptors() -> None:
     wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
     if few != resource.RLIM_INFINITY and few < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def _functions(lab: Lab, guest: LabGuest) -> int:
+    """Return how many functions a guest gets: a host's are the PF, and all VFs that its card can have."""
+    return 1 + (MODELS[str(lab.pf(guest.nic.pf).model)].limits.vfs if guest.nic.io == "host" else 0)
 
 
 def memory_for_stack(lab: Lab, pf: Pf) -> int:
@@ -488,6 +516,6 @@ def driver_policy(policy: VfPolicy) -> DriverPolicy:
     return DriverPolicy(mac, policy.vlan_id, policy.qos, policy.spoof_check, policy.trust, policy.max_tx_rate)
 
 
-def function_name(vf: Vf) -> str:
-    """Name a function for captures: `vf0 0000:02:10.0`."""
-    return f"vf{vf.index} {format_rid(vf.rid)}"
+def function_name(n: int, rid: Rid) -> str:
+    """Name a VF for captures: `vf0 0000:02:10.0`."""
+    return f"vf{n} {format_rid(rid)}"

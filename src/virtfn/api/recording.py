@@ -28,9 +28,10 @@ class Recording(Actor):
         self._interfaces: dict[tuple[int, int | None], int] = {}
         self._pfs: list[LabPf] = machine.pfs
         for i, pf in enumerate(machine.pfs):
-            for vf in machine.used_vfs(pf):
-                self._interfaces[i, vf.index] = len(names)
-                names.append(function_name(vf) if len(machine.pfs) == 1 else f"{pf.name} {function_name(vf)}")
+            for n, rid in machine.used_vfs(pf):
+                self._interfaces[i, n] = len(names)
+                name = function_name(n, rid)
+                names.append(name if len(machine.pfs) == 1 else f"{pf.name} {name}")
             self._interfaces[i, None] = len(names)
             names.append(f"{pf.name} wire {format_rid(pf.nic.pf_rid)}")
             pf.nic.start_capture()

@@ -66,7 +66,8 @@ class GuestReport(TypedDict):
     Of guests under QEMU: exits are messages about registers, boot included; exits_per_frame are those of the workload;
     boot_s from the first instruction until it takes commands, null if it takes none; iperf_mbps: payload that it sent,
     as its receiver counted; self_test: of its driver, where it is alone; failure: what went wrong inside, in its own
-    words. addresses_refused: how often it asked for an address that is another's, if it did.
+    words. addresses_refused: how often it asked for an address that is another's, if it did. vfs: that a host has made;
+    frames and bytes are those of their interfaces together, ping_ms and iperf_mbps means, dropped of the whole card.
     """
 
     name: str
@@ -95,6 +96,7 @@ class GuestReport(TypedDict):
     self_test: NotRequired[str]
     failure: NotRequired[str]
     addresses_refused: NotRequired[int]
+    vfs: NotRequired[int]
 
 
 class FlowReport(TypedDict):

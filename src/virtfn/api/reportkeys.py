@@ -70,6 +70,7 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "exits_per_frame": ("accesses", "that trapped, for each frame of the work; Linux guests"),
         "iperf_mbps": ("Mb/s", "of payload that it sent, as the receiver counted; Linux guests"),
         "self_test": ("word", "`passed`: its driver's test of the card, where a guest is alone"),
+        "vfs": ("VFs", "that a guest with io host has made; its other numbers are of their interfaces together"),
         "failure": ("text", "what went wrong inside, in its own words"),
     },
     "FlowReport": {

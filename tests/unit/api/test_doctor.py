@@ -47,7 +47,7 @@ def findings(machine: Machine) -> tuple[dict[str, bool], dict[str, dict[str, obj
 
 def test_a_bare_machine(tmp_path: Path) -> None:
     can, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: False))
-    assert can == {"run": True, "qemu": False, "hardware": False, "judges": False}
+    assert can == {"run": True, "qemu": False, "host": False, "hardware": False, "judges": False}
     assert checks["tshark"]["remedy"] == "Debian package tshark"
     assert checks["lspci"]["remedy"] == "Debian package pciutils"
     assert str(checks["kernel cache"]["found"]).startswith("cold")
@@ -73,6 +73,23 @@ def test_qemu_versions(tmp_path: Path, says: str, ok: bool) -> None:
     assert checks["QEMU"]["ok"] is ok
     assert ok or "virtfn image qemu" in str(checks["QEMU"]["remedy"])
     assert str(checks["guest image"]["found"]).startswith("Linux 6.1.0-9-amd64")
+
+
+@pytest.mark.parametrize("missing", ["", "DMA of a device does not reach the configuration space of another"])
+def test_a_qemu_is_asked_whether_it_bears_hosts(tmp_path: Path, missing: str) -> None:
+    install_qemu(tmp_path, "QEMU emulator version 11.0")
+    machine = Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True, probe=lambda qemu: missing)
+    can, checks = findings(machine)
+    assert can["host"] is (not missing)
+    assert str(checks["VFs made by guests"]["found"]) == (missing or "this QEMU does what it takes")
+
+
+def test_a_qemu_that_ends_at_once_bears_no_hosts(tmp_path: Path) -> None:
+    install_qemu(tmp_path, "QEMU emulator version 11.0")
+    can, checks = findings(Machine(tmp_path, which=lambda name: None, kernels_cached=lambda: True))
+    assert not can["host"]
+    assert "QEMU ended at start" in str(checks["VFs made by guests"]["found"])
+    assert "\n" not in str(checks["VFs made by guests"]["found"])
 
 
 def test_a_qemu_without_the_device(tmp_path: Path) -> None:

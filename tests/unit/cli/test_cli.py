@@ -374,7 +374,7 @@ def test_doctor(virtfn: Callable[..., Result]) -> None:
     code, out, err = virtfn("doctor", "--json", "-")
     assert (code, err) == (0, "")
     document = json.loads(out)
-    assert set(document["can"]) == {"run", "qemu", "hardware", "judges"}
+    assert set(document["can"]) == {"run", "qemu", "host", "hardware", "judges"}
     code, out, _ = virtfn("doctor")
     assert code == 0
     assert "this machine is ready for: embedded labs" in out

@@ -31,6 +31,7 @@ from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.world import World
 
 if TYPE_CHECKING:
+    from virtfn.api.hosts import HostWork
     from virtfn.api.image import Platform
     from virtfn.api.linux import LinuxGuest, LinuxGuests
     from virtfn.api.linuxwork import LinuxWork
@@ -75,7 +76,7 @@ class Live:
         self._closes = closes
         self._recordings: list[Recording] = []
         self._linux: list[LinuxGuests] = []
-        self._linux_work: list[LinuxWork] = []
+        self._linux_work: list[LinuxWork | HostWork] = []
         self._served: list[ServedGuests] = []
 
     @property
@@ -205,6 +206,7 @@ class Live:
             self._world.add(watch)
 
     def _boot_linux(self, platform: Platform) -> None:
+        from virtfn.api.hosts import HostWork
         from virtfn.api.linux import LinuxGuests  # QEMU and all that it needs: most labs do without
         from virtfn.api.linuxwork import LinuxWork
 
@@ -215,7 +217,9 @@ class Live:
             lambda guest: self._tell_event(GuestBooted(guest.lab.name, guest.lab.vmm, round(guest.boot_s or 0.0, 2)))
         )
         linux.set_up(self.lab.workload.frame_bytes)
-        self._linux_work.append(LinuxWork(self.machine, linux))
+        hosts = HostWork(self.machine, linux)
+        hosts.set_up()
+        self._linux_work += [LinuxWork(self.machine, linux), hosts]
 
     def _serve(self, sockets: Path) -> None:
         from virtfn.api.served import ServedGuests  # vfio-user and all that it needs

@@ -6,14 +6,13 @@ and may be in any thread; what must not go away meanwhile is the caller's care.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.report import SwitchReport
 from virtfn.devices.iommu.unit import COUNTERS
 from virtfn.hw.types import Rid, format_rid
-from virtfn.iovm.iovm import Vf
 from virtfn.machine.pieces import InPieces, finish
 from virtfn.machine.ports import VirtfnError
 
@@ -106,11 +105,11 @@ def snapshot_pieces(
             owners |= {guest.plug.vf.rid: guest.lab.name for guest in list(linux) if guest.attached and guest.plug.vf}
             pfs: list[PfCounts] = []
             for pf in list(machine.pfs):
-                counts = _pf(pf)
-                for vf in list(pf.vfs):
+                counts, host = _pf(pf), machine.lab.host_of(pf.name)
+                for n, rid in pf.functions():
                     yield
-                    if _there(vf, pf.vfs):
-                        counts["vfs"].append(_vf(pf, vf, owners))
+                    if n < pf.nic.vfs:
+                        counts["vfs"].append(_vf(pf, n, rid, host or owners.get(rid)))
                 pfs.append(counts)
         except (RuntimeError, LookupError):  # a list or a dictionary changed while it was read in another thread
             continue
@@ -180,17 +179,17 @@ def _pf(pf: LabPf) -> PfCounts:
     }
 
 
-def _vf(pf: LabPf, vf: Vf, owners: Mapping[Rid, str]) -> VfCounts:
-    counts = pf.nic.moved(vf.rid)
+def _vf(pf: LabPf, n: int, rid: Rid, owner: str | None) -> VfCounts:
+    counts = pf.nic.moved(rid)
     return {
-        "vf": vf.index,
-        "address": format_rid(vf.rid),
-        "guest": owners.get(vf.rid),
+        "vf": n,
+        "address": format_rid(rid),
+        "guest": owner,
         "tx_frames": counts.tx_frames,
         "tx_bytes": counts.tx_bytes,
         "rx_frames": counts.rx_frames,
         "rx_bytes": counts.rx_bytes,
-        "dropped": pf.nic.drops(vf.index),
-        "mailbox_messages": pf.nic.mailbox_messages(vf.index),
-        "ways": pf.nic.ways(vf.index)._asdict(),
+        "dropped": pf.nic.drops(n),
+        "mailbox_messages": pf.nic.mailbox_messages(n),
+        "ways": pf.nic.ways(n)._asdict(),
     }

@@ -12,6 +12,7 @@ __all__ = ["render_doctor"]
 _TITLES = {
     "run": "embedded labs",
     "qemu": "QEMU guests",
+    "host": "guests as hosts",
     "hardware": "real VFs",
     "judges": "outside judges",
 }

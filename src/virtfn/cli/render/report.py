@@ -77,7 +77,7 @@ def _linux(guests: list[GuestReport]) -> list[RenderableType]:
     for g in linux:
         table.add_row(
             g["name"],
-            g["io"],
+            f"{g['io']}, {_plural(g['vfs'], 'VF')}" if "vfs" in g else g["io"],
             "-" if (boot_s := g["boot_s"]) is None else f"{boot_s:.1f} s",
             f"{g['ping_ms']:.2f} ms" if "ping_ms" in g else "-",
             f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",

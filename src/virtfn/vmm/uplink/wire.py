@@ -16,13 +16,13 @@ _LISTEN = "listen:"
 
 
 def open_uplink(where: str, folder: Path, clock: Clock) -> Uplink | None:
-    """Open what `where` names: pcap:FILE, tap:NAME, stream:SOCKET, stream:listen:SOCKET; None for none.
+    """Open what `where` names: pcap:FILE, tap:NAME, stream:SOCKET, stream:listen:SOCKET; None for none, and a cable.
 
     folder: where file names start from. Raises VirtfnError as the uplinks do, and for other words.
     """
     kind, _, name = where.partition(":")
     match kind:
-        case "none":
+        case "none" | "cable":  # whoever has both cards makes a cable
             return None
         case "pcap":
             return PcapUplink(folder / name)
