@@ -34,7 +34,7 @@ _PACKAGES = ("numba", "numpy", "pydantic", "ruamel.yaml", "rich", "click", "pyth
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at. purpose: run, qemu, host, hardware or judges. remedy: how to get it; empty if it is there."""
+    """One thing looked at. purpose: run, qemu, host, hardware, judges. remedy: how to get it; empty if it is there."""
 
     name: str
     purpose: str
@@ -136,8 +136,8 @@ def _hosts(machine: Machine, qemu: Qemu | None) -> Check:
     if qemu is None:
         return Check("VFs made by guests", "host", False, "no QEMU", _QEMU_REMEDY)
     missing = machine.probe(qemu)
-    found = "this QEMU does what it takes" if not missing else missing
-    return Check("VFs made by guests", "host", not missing, found, "" if not missing else _QEMU_REMEDY)
+    found = missing or "this QEMU does what it takes"
+    return Check("VFs made by guests", "host", not missing, found, _QEMU_REMEDY if missing else "")
 
 
 def _kvm(machine: Machine, qemu: Qemu | None, image: Image | None) -> Check:
