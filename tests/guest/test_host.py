@@ -152,7 +152,7 @@ def test_policies_of_ip_are_enforced_by_the_card(host: Host):
     assert host.reaches()
     # An address that is not its own: a macvlan on top.
     host.run(
-        "ip -n a link add link v0 name m address 02:00:00:00:00:77 type macvlan mode private; ip -n a link set m up"
+        "ip -n a link add link v0 name m address 02:00:00:00:00:77 type macvlan mode private; ip -n a link set dev m up"
     )
     host.run("ip -n a addr add 10.0.0.4/24 dev m")
     spoofed = host.rig.nic.drops(0).get("mac-spoof", 0)
@@ -197,7 +197,7 @@ def test_resets_of_a_vf_and_of_the_pf(host: Host):
 
 
 def test_numbers_of_vfs_up_and_down_and_drivers_away_and_back(host: Host):
-    host.run("ip link set eth0 down; ip netns del a; ip netns del b; ip netns del c")
+    host.run("ip link set eth0 down; for n in a b c; do ip netns del $n; done; true")
     host.number(0)
     assert host.vfs_seen() == []
     host.rig.until(lambda: host.open_bars() == 0, "closed BARs")
