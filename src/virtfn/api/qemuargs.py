@@ -31,7 +31,7 @@ def qemu_command(lab: Lab, name: str, sockets: Path | None = None, *, platform: 
     """Return the command line that starts the QEMU of a guest; its console is the terminal.
 
     sockets: of `virtfn serve`; without it, its default. platform: to start it on; found if None. Raises VirtfnError:
-    ENOENT (no such guest; what QEMU needs is not there), EINVAL (the guest is not for QEMU).
+    ENOENT (no such guest; what QEMU needs is not there), EINVAL (the guest is not for QEMU), EOPNOTSUPP (it is a host).
     """
     guest, platform = _guest(lab, name, platform)
     machine, networks = _parts(lab, guest, sockets, platform)
@@ -45,6 +45,11 @@ def _guest(lab: Lab, name: str, platform: Platform | None) -> tuple[Guest, Platf
         raise VirtfnError(f"lab {lab.name} has no guest called {name}; there are {there}", errno_name="ENOENT")
     if guest.vmm != "qemu":
         raise VirtfnError(f"guest {name} is embedded, and no QEMU runs it; use vmm: qemu", errno_name="EINVAL")
+    if guest.nic.io == "host":
+        raise VirtfnError(
+            f"guest {name} is a host, and needs a QEMU whose monitor virtfn has: let virtfn start it",
+            errno_name="EOPNOTSUPP",
+        )
     return guest, platform or find_platform(rest, [guest])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtfn.hw.types import format_rid
-from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, Wish
+from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, VirtualMachine, Wish
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
 from virtfn.vmm.qemu.vm import QemuVm
@@ -30,11 +30,16 @@ class Model(IoModel):
             f"guest {guest.name} is embedded, and no host: io host needs vmm qemu", errno_name="EOPNOTSUPP"
         )
 
-    def plug(self, vm: QemuVm, wish: Wish) -> Plug:
+    def plug(self, vm: VirtualMachine, wish: Wish) -> Plug:
         """Give the card with its VFs to a virtual machine; `wish` knows the card's address.
 
-        Raises VirtfnError: EBUSY if another has it, and as the IOVM does.
+        Raises VirtfnError: EOPNOTSUPP for a machine that others start, EBUSY if another has it, and as the IOVM does.
         """
+        if not isinstance(vm, QemuVm):
+            raise VirtfnError(
+                f"guest {vm.name} is in a QEMU that somebody else starts, and a host needs one whose monitor virtfn has",
+                errno_name="EOPNOTSUPP",
+            )
         if self._owner:
             raise VirtfnError(f"the whole card is {self._owner}'s: it has one host", errno_name="EBUSY")
         card = self._nic.card
