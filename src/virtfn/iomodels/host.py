@@ -37,7 +37,7 @@ class Model(IoModel):
         """
         if not isinstance(vm, QemuVm):
             raise VirtfnError(
-                f"guest {vm.name} is in a QEMU that somebody else starts, and a host needs one whose monitor virtfn has",
+                f"guest {vm.name} is in a QEMU of others; a host needs one whose monitor virtfn has",
                 errno_name="EOPNOTSUPP",
             )
         if self._owner:
