@@ -60,7 +60,7 @@ class Rig:
             return Job(command, known)
 
         mac = parse_mac(f"02:00:00:00:00:1{n}")
-        lab = SimpleNamespace(name=f"g{n}", has_agent=True)
+        lab = SimpleNamespace(nic=SimpleNamespace(io="sriov"), name=f"g{n}", has_agent=True)
         return SimpleNamespace(
             lab=lab, mac=mac, ip=f"10.82.0.{n + 1}", device="", pf=self.pfs[pf], start=start, notes=[]
         )

@@ -51,6 +51,11 @@ class Answers:
     told: list[list[tuple[str, str]]] = field(default_factory=lambda: [[]])
     answer: Callable[[str, str], Outcome | None] = lambda guest, command: None
 
+    @property
+    def plain(self) -> list[Any]:
+        """Those that make no VFs: all."""
+        return self.guests
+
     def start(self, guest: str, command: str) -> Job:
         self.told[-1].append((guest, command))
         known = self.answer(guest, command)

@@ -137,7 +137,7 @@ class _Probe:
     def ask(self) -> str:
         """Go through all of it; return what does not work. Raises VirtfnError with QEMU's words."""
         self._guest.start(tick=self._tick)
-        places = [Function("vf", self._servers[0].path, _VF), Function("pf", self._servers[1].path)]
+        places = [Function("vf", self._servers[0].path, place=_VF), Function("pf", self._servers[1].path)]
         slot = self._guest.plug_card(places, tick=self._tick)
         port = port_function(slot)
         self._guest.qmp("system_reset", tick=self._tick)  # the slot has power from now on

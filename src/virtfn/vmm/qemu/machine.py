@@ -61,8 +61,8 @@ class Function:
 
     id: str
     socket: Path
-    place: int = 0
     properties: dict[str, str | int | bool] = field(default_factory=dict)
+    place: int = 0
 
     def __post_init__(self) -> None:
         """Refuse names that QEMU would refuse."""

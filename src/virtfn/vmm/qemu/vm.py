@@ -129,7 +129,7 @@ class QemuVm:
             places = [*(vf.config.function for vf in vfs), 0]
             slot = self.guest.plug_card(
                 [
-                    Function(_device_name(member.function.rid), member.server.path, place)
+                    Function(_device_name(member.function.rid), member.server.path, place=place)
                     for member, place in zip(made, places, strict=True)
                 ],
                 tick=self._tick,
