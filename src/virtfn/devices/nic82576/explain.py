@@ -199,7 +199,7 @@ class _Walk:
             self.frame = self.frame[:at] + tag + self.frame[at:]
             self.say("sender", f"VMVIR[{pool}]", f"inserts VLAN {vmvir.PORT_VLAN & 0xFFF}, "
                      f"priority {vmvir.PORT_VLAN >> 13}")  # fmt: skip
-        if self.flag(TCTL, "PSP") and 14 <= len(self.frame) < MIN_FRAME:
+        if TCTL(self.sight.peek(Regs.TCTL, 0)).PSP and 14 <= len(self.frame) < MIN_FRAME:
             self.say("sender", "TCTL.PSP", f"fills {len(self.frame)} bytes up to {MIN_FRAME}")
             self.frame = self.frame.ljust(MIN_FRAME, b"\0")
 
