@@ -21,6 +21,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,13 +37,15 @@ guests:
   - {name: b, memory-mib: 64, nic: {pf: pf0, io: sriov, vf: 1}}
 workload: {kind: pairs, frame-bytes: 1518, frames: 100000000}
 """
-QUESTIONS = ("session.snapshot", "link.show", "vf.list", "events.read", "mailbox.read")
+QUESTIONS = ("session.snapshot", "events.read", "mailbox.read")
+AT_TIMES = ("link.show", "vf.list")
+"""Every fifth time."""
 SLICE_S = 1.5
 
 
-def look(where: str, token: str) -> None:
+def look(where: str, token: str, number: int) -> None:
     """Ask what the page asks."""
-    for method in QUESTIONS:
+    for method in (*QUESTIONS, *(AT_TIMES if number % 5 == 0 else ())):
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         request = urllib.request.Request(f"{where}/api/{method}", b"{}", headers)
         try:
@@ -53,26 +57,38 @@ def look(where: str, token: str) -> None:
 
 def be_the_page(where: str, token: str, looks: float) -> None:
     """Ask for ever, in a process of its own."""
-    while True:
+    for number in count():
         began = time.monotonic()
-        look(where, token)
+        look(where, token, number)
         print("look", flush=True)
         time.sleep(max(1 / looks - (time.monotonic() - began), 0))
 
 
-def rate(session: Session) -> float:
-    """Return million frames a second of one slice."""
-    frames = [0, 0]
-    began = 0.0
-    for k in range(2):
-        frames[k] = sum(guest["rx_frames"] for guest in session.snapshot()["guests"])
-        if k == 0:
-            began = time.monotonic()
-            time.sleep(SLICE_S)
-    return (frames[1] - frames[0]) / (time.monotonic() - began) / 1e6
+def rates(session: Session) -> tuple[float, float]:
+    """Return million frames of one slice: in a second, and in a second of this process's processor time."""
+    before = now(session)
+    time.sleep(SLICE_S)
+    frames, wall, busy = (after - then for after, then in zip(now(session), before, strict=True))
+    return frames / wall / 1e6, frames / busy / 1e6
 
 
-def measure(session: Session, page: subprocess.Popen[bytes], pairs: int, rows: list[tuple[float, float]]) -> None:
+def now(session: Session) -> tuple[int, float, float]:
+    """Read frames, time, and processor time."""
+    frames = sum(guest["rx_frames"] for guest in session.snapshot()["guests"])
+    return frames, time.monotonic(), time.process_time()
+
+
+def busy_s(pid: int) -> float:
+    """Read the processor time of another process."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+Row = tuple[tuple[float, float], tuple[float, float]]
+"""A pair of slices: without the page, and with it."""
+
+
+def measure(session: Session, page: subprocess.Popen[bytes], pairs: int, rows: list[Row]) -> None:
     """Let the page ask and rest in turn; then end the work."""
     while session.state.value != "working":
         time.sleep(0.05)
@@ -82,7 +98,7 @@ def measure(session: Session, page: subprocess.Popen[bytes], pairs: int, rows: l
         for asks in (False, True) if pair % 2 else (True, False):
             page.send_signal(signal.SIGCONT if asks else signal.SIGSTOP)
             time.sleep(0.1)
-            got[asks] = rate(session)
+            got[asks] = rates(session)
         rows.append((got[False], got[True]))
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -95,24 +111,22 @@ def main() -> None:
     given = parser.parse_args()
     if given.be:
         be_the_page(given.be[0], given.be[1], float(given.be[2]))
-    rows: list[tuple[float, float]] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
-        seen = look_and_rest(given.looks, given.pairs, rows)
-    ratios = sorted(with_page / without for without, with_page in rows)
-    result = {
-        "looks_per_second": given.looks,
-        "looks": seen,
-        "mpps_alone": round(statistics.median(row[0] for row in rows), 3),
-        "mpps_looked_at": round(statistics.median(row[1] for row in rows), 3),
-        "kept": round(statistics.median(ratios), 4),
-        "kept_quartiles": [round(ratios[len(ratios) // 4], 4), round(ratios[-1 - len(ratios) // 4], 4)],
-    }
+        looks, busy = look_and_rest(given.looks, given.pairs, rows)
+    result: dict[str, object] = {"looks_per_second": given.looks, "looks": looks}
+    result["http_ms_a_look"] = round(1000 * busy / max(looks, 1), 1)
+    for k, what in enumerate(("wall", "processor")):
+        ratios = sorted(looked_at[k] / alone[k] for alone, looked_at in rows)
+        result[f"mpps_{what}"] = round(statistics.median(alone[k] for alone, _ in rows), 3)
+        result[f"kept_{what}"] = round(statistics.median(ratios), 4)
+        result[f"quartiles_{what}"] = [round(ratios[len(ratios) // 4], 4), round(ratios[-1 - len(ratios) // 4], 4)]
     print(json.dumps(result, indent=2))
 
 
-def look_and_rest(looks: float, pairs: int, rows: list[tuple[float, float]]) -> int:
-    """Measure pairs of slices, and return how many looks there were."""
+def look_and_rest(looks: float, pairs: int, rows: list[Row]) -> tuple[int, float]:
+    """Measure pairs of slices; return how many looks there were, and what processor time HTTP took for them."""
     from virtfn.api.lab import parse_lab
     from virtfn.api.service import read_token, serve_web
     from virtfn.api.session import Session
@@ -122,11 +136,13 @@ def look_and_rest(looks: float, pairs: int, rows: list[tuple[float, float]]) -> 
         with serve_web(session.lab.name, 0) as web:
             command = [sys.executable, __file__, "--be", web.where, read_token(session.lab.name), str(looks)]
             page = subprocess.Popen(command, stdout=subprocess.PIPE)
+            before = busy_s(web.process.pid)
             threading.Thread(target=measure, args=(session, page, pairs, rows), daemon=True).start()
             with contextlib.suppress(KeyboardInterrupt):
                 session.work()
+            busy = busy_s(web.process.pid) - before
             page.kill()
-            return page.communicate()[0].count(b"look")
+            return page.communicate()[0].count(b"look"), busy
 
 
 if __name__ == "__main__":

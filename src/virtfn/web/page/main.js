@@ -8,6 +8,7 @@ import { GoneError, Lab, RefusedError, TokenError } from "./lab.js";
 import { Drops, EventLog, eventWords, Iommu, Mailbox } from "./panels.js";
 
 const EVERY_MS = 1000;
+const POLICIES_EVERY = 5; // looks: they change when somebody changes them
 const SPOKEN_EVERY_MS = 5000;
 
 const lab = new Lab();
@@ -16,7 +17,10 @@ const drops = new Drops();
 const iommu = new Iommu();
 const mailbox = new Mailbox();
 const events = new EventLog();
-const dialog = new VfDialog(find("vf"), lab, () => tick());
+const dialog = new VfDialog(find("vf"), lab, () => {
+  stale = true;
+  tick();
+});
 const tables = new FunctionTables((key) => dialog.open(key));
 
 let timer = 0;
@@ -25,6 +29,9 @@ let eventsNext = 0;
 let messagesNext = 0;
 let lastSeconds = 0;
 let gone = false;
+let looks = 0;
+let stale = true; // policies are asked for at once
+let policies = {};
 let unspoken = [];
 let spokenAt = 0;
 
@@ -33,13 +40,16 @@ async function askAll() {
   const snapshot = await lab.ask("session.snapshot");
   if (gone || snapshot.elapsed_s < lastSeconds) beginAnew();
   lastSeconds = snapshot.elapsed_s;
-  const links = await optional("link.show");
-  const states = await optional("vf.list");
+  looks += 1;
+  if (stale || looks % POLICIES_EVERY === 0) {
+    stale = false;
+    policies = { links: await optional("link.show"), states: await optional("vf.list") };
+  }
   const told = await optional("events.read", { since: eventsNext });
   const messages = await optional("mailbox.read", { since: messagesNext });
   eventsNext = told?.next ?? eventsNext;
   messagesNext = messages?.next ?? messagesNext;
-  return { snapshot, links, states, told, messages };
+  return { snapshot, ...policies, told, messages };
 }
 
 /** Ask for what a lab may refuse: a PF that a guest has whole, say. */
@@ -59,6 +69,7 @@ function beginAnew() {
   iommu.clear();
   mailbox.clear();
   lab.forgetMissing();
+  stale = true;
   eventsNext = 0;
   messagesNext = 0;
 }
