@@ -165,6 +165,13 @@ DROP_REASONS = {
         "Nothing: a sender may do so. Receivers that drop (SRRCTL.DROP_EN, as the drivers here set it) never hold up "
         "the line.",
     ),
+    "storm": DropReason(
+        "sender, wire",
+        "more went to many than storm control lets pass",
+        "The host limits broadcasts or multicasts of all senders together (storm-control; SCCRL, BSCTRH, MSCTRH), and "
+        "this window of time had its share. The frame goes nowhere: neither to pools nor to the wire.",
+        "Find who sends so many: the counts are by sender. Or raise the limit.",
+    ),
     "driver-reset": DropReason(
         "its driver",
         "the rings held it when they were stopped",

@@ -108,6 +108,7 @@ def load_loops() -> None:
     from virtfn.kernels.card import CARD
     from virtfn.kernels.i82576.forward import spread
     from virtfn.kernels.i82576.netdev import new_rings
+    from virtfn.kernels.i82576.storm import is_storm
     from virtfn.kernels.i82576.tx import serve_one
     from virtfn.kernels.ranges import row_address
     from virtfn.kernels.traffic import TRAFFIC, fill_buffers
@@ -117,7 +118,7 @@ def load_loops() -> None:
     new_rings()
     breathe(row_address(card), row_address(traffic), 0, 0, 0)
     _jit.entry(fill_buffers, 3)
-    _jit.ready(remap_interrupt, serve_one, spread)
+    _jit.ready(remap_interrupt, serve_one, spread, is_storm)
 
 
 def load_rest() -> None:

@@ -49,12 +49,17 @@ class Vectors(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Frames that a function sent and received, and their bytes without frame check sequences."""
+    """Frames that a function sent and received, and their bytes without frame check sequences.
+
+    rx_multicast, rx_broadcast: of the frames received, those to groups, and to everybody.
+    """
 
     tx_frames: int
     tx_bytes: int
     rx_frames: int
     rx_bytes: int
+    rx_multicast: int = 0
+    rx_broadcast: int = 0
 
 
 class Conduct(NamedTuple):
@@ -411,6 +416,9 @@ class NetDriver(Protocol):
 
     def set_promiscuous(self, unicast: bool, multicast: bool) -> None:
         """Ask for frames to any address. Raises VirtfnError if that is refused."""
+
+    def set_multicast(self, groups: list[Mac]) -> None:
+        """Ask for frames to these groups. Raises VirtfnError if that is refused."""
 
     def set_vlan(self, vid: int, member: bool = True) -> None:
         """Join or leave a VLAN. Raises VirtfnError if that is refused."""

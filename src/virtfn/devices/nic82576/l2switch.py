@@ -6,6 +6,7 @@ A write to one of these registers marks what it concerns; the tables are made an
     VFTA, VLVF         -> vlans      for each VLAN: pools, filter bit, local bit, VLVF entries
     VMOLR, VFRE, ...   -> port       one bitmap of pools for each property
     VMOLR, VMVIR, RTTBCNRC -> pools  what is a number, not a bit
+    SCCRL, BSCTRH, MSCTRH -> port    storm control
 Spec: 82576 datasheet, chapter "Virtualization".
 """
 
@@ -28,6 +29,10 @@ from virtfn.hw.i82576.rxtx import (
     RPLOLR,
     RTTBCNRC,
     RXCSUM,
+    SCCRL,
+    STORM_BITS,
+    STORM_CHUNK,
+    STORM_THRESHOLD,
     TCTL,
     VLVF,
     VMOLR,
@@ -43,6 +48,7 @@ from virtfn.machine.regfile import Handlers, on_read, on_write
 __all__ = ["L2Switch"]
 
 STANDARD_FRAME = 1518
+PS_PER_BIT_AT_1_MBPS = 1_000_000
 _MULTICAST_SHIFTS = (36, 35, 34, 32)  # RCTL.MO: which 12 bits of the address's end
 _PROPERTIES = (
     Regs.TCTL, Regs.VT_CTL, Regs.MRQC, Regs.DTXSWC, Regs.DTXCTL, Regs.RPLOLR, Regs.VMOLR, Regs.VMVIR,
@@ -58,7 +64,13 @@ class L2Switch(Handlers):
         self._registers = registers
         self._nic = nic
         self._rates = [0] * POOLS
-        self._tables = {self._settle_macs, self._settle_vlans, self._settle_properties, self._settle_hash}
+        self._tables = {
+            self._settle_macs,
+            self._settle_vlans,
+            self._settle_properties,
+            self._settle_hash,
+            self._settle_storm,
+        }
         self._stale = set(self._tables)
         self.link_mbps = 1000
         registers.bind(self)
@@ -86,6 +98,10 @@ class L2Switch(Handlers):
     def _hashed(self, index: int, written: int, old: int) -> None:
         self._stale.add(self._settle_hash)
 
+    @on_write(Regs.SCCRL, Regs.BSCTRH, Regs.MSCTRH)
+    def _storm(self, index: int, written: int, old: int) -> None:
+        self._stale.add(self._settle_storm)
+
     @on_write(Regs.RTTBCNRC)
     def _rate(self, index: int, written: int, old: int) -> None:
         """Limit the pool of the selected queue: link rate over limit, in 14.14 fixed point."""
@@ -102,7 +118,7 @@ class L2Switch(Handlers):
 
     def touch(self) -> None:
         """Look at the properties of port and pools again before the next frame."""
-        self._stale.add(self._settle_properties)
+        self._stale |= {self._settle_properties, self._settle_storm}
 
     def reset(self) -> None:
         """Follow registers that went back to their reset values."""
@@ -199,6 +215,19 @@ class L2Switch(Handlers):
         for row in self._nic["rx"]:
             row["default_bytes"] = buffer
             row["layout_raw"] = -1
+
+    def _settle_storm(self) -> None:
+        """Settle storm control; its windows begin anew. They are as long as the link takes for as many bits."""
+        peek, port = self._registers.peek, self._nic["port"]
+        sccrl = SCCRL(peek(Regs.SCCRL))
+        drops = (sccrl.MDIPW, sccrl.MDICW, sccrl.BDIPW, sccrl.BDICW, sccrl.BIDU)
+        limited = sccrl.INTERVAL and (sccrl.MDIPW or sccrl.MDICW or sccrl.BDIPW or sccrl.BDICW)
+        port["storm"] = sum(int(on) << i for i, on in enumerate(drops)) if limited else 0
+        port["storm_ps"] = sccrl.INTERVAL * (STORM_BITS * PS_PER_BIT_AT_1_MBPS // self.link_mbps)
+        port["storm_most_broadcasts"] = STORM_THRESHOLD(peek(Regs.BSCTRH)).UTRESH * STORM_CHUNK
+        port["storm_most_multicasts"] = STORM_THRESHOLD(peek(Regs.MSCTRH)).UTRESH * STORM_CHUNK
+        for name in ("storm_end", "storm_broadcasts", "storm_multicasts", "storm_over", "storm_before"):
+            port[name] = 0
 
     def _settle_tags(self) -> int:
         """Settle where tags are, and who strips and inserts them: pool by pool, or CTRL.VME if there are no pools.

@@ -58,7 +58,17 @@ class Observed:
         pool = next((n for n in range(VFS) if self.endpoint.rid(Place(0, n)) == rid), None)
         counts = self.port.nic["counters"] if pool is None else self.port.nic["pools"][pool]
         sent, received = int(counts["gptc"]), int(counts["gprc"])
-        return Moved(sent, int(counts["gotc"]) - FCS_BYTES * sent, received, int(counts["gorc"]) - FCS_BYTES * received)
+        groups, everybody = int(counts["mprc"]), int(counts["bprc"])
+        if pool is not None:
+            groups -= everybody  # a VF's counter has both
+        return Moved(
+            sent,
+            int(counts["gotc"]) - FCS_BYTES * sent,
+            received,
+            int(counts["gorc"]) - FCS_BYTES * received,
+            groups,
+            everybody,
+        )
 
     def ways(self, n: int) -> Ways:
         """Count the frames of a VF by the ways that they went, since the start."""

@@ -237,9 +237,9 @@ class Filters:
     VMRCTL = array(0x5D80, x.VMRCTL, stride=4, count=4, writable=0x70F, status=MODELLED)
     VMRVLAN = array(0x5D90, stride=4, count=4, status=MODELLED, about="VLVF entries that a mirror rule copies.")
     VMRVM = array(0x5DA0, f.VF_BITS, stride=4, count=4, writable=0xFF, status=MODELLED, about="Pools of a mirror rule.")
-    SCCRL = reg(0x5DB0, x.SCCRL, writable=0x3FF1F, status=ABSENT)
-    BSCTRH = reg(0x5DB8, x.STORM_THRESHOLD, writable=0x7FFFF, status=ABSENT, about="Broadcast storm threshold.")
-    MSCTRH = reg(0x5DBC, x.STORM_THRESHOLD, writable=0x7FFFF, status=ABSENT, about="Multicast storm threshold.")
+    SCCRL = reg(0x5DB0, x.SCCRL, writable=0x3FF1F, status=MODELLED)
+    BSCTRH = reg(0x5DB8, x.STORM_THRESHOLD, writable=0x7FFFF, status=MODELLED, about="Broadcast storm threshold.")
+    MSCTRH = reg(0x5DBC, x.STORM_THRESHOLD, writable=0x7FFFF, status=MODELLED, about="Multicast storm threshold.")
     # Write-only on silicon; here a read gives the table, which only helps.
     UTA = array(0xA000, stride=4, count=128, status=MODELLED, about="Unicast table: 4096 bits by hash.")
 

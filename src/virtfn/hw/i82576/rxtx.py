@@ -311,8 +311,17 @@ class VMRCTL(Register):
     MP = Field(10, 8)
 
 
+STORM_BITS = 1_000_000
+"""A unit of SCCRL.INTERVAL is what the link takes for so many: a millisecond at 1000 Mb/s, 100 at 10."""
+STORM_CHUNK = 64
+"""Bytes that a storm threshold counts in."""
+
+
 class SCCRL(Register):
-    """Storm control: what is dropped above the thresholds, and the window."""
+    """Storm control: what is dropped above the thresholds, in the window after that or at once; and the window.
+
+    BIDU: unicast frames that nobody has the address of count as broadcasts.
+    """
 
     MDIPW = Field(0)
     MDICW = Field(1)

@@ -17,6 +17,7 @@ from virtfn.kernels.i82576.seen import capture_frame, drop_seen, tap_frame, tap_
 from virtfn.kernels.i82576.shares import has_turn, is_scarce
 from virtfn.kernels.i82576.state import (
     DROP_NO_UPLINK,
+    DROP_STORM,
     DROP_WITHDRAWN,
     LOWEST,
     NIC,
@@ -24,6 +25,7 @@ from virtfn.kernels.i82576.state import (
     SPLIT_AREA,
     WIRE,
 )
+from virtfn.kernels.i82576.storm import is_storm
 from virtfn.kernels.i82576.switch import MAC, switch_receive, switch_transmit, why_spoofed
 from virtfn.kernels.i82576.work import CLASSIFY_WORK, FRAME_WORK, SWITCH_WORK, copy_work, sum_work
 from virtfn.kernels.tapring import TAP_DROP, TAP_RX, TAP_TX
@@ -281,6 +283,9 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         leave = ask_leave(nic, q, pool, target, length, wire)
         if leave != FORWARDED:
             return leave
+        if p.storm and is_storm(nic, destination, pools, length):
+            nic.drops[pool, DROP_STORM] += 1
+            return FORWARDED
         if p.capture:
             capture_frame(nic, pool, 1, head, body, length)
         leaves = wire and p.wire_up != 0 and p.self_loop == 0

@@ -21,6 +21,7 @@ from virtfn.kernels.i82576.seen import capture_frame, capture_room, drop_seen, t
 from virtfn.kernels.i82576.state import (
     DEPARTURE_ALARM,
     DROP_OVERSIZE,
+    DROP_STORM,
     DROP_UNDERSIZE,
     HEAD_AREA,
     QUEUES,
@@ -30,6 +31,7 @@ from virtfn.kernels.i82576.state import (
     WIRE,
     nic_at,
 )
+from virtfn.kernels.i82576.storm import is_storm
 from virtfn.kernels.i82576.switch import switch_receive
 from virtfn.kernels.i82576.turns import serve_stalled, serve_turns
 from virtfn.kernels.i82576.wire import come, settle_came
@@ -225,6 +227,9 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
             c.bprc += 1
         elif mac & 1:
             c.mprc += 1
+        if p.storm and is_storm(nic, mac, pools, length):
+            nic.drops[WIRE, DROP_STORM] += 1
+            return True
     left = spread(nic, pools, head, frame, length, tci, False)
     if left:
         p.stalled = WIRE_STALL

@@ -9,6 +9,7 @@ Decisions are made on private bytes only, so a sender that changes its buffer me
 
 from __future__ import annotations
 
+from virtfn.hw.eth import BROADCAST
 from virtfn.hw.i82576.desc import (
     RXD_DD,
     RXD_EOP,
@@ -166,6 +167,8 @@ def receive(
     owner.gorc += length + 4
     if load8(head) & 1:
         owner.mprc += 1
+        if load64(head) & BROADCAST == BROADCAST:
+            owner.bprc += 1
     return RX_DONE
 
 

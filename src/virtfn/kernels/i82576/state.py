@@ -79,6 +79,10 @@ PORT = row_of(
     "eicr eims eiac eiam automask pending "
     # the wire
     "wire_up wire_ps_per_byte wire_next_ps wire_rx_next_ps "
+    # storm control (SCCRL), 0: off; length and end of its windows, the most bytes of each kind in one; what this one
+    # had so far, and of what there was too much in it, and in the one before (`storm.py`)
+    "storm storm_ps storm_end storm_most_broadcasts storm_most_multicasts storm_broadcasts storm_multicasts storm_over "
+    "storm_before "
     # a frame that waits at the head of the line: who sent it, pools still owed, the call that last found it waiting
     "stalled stall_pools stall_tci stall_replicated stall_epoch "
     # malicious drivers seen (bitmap of transmit queues), and blocked
@@ -170,6 +174,7 @@ DROP_NAMES = (
     "page-absent",  # the receiver's page is not there yet, and has been asked for
     "uplink-full",  # left by the wire, and the uplink does not keep up
     "withdrawn",  # held up the line, and its sender took it away
+    "storm",  # more went to many than storm control lets pass
 )
 (
     DROP_RX_DISABLED,
@@ -190,7 +195,8 @@ DROP_NAMES = (
     DROP_PAGE_ABSENT,
     DROP_UPLINK_FULL,
     DROP_WITHDRAWN,
-) = range(18)
+    DROP_STORM,
+) = range(19)
 
 # Causes above the vectors, for a port without vectors: a queue received, a queue sent (RXDW and TXDW of ICR).
 TX_CAUSE = 1 << 32

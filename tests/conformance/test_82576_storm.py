@@ -1,0 +1,99 @@
+"""Storm control: SCCRL, BSCTRH, MSCTRH, against frames to everybody, to groups, and to addresses that nobody has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from conformance.pooled import DATA, ROPE, VMOLR, Pooled, mac
+from conformance.rig import data_descriptor, ethernet
+from virtfn.hw.i82576 import Regs
+from virtfn.hw.i82576.rxtx import SCCRL, STORM_THRESHOLD
+
+EVERYBODY, GROUP, NOBODY = b"\xff" * 6, b"\x01\0\x5e\0\0\1", b"\x02\0\0\0\0\x99"
+SIZE = 124  # 128 bytes with the check sequence: two chunks
+FRAMES = 8
+
+
+@pytest.fixture
+def pools() -> Iterator[Pooled]:
+    made = Pooled(2)
+    for n in (0, 1):
+        made.set(Regs.VMOLR, VMOLR | 1 << 28, n)  # every group
+    yield made
+    made.close()
+
+
+def limit(pools: Pooled, drops: SCCRL, chunks: int = 4, interval: int = 100) -> None:
+    """Limit both kinds to so many chunks of a window: 1 ms a unit at 1000 Mb/s."""
+    pools.set(Regs.BSCTRH, STORM_THRESHOLD.of(UTRESH=chunks).value)
+    pools.set(Regs.MSCTRH, STORM_THRESHOLD.of(UTRESH=chunks).value)
+    pools.set(Regs.SCCRL, drops.replace(INTERVAL=interval).value)
+
+
+def passed(pools: Pooled, target: bytes) -> int:
+    """Send eight frames from VF 0 at once, and count those that VF 1 gets; 10 ms pass."""
+    pools.store(pools.bases[0] + DATA, ethernet(target, SIZE, mac(0)))
+    pools.post(0, *[tuple(data_descriptor(DATA, SIZE))] * FRAMES)
+    return len(pools.got(1))
+
+
+@pytest.mark.parametrize(
+    ("drops", "target", "other"), [(SCCRL.of(BDICW=1), EVERYBODY, GROUP), (SCCRL.of(MDICW=1), GROUP, EVERYBODY)]
+)
+def test_what_is_too_much_of_a_window_is_dropped_and_counted(
+    pools: Pooled, drops: SCCRL, target: bytes, other: bytes
+) -> None:
+    limit(pools, drops)
+    assert passed(pools, target) == 2
+    assert passed(pools, other) == FRAMES, "the other kind has no limit"
+    assert pools.nic.drops(0) == {"storm": FRAMES - 2}
+    pools.pass_time(100_000)
+    assert passed(pools, target) == 2, "a new window"
+
+
+@pytest.mark.parametrize(("drops", "target"), [(SCCRL.of(BDIPW=1), EVERYBODY), (SCCRL.of(MDIPW=1), GROUP)])
+def test_what_was_too_much_is_made_up_for_in_the_next_window(pools: Pooled, drops: SCCRL, target: bytes) -> None:
+    limit(pools, drops)
+    assert passed(pools, target) == FRAMES
+    pools.pass_time(100_000)
+    assert passed(pools, target) == 0
+    pools.pass_time(200_000)
+    assert passed(pools, target) == FRAMES, "a window without any was between"
+
+
+def test_an_interval_is_as_long_as_the_link_takes_for_so_many_bits(pools: Pooled) -> None:
+    pools.nic.set_wire(True, 100)
+    limit(pools, SCCRL.of(BDICW=1))
+    assert passed(pools, EVERYBODY) == 2
+    pools.pass_time(100_000)
+    assert passed(pools, EVERYBODY) == 0
+    pools.pass_time(900_000)
+    assert passed(pools, EVERYBODY) == 2
+
+
+@pytest.mark.parametrize("bidu", [0, 1])
+def test_bidu_counts_what_only_promiscuous_pools_take(pools: Pooled, bidu: int) -> None:
+    for i in range(128):
+        pools.set(Regs.UTA, 0xFFFFFFFF, i)
+    pools.set(Regs.VMOLR, VMOLR | ROPE, 1)
+    limit(pools, SCCRL.of(BDICW=1, BIDU=bidu))
+    assert passed(pools, NOBODY) == (2 if bidu else FRAMES)
+    assert passed(pools, mac(1)) == FRAMES, "an address that somebody has"
+
+
+def test_the_wire_is_a_sender_like_others(pools: Pooled) -> None:
+    limit(pools, SCCRL.of(BDICW=1))
+    frame = ethernet(EVERYBODY, SIZE, mac(7))
+    assert pools.receive(*[frame] * FRAMES) == FRAMES
+    assert [len(pools.got(n)) for n in (0, 1)] == [2, 2]
+    assert pools.nic.drops(None) == {"storm": FRAMES - 2}
+    assert passed(pools, EVERYBODY) == 0, "all senders together"
+
+
+def test_without_an_interval_or_a_drop_there_is_no_limit(pools: Pooled) -> None:
+    limit(pools, SCCRL.of(BDICW=1, MDICW=1), interval=0)
+    assert passed(pools, EVERYBODY) == FRAMES
+    limit(pools, SCCRL.of(), chunks=0)
+    assert passed(pools, EVERYBODY) == FRAMES
