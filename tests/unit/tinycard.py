@@ -11,14 +11,14 @@ A descriptor is an address and a word: length, and bit 32 when the card has done
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from virtfn.cards import Limits, Model, Options
 from virtfn.devices.pci import Endpoint, MsiXTable, Physical, Place, SrIovUnit
-from virtfn.drivers.policy import Claim, VfPolicy
+from virtfn.drivers.policy import Claim, SwitchPolicy, VfPolicy
 from virtfn.hw.pci import NO_DEVICE, Ari, Command, DevCtl, Location, MsiX, Pcie, SrIov, Type0
 from virtfn.hw.types import Hva, Mac, Rid
 from virtfn.kernels._jit import (
@@ -286,6 +286,18 @@ class TinyPf:
         self._policies[n] = policy
         if policy.mac:
             self._set(n, policy.mac)
+
+    def set_policies(self, policies: Mapping[int, VfPolicy]) -> None:
+        for n, policy in policies.items():
+            self.set_policy(n, policy)
+
+    def set_switch(self, policy: SwitchPolicy) -> None: ...
+    def address(self, n: int) -> Mac:
+        return self._policies[n].mac
+
+    @property
+    def link_up(self) -> bool:
+        return True
 
     def offer_mac(self, n: int, mac: Mac | None = None) -> None:
         self._set(n, mac or Mac(0x02 | n << 40))

@@ -11,7 +11,7 @@ Who asks for what is another's is refused, whoever came first and by whatever me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from virtfn.drivers.policy import Claim, VfPolicy
 from virtfn.drivers.pools import Pools
@@ -64,16 +64,26 @@ class Addresses:
 
     # The host.
 
-    def fix(self, n: int, mac: Mac) -> list[int]:
-        """Decide the address of VF `n`; 0 leaves it at the offered one. Returns the VFs that lose it by that.
+    def fix(self, macs: Mapping[int, Mac]) -> list[int]:
+        """Decide addresses, by VF, all or none; 0 leaves one at the offered. Returns the VFs that lose theirs by that.
 
         Raises VirtfnError, errno EADDRINUSE, for the PF's address, or another VF's by the host's own word.
         """
-        losers = self._claim(n, mac) if mac else []
-        self._policies[n].mac = mac
-        if mac:
-            self._taken[n] = Mac(0)
-        self.apply(n)
+        fixed = [macs.get(n, policy.mac) for n, policy in enumerate(self._policies)]
+        for n, mac in macs.items():
+            given = [m for m in self._others(n) if mac and mac in (fixed[m], self._offered[m])]
+            if given or mac == self._own:
+                raise _taken(mac, given)
+        changed = {n: mac for n, mac in macs.items() if mac != self._policies[n].mac}
+        for n in changed:
+            self._policies[n].mac = Mac(0)  # two may change places
+        losers = []
+        for n, mac in changed.items():
+            losers += self._claim(n, mac) if mac else []
+            self._policies[n].mac = mac
+            if mac:
+                self._taken[n] = Mac(0)
+            self.apply(n)
         return losers
 
     def offer(self, n: int, mac: Mac) -> list[int]:
@@ -87,8 +97,7 @@ class Addresses:
         """Take an address from all guests that chose it."""
         given = [m for m in self._others(n) if mac in (self._policies[m].mac, self._offered[m])]
         if given or mac == self._own:
-            holder = f"VF {given[0]}'s" if given else "the PF's"
-            raise VirtfnError(f"{format_mac(mac)} is {holder} already", errno_name="EADDRINUSE")
+            raise _taken(mac, given)
         losers = [m for m in self._others(n) if self._taken[m] == mac]
         for m in losers:
             self._taken[m] = Mac(0)
@@ -141,3 +150,8 @@ class Addresses:
 
     def _others(self, n: int) -> list[int]:
         return [m for m in range(len(self._taken)) if m != n]
+
+
+def _taken(mac: Mac, holders: list[int]) -> VirtfnError:
+    holder = f"VF {holders[0]}'s" if holders else "the PF's"
+    return VirtfnError(f"{format_mac(mac)} is {holder} already", errno_name="EADDRINUSE")

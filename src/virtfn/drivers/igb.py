@@ -2,7 +2,7 @@
 
     start      reset, check the NVM, pools and switching on, mailbox on, tell the VFs that the reset is done
     VF n       pool n; its address in receive address 23 - n; started by its RESET message, stopped by the host
-    policy     MAC, VLAN, spoof check, trust, rate: in registers at once, so that what is set is enforced
+    policy     of each VF: in registers at once, so that what is set is enforced (`policing.py`)
     events     to the guests: reset pending, link change, going away
 
 Spec: 82576 datasheet, chapter "Software use of virtualization"; mailbox protocol of `hw/i82576/mailbox.py`.
@@ -11,14 +11,14 @@ Spec: 82576 datasheet, chapter "Software use of virtualization"; mailbox protoco
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import replace
 
 from virtfn.drivers.addresses import Addresses
 from virtfn.drivers.pfmailbox import PfMailbox
-from virtfn.drivers.policy import Claim, VfPolicy
+from virtfn.drivers.policing import Policing
+from virtfn.drivers.policy import SwitchPolicy, VfPolicy
 from virtfn.drivers.pools import Pools
 from virtfn.drivers.restraint import Restraint
+from virtfn.drivers.switching import Switching
 from virtfn.drivers.window import Window
 from virtfn.hw.i82576 import Regs, checksum_ok
 from virtfn.hw.i82576.fields import CTRL, EECD, EERD, GPIE, ICR, IOVCTL, IVAR_MISC, MBVFICR, STATUS, RxMode
@@ -32,7 +32,7 @@ __all__ = ["Igb"]
 OTHER_VECTOR = 0
 
 
-class Igb:
+class Igb(Policing):
     """The driver of a PF. bar: BAR0."""
 
     def __init__(self, bar: Bar, clock: Clock) -> None:
@@ -45,7 +45,9 @@ class Igb:
         self.policies: list[VfPolicy] = []
         self._regs = Window(bar, clock)
         self._clock = clock
-        self.pools = Pools(self._regs)
+        self.switching = Switching(self._regs)
+        self.pools = Pools(self._regs, self.switching.follow)
+        self._switch = SwitchPolicy()
         self.restraint = Restraint(self._regs)
         self.addresses = Addresses(self.pools, self.policies)
         self.mailbox = PfMailbox(self._regs, self.pools, self.addresses, self.policies, clock)
@@ -88,6 +90,7 @@ class Igb:
             raise VirtfnError(f"the 82576 has 0 to 8 VFs, not {vfs}", errno_name="ERANGE")
         self.vfs = vfs
         self.policies[:] = [VfPolicy() for _ in range(vfs)]
+        self._switch = SwitchPolicy()
         self.addresses.start(self.mac, vfs)
         self.mailbox.start(vfs)
         self.restraint.start()
@@ -181,7 +184,7 @@ class Igb:
         for n, policy in enumerate(self.policies):
             self.addresses.apply(n)
             self._apply(n, policy)
-            self._limit(n, self._link_mbps())
+        self._write_switch()
         self._open()
         if self._stack is not None:
             self.open_stack(self._stack[0], everything=self._stack[1])
@@ -198,11 +201,6 @@ class Igb:
         self._regs.set(Regs.IOVCTL, IOVCTL.of(REUSE_VFQ=1).value)
 
     # VFs.
-
-    def _check(self, n: int) -> VfPolicy:
-        if not 0 <= n < self.vfs:
-            raise VirtfnError(f"there is no VF {n}: {self.vfs} are enabled", errno_name="EINVAL")
-        return self.policies[n]
 
     def start_vf(self, n: int) -> None:
         """Let VF `n` receive and transmit again.
@@ -258,106 +256,6 @@ class Igb:
         self.addresses.forget(n)
         self.pools.forget(n)
 
-    def policy(self, n: int) -> VfPolicy:
-        """Tell the policy of VF `n` that is in force, as a copy. Raises VirtfnError if there is no such VF."""
-        return replace(self._check(n))
-
-    def set_policy(self, n: int, policy: VfPolicy) -> None:
-        """Apply all of a policy.
-
-        Raises VirtfnError as the single settings do.
-        """
-        self.set_mac(n, policy.mac)
-        self._apply(n, policy)
-        self.set_rate(n, policy.max_tx_rate)
-
-    def _apply(self, n: int, policy: VfPolicy) -> None:
-        self.set_vlan(n, policy.vlan, policy.qos)
-        self.set_spoof_check(n, policy.spoof_check)
-        self.set_trust(n, policy.trust)
-
-    def set_mac(self, n: int, mac: Mac) -> None:
-        """Give VF `n` its address; 0 leaves it at what was offered. A running driver learns it at its next reset.
-
-        A trusted guest that took the address for another VF loses it, and has to reset. Raises VirtfnError: EINVAL for
-        a group address, EADDRINUSE for one that is the PF's, or another VF's by the host's own word.
-        """
-        self._check(n)
-        if mac & 1:
-            raise VirtfnError("a group address cannot be a VF's", errno_name="EINVAL")
-        self._recall(self.addresses.fix(n, mac))
-
-    def offer_mac(self, n: int, mac: Mac | None = None) -> None:
-        """Offer VF `n` an address, which a trusted guest may change; without `mac`, any.
-
-        A VF that has neither this nor a fixed one has no address: untrusted, it may send nothing, and hears only
-        groups. Raises VirtfnError as `set_mac` does.
-        """
-        self._check(n)
-        if mac is None:
-            mac = Mac(secrets.randbits(48) & ~0xFF | 0x02)
-        if mac & 1 or not mac:
-            raise VirtfnError("that address cannot be a VF's", errno_name="EINVAL")
-        self._recall(self.addresses.offer(n, mac))
-
-    def _recall(self, vfs: list[int]) -> None:
-        for n in vfs:
-            self.mailbox.recall(n)
-
-    def watch_claims(self, tell: Callable[[Claim], None]) -> None:
-        """Have it told when a guest asks for an address that is another's; it is refused."""
-        self.addresses.watch(tell)
-
-    def claims(self, n: int) -> int:
-        """Count how often the guest of VF `n` has asked so. Raises VirtfnError if there is no such VF."""
-        self._check(n)
-        return self.addresses.claims(n)
-
-    def set_vlan(self, n: int, vlan: int, qos: int = 0) -> None:
-        """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 brings its own back.
-
-        Raises VirtfnError for a VLAN above 4094 or a priority above 7.
-        """
-        policy = self._check(n)
-        if not 0 <= vlan <= 4094 or not 0 <= qos <= 7:
-            raise VirtfnError(f"VLAN {vlan} with priority {qos} does not exist", errno_name="EINVAL")
-        old, policy.vlan, policy.qos = policy.vlan, vlan, qos
-        self.pools.set_port_vlan(n, old, vlan, qos)
-        if old and not vlan:
-            self.mailbox.vlans_free(n)
-
-    def set_spoof_check(self, n: int, on: bool) -> None:
-        """Drop frames of VF `n` whose source address or VLAN is not its own, or let them pass."""
-        self._check(n).spoof_check = on
-        self.pools.set_spoof_check(n, on)
-
-    def set_trust(self, n: int, on: bool) -> None:
-        """Let VF `n` choose its address and become promiscuous, or not."""
-        self._check(n).trust = on
-        if not on:
-            self.pools.end_unicast_promiscuity(n)
-            if self.addresses.distrust(n):
-                self.mailbox.recall(n)
-
-    def set_rate(self, n: int, mbps: int) -> None:
-        """Limit what VF `n` sends, in Mb/s; 0 lifts the limit.
-
-        Raises VirtfnError above the speed of the link.
-        """
-        policy = self._check(n)
-        link = self._link_mbps()
-        if not 0 <= mbps <= link:
-            raise VirtfnError(f"a rate of {mbps} Mb/s is not within the link's {link}", errno_name="EINVAL")
-        policy.max_tx_rate = mbps
-        self._limit(n, link)
-
-    def _limit(self, n: int, link: int) -> None:
-        """Enforce the limit of VF `n` at this speed of the link; the register holds the ratio of the two."""
-        self.pools.set_rate(n, min(self.restraint.rate(n, self.policies[n].max_tx_rate), link), link)
-
-    def _link_mbps(self) -> int:
-        return (10, 100, 1000, 1000)[STATUS(self._regs.get(Regs.STATUS)).SPEED]
-
     # Events.
 
     def announce(self) -> None:
@@ -370,6 +268,12 @@ class Igb:
         for n in range(self.vfs):
             self._limit(n, link)
             self.mailbox.ping(n)
+        self._write_switch()
+
+    @property
+    def link_up(self) -> bool:
+        """Whether the port has a link."""
+        return bool(STATUS(self._regs.get(Regs.STATUS)).LU)
 
     def interrupt(self, vector: int) -> None:
         """Handle the PF's interrupt: causes are read once, then every VF that rang is served."""

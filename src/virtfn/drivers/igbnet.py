@@ -14,7 +14,7 @@ from virtfn.drivers.igb import Igb
 from virtfn.drivers.rings import RingDriver, Rings
 from virtfn.drivers.window import Window
 from virtfn.hw.eth import FCS_BYTES
-from virtfn.hw.i82576 import VFS, Regs
+from virtfn.hw.i82576 import VFS, Regs, multicast_hash
 from virtfn.hw.i82576.fields import EITR, IVAR
 from virtfn.hw.types import Mac, format_mac
 from virtfn.machine.ports import Bar, Clock, DmaMemory, VirtfnError
@@ -125,6 +125,15 @@ class IgbNet(RingDriver):
     def set_promiscuous(self, unicast: bool, multicast: bool) -> None:
         """Take frames to any address. A PF needs nobody's leave for it."""
         self._regs.update(Regs.RCTL, UPE=int(unicast), MPE=int(multicast))
+
+    def set_multicast(self, groups: list[Mac]) -> None:
+        """Take frames to these groups, and to others of the same hash."""
+        words = [0] * Regs.MTA.count
+        for group in groups:
+            number = multicast_hash(group)
+            words[number >> 5] |= 1 << (number & 31)
+        for i, word in enumerate(words):
+            self._regs.set(Regs.MTA, word, i)
 
     def set_vlan(self, vid: int, member: bool = True) -> None:
         """Join or leave a VLAN."""

@@ -178,10 +178,10 @@ class Igbvf(RingDriver):
 
         What it refuses now the host has decided meanwhile; the guest goes on without.
         """
-        self.set_multicast(self.multicast)
         macs, self.further_macs = self.further_macs, []
         vlans, self.vlans = self.vlans, []
         wanted: list[Callable[[], None]] = [
+            partial(self.set_multicast, self.multicast),
             *(partial(self.add_mac, mac) for mac in macs),
             *(partial(self.set_vlan, vid) for vid in vlans),
         ]
@@ -275,7 +275,10 @@ class Igbvf(RingDriver):
         self.further_macs.clear()
 
     def set_multicast(self, groups: list[Mac]) -> None:
-        """Ask for frames to these groups; with more than 30, for all multicast frames."""
+        """Ask for frames to these groups; with more than 30, for all multicast frames.
+
+        Raises MailboxError if the PF refuses that many: it does not trust this guest, which hears the first 30.
+        """
         self.multicast = list(groups)
         hashes = [multicast_hash(mac) for mac in groups]
         overflow = MULTICAST_OVERFLOW if len(hashes) > 30 else 0

@@ -45,7 +45,7 @@ class _Peer:
 
     clear_to_send: bool = False
     allowed: bool = True
-    missed_vlans: set[int] = field(default_factory=set)  # asked for while the host's was in their place
+    missed_vlans: set[int] = field(default_factory=set)  # asked for in vain: the host's was in their place, or no trunk
     last_nack_ps: int = -_NACK_PS
 
 
@@ -87,7 +87,7 @@ class PfMailbox:
 
     def _runs(self, n: int) -> bool:
         """Tell whether the host lets VF `n` run."""
-        return self._peers[n].allowed
+        return self._peers[n].allowed and self._policies[n].running
 
     def settle(self, n: int) -> None:
         """Let VF `n` receive and transmit, if its driver has introduced itself and the host lets it."""
@@ -105,10 +105,22 @@ class PfMailbox:
             self._regs.set(Regs.VMBMEM, 0, MAILBOX_WORDS * n + word)
         self._regs.set(Regs.P2VMAILBOX, P2VMAILBOX.RVFU.mask, n)
 
-    def vlans_free(self, n: int) -> None:
-        """VF `n` may be in VLANs of its own again: if its driver asked for some in vain, it is to ask again."""
-        if self._peers[n].missed_vlans:
+    def vlans_changed(self, n: int) -> None:
+        """Keep VF `n` to its trunk. If it may now be in VLANs that it asked for in vain, its driver is to ask again."""
+        policy, missed = self._policies[n], self._peers[n].missed_vlans
+        if policy.trunk:
+            missed |= set(self._pools.keep_to(n, policy.trunk))
+        if any(self._may_join(n, vid) for vid in missed):
+            missed.clear()
             self.recall(n)
+
+    def _may_join(self, n: int, vid: int) -> bool:
+        policy = self._policies[n]
+        return not policy.vlan and (not vid or not policy.trunk or vid in policy.trunk)
+
+    def distrust(self, n: int) -> None:
+        """Give VF `n` no more than its own frames."""
+        self._pools.end_promiscuity(n)
 
     def was_reset(self, n: int) -> None:
         """VF `n` was reset: its driver must introduce itself, and nothing that it asked for stays."""
@@ -209,14 +221,15 @@ class PfMailbox:
 
     def _set_multicast(self, n: int, message: Message, words: list[int]) -> bool:
         overflow = bool(message.INFO & MULTICAST_OVERFLOW)
-        self._pools.set_multicast(n, words_hashes(words[1:], message.INFO & 0x1F), overflow)
-        return True
+        everything = overflow and self._policies[n].trust
+        self._pools.set_multicast(n, words_hashes(words[1:], message.INFO & 0x1F), everything)
+        return everything or not overflow
 
     def _set_vlan(self, n: int, message: Message, words: list[int]) -> bool:
         vid, joins = words[1], bool(message.INFO & 1)
         if not 0 <= vid <= 4095:
             return False
-        if self._policies[n].vlan:
+        if not self._may_join(n, vid):
             missed = self._peers[n].missed_vlans
             if joins and vid:
                 missed.add(vid)
@@ -237,7 +250,7 @@ class PfMailbox:
 
     def _set_promisc(self, n: int, message: Message, words: list[int]) -> bool:
         wanted = Promisc(message.INFO & 3)
-        if wanted & Promisc.UNICAST and not self._policies[n].trust:
+        if wanted and not self._policies[n].trust:
             return False
         self._pools.set_promiscuous(n, bool(wanted & Promisc.UNICAST), bool(wanted & Promisc.MULTICAST))
         return True

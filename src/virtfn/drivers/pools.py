@@ -11,6 +11,7 @@ What is shared is kept so that no guest can take it all: the host's port VLANs a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from virtfn.drivers.window import Window
@@ -37,10 +38,11 @@ class _Groups:
 
 
 class Pools:
-    """Filters and switching of a port, as its PF driver sets them."""
+    """Filters and switching of a port, as its PF driver sets them. on_entries: is told of changed VLVF entries."""
 
-    def __init__(self, regs: Window) -> None:
+    def __init__(self, regs: Window, on_entries: Callable[[Sequence[VLVF]], None]) -> None:
         self._regs = regs
+        self._on_entries = on_entries
         self._vfs = 0
         self._extra: dict[int, tuple[int, Mac]] = {}
         self._vlans: list[dict[int, None]] = []  # of each VF's guest, in the order in which it joined them
@@ -147,9 +149,10 @@ class Pools:
         self._groups[n].promiscuous = multicast
         self._write_groups(n)
 
-    def end_unicast_promiscuity(self, n: int) -> None:
-        """Give pool `n` only frames to its own addresses; its groups stay."""
-        self._update(Regs.VMOLR, n, ROPE=0)
+    def end_promiscuity(self, n: int) -> None:
+        """Give pool `n` only frames to its own addresses, and to its groups."""
+        self._groups[n].overflow = False
+        self.set_promiscuous(n, False, False)
 
     def _write_groups(self, n: int) -> None:
         """Write the groups of pool `n`, and the words of the table shared by all that differ now."""
@@ -169,13 +172,12 @@ class Pools:
         """Set the longest frame of pool `n`, in bytes with the frame check sequence."""
         self._update(Regs.VMOLR, n, RLPML=size, LPE=1)
 
-    def set_spoof_check(self, n: int, on: bool) -> None:
-        """Check source address and VLAN of what pool `n` sends."""
+    def set_spoof_check(self, n: int, addresses: bool, vlans: bool) -> None:
+        """Check the source address, and the VLAN, of what pool `n` sends."""
         dtxswc = DTXSWC(self._regs.get(Regs.DTXSWC))
-        macs, vlans = dtxswc.MACAS & ~(1 << n), dtxswc.VLANAS & ~(1 << n)
-        if on:
-            macs, vlans = macs | 1 << n, vlans | 1 << n
-        self._regs.set(Regs.DTXSWC, dtxswc.replace(MACAS=macs, VLANAS=vlans).value)
+        others = ~(1 << n)
+        value = dtxswc.replace(MACAS=dtxswc.MACAS & others | addresses << n, VLANAS=dtxswc.VLANAS & others | vlans << n)
+        self._regs.set(Regs.DTXSWC, value.value)
 
     def set_rate(self, n: int, mbps: int, link: int) -> None:
         """Limit what pool `n` sends; 0 lifts the limit."""
@@ -200,6 +202,13 @@ class Pools:
             own[vid] = None
         self._join(n, vid)
         return True
+
+    def keep_to(self, n: int, vlans: frozenset[int]) -> list[int]:
+        """End pool `n`'s memberships of VLANs beyond these, as far as its guest asked for them; return those."""
+        beyond = [vid for vid in self._vlans[n] if vid not in vlans]
+        for vid in beyond:
+            self.leave_vlan(n, vid)
+        return beyond
 
     def _join(self, n: int, vid: int) -> None:
         entry = self._entry(vid)
@@ -229,6 +238,12 @@ class Pools:
     def _write(self, entry: int, vlan: VLVF) -> None:
         self._entries[entry] = vlan
         self._regs.set(Regs.VLVF, vlan.value, entry)
+        self._on_entries(self._entries)
+
+    @property
+    def entries(self) -> Sequence[VLVF]:
+        """VLVF, as it was written."""
+        return self._entries
 
     def _filter(self, vid: int, on: bool) -> None:
         word = self._regs.get(Regs.VFTA, vid >> 5)
@@ -290,7 +305,7 @@ class Pools:
         self.clear_address(n)
         self._regs.set(Regs.VMVIR, 0, n)
         self.set_rate(n, 0, 1000)
-        self.set_spoof_check(n, True)
+        self.set_spoof_check(n, True, True)
         for q in (n, n + 8):
             for decl in (Regs.RDBAL, Regs.RDBAH, Regs.RDLEN, Regs.RDH, Regs.RDT, Regs.TDBAL, Regs.TDBAH, Regs.TDLEN):
                 self._regs.set(decl, 0, q)

@@ -6,10 +6,10 @@ BoundDriver   the same, driven by this process: bound to registers, and interrup
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from virtfn.drivers.policy import Claim, VfPolicy
+from virtfn.drivers.policy import Claim, SwitchPolicy, VfPolicy
 from virtfn.hw.types import Mac
 
 __all__ = ["BoundDriver", "PfDriver"]
@@ -32,6 +32,15 @@ class PfDriver(Protocol):
 
     def set_policy(self, n: int, policy: VfPolicy) -> None:
         """Apply all of a policy. Raises VirtfnError for what cannot be."""
+
+    def set_policies(self, policies: Mapping[int, VfPolicy]) -> None:
+        """Apply all of several policies, or none of them. Raises VirtfnError for what cannot be."""
+
+    def set_switch(self, policy: SwitchPolicy) -> None:
+        """Apply what is decided about the switch, or nothing. Raises VirtfnError for what cannot be."""
+
+    def address(self, n: int) -> Mac:
+        """Tell the address that a VF uses, 0 if it has none."""
 
     def offer_mac(self, n: int, mac: Mac | None = None) -> None:
         """Offer an address; without `mac`, any. Raises VirtfnError for one that cannot be."""
@@ -63,6 +72,10 @@ class BoundDriver(PfDriver, Protocol):
 
     def claims(self, n: int) -> int:
         """Count how often the guest of a VF has asked so."""
+
+    @property
+    def link_up(self) -> bool:
+        """Whether the port has a link."""
 
     def probe(self) -> None:
         """Find the device and reset it. Raises VirtfnError if it is not as it should be."""

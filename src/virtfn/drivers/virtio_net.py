@@ -269,5 +269,8 @@ class VirtioNet(NetDriver):
         if unicast or multicast:
             raise VirtfnError("this virtio device has no promiscuous mode", errno_name="EOPNOTSUPP")
 
+    def set_multicast(self, groups: list[Mac]) -> None:
+        """Ask for frames to these groups: a bridge gives them to every port."""
+
     def set_vlan(self, vid: int, member: bool = True) -> None:
         """Join or leave a VLAN: tags pass as they are, and nothing has to be asked for."""

@@ -78,7 +78,8 @@ def test_reset_without_an_address_is_a_nack(rig):
         ([Opcode.SET_LPE, 10], NACK),
         ([Opcode.SET_LPE, 9729], NACK),
         ([Opcode.SET_PROMISC | 1 << 16], NACK),
-        ([Opcode.SET_PROMISC | 2 << 16], ACK),
+        ([Opcode.SET_PROMISC | 2 << 16], NACK),
+        ([Opcode.SET_PROMISC], ACK),
         ([0x0042 | 7 << 16], NACK),
         ([0], NACK),
         ([Opcode.CONTROL], NACK),
@@ -158,14 +159,20 @@ def test_only_words_of_the_table_that_change_are_written(rig):
     assert mta == [Regs.MTA.at(multicast_hash(GROUP) >> 5)]
 
 
-def test_more_groups_than_fit_means_all(rig):
-    rig.driver(0).set_multicast([Mac(GROUP + (n << 40)) for n in range(31)])
+def test_more_groups_than_fit_means_all_for_who_is_trusted(rig):
+    many = [Mac(GROUP + (n << 40)) for n in range(31)]
+    with pytest.raises(MailboxError, match="SET_MULTICAST"):
+        rig.driver(0).set_multicast(many)
+    assert (vmolr(rig, 0).ROMPE, vmolr(rig, 0).MPME) == (1, 0), "the first 30"
+    rig.igb.set_trust(0, True)
+    rig.driver(0).set_multicast(many)
     assert vmolr(rig, 0).MPME
     rig.driver(0).set_multicast([GROUP])
     assert not vmolr(rig, 0).MPME
 
 
 def test_promiscuous_for_groups_survives_a_new_list(rig):
+    rig.igb.set_trust(0, True)
     rig.driver(0).set_promiscuous(False, True)
     rig.driver(0).set_multicast([GROUP])
     assert vmolr(rig, 0).MPME
@@ -196,9 +203,11 @@ def test_an_address_taken_away_before_the_guest_used_it_leads_nowhere(rig):
     assert all(rig.nic.port.l2switch.address(entry)[0] != OTHER for entry in range(24))
 
 
-def test_unicast_promiscuity_needs_trust_and_ends_with_it(rig):
+def test_promiscuity_needs_trust_and_ends_with_it(rig):
     with pytest.raises(MailboxError, match="SET_PROMISC"):
         rig.driver(0).set_promiscuous(True, False)
+    with pytest.raises(MailboxError, match="SET_PROMISC"):
+        rig.driver(0).set_promiscuous(False, True)
     rig.igb.set_trust(0, True)
     rig.driver(0).set_promiscuous(True, True)
     send(rig.driver(1), frame(OTHER, rig.driver(1).mac))
@@ -206,7 +215,7 @@ def test_unicast_promiscuity_needs_trust_and_ends_with_it(rig):
     assert len(take(rig.driver(0))) == 1
     rig.igb.set_trust(0, False)
     assert not vmolr(rig, 0).ROPE
-    assert vmolr(rig, 0).MPME
+    assert not vmolr(rig, 0).MPME
     send(rig.driver(1), frame(OTHER, rig.driver(1).mac))
     rig.serve()
     assert take(rig.driver(0)) == []

@@ -20,7 +20,7 @@ from virtfn.api.session.telling import Teller
 from virtfn.api.session.watching import event_of
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.hw.eth import FCS_BYTES
-from virtfn.hw.types import format_rid
+from virtfn.hw.types import Mac, format_rid
 from virtfn.hw.vtd.regs import Fault
 from virtfn.iomodels.engine import BREATH_PS, Engine
 from virtfn.iomodels.workload import Station, Workload
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Live"]
 
+_GROUPS = 30  # of a guest that is not trusted
 _BESIDE_PS = MS_PS // 4  # a breath of embedded guests beside Linux guests, who wait for answers
 
 
@@ -357,14 +358,19 @@ def _reworded(said: VfPolicy, policy: DriverPolicy) -> VfPolicy:
 
 def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
     """Let the guests of a replay hear every group and VLAN that the capture has, as far as the NIC has room."""
-    vids = set()
+    vids, groups = set(), set()
     for k in range(len(frames)):
         frame = frames.frame(k)
         if len(frame) >= 18 and frame[12] == 0x81 and frame[13] == 0:
             vids.add((int(frame[14]) << 8 | int(frame[15])) & 0xFFF)
+        if len(frame) >= 6 and frame[0] & 1:
+            groups.add(Mac(int.from_bytes(frame[:6].tobytes(), "little")))
     for run in runs:
         driver = run.driver
-        driver.set_promiscuous(False, True)
+        try:
+            driver.set_promiscuous(False, True)
+        except VirtfnError:  # a guest that is not trusted hears the groups that it may ask for one by one
+            driver.set_multicast(sorted(groups)[:_GROUPS])
         for vid in sorted(vids)[:31]:
             try:
                 driver.set_vlan(vid)

@@ -58,6 +58,7 @@ class Line:
         self.wire = Wire(rig.nic, self.uplink)
         self.peer = self.come()
         for n in range(2):
+            rig.igb.set_trust(n, True)
             rig.driver(n).set_promiscuous(False, True)
 
     def come(self) -> Peer:

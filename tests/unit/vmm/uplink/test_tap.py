@@ -34,6 +34,7 @@ class Line:
         self.wire = Wire(rig.nic, self.uplink)
         ip("address", "add", f"{LINUX}/24", "dev", "tap7")
         self.mac = int.from_bytes(socket_mac("tap7"), "little")
+        rig.igb.set_trust(0, True)
         rig.driver(0).set_promiscuous(False, True)
 
     def turn(self) -> None:
