@@ -291,6 +291,9 @@ class TinyPf:
         for n, policy in policies.items():
             self.set_policy(n, policy)
 
+    def switch_policy(self) -> SwitchPolicy:
+        return SwitchPolicy()
+
     def set_switch(self, policy: SwitchPolicy) -> None: ...
     def address(self, n: int) -> Mac:
         return self._policies[n].mac

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from virtfn.api.labfile import KeyPath, quote
+from virtfn.api.labfile import Fault, KeyPath, quote
 from virtfn.api.labhosts import cable_faults, host_faults
 from virtfn.api.labimages import image_faults
 from virtfn.api.labmodel import (
@@ -21,14 +20,19 @@ from virtfn.api.labmodel import (
     Disk,
     Dom0,
     Guest,
+    IdRange,
     Iommu,
     Lab,
+    Mirror,
     Nic,
     Pf,
     SrIov,
+    StormControl,
+    TrunkTag,
     VfPolicy,
     Workload,
 )
+from virtfn.api.labpolicyfaults import no_such_vf, policy_faults, switch_faults, twice
 from virtfn.api.labwatch import Watch, WatchLimit
 from virtfn.cards import MODELS
 from virtfn.iomodels.plan import plan
@@ -45,31 +49,24 @@ LINUX_WORK = ("pairs", "fan-in", "ping", "none")
 _WHOLE = ("passthrough", "host")
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing wrong with a lab that is well formed: which key, what, and how to mend it."""
-
-    key: KeyPath
-    message: str
-
-
 def find_faults(lab: Lab, *, works: bool = True) -> Iterator[Fault]:
     """List what is wrong between the keys of a lab: clashes, unknown names, numbers that do not fit each other.
 
     works: whether its guests do its workload; what that needs is nothing to others.
     """
-    yield from _twice([(("pfs", i, "name"), pf.name) for i, pf in enumerate(lab.pfs)], "PF name")
-    yield from _twice([(("guests", i, "name"), guest.name) for i, guest in enumerate(lab.guests)], "guest name")
+    yield from twice([(("pfs", i, "name"), pf.name) for i, pf in enumerate(lab.pfs)], "PF name")
+    yield from twice([(("guests", i, "name"), guest.name) for i, guest in enumerate(lab.guests)], "guest name")
     macs: list[tuple[KeyPath, str]] = []
     for i, pf in enumerate(lab.pfs):
         vfs = pf.sr_iov.vfs if pf.sr_iov else ()
-        yield from _policy_faults(("pfs", i, "sr-iov", "vfs"), pf, vfs)
+        yield from policy_faults(("pfs", i, "sr-iov", "vfs"), pf, vfs)
+        yield from switch_faults(("pfs", i, "sr-iov"), pf)
         if pf.watch is not None and not pf.total_vfs:
             yield Fault(("pfs", i, "watch"), f"is about VFs, and {pf.name} has none; leave it out")
         macs += [
             (("pfs", i, "sr-iov", "vfs", j, "mac-address"), p.mac_address) for j, p in enumerate(vfs) if p.mac_address
         ]
-    yield from _twice(macs, "MAC address")
+    yield from twice(macs, "MAC address")
     yield from _nic_faults(lab)
     yield from _stack_faults(lab)
     yield from _owner_faults(lab)
@@ -78,35 +75,6 @@ def find_faults(lab: Lab, *, works: bool = True) -> Iterator[Fault]:
     if works:
         yield from _workload_faults(lab)
         yield from _expect_faults(lab)
-
-
-def _twice(values: list[tuple[KeyPath, str]], what: str) -> Iterator[Fault]:
-    seen: set[str] = set()
-    for key, value in values:
-        if value in seen:
-            yield Fault(key, f"{what} {value} is taken already; give each its own")
-        seen.add(value)
-
-
-def _policy_faults(key: KeyPath, pf: Pf, vfs: tuple[VfPolicy, ...]) -> Iterator[Fault]:
-    yield from _twice([((*key, j, "id"), f"{p.id} of {pf.name}") for j, p in enumerate(vfs)], "VF")
-    for j, policy in enumerate(vfs):
-        if policy.id >= pf.total_vfs:
-            yield Fault((*key, j, "id"), _no_such_vf(policy.id, pf))
-        if pf.link_mbps and policy.max_tx_rate > pf.link_mbps:
-            yield Fault(
-                (*key, j, "max-tx-rate"), f"{policy.max_tx_rate} is more than link-mbps {pf.link_mbps}; lower it"
-            )
-        if policy.max_tx_rate and policy.min_tx_rate > policy.max_tx_rate:
-            yield Fault((*key, j, "min-tx-rate"), f"is more than max-tx-rate {policy.max_tx_rate}; lower it")
-
-
-def _no_such_vf(vf: int, pf: Pf) -> str:
-    if not pf.total_vfs:
-        return f"{pf.name} has no VFs; give it sr-iov: {{total-vfs: {vf + 1}}}"
-    return (
-        f"VF {vf} is not among the {pf.total_vfs} of {pf.name} (0..{pf.total_vfs - 1}); raise total-vfs or take another"
-    )
 
 
 def _nic_faults(lab: Lab) -> Iterator[Fault]:
@@ -137,7 +105,7 @@ def _nic_faults(lab: Lab) -> Iterator[Fault]:
         if not nic.attached:
             continue
         if nic.vf >= pf.total_vfs:
-            yield Fault((*key, "vf"), _no_such_vf(nic.vf, pf))
+            yield Fault((*key, "vf"), no_such_vf(nic.vf, pf))
         owner = owners.setdefault((nic.pf, nic.vf), guest.name)
         if owner != guest.name:
             yield Fault((*key, "vf"), f"VF {nic.vf} of {nic.pf} belongs to guest {owner} already; take another VF")
@@ -307,10 +275,14 @@ def refuse_unsupported(lab: Lab) -> None:
     for i, pf in enumerate(lab.pfs):
         for j, policy in enumerate(pf.sr_iov.vfs if pf.sr_iov else ()):
             key: KeyPath = ("pfs", i, "sr-iov", "vfs", j)
-            if policy.link_state != "auto":
-                _refuse(lab, (*key, "link-state"), f"link-state {policy.link_state} is", "auto")
+            if policy.link_state == "enable":
+                why = "VFs of an 82576 see the link bit of the port itself (VTSTATUS); use auto or disable"
+                _refuse_by_card(lab, (*key, "link-state"), why)
             if policy.min_tx_rate:
-                _refuse(lab, (*key, "min-tx-rate"), "a guaranteed rate is", "0")
+                why = "an 82576 limits what VFs send, and guarantees nothing; use 0"
+                _refuse_by_card(lab, (*key, "min-tx-rate"), why)
+            if policy.vlan_proto != "802.1q":
+                _refuse_by_card(lab, (*key, "vlan-proto"), "an 82576 inserts 802.1Q tags alone; use 802.1q")
     for io in ("split", "direct"):
         if any(guest.nic.io == io for guest in lab.guests) and lab.workload.frame_bytes > STACK_FRAME:
             what = f"{lab.workload.frame_bytes} for guests with io {io} is"
@@ -329,6 +301,10 @@ def _refuse_for_linux(lab: Lab) -> None:
         if pf.uplink.startswith("pcap:") and pf.name not in driven:
             what = "a capture as the uplink of qemu guests alone is"
             _refuse(lab, ("pfs", i, "uplink"), what, "none, tap:NAME, stream:SOCKET or cable:PF")
+
+
+def _refuse_by_card(lab: Lab, key: KeyPath, why: str) -> NoReturn:
+    raise VirtfnError(f"{lab.where(key)}: {why}", errno_name="EOPNOTSUPP")
 
 
 def _refuse(lab: Lab, key: KeyPath, what: str, instead: str) -> NoReturn:
@@ -397,6 +373,10 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "pfs": Pf,
     "sr-iov": SrIov,
     "vfs": VfPolicy,
+    "trunk-tags": TrunkTag,
+    "id-range": IdRange,
+    "mirrors": Mirror,
+    "storm-control": StormControl,
     "guests": Guest,
     "nic": Nic,
     "disk": Disk,

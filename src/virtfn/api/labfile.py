@@ -18,9 +18,29 @@ from typing import NoReturn, Protocol
 
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["MAX_BYTES", "KeyPath", "LabError", "Tree", "decode", "format_key", "parse_text", "quote", "read_text"]
+__all__ = [
+    "MAX_BYTES",
+    "Fault",
+    "KeyPath",
+    "LabError",
+    "Tree",
+    "decode",
+    "format_key",
+    "parse_text",
+    "quote",
+    "read_text",
+]
 
 KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a lab that is well formed: which key, what, and how to mend it."""
+
+    key: KeyPath
+    message: str
+
 
 MAX_BYTES = 128 << 10
 MAX_DEPTH = 16

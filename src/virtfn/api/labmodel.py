@@ -2,7 +2,8 @@
 
 Lab
  |- pfs[]      Pf        name, model, link-mbps, uplink, watch (`labwatch.py`)
- |   `- sr-iov SrIov     total-vfs, vfs[]: VfPolicy, in the words of `ip link set PF vf ID`, and watch
+ |   `- sr-iov SrIov     total-vfs, mirrors[]: Mirror, storm-control: StormControl
+ |       `- vfs[]        VfPolicy, in the words of `ip link set PF vf ID`, and watch; TrunkTag in those of nmstate
  |- guests[]   Guest     name, vmm, memory-mib, expect; cpus, kernel, initrd, append, firmware, agent, qemu-args
  |   |- nic    Nic       pf, io, vf, attached, map-rings
  |   `- disk   Disk      file, format, snapshot, boot
@@ -19,23 +20,19 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     WithJsonSchema,
-    field_validator,
     model_validator,
 )
-from pydantic.config import JsonDict
 
 from virtfn.api.expect import DEFAULT, BySender, Expectation
 from virtfn.api.labfile import KeyPath, Tree, format_key, quote
-from virtfn.api.labsection import Disk, File, Firmware, or_a_file_name
-from virtfn.api.labsection import Section as _Section
+from virtfn.api.labpolicy import IdRange, Mirror, SrIov, StormControl, TrunkTag, VfPolicy
+from virtfn.api.labsection import Disk, File, Firmware, Section, or_a_file_name
 from virtfn.api.labwatch import Watch
 from virtfn.cards import MODELS
 from virtfn.hw.eth import FCS_BYTES
-from virtfn.hw.types import parse_mac
 from virtfn.machine.ports import VirtfnError
 
 __all__ = [
@@ -45,11 +42,15 @@ __all__ = [
     "Disk",
     "Dom0",
     "Guest",
+    "IdRange",
     "Iommu",
     "Lab",
+    "Mirror",
     "Nic",
     "Pf",
     "SrIov",
+    "StormControl",
+    "TrunkTag",
     "VfPolicy",
     "Workload",
 ]
@@ -79,55 +80,7 @@ def _known(value: object) -> object:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 
 
-def _nothing_required(schema: JsonDict) -> None:
-    schema.pop("required", None)
-
-
-class VfPolicy(_Section):
-    """Policy of one VF, in the words of `ip link set PF vf ID`. All keys are optional."""
-
-    model_config = ConfigDict(json_schema_extra=_nothing_required)
-
-    id: int = Field(ge=0, le=7, description="number of the VF on its PF; without it the place in the list")
-    mac_address: str | None = Field(
-        default=None, description="administrative MAC address; without it the PF driver chooses one"
-    )
-    vlan_id: int = Field(default=0, ge=0, le=4094, description="port VLAN; 0: none")
-    qos: int = Field(default=0, ge=0, le=7, description="priority in the port VLAN's tag")
-    spoof_check: bool = Field(default=True, description="drop frames whose source is not the VF's own")
-    trust: bool = Field(default=False, description="let the VF ask for promiscuous modes and another MAC address")
-    link_state: Literal["auto", "enable", "disable"] = Field(default="auto", description="link that the VF sees")
-    max_tx_rate: int = Field(default=0, ge=0, le=1000, description="Mb/s; 0: no limit")
-    min_tx_rate: int = Field(default=0, ge=0, le=1000, description="Mb/s; 0: no guarantee")
-    watch: Watch | None = Field(default=None, description="limits of this VF, where they are not its PF's")
-
-    @field_validator("mac_address")
-    @classmethod
-    def _unicast(cls, value: str | None) -> str | None:
-        if value is not None:
-            mac = parse_mac(value)
-            if mac == 0:
-                raise ValueError("is the zero address; give a unicast address like 02:00:00:00:00:10")
-            if mac & 1:
-                raise ValueError(f"{value} is a multicast address; a VF needs a unicast one, with an even first byte")
-        return value.lower() if value is not None else None
-
-
-class SrIov(_Section):
-    """The SR-IOV capability of a PF."""
-
-    total_vfs: int = Field(ge=1, le=8, description="VFs to enable; an 82576 has at most 8")
-    vfs: tuple[VfPolicy, ...] = Field(default=(), max_length=8, description="policy of single VFs")
-
-    @field_validator("vfs", mode="before")
-    @classmethod
-    def _number(cls, value: object) -> object:
-        if not isinstance(value, tuple):
-            return value
-        return tuple({"id": i, **policy} if isinstance(policy, dict) else policy for i, policy in enumerate(value))
-
-
-class Pf(_Section):
+class Pf(Section):
     """A physical function."""
 
     name: Name
@@ -176,7 +129,7 @@ class Pf(_Section):
         return next((p for p in stated if p.id == vf), VfPolicy.model_validate({"id": vf}))
 
 
-class Nic(_Section):
+class Nic(Section):
     """How a guest reaches the network."""
 
     pf: Name
@@ -199,7 +152,7 @@ class Nic(_Section):
     )
 
 
-class Guest(_Section):
+class Guest(Section):
     """A virtual machine."""
 
     name: Name
@@ -264,7 +217,7 @@ class Guest(_Section):
         return value
 
 
-class Workload(_Section):
+class Workload(Section):
     """What the guests do."""
 
     kind: Literal["pairs", "fan-in", "broadcast", "pcap", "ping", "attack", "none"] = Field(
@@ -319,7 +272,7 @@ def _power_of_two(value: int) -> int:
 Entries = Annotated[int, Field(ge=1, le=16384), AfterValidator(_power_of_two)]
 
 
-class Dom0(_Section):
+class Dom0(Section):
     """The host's own network stack, where guests with io split or direct need one. All keys are optional."""
 
     memory_mib: int = Field(
@@ -327,7 +280,7 @@ class Dom0(_Section):
     )
 
 
-class Iommu(_Section):
+class Iommu(Section):
     """The remapping unit, and what devices cache of it. All keys are optional."""
 
     iotlb_entries: Entries = Field(default=1024, description="translations that the unit caches; a power of two")
@@ -340,7 +293,7 @@ class Iommu(_Section):
     )
 
 
-class Lab(_Section):
+class Lab(Section):
     """A lab: NICs, guests, and what they do."""
 
     name: Name

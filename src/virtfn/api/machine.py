@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtfn.api.lab import Guest as LabGuest
-from virtfn.api.lab import Lab, Pf, VfPolicy
+from virtfn.api.lab import Lab, Pf
+from virtfn.api.labpolicy import driver_policy, switch_policy
 from virtfn.api.labwatch import watch_rules
 from virtfn.api.messages import Messages
 from virtfn.cards import MODELS, Model, Options
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.drivers.ports import BoundDriver
-from virtfn.hw.types import Mac, Rid, format_rid, parse_mac
+from virtfn.hw.types import Mac, Rid, format_rid
 from virtfn.iomodels.hoststack import HostStack
 from virtfn.iomodels.model import Connection, IoModel, Nic, Wish, open_model
 from virtfn.iovm import lspci
@@ -37,7 +38,7 @@ from virtfn.vmm.hostaddresses import HostAddresses
 from virtfn.vmm.together import Together
 from virtfn.vmm.uplink import CableEnd, PcapUplink, Uplink, Wire, make_cable, open_uplink
 
-__all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "driver_policy", "function_name", "guest_mac"]
+__all__ = ["LabGuestRun", "LabPf", "Machine", "card_mac", "function_name", "guest_mac"]
 
 _CARD_MAC = Mac(0x00_00_01_00_76_02)
 _DESCRIPTORS = 1 << 16
@@ -271,6 +272,8 @@ class Machine:
         driver = start_pf(self.host, self.pcim, found, model.pf_driver)
         self.iovm.adopt(nic.pf_rid, nic, driver)
         created = self.iovm.create(nic.pf_rid, pf.total_vfs) if pf.total_vfs else []
+        if pf.sr_iov is not None:
+            driver.set_switch(switch_policy(pf.sr_iov))
         rules = [watch_rules(pf.policy(n).watch, pf.watch) for n in range(model.limits.vfs)]
         self.watch.follow(nic.pf_rid, nic, rules.__getitem__)
         return LabPf(pf.name, model, nic, found, driver, created, wire)
@@ -508,12 +511,6 @@ def guest_mac(lab: Lab, guest: LabGuest) -> Mac:
     number = [pf.name for pf in lab.pfs].index(guest.nic.pf)
     place = [other.name for other in lab.guests if other.nic.pf == guest.nic.pf].index(guest.name)
     return Mac(_GUEST_MAC | number << 32 | (_OTHERS + place) << 40)
-
-
-def driver_policy(policy: VfPolicy) -> DriverPolicy:
-    """Return what a lab says of a VF, for the PF's driver."""
-    mac = parse_mac(policy.mac_address) if policy.mac_address else Mac(0)
-    return DriverPolicy(mac, policy.vlan_id, policy.qos, policy.spoof_check, policy.trust, policy.max_tx_rate)
 
 
 def function_name(n: int, rid: Rid) -> str:

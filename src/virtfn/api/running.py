@@ -11,12 +11,13 @@ from typing import Any, TextIO
 from ruamel.yaml import YAML
 
 from virtfn.api.lab import Lab, VfPolicy
+from virtfn.api.labpolicy import trunk_tags
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.hw.types import format_mac
 
 __all__ = ["lab_document", "policy_words", "write_document", "write_lab"]
 
-_WORDS = {"mac": "mac_address", "vlan": "vlan_id"}
+_WORDS = {"mac": "mac_address", "vlan": "vlan_id", "trunk": "trunk_tags"}
 """What a driver's policy calls otherwise than a lab file does."""
 
 
@@ -30,7 +31,7 @@ def policy_words(n: int, policy: DriverPolicy) -> VfPolicy:
         elif isinstance(value, enum.Enum):
             value = value.value
         elif isinstance(value, frozenset):
-            value = tuple(sorted(value))
+            value = trunk_tags(value)
         words[key] = value
     return VfPolicy.model_validate(words, by_name=True)
 

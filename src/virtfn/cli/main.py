@@ -28,6 +28,7 @@ from virtfn.cli.events import events
 from virtfn.cli.explain import explain, metrics
 from virtfn.cli.image import exec_in_guest, image, shell
 from virtfn.cli.iommu import iommu
+from virtfn.cli.link import link
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 from virtfn.cli.serve import qemu_args, serve
 from virtfn.cli.service import down, status, traffic, up
@@ -222,7 +223,7 @@ def doctor(json_to: str | None) -> None:
     deliver(json_to, document, lambda: render_doctor(document))
 
 
-_COMMANDS = (up, down, status, attach, detach, apply, get, traffic, events, iommu, image, shell, exec_in_guest)
+_COMMANDS = (up, down, status, attach, detach, apply, get, link, traffic, events, iommu, image, shell, exec_in_guest)
 for _each in (*_COMMANDS, watch, quarantine, release, serve, qemu_args, capture, explain, metrics, dashboard, top):
     cli.add_command(_each)
 

@@ -36,6 +36,9 @@ class PfDriver(Protocol):
     def set_policies(self, policies: Mapping[int, VfPolicy]) -> None:
         """Apply all of several policies, or none of them. Raises VirtfnError for what cannot be."""
 
+    def switch_policy(self) -> SwitchPolicy:
+        """Tell what is decided about the switch."""
+
     def set_switch(self, policy: SwitchPolicy) -> None:
         """Apply what is decided about the switch, or nothing. Raises VirtfnError for what cannot be."""
 

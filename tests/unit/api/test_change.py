@@ -12,7 +12,7 @@ import pytest
 
 from unit.rig import lab_text
 from virtfn.api.lab import Lab, VfPolicy, parse_lab
-from virtfn.api.machine import driver_policy
+from virtfn.api.labpolicy import driver_policy
 from virtfn.api.running import lab_document, policy_words
 from virtfn.api.session import Session
 from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLab, SetVfs

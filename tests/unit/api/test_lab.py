@@ -386,9 +386,13 @@ UNSUPPORTED = [
     (
         "state: auto",
         "state: enable",
-        "lab.yaml:11: pfs[0].sr-iov.vfs[0].link-state: link-state enable is not supported",
+        "lab.yaml:11: pfs[0].sr-iov.vfs[0].link-state: VFs of an 82576 see the link bit of the port",
     ),
-    ("min-tx-rate: 0", "min-tx-rate: 5", "lab.yaml:11: pfs[0].sr-iov.vfs[0].min-tx-rate: a guaranteed rate is not"),
+    (
+        "min-tx-rate: 0",
+        "min-tx-rate: 5",
+        "lab.yaml:11: pfs[0].sr-iov.vfs[0].min-tx-rate: an 82576 limits what VFs send",
+    ),
 ]
 
 
@@ -534,8 +538,8 @@ def test_the_schema_has_every_key_of_the_lab() -> None:
     definitions = schema()["$defs"]
     assert isinstance(definitions, dict)
     assert set(definitions["VfPolicy"]["properties"]) == {
-        "id", "mac-address", "vlan-id", "qos", "spoof-check", "trust", "link-state", "max-tx-rate", "min-tx-rate",
-        "watch",
+        "id", "mac-address", "vlan-id", "vlan-proto", "qos", "trunk-tags", "spoof-check", "trust", "link-state",
+        "max-tx-rate", "min-tx-rate", "watch",
     }  # fmt: skip
     assert "required" not in definitions["VfPolicy"]
     assert all(definition["additionalProperties"] is False for definition in definitions.values())

@@ -5,6 +5,7 @@ live       what stands while the lab is up
 asking     what a request is
 requests   what can be asked, a class each
 captures   frames for other processes
+policy     what VFs may do, changed while they do it
 desk       where requests wait for the world
 snapshot   what everybody has counted
 events     what happened
@@ -24,12 +25,15 @@ from virtfn.api.session.events import (
     StateChanged,
     WorkDone,
 )
+from virtfn.api.session.links import SetLinks, ShowLinks
+from virtfn.api.session.policy import Clauses, set_policies
 from virtfn.api.session.requests import ExplainIommu, ReadEvents, ReadSnapshot, RunInGuest, ShowIommu
 from virtfn.api.session.session import Session, State
 from virtfn.api.session.snapshot import Snapshot
 
 __all__ = [
     "AddressRefused",
+    "Clauses",
     "Event",
     "Events",
     "ExplainIommu",
@@ -44,10 +48,13 @@ __all__ = [
     "Request",
     "RunInGuest",
     "Session",
+    "SetLinks",
     "ShowIommu",
+    "ShowLinks",
     "Snapshot",
     "StartCapture",
     "State",
     "StateChanged",
     "WorkDone",
+    "set_policies",
 ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from virtfn.api.session.live import Live
     from virtfn.api.session.session import State
 
-__all__ = ["Answering", "Params", "Request", "known", "number"]
+__all__ = ["Answering", "Params", "Request", "known", "number", "text"]
 
 T = TypeVar("T")
 Params = Mapping[str, object]
@@ -107,6 +107,14 @@ def known(params: Params, *names: str) -> None:
         if name not in names:
             there = f"there are {', '.join(names)}" if names else "there are none"
             raise VirtfnError(f"no such parameter: {name[:64]}; {there}", errno_name="EINVAL")
+
+
+def text(params: Params, name: str) -> str:
+    """Read a text; VirtfnError (EINVAL) for anything else."""
+    value = params.get(name)
+    if not isinstance(value, str):
+        raise VirtfnError(f"{name} is text", errno_name="EINVAL")
+    return value
 
 
 def number(params: Params, name: str, bits: int) -> int:

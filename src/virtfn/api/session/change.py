@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from virtfn.api.lab import Guest, Lab
 from virtfn.api.labchange import function
-from virtfn.api.machine import driver_policy
+from virtfn.api.labpolicy import driver_policy, switch_policy
 from virtfn.api.session.events import GuestAttached, GuestDetached, VfsChanged
 from virtfn.api.session.policy import set_policies
 from virtfn.machine.pieces import InPieces
@@ -87,6 +87,9 @@ def _carry_out(live: Live, after: Lab, undo: list[Callable[[], object]]) -> InPi
             undo.append(partial(set_policies, pf, {n: machine.policy(pf, pf.vfs[n]) for n in changed}))
             set_policies(pf, changed)
             yield
+        if wanted.sr_iov is not None and switch_policy(wanted.sr_iov) != pf.driver.switch_policy():
+            undo.append(partial(pf.driver.set_switch, pf.driver.switch_policy()))
+            pf.driver.set_switch(switch_policy(wanted.sr_iov))
     _use(live, after, {})
     for name in (name for name in new if name in moving and new[name].nic.attached):
         linux = _attach(live, new[name])

@@ -10,6 +10,7 @@ from virtfn.api.session.asking import Answering, Params, Request, known, number
 from virtfn.api.session.captures import ReadCard, StartCapture
 from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLab, SetVfs
 from virtfn.api.session.events import EventDocument
+from virtfn.api.session.links import SetLinks, ShowLinks
 from virtfn.api.session.mailbox import ReadMailbox
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.api.session.snapshot import Snapshot
@@ -36,7 +37,9 @@ __all__ = [
     "ReadSnapshot",
     "Request",
     "RunInGuest",
+    "SetLinks",
     "ShowIommu",
+    "ShowLinks",
     "StartCapture",
 ]
 
@@ -196,4 +199,6 @@ REQUESTS: tuple[type[Request[object]], ...] = (
     StartCapture,
     ReadCard,
     ReadMailbox,
+    ShowLinks,
+    SetLinks,
 )

@@ -284,7 +284,7 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         if leave != FORWARDED:
             return leave
         if p.storm and is_storm(nic, destination, pools, length):
-            nic.drops[pool, DROP_STORM] += 1
+            drop_seen(nic, pool, 1, DROP_STORM, head, body, length)
             return FORWARDED
         if p.capture:
             capture_frame(nic, pool, 1, head, body, length)

@@ -228,7 +228,7 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
         elif mac & 1:
             c.mprc += 1
         if p.storm and is_storm(nic, mac, pools, length):
-            nic.drops[WIRE, DROP_STORM] += 1
+            drop_seen(nic, WIRE, 0, DROP_STORM, head, frame, length)
             return True
     left = spread(nic, pools, head, frame, length, tci, False)
     if left:
