@@ -97,3 +97,15 @@ def test_without_an_interval_or_a_drop_there_is_no_limit(pools: Pooled) -> None:
     assert passed(pools, EVERYBODY) == FRAMES
     limit(pools, SCCRL.of(), chunks=0)
     assert passed(pools, EVERYBODY) == FRAMES
+
+
+def test_unicast_of_the_wire_that_nobody_has_is_counted_too(pools: Pooled) -> None:
+    for i in range(128):
+        pools.set(Regs.UTA, 0xFFFFFFFF, i)
+    pools.set(Regs.VMOLR, VMOLR | ROPE, 1)
+    pools.nic.set_wire(True, 0)
+    limit(pools, SCCRL.of(BDICW=1, BIDU=1))
+    pools.receive(*[ethernet(NOBODY, SIZE, mac(7))] * FRAMES)
+    pools.receive(*[ethernet(mac(1), SIZE, mac(7))] * 2)
+    assert len(pools.got(1)) == 2 + 2
+    assert pools.nic.drops(None) == {"storm": FRAMES - 2}

@@ -51,7 +51,7 @@ from virtfn.kernels.i82576.rx import choose_queue
 from virtfn.kernels.i82576.seen import drop
 from virtfn.kernels.i82576.shares import is_scarce
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, LOCAL_AREA, LOWEST, ROUTES, SPLIT_AREA, WIRE
-from virtfn.kernels.i82576.switch import MAC, switch_receive, switch_transmit, why_spoofed
+from virtfn.kernels.i82576.switch import MAC, find_pools, switch_receive, switch_transmit, why_spoofed
 from virtfn.kernels.i82576.work import ROUTE_WORK
 from virtfn.kernels.vtd.ats import awaits_page
 from virtfn.kernels.vtd.dma import translate_near
@@ -90,6 +90,8 @@ def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
     if pool == WIRE:
         pools, _ = switch_receive(nic, low & MAC, vid)
         wire = False
+        if nic.port.storm and find_pools(nic.macs, low & MAC) == 0:
+            return -1  # frames to addresses that nobody has may be counted
     else:
         if why_spoofed(nic, pool, (low >> 48 & 0xFFFF) | (high & _LOW) << 16, vid) >= 0:
             return -1
