@@ -391,7 +391,7 @@ UNSUPPORTED = [
     (
         "min-tx-rate: 0",
         "min-tx-rate: 5",
-        "lab.yaml:11: pfs[0].sr-iov.vfs[0].min-tx-rate: an 82576 limits what VFs send",
+        "lab.yaml:11: pfs[0].sr-iov.vfs[0].min-tx-rate: an 82576 limits what",
     ),
 ]
 

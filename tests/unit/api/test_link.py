@@ -162,7 +162,7 @@ def test_clauses_leave_the_rest_as_it_is() -> None:
 def test_it_is_set_while_frames_move(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     text = lab_text(workload="{kind: pairs, frames: 1000}")
-    with Session(parse_lab(text), controlled=True) as made, ThreadPoolExecutor(1) as pool:
+    with Session(parse_lab(text), controlled=True, standing=True) as made, ThreadPoolExecutor(1) as pool:
         made.start()
         made.ask(StartTraffic(rate=20_000))
 
