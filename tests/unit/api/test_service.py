@@ -23,7 +23,7 @@ from virtfn.api.control import ask
 from virtfn.api.lab import parse_lab
 from virtfn.api.running import lab_document, write_lab
 from virtfn.api.service import Kept, bring_down, describe_loss, find_kept, list_labs, serve_lab
-from virtfn.api.session import Session
+from virtfn.api.session import Session, SetLinks
 from virtfn.api.session.changes import DetachGuest
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.machine.clock import S_PS
@@ -155,9 +155,11 @@ def test_changes_are_kept() -> None:
         with service._kept(session, None):
             session.ask(StartTraffic(rate=7))
             session.ask(DetachGuest("a"))
+            session.ask(SetLinks.from_params({"pf": "pf0", "settings": [{"vf": 1, "vlan": 9}]}))
             kept = find_kept("rig")
             assert kept is not None
-            assert (kept.changes, kept.rate) == (2, 7)
+            assert (kept.changes, kept.rate) == (3, 7)
+            assert parse_lab(kept.lab).pfs[0].policy(1).vlan_id == 9
             assert [guest.nic.attached for guest in parse_lab(kept.lab).guests] == [False, True]
         assert find_kept("rig") is None
 

@@ -67,4 +67,5 @@ class SetLinks(Request[list[LinkDocument]]):
         for n, clauses in self.settings:
             policies[n] = clauses.applied_to(policies[n] if n in policies else pf.driver.policy(n))
         set_policies(pf, policies)
+        session.changed()
         return [describe(machine, pf)]
