@@ -165,7 +165,7 @@ class LinuxRig:
         for vm in vms:
             vm.run()
         for vm in vms:
-            vm.guest.agent.wait_ready(tick=self.pump)
+            vm.guest.agent.wait_ready(timeout_s=300.0, tick=self.pump)
 
     def drop_guest(self, vm: QemuVm) -> None:
         """Forget a guest that has ended."""

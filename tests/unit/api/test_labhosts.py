@@ -12,8 +12,10 @@ from unit.api.test_lab import refusal
 from virtfn.api.hosts import HostWork
 from virtfn.api.lab import parse_lab, refuse_unsupported
 from virtfn.api.report import verdict
+from virtfn.api.session.policy import set_policies
 from virtfn.hw.types import Mac
 from virtfn.machine.meter import Meter
+from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Job, Outcome
 
 HOSTS = """\
@@ -184,3 +186,9 @@ def test_pings_that_nothing_explains_are_lost_and_vlans_are_named() -> None:
     assert "VLAN 7" in flow["note"]
     document: Any = {"guests": [report], "flows": hosts.work.flows, "totals": {"frames": 1}, "pfs": []}
     assert not verdict(document).passed
+
+
+def test_policies_of_a_card_that_is_a_guests_are_not_set_from_outside() -> None:
+    with pytest.raises(VirtfnError, match="a guest's, whole") as caught:
+        set_policies(cast(Any, SimpleNamespace(name="p", driven=False)), {})
+    assert caught.value.errno_name == "EBUSY"

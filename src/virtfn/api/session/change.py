@@ -61,6 +61,10 @@ def _take_back(undo: list[Callable[[], object]]) -> list[str]:
 def _carry_out(live: Live, after: Lab, undo: list[Callable[[], object]]) -> InPieces[None]:
     machine, before = live.machine, live.running_lab()
     counts = {pf.name: pf.total_vfs for pf in after.pfs if pf.total_vfs != before.pf(pf.name).total_vfs}
+    for pf in machine.pfs:
+        if not pf.driven and after.pf(pf.name).sr_iov != before.pf(pf.name).sr_iov:
+            words = f"{pf.name} is a guest's, whole: its VFs and their policies are changed there, by ip and sysfs"
+            raise VirtfnError(words, errno_name="EBUSY")
     old, new = ({guest.name: guest for guest in lab.guests} for lab in (before, after))
     moving = {name for name in old if old[name].nic != new[name].nic or old[name].nic.pf in counts}
     for served in live.served:
@@ -79,7 +83,7 @@ def _carry_out(live: Live, after: Lab, undo: list[Callable[[], object]]) -> InPi
         machine.set_vfs(pf, count)
         live.tell_event(VfsChanged(name, had, count))
         yield
-    for pf in machine.pfs:
+    for pf in (pf for pf in machine.pfs if pf.driven):
         wanted = after.pf(pf.name)
         policies = {n: driver_policy(wanted.policy(n)) for n in range(wanted.total_vfs)}
         changed = {n: policy for n, policy in policies.items() if policy != machine.policy(pf, pf.vfs[n])}

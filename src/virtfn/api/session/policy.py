@@ -103,9 +103,9 @@ def find_pf(machine: Machine, name: str) -> LabPf:
 def set_policies(pf: LabPf, policies: Mapping[int, VfPolicy]) -> None:
     """Enforce policies, by VF: all of them, or none. They hold for guests that get these VFs later, too.
 
-    Raises VirtfnError: EOPNOTSUPP for a PF that a guest has whole; as the PF's driver refuses them.
+    Raises VirtfnError: EBUSY for a PF that a guest has, whole, as a host or not; as the PF's driver refuses them.
     """
     if not pf.driven:
-        raise VirtfnError(f"{pf.name} is a guest's, whole: its driver is there", errno_name="EOPNOTSUPP")
+        raise VirtfnError(f"{pf.name} is a guest's, whole: its driver is there", errno_name="EBUSY")
     pf.driver.set_policies(policies)
     pf.policies.update(policies)
