@@ -13,14 +13,15 @@ import pytest
 from unit.rig import lab_text
 from virtfn.api.lab import Lab, VfPolicy, parse_lab
 from virtfn.api.labpolicy import driver_policy
+from virtfn.api.machine import card_mac
 from virtfn.api.running import lab_document, policy_words
 from virtfn.api.session import Session
 from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLab, SetVfs
 from virtfn.api.session.difference import differences
 from virtfn.api.session.policy import set_policies
 from virtfn.api.session.service import StartTraffic, StopTraffic
-from virtfn.drivers.igb import Igb
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
+from virtfn.hw.types import format_mac
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import VirtfnError
 
@@ -255,19 +256,14 @@ def test_what_fails_on_the_way_is_undone(monkeypatch: pytest.MonkeyPatch) -> Non
         assert apply(session, lab_text([("pf0", 3), ("pf0", 5), ("pf1", 0), ("pf1", 1)], total_vfs=6))
 
 
-def test_policies_that_the_driver_refuses_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policies_that_the_driver_refuses_are_undone() -> None:
     with up(text_of()) as session:
-        pf, set_rate = session.machine.pf("pf0"), Igb.set_rate
-
-        def refuse(self: Igb, n: int, mbps: int) -> None:
-            if n == 1 and mbps:
-                raise VirtfnError("no", errno_name="EINVAL")
-            set_rate(self, n, mbps)
-
-        monkeypatch.setattr(Igb, "set_rate", refuse)
-        with pytest.raises(VirtfnError, match="no"):
-            apply(session, text_of(policies="[{id: 0, vlan-id: 3}, {id: 1, max-tx-rate: 10}]"))
+        pf, taken = session.machine.pf("pf0"), format_mac(card_mac(0))
+        with pytest.raises(VirtfnError) as caught:
+            apply(session, text_of(policies=f'[{{id: 0, vlan-id: 3}}, {{id: 1, mac-address: "{taken}"}}]'))
+        assert caught.value.errno_name == "EADDRINUSE"
         assert [pf.driver.policy(n) for n in (0, 1)] == [DriverPolicy(), DriverPolicy()]
+        assert apply(session, text_of()) == {}
 
 
 def test_changes_come_one_after_the_other() -> None:
