@@ -57,12 +57,13 @@ def run_bench(
     clock = WallClock()
     started = clock.now()
 
-    def tell(phase: str) -> None:
+    def tell(phase: str, steps: int = 0, total: int = 0) -> None:
         if progress is not None:
-            progress(Progress(phase, (clock.now() - started) / S_PS))
+            progress(Progress(phase, (clock.now() - started) / S_PS, steps=steps, total_steps=total))
 
-    tell(warm.phase())
-    warm.load()
+    phase = warm.phase()
+    tell(phase)
+    warm.load(watch=lambda steps, total: tell(phase, steps, total))
     points: list[BenchPoint] = []
     copy_gbps: dict[str, float] = {}
     for name in traffic:

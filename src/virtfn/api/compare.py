@@ -56,12 +56,13 @@ def run_compare(
     clock = WallClock()
     began = clock.now()
 
-    def tell(phase: str) -> None:
+    def tell(phase: str, steps: int = 0, total: int = 0) -> None:
         if progress is not None:
-            progress(Progress(phase, (clock.now() - began) / S_PS))
+            progress(Progress(phase, (clock.now() - began) / S_PS, steps=steps, total_steps=total))
 
-    tell("starting" if warm.cached() else "compiling kernels (first run only)")
-    warm.load()
+    phase = warm.phase()
+    tell(phase)
+    warm.load(watch=lambda steps, total: tell(phase, steps, total))
     runs: list[Comparison] = []
     for n in sorted(set(plan.guests)):
         models: dict[str, ModelResult] = {}

@@ -57,15 +57,14 @@ class Watcher:
 
 def render_progress(progress: Progress) -> RenderableType:
     """Lay a moment of a run out: one line for the run, one for each guest."""
-    # Nothing reports while kernels compile; a time that stands still would look like a hang.
+    # A time that stands still would look like a hang.
     elapsed = f"  {progress.elapsed_s:.1f} s" if progress.elapsed_s >= 0.1 else ""
-    head = Text.assemble((_phase(progress), "bold"), elapsed)
-    if progress.total_frames:
-        share = min(1.0, progress.frames / progress.total_frames)
-        full = round(24 * share)
-        head.append_text(
-            Text.assemble("  ", ("=" * full, "green"), ("-" * (24 - full), "dim"), f" {100 * share:3.0f} %")
-        )
+    head = Text.assemble((progress.phase, "bold"), elapsed)
+    if progress.total_steps:
+        head.append_text(_bar(progress.steps / progress.total_steps))
+        head.append(f"  {progress.steps} of {progress.total_steps}")
+    elif progress.total_frames:
+        head.append_text(_bar(progress.frames / progress.total_frames))
     if progress.frames:
         head.append(f"  {progress.frames:,} frames, {progress.mpps:.2f} Mpps, {progress.gbps:.2f} Gb/s")
     lines = Table.grid(padding=(0, 2))
@@ -75,11 +74,13 @@ def render_progress(progress: Progress) -> RenderableType:
     return Group(head, *([lines] if progress.guests else []))
 
 
+def _bar(share: float) -> Text:
+    share = min(1.0, share)
+    full = round(24 * share)
+    return Text.assemble("  ", ("=" * full, "green"), ("-" * (24 - full), "dim"), f" {100 * share:3.0f} %")
+
+
 def plain_progress(progress: Progress) -> str:
     """Say a moment of a run in a line for a log."""
     share = f" {progress.frames} of {progress.total_frames} frames" if progress.total_frames and progress.frames else ""
-    return f"{_phase(progress)}{share}"
-
-
-def _phase(progress: Progress) -> str:
-    return "compiling kernels (first run only)" if progress.phase == "compiling" else progress.phase
+    return f"{progress.phase}{share}"

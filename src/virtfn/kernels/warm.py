@@ -12,16 +12,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from virtfn.kernels import _jit, _objects
 
-__all__ = ["cached", "load", "phase", "told"]
+__all__ = ["KERNELS", "cached", "count", "load", "phase", "told"]
 
 
 _SOURCES = Path(__file__).resolve().parents[2]
+_LOOK_S = 0.2
+
+KERNELS = {False: 17, True: 54}
+"""How many files these kernels are, without `rest` and with it."""
 
 
 def cached(*, rest: bool = True) -> bool:
@@ -47,17 +52,46 @@ def told(tell: Callable[[], None]) -> Iterator[None]:
         _jit.listeners.remove(tell)
 
 
-def load(*, rest: bool = True) -> bool:
-    """Make the kernels ready; return whether anything had to be compiled."""
+def load(*, rest: bool = True, watch: Callable[[int, int], None] | None = None) -> bool:
+    """Make the kernels ready; return whether anything had to be compiled.
+
+    watch: is told meanwhile how many files there are, and how many there will be; by another thread.
+    """
     complete = cached(rest=rest)
-    with _another(not complete, rest):
-        load_card()
-    load_loops()
-    if rest:
-        load_rest()
+    with _watched(watch if not complete else None, KERNELS[rest]):
+        with _another(not complete, rest):
+            load_card()
+        load_loops()
+        if rest:
+            load_rest()
     if not complete:
         (_objects.cache() / _mark(rest)).touch()
     return not complete
+
+
+@contextmanager
+def _watched(watch: Callable[[int, int], None] | None, total: int) -> Iterator[None]:
+    if watch is None:
+        yield
+        return
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK_S):
+            watch(min(count(), total), total)
+
+    watcher = threading.Thread(target=look, name="watch-compiler", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def count() -> int:
+    """Count the files of kernels that were compiled on this machine."""
+    return sum(1 for _ in _objects.cache().glob("*.o"))
 
 
 def _mark(rest: bool) -> str:

@@ -54,7 +54,7 @@ class Engine:
         **files: object,
     ) -> Report:
         self.calls.append({"lab": lab, **files})
-        progress(Progress("compiling"))
+        progress(Progress("compiling kernels (first run only)", steps=3, total_steps=17))
         progress(Progress("running", 1.0, 5, 10, 1.0, 2.0, (("a", 3, 2, 0), ("b", 3, 2, 1))))
         self.act()
         finished(self.report)

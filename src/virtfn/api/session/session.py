@@ -249,9 +249,11 @@ class Session:
         lab = self.lab
         rest = lab.workload.kind not in ("pairs", "fan-in") or any(pf.uplink != "none" for pf in lab.pfs)
         rest = rest or any(guest.vmm == "qemu" or guest.nic.io != "sriov" for guest in lab.guests)
-        self._teller.tell(warm.phase(rest=rest), force=True)
+        phase = warm.phase(rest=rest)
+        self._teller.tell(phase, force=True)
         self._closes.enter_context(warm.told(self._say_that_it_compiles))
-        return self.clock.now() - before if warm.load(rest=rest) else 0
+        compiled = warm.load(rest=rest, watch=lambda steps, total: self._teller.tell_steps(phase, steps, total))
+        return self.clock.now() - before if compiled else 0
 
     def _say_that_it_compiles(self) -> None:
         if self._state is not State.STARTING:

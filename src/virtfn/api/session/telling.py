@@ -38,6 +38,11 @@ class Teller:
         elapsed = now - (self._started if since is None else since)
         self._progress(Progress(phase, elapsed / S_PS, sent, total, rate, bits, self._guests()))
 
+    def tell_steps(self, phase: str, steps: int, total: int) -> None:
+        """Tell how much of a phase before all work is done."""
+        elapsed_s = (self._clock.now() - self._started) / S_PS
+        self._progress(Progress(phase, elapsed_s, steps=steps, total_steps=total))
+
     def _guests(self) -> tuple[tuple[str, int, int, int], ...]:
         return tuple(
             (
