@@ -162,7 +162,7 @@ class House(Actor):
         self._assign()
 
     def _assign(self) -> None:
-        self.machine.iovm.assign(self.vf, self.vm, mac=self.machine.offered_mac(self.pf, self.vf))
+        self.machine.iovm.assign(self.vf, self.vm, mac=self.machine.offered_mac(self.pf, self.vf.index))
 
     def close(self) -> None:
         """Take the socket back."""
@@ -276,7 +276,7 @@ def descriptors(house: House, name: str) -> Flood:
     def flood() -> Iterator[None]:
         machine, vf = house.machine, house.machine.iovm.vf(house.pf.nic.pf_rid, 3)
         guest = Guest(house.host, "hostile", 4 << 20, ring=80)
-        machine.iovm.assign(vf, guest, mac=machine.offered_mac(house.pf, vf))
+        machine.iovm.assign(vf, guest, mac=machine.offered_mac(house.pf, vf.index))
         guest.nic(vf.rid).driver.start()
         attacker = Attacker(guest)
         attacker.seize()

@@ -134,7 +134,7 @@ def _qemu(machine: Machine) -> Iterator[Check]:
 def _hosts(machine: Machine, qemu: Qemu | None) -> Check:
     """Tell whether guests can be hosts (io: host): what that takes of QEMU is promised by nobody, so it is asked."""
     if qemu is None:
-        return Check("VFs made by guests", "host", False, "no QEMU", _QEMU_REMEDY)
+        return Check("VFs made by guests", "host", False, "no QEMU to ask", _QEMU_REMEDY)
     missing = machine.probe(qemu)
     found = missing or "this QEMU does what it takes"
     return Check("VFs made by guests", "host", not missing, found, _QEMU_REMEDY if missing else "")

@@ -40,7 +40,8 @@ def left_behind() -> tuple[int, int]:
 
 def test_the_report_has_the_keys_that_never_change():
     report = run(policies="[{id: 0, spoof-check: true}]")
-    assert list(report) == ["virtfn", "lab", "elapsed_s", "compile_s", "pfs", "guests", "flows", "iommu", "totals"]
+    keys = ["virtfn", "lab", "workload", "elapsed_s", "compile_s", "pfs", "guests", "flows", "iommu", "totals"]
+    assert list(report) == keys
     assert set(report["pfs"][0]) == {"name", "model", "address", "vfs", "switch"}
     assert set(report["pfs"][0]["switch"]) == {"forwarded", "flooded", "dropped"}
     assert set(report["guests"][0]) == {

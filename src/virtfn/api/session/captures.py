@@ -21,6 +21,7 @@ from virtfn.kernels.tapring import TAP_DROP, TAP_RX, TAP_SWITCH, TAP_TX
 from virtfn.machine.clock import epoch_ps
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.machine.taps import Tap, TapInterface
+from virtfn.vmm.closing import refuse_rights
 from virtfn.vmm.world import World
 
 __all__ = [
@@ -217,6 +218,7 @@ class _TapKeeper(Actor):
         """Keep a tap; return the descriptors for its reader: of the memory, and of the socket."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        refuse_rights(ours)
         _TapKeeper(tap, world, ours)
         return os.dup(tap.fd), theirs.detach()
 
