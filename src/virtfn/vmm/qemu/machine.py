@@ -236,7 +236,8 @@ class Machine:
     @property
     def kernel_line(self) -> str:
         """The kernel's command line."""
-        return f"console=ttyS0 panic=-1 {self.append}".rstrip()
+        # Linux gives up if its timer does not tick in time, as it may not on a busy machine.
+        return f"console=ttyS0 panic=-1 no_timer_check {self.append}".rstrip()
 
     def _slots(self) -> list[str]:
         argv = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"] if self.native_hotplug else []

@@ -27,7 +27,7 @@ def test_memory_can_be_shared_and_nothing_comes_by_default(kernel: Path) -> None
     assert values(arguments, "-object") == ["memory-backend-memfd,id=ram,size=256M,share=on"]
     private = argv(Machine("a", kernel, memory_mib=256, shared=False))
     assert values(private, "-object") == ["memory-backend-ram,id=ram,size=256M"]
-    assert values(arguments, "-append") == ["console=ttyS0 panic=-1 quiet"]
+    assert values(arguments, "-append") == ["console=ttyS0 panic=-1 no_timer_check quiet"]
     assert values(arguments, "-serial") == ["chardev:console", "chardev:agent"]
     assert "-no-reboot" in arguments
     assert "-initrd" not in arguments
