@@ -140,8 +140,7 @@ class Igbvf(RingDriver):
     def _reset(self) -> None:
         self._regs.set(VfRegs.VTCTRL, VTCTRL.of(RST=1).value)
         self._mailbox.forget()
-        busy = V2PMAILBOX.RSTI.mask | V2PMAILBOX.RSTD.mask
-        self._regs.wait(VfRegs.V2PMAILBOX, busy, 0, 20 * MS_PS)
+        self._regs.wait(VfRegs.V2PMAILBOX, V2PMAILBOX.RSTI.mask, 0, 20 * MS_PS)
         reply = self._ask([Message.of(OPCODE=Opcode.RESET).value], 3)
         given = words_mac(reply[1], reply[2])
         if reply[0] == Message.of(OPCODE=Opcode.RESET, ACK=1).value and given:
