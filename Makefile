@@ -19,7 +19,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n 2 -m "not slow and not guest"
 	$(BIN)/pytest -m slow
 	VIRTFN_CHECKED=1 $(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
-	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest" tests/unit tests/property tests/conformance tests/fuzz
+	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest and not slow" tests/unit
+	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest" tests/property tests/conformance tests/fuzz
 	$(BIN)/pytest -m guest
 
 check: $(VENV)/.installed-dev
