@@ -33,5 +33,5 @@ def test_the_rate_is_kept(report: virtfn.Report) -> None:
 def test_what_is_not_enforced_is_refused() -> None:
     """A policy that the card cannot keep is an error, and never a number that nobody looks at."""
     text = (HERE / "policy.yaml").read_text().replace("vlan-id: 20", "vlan-id: 20, min-tx-rate: 10")
-    with pytest.raises(virtfn.VirtfnError, match="a guaranteed rate is not supported"):
+    with pytest.raises(virtfn.VirtfnError, match="guarantees nothing"):
         virtfn.run(text)

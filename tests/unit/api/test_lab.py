@@ -190,7 +190,11 @@ WRONG = [
     ("link-mbps: 1000", "link-mbps: 100.0", "lab.yaml:5: pfs[0].link-mbps: must be a whole number, not 100.0"),
     ("link-mbps: 1000", "link-mbps: 2500", "lab.yaml:5: pfs[0].link-mbps: must be one of 0, 10, 100 or 1000"),
     ("link-mbps: 1000", "link-mbps: false", "lab.yaml:5: pfs[0].link-mbps: must be a whole number, not false"),
-    ("uplink: none", "uplink: eth0", "lab.yaml:6: pfs[0].uplink: must be none, pcap:FILE, tap:NAME, stream:SOCKET or cab"),
+    (
+        "uplink: none",
+        "uplink: eth0",
+        "lab.yaml:6: pfs[0].uplink: must be none, pcap:FILE, tap:NAME, stream:SOCKET or cab",
+    ),
     ("uplink: none", "uplink: tap:a/b", "lab.yaml:6: pfs[0].uplink: must be none, pcap:FILE, tap:NAME"),
     ("uplink: none", "uplink: 'pcap:'", "lab.yaml:6: pfs[0].uplink: must be none, pcap:FILE, tap:NAME"),
     ("uplink: none", "uplink: [none]", "lab.yaml:6: pfs[0].uplink: must be text, not a list"),
