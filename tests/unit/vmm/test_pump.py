@@ -19,6 +19,7 @@ from unit.vmm.vfio_user.peer import Lingering, Peer, memory_file, open_fds, sett
 from virtfn.hw.i82576 import Regs
 from virtfn.kernels.posix import POLLIN, monotonic_ps, poll, wake_promptly
 from virtfn.kernels.ranges import address_of
+from virtfn.kernels.stray import CHECKED
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
 from virtfn.vmm.host import Host
 from virtfn.vmm.pump import Pump
@@ -363,12 +364,16 @@ def test_what_waits_is_woken_at_once_and_a_short_wait_is_short():
     clock = WallClock()
     with ours, theirs:
         wake_promptly()
-        times = [clock.now()]
-        for _ in range(1000):
-            assert poll(address_of(asked), 1, 100 * US_PS, address_of(scratch)) == 0
-            times.append(clock.now())
-        shortest = min(later - earlier for earlier, later in pairwise(times))
-        assert 100 * US_PS <= shortest < 145 * US_PS, "neither rounded up to milliseconds, nor late by the usual slack"
+        shortest, enough = S_PS, (250 if CHECKED else 145) * US_PS  # checks cost as much as that slack
+        for _ in range(10):  # a busy machine may be late each time for a while
+            times = [clock.now()]
+            for _ in range(500):
+                assert poll(address_of(asked), 1, 100 * US_PS, address_of(scratch)) == 0
+                times.append(clock.now())
+            shortest = min(shortest, *(later - earlier for earlier, later in pairwise(times)))
+            if shortest < enough:
+                break
+        assert 100 * US_PS <= shortest < enough, "neither rounded up to milliseconds, nor late by the usual slack"
         theirs.send(b"x")
         assert poll(address_of(asked), 1, S_PS, address_of(scratch)) == 1
         assert asked[0] >> 48 == 1

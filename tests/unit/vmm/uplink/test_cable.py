@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from virtfn.kernels.ranges import address_of
 from virtfn.vmm.uplink import CableEnd, make_cable
 
 
@@ -20,7 +21,9 @@ def ends() -> Iterator[tuple[CableEnd, CableEnd]]:
 
 
 def departures(*frames: bytes) -> np.ndarray:
-    return np.frombuffer(b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames), np.uint8)
+    made = np.frombuffer(b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames), np.uint8)
+    address_of(made)  # as a card's are
+    return made
 
 
 def arrived(end: CableEnd) -> list[bytes]:
