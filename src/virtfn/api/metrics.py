@@ -9,7 +9,7 @@ Bytes are without frame check sequences but where it says so. prometheus_client 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from virtfn.machine.ports import VirtfnError
@@ -72,19 +72,26 @@ def _counter(name: str, about: str, labels: list[str], rows: list[tuple[list[str
     return family
 
 
+_MEASURES: tuple[tuple[str, str, str, Callable[[VfCounts], int]], ...] = (
+    ("receive_packets", "rx_packets", "Frames that a VF received.", lambda vf: vf["rx_frames"]),
+    ("receive_bytes", "rx_bytes", "Bytes that a VF received.", lambda vf: vf["rx_bytes"]),
+    ("transmit_packets", "tx_packets", "Frames that a VF sent.", lambda vf: vf["tx_frames"]),
+    ("transmit_bytes", "tx_bytes", "Bytes that a VF sent.", lambda vf: vf["tx_bytes"]),
+    ("multicast_packets", "rx_multicast", "Frames to groups that a VF received.",
+     lambda vf: vf["ways"]["rx_multicast"]),
+    ("broadcast_packets", "rx_broadcast", "Frames to everybody that a VF received.",
+     lambda vf: vf["ways"]["rx_broadcast"]),
+    ("receive_dropped", "rx_dropped", "Frames for a VF that it could not receive.",
+     lambda vf: _dropped(vf, received=True)),
+    ("transmit_dropped", "tx_dropped", "Frames of a VF that went nowhere.", lambda vf: _dropped(vf, received=False)),
+)  # fmt: skip
+"""What both exporters have of a VF: its name at either, what it is, and the number."""
+
+
 def _node(snapshot: Snapshot) -> Iterator[Metric]:
     labels = ["device", "vf", "pci_address"]
     vfs = [([pf["name"], str(vf["vf"]), vf["address"]], vf) for pf, vf in _vfs(snapshot)]
-    for name, about, count in (
-        ("receive_packets", "Frames that a VF received.", lambda vf: vf["rx_frames"]),
-        ("receive_bytes", "Bytes that a VF received.", lambda vf: vf["rx_bytes"]),
-        ("transmit_packets", "Frames that a VF sent.", lambda vf: vf["tx_frames"]),
-        ("transmit_bytes", "Bytes that a VF sent.", lambda vf: vf["tx_bytes"]),
-        ("multicast_packets", "Frames to groups that a VF received.", lambda vf: vf["ways"]["rx_multicast"]),
-        ("broadcast_packets", "Frames to everybody that a VF received.", lambda vf: vf["ways"]["rx_broadcast"]),
-        ("receive_dropped", "Frames for a VF that it could not receive.", lambda vf: _dropped(vf, received=True)),
-        ("transmit_dropped", "Frames of a VF that went nowhere.", lambda vf: _dropped(vf, received=False)),
-    ):
+    for name, _, about, count in _MEASURES:
         yield _counter(f"node_net_vf_{name}", about, labels, [(values, count(vf)) for values, vf in vfs])
 
 
@@ -95,16 +102,7 @@ def _sriov(snapshot: Snapshot) -> Iterator[Metric]:
         ({"numa_node": "0", "pciAddr": vf["address"], "pf": pf["name"], "vf": str(vf["vf"])}, vf)
         for pf, vf in _vfs(snapshot)
     ]
-    for name, about, count in (
-        ("rx_packets", "Frames that a VF received.", lambda vf: vf["rx_frames"]),
-        ("rx_bytes", "Bytes that a VF received.", lambda vf: vf["rx_bytes"]),
-        ("tx_packets", "Frames that a VF sent.", lambda vf: vf["tx_frames"]),
-        ("tx_bytes", "Bytes that a VF sent.", lambda vf: vf["tx_bytes"]),
-        ("rx_multicast", "Frames to groups that a VF received.", lambda vf: vf["ways"]["rx_multicast"]),
-        ("rx_broadcast", "Frames to everybody that a VF received.", lambda vf: vf["ways"]["rx_broadcast"]),
-        ("rx_dropped", "Frames for a VF that it could not receive.", lambda vf: _dropped(vf, received=True)),
-        ("tx_dropped", "Frames of a VF that went nowhere.", lambda vf: _dropped(vf, received=False)),
-    ):
+    for _, name, about, count in _MEASURES:
         # Counters there, without the suffix that counters have.
         family = Plain(f"sriov_vf_{name}", about, "unknown")
         for labels, vf in vfs:

@@ -8,6 +8,7 @@ from typing import ClassVar, TypedDict
 from virtfn.api.machine import Machine
 from virtfn.api.session.asking import Answering, Params, Request, known, number
 from virtfn.api.session.events import Event, VfQuarantined, VfReleased, VfSpoofed, VfThrottled, VfWarned
+from virtfn.api.session.policy import find_pf
 from virtfn.hw.types import format_rid
 from virtfn.iovm.iovm import Vf
 from virtfn.iovm.watch import Deed, Notice
@@ -76,11 +77,8 @@ class ListVfs(Request[list[VfDocument]]):
     def answer(self, session: Answering) -> list[VfDocument]:
         """Look."""
         machine = session.machine
-        if self.pf:
-            _vfs(machine, self.pf)
-        return [
-            _describe(machine, pf.name, vf) for pf in machine.pfs if self.pf in ("", pf.name) for vf in list(pf.vfs)
-        ]
+        pfs = [find_pf(machine, self.pf)] if self.pf else machine.pfs
+        return [_describe(machine, pf.name, vf) for pf in pfs for vf in list(pf.vfs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +134,9 @@ def _name(params: Params) -> str:
     return name[:64]
 
 
-def _vfs(machine: Machine, name: str) -> list[Vf]:
-    for pf in machine.pfs:
-        if pf.name == name:
-            return pf.vfs
-    raise VirtfnError(f"no PF is named {name}; there are {', '.join(p.name for p in machine.pfs)}", errno_name="ENODEV")
-
-
 def find_vf(machine: Machine, name: str, n: int) -> Vf:
     """Find a VF by its PF's name and its number. Raises VirtfnError (ENODEV) if there is none."""
-    vfs = _vfs(machine, name)
+    vfs = find_pf(machine, name).vfs
     if n >= len(vfs):
         raise VirtfnError(f"{name} has no VF {n}: {len(vfs)} are enabled", errno_name="ENODEV")
     return vfs[n]
