@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from virtfn.api.latest import Latest
 from virtfn.hw.types import Rid
 from virtfn.machine.clock import WallClock, epoch_ps
 from virtfn.machine.ports import Clock
@@ -31,17 +31,12 @@ class Messages:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._epoch = epoch_ps(clock) if isinstance(clock, WallClock) else 0
-        self._kept: deque[Message] = deque(maxlen=KEPT)
-        self._next = 0
+        self._latest = Latest[Message](KEPT)
 
     def note(self, rid: Rid, to_pf: bool, words: Sequence[int], text: str) -> None:
         """Take note of a message, as a card tells of it."""
-        self._kept.append(Message(self._next, self._clock.now() + self._epoch, rid, to_pf, text))
-        self._next += 1
+        self._latest.add(Message(self._latest.next, self._clock.now() + self._epoch, rid, to_pf, text))
 
     def since(self, sequence: int, most: int) -> tuple[list[Message], int, int]:
         """Read the oldest `most` from a sequence number on; return them, how many are lost, and where to read on."""
-        first = self._next - len(self._kept)
-        begin = min(max(sequence, first), self._next)
-        found = [self._kept[k] for k in range(begin - first, min(begin - first + most, len(self._kept)))]
-        return found, max(first - sequence, 0), begin + len(found)
+        return self._latest.since(sequence, most)

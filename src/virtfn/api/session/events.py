@@ -16,11 +16,11 @@ VF_...           what a VF's owner does too often, and what is done about it: SP
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Generic, NamedTuple, TypedDict, TypeVar
 
+from virtfn.api.latest import Latest
 from virtfn.drivers.policy import Claim
 from virtfn.hw.types import Ps, format_mac, format_rid
 from virtfn.hw.vtd.regs import Fault
@@ -288,22 +288,17 @@ class Events:
         self._clock = clock
         self._epoch = epoch_ps(clock)
         self._lock = threading.Lock()
-        self._kept: deque[Told] = deque(maxlen=kept)
-        self._next = 0
+        self._latest = Latest[Told](kept)
 
     def tell(self, event: Event) -> None:
         """Add an event."""
         with self._lock:
-            self._kept.append(Told(self._next, self._clock.now() + self._epoch, event))
-            self._next += 1
+            self._latest.add(Told(self._latest.next, self._clock.now() + self._epoch, event))
 
     def since(self, sequence: int, most: int = KEPT) -> Reading:
         """Read the oldest `most` events of those from `sequence` on."""
         with self._lock:
-            first = self._next - len(self._kept)
-            begin = min(max(sequence, first), self._next)
-            events = [self._kept[i] for i in range(begin - first, min(begin - first + most, len(self._kept)))]
-        return Reading(events, max(first - max(sequence, 0), 0), begin + len(events))
+            return Reading(*self._latest.since(sequence, most))
 
 
 class _Watch(Actor, Generic[_Noted]):
