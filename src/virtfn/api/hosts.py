@@ -10,14 +10,13 @@ All that is said and done here, whoever has a shell in the guest can say and do:
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from virtfn.api.lab import VfPolicy
 from virtfn.api.linux import MTU, SET_UP_S, LinuxGuest, LinuxGuests, words
-from virtfn.api.linuxwork import IPERF_S, Ping, iperf_mbps, read_ping
+from virtfn.api.linuxwork import IPERF_S, Ping, iperf_mbps, read_ping, read_statistics, report_of
 from virtfn.api.machine import Machine
 from virtfn.api.report import FlowReport, GuestReport
 from virtfn.hw.types import Mac, format_mac, parse_mac
@@ -96,7 +95,7 @@ class _Host:
     lost: int = 0
     failure: str = ""
     before: tuple[int, int] = (0, 0)
-    link: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    link: dict[str, Counter[str]] = field(default_factory=lambda: {"tx": Counter(), "rx": Counter()})
 
 
 class HostWork:
@@ -130,10 +129,11 @@ class HostWork:
             for host, outcome in zip(self._hosts, outcomes, strict=True):
                 if outcome.status:
                     raise VirtfnError(f"guest {host.guest.lab.name}: {words(outcome)}")
+                by_number = {str(vf.n): vf for vf in host.vfs}
                 for line in outcome.output.splitlines() if making else ():
                     match line.split():
-                        case ["VF", number, device] if number.isdigit() and int(number) < len(host.vfs):
-                            host.vfs[int(number)].device = device
+                        case ["VF", number, device] if number in by_number:
+                            by_number[number].device = device
                 if not all(vf.device for vf in host.vfs):
                     raise VirtfnError(f"guest {host.guest.lab.name}: not all VFs have an interface: {words(outcome)}")
 
@@ -245,14 +245,8 @@ class HostWork:
         """Ask for the statistics of all its interfaces, note them, and return the frames so far."""
         commands = [f"ip -n {vf.space} -s -j link show dev {vf.device}" for vf in host.vfs]
         (outcome,) = self._linux.wait([host.guest.start(" && ".join(commands))], "asking guests", _ANSWER_S)
-        host.link = Counter(), Counter()
-        try:
-            for line in outcome.output.splitlines():
-                for total, way in zip(host.link, ("tx", "rx"), strict=True):
-                    total.update(json.loads(line)[0]["stats64"][way])
-        except (ValueError, LookupError, TypeError):
-            raise VirtfnError(f"guest {host.guest.lab.name}: ip -s link: {words(outcome)}") from None
-        return host.link[0]["packets"] + host.link[1]["packets"]
+        host.link = read_statistics(host.guest, outcome.output.splitlines())
+        return host.link["tx"]["packets"] + host.link["rx"]["packets"]
 
     # The report.
 
@@ -262,32 +256,13 @@ class HostWork:
             yield self._report(host)
 
     def _report(self, host: _Host) -> GuestReport:
-        guest, (tx, rx) = host.guest, host.link
-        meter, costs = guest.vm.meter, guest.vm.meter.read()
+        guest, tx, rx = host.guest, host.link["tx"], host.link["rx"]
         exits, frames = host.before
         moved = max(tx["packets"] + rx["packets"] - frames, 1)
-        report: GuestReport = {
-            "name": guest.lab.name,
-            "io": guest.lab.nic.io,
-            "vmm": guest.lab.vmm,
-            "address": guest.plug.address,
-            "mac": format_mac(guest.mac),
-            "tx_frames": tx["packets"],
-            "tx_bytes": tx["bytes"],
-            "rx_frames": rx["packets"],
-            "rx_bytes": rx["bytes"],
-            "lost": host.lost,
-            "corrupt": rx["errors"],
-            "reordered": sum(vf.ping.repeated for vf in host.vfs if vf.ping),
-            "dropped": guest.plug.drops(),
-            "exits": meter.exits,
-            "interrupts": costs["interrupts"],
-            "copies": costs["copies"],
-            "mailbox_messages": guest.plug.messages(),
-            "boot_s": None if guest.boot_s is None else round(guest.boot_s, 2),
-            "exits_per_frame": round((meter.exits - exits) / moved, 4),
-            "vfs": guest.pf.nic.vfs,
-        }
+        repeated = sum(vf.ping.repeated for vf in host.vfs if vf.ping)
+        report = report_of(guest, tx, rx, lost=host.lost, reordered=repeated)
+        report["exits_per_frame"] = round((guest.vm.meter.exits - exits) / moved, 4)
+        report["vfs"] = guest.pf.nic.vfs
         pings = [vf.ping.ms for vf in host.vfs if vf.ping is not None and vf.ping.ms is not None]
         if pings:
             report["ping_ms"] = round(sum(pings) / len(pings), 3)

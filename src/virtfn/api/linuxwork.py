@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from virtfn.api.flows import flow_report
@@ -26,12 +26,14 @@ from virtfn.hw.types import format_mac
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Job, Outcome
 
-__all__ = ["LinuxWork", "Ping", "iperf_mbps", "read_ping"]
+__all__ = ["LinuxWork", "Ping", "iperf_mbps", "read_ping", "read_statistics", "report_of"]
 
 IPERF_S = 3
 _IPERF_PORT = 5201
 _ANSWER_S = 30.0
 _SELF_TEST_S = 120.0
+_MOST_MBPS = 1e9  # more is no rate
+_READ = (("tx", "packets"), ("tx", "bytes"), ("rx", "packets"), ("rx", "bytes"), ("rx", "errors"))
 _PINGS = re.compile(r"(\d+) packets transmitted, (\d+) received(?:, \+(\d+) duplicates)?")
 _ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
 
@@ -63,9 +65,31 @@ def iperf_mbps(said: str) -> float:
         document = json.loads(said)
         if "error" in document:
             raise VirtfnError(f"iperf3: {document['error']}")
-        return float(document["end"]["sum_received"]["bits_per_second"]) / 1e6
-    except (ValueError, KeyError, TypeError):
+        mbps = float(document["end"]["sum_received"]["bits_per_second"]) / 1e6
+        if not 0 <= mbps < _MOST_MBPS:
+            raise ValueError
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise VirtfnError(f"iperf3: {words(Outcome(1, said))}") from None
+    return mbps
+
+
+def read_statistics(guest: LinuxGuest, said: Sequence[str]) -> dict[str, Counter[str]]:
+    """Read what interfaces of a guest have counted, added up, by way: tx, rx. said: of each, the JSON of `ip -s link`.
+
+    Raises VirtfnError with the guest's own words for what is none.
+    """
+    total: dict[str, Counter[str]] = {"tx": Counter(), "rx": Counter()}
+    for line in said:
+        try:
+            found = json.loads(line)[0]["stats64"]
+            counts = [(way, name, found[way][name]) for way, name in _READ]
+            if not all(type(count) is int and 0 <= count < 1 << 64 for _, _, count in counts):
+                raise ValueError
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise VirtfnError(f"guest {guest.lab.name}: ip -s link: {words(Outcome(1, line))}") from None
+        for way, name, count in counts:
+            total[way][name] += count
+    return total
 
 
 @dataclass(slots=True)
@@ -79,7 +103,7 @@ class _Findings:
     tested: bool = False
     failure: str = ""
     per_frame: float = 0.0
-    link: dict[str, dict[str, int]] = field(default_factory=dict)
+    link: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class LinuxWork:
@@ -210,16 +234,11 @@ class LinuxWork:
             if outcome.status:
                 self._found[g].failure = f"{' '.join(job.command.split()[:2])}: {words(outcome)}"
 
-    def _links(self) -> list[dict[str, dict[str, int]]]:
+    def _links(self) -> list[dict[str, Counter[str]]]:
         """Ask each guest for the statistics of its interface."""
         jobs = [guest.start(f"ip -s -j link show dev {guest.device}") for guest in self._guests]
-        links = []
-        for guest, outcome in zip(self._guests, self._linux.wait(jobs, "asking guests", _ANSWER_S), strict=True):
-            try:
-                links.append(json.loads(outcome.output)[0]["stats64"])
-            except (ValueError, LookupError, TypeError):
-                raise VirtfnError(f"guest {guest.lab.name}: ip -s link: {words(outcome)}") from None
-        return links
+        outcomes = self._linux.wait(jobs, "asking guests", _ANSWER_S)
+        return [read_statistics(guest, [outcome.output]) for guest, outcome in zip(self._guests, outcomes, strict=True)]
 
     # The report.
 
@@ -228,29 +247,9 @@ class LinuxWork:
         return [self._report(guest, found) for guest, found in zip(self._guests, self._found, strict=True)]
 
     def _report(self, guest: LinuxGuest, found: _Findings) -> GuestReport:
-        meter, costs = guest.vm.meter, guest.vm.meter.read()
         link = found.link or _link_of(guest)
-        tx, rx = link["tx"], link["rx"]
-        report: GuestReport = {
-            "name": guest.lab.name,
-            "io": guest.lab.nic.io,
-            "vmm": guest.lab.vmm,
-            "address": guest.plug.address,
-            "mac": format_mac(guest.mac),
-            "tx_frames": tx["packets"],
-            "tx_bytes": tx["bytes"],
-            "rx_frames": rx["packets"],
-            "rx_bytes": rx["bytes"],
-            "lost": found.lost,
-            "corrupt": rx["errors"],
-            "reordered": found.ping.repeated if found.ping else 0,
-            "dropped": guest.plug.drops(),
-            "exits": meter.exits,
-            "interrupts": costs["interrupts"],
-            "copies": costs["copies"],
-            "mailbox_messages": guest.plug.messages(),
-            "boot_s": None if guest.boot_s is None else round(guest.boot_s, 2),
-        }
+        repeated = found.ping.repeated if found.ping else 0
+        report = report_of(guest, link["tx"], link["rx"], lost=found.lost, reordered=repeated)
         if found.link:
             report["exits_per_frame"] = round(found.per_frame, 4)
         if claims := guest.plug.claims():
@@ -264,6 +263,33 @@ class LinuxWork:
         if found.failure:
             report["failure"] = found.failure
         return report
+
+
+def report_of(
+    guest: LinuxGuest, tx: Mapping[str, int], rx: Mapping[str, int], *, lost: int, reordered: int
+) -> GuestReport:
+    """Report of a guest what each has. tx, rx: statistics of its interface, or of all of them, in the words of `ip`."""
+    meter, costs = guest.vm.meter, guest.vm.meter.read()
+    return {
+        "name": guest.lab.name,
+        "io": guest.lab.nic.io,
+        "vmm": guest.lab.vmm,
+        "address": guest.plug.address,
+        "mac": format_mac(guest.mac),
+        "tx_frames": tx["packets"],
+        "tx_bytes": tx["bytes"],
+        "rx_frames": rx["packets"],
+        "rx_bytes": rx["bytes"],
+        "lost": lost,
+        "corrupt": rx["errors"],
+        "reordered": reordered,
+        "dropped": guest.plug.drops(),
+        "exits": meter.exits,
+        "interrupts": costs["interrupts"],
+        "copies": costs["copies"],
+        "mailbox_messages": guest.plug.messages(),
+        "boot_s": None if guest.boot_s is None else round(guest.boot_s, 2),
+    }
 
 
 def _self_test(guest: LinuxGuest) -> str:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from virtfn.api.lab import parse_lab
-from virtfn.api.linuxwork import LinuxWork, Ping, iperf_mbps, read_ping
+from virtfn.api.linuxwork import LinuxWork, Ping, iperf_mbps, read_ping, read_statistics
 from virtfn.api.report import Report, verdict
 from virtfn.machine.meter import Meter
 from virtfn.machine.ports import VirtfnError
@@ -38,9 +38,21 @@ def test_what_iperf3_says() -> None:
     assert iperf_mbps('{"end": {"sum_received": {"bits_per_second": 4e8}}}') == pytest.approx(400)
     with pytest.raises(VirtfnError, match="unable to connect"):
         iperf_mbps('{"error": "unable to connect to server"}')
-    for broken in ("", "sh: iperf3: not found\n", "[]", '{"end": {}}', '{"end": {"sum_received": []}}'):
+    made_up = ["[" * 100_000, '{"end": {"sum_received": {"bits_per_second": 1e999}}}', '{"end": [1]}']
+    for broken in ("", "sh: iperf3: not found\n", "[]", '{"end": {}}', '{"end": {"sum_received": []}}', *made_up):
         with pytest.raises(VirtfnError, match="iperf3: "):
             iperf_mbps(broken)
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    ["", "null", "[" * 100_000, "[{}]", '[{"stats64": []}]']
+    + [json.dumps([LINK]).replace("9000", bad) for bad in ('"9"', "-1", "1e999", "true", str(1 << 64), "null")],
+)
+def test_statistics_that_a_guest_makes_up(made_up: str) -> None:
+    guest = SimpleNamespace(lab=SimpleNamespace(name="g"))
+    with pytest.raises(VirtfnError, match="guest g: ip -s link: "):
+        read_statistics(guest, [json.dumps([LINK]), made_up])  # type: ignore[arg-type]
 
 
 @dataclass
