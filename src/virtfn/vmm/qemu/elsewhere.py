@@ -9,45 +9,33 @@ Nothing here talks to QEMU but through the sockets: what is plugged in is so fro
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from contextlib import ExitStack
 from pathlib import Path
 
 from virtfn.hw.types import Rid, format_rid
-from virtfn.machine.meter import Meter
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.vmm.guest import Emulation
 from virtfn.vmm.host import Host, room_for
 from virtfn.vmm.qemu.machine import VirtioNic
-from virtfn.vmm.served import ServedFunction, SharedFiles
+from virtfn.vmm.qemu.servedvm import ServedVm
+from virtfn.vmm.served import ServedFunction
 
 __all__ = ["VmElsewhere"]
 
 
-class VmElsewhere:
+class VmElsewhere(ServedVm):
     """One virtual machine. socket: where QEMU finds its function, or the back end of its virtio device.
 
     memory_bytes: that it may have, of the host's foreign bytes. Raises VirtfnError when there are not so many left.
     """
 
     def __init__(self, host: Host, name: str, memory_bytes: int, socket: Path) -> None:
-        self.host = host
-        self.name = name
+        super().__init__(host, name, room_for(memory_bytes))
         self.socket = socket
-        self.functions: dict[Rid, ServedFunction] = {}
-        self.meter = Meter()
-        self._files = SharedFiles(host.memory, room_for(memory_bytes))
 
     def door(self, name: str) -> Path:
         """Return where the socket of a part is to be: there is one."""
         return self.socket
-
-    def address_space(self, rid: Rid) -> Hashable:
-        """Name the address space that a function's DMA is in: its own."""
-        return self, rid
-
-    def populate(self, domain: DmaDomain) -> None:
-        """Map nothing yet: memory is mapped as QEMU tells of it."""
 
     def plug(
         self,
@@ -65,30 +53,13 @@ class VmElsewhere:
         """
         if self.functions:
             raise VirtfnError(f"guest {self.name} has a function at {self.socket} already", errno_name="EEXIST")
-        self.functions[rid] = served = ServedFunction(
-            self.host,
-            device,
-            rid,
-            config,
-            domain,
-            self._files,
-            self.socket,
-            mapped=mapped,
-            meter=self.meter,
-            emulation=emulation,
-        )
-        return served
+        return self._serve(device, rid, config, domain, self.socket, mapped=mapped, emulation=emulation)
 
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
         """Take a function away, whoever has it plugged in. Raises VirtfnError (ENODEV) if it does not have it."""
         if rid not in self.functions:
             raise VirtfnError(f"guest {self.name} does not have {format_rid(rid)}", errno_name="ENODEV")
         self.functions.pop(rid).close()
-
-    def inject(self, rid: Rid, address: int, message: int) -> None:
-        """Interrupt it by a message of its own, for a function that it has."""
-        if rid in self.functions:
-            self.functions[rid].send(address, message)
 
     def connect(self, network: VirtioNic) -> None:
         """Do nothing: whose QEMU it is gives it the device."""
@@ -102,16 +73,6 @@ class VmElsewhere:
     def refusal(self) -> str:
         """Why a QEMU was refused something last, for people."""
         return next((served.server.last_refusal for served in self.functions.values()), "")
-
-    @property
-    def messages(self) -> int:
-        """Messages about registers: the exits of this machine."""
-        return self.meter.exits
-
-    @property
-    def interrupts(self) -> int:
-        """Interrupts that were sent to it."""
-        return self.meter.read()["interrupts"]
 
     def close(self) -> None:
         """Take the sockets away, and back what it had."""

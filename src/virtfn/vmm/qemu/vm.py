@@ -1,21 +1,18 @@
 """A virtual machine of QEMU as the IOVM sees it: functions are served at sockets, and plugged in over QMP.
 
-    start     QEMU stands, its processors do not run: what is plugged in now, the guest finds as it boots
-    plug      a socket for the function, then device_add; memory comes through the socket, into a domain of its own
-    connect   a virtio network device, whose back end has a socket already; memory comes through that
-    unplug    device_del, the guest lets go; or, by surprise, the socket closes first
-
-Each function has an address space of its own, since QEMU tells each about memory by itself.
+start     QEMU stands, its processors do not run: what is plugged in now, the guest finds as it boots
+plug      a socket for the function, then device_add; memory comes through the socket, into a domain of its own
+connect   a virtio network device, whose back end has a socket already; memory comes through that
+unplug    device_del, the guest lets go; or, by surprise, the socket closes first
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from virtfn.hw.types import Rid, format_rid
-from virtfn.machine.meter import Meter
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.machine.wholecard import CardPf, CardVf
 from virtfn.vmm.guest import Emulation
@@ -24,8 +21,9 @@ from virtfn.vmm.hostcard import Member, Placement
 from virtfn.vmm.qemu.launch import QemuGuest
 from virtfn.vmm.qemu.machine import Function, VirtioNic, port_function
 from virtfn.vmm.qemu.machinery import QemuMachinery
+from virtfn.vmm.qemu.servedvm import ServedVm
 from virtfn.vmm.qemu.wait import Tick
-from virtfn.vmm.served import ServedFunction, SharedFiles
+from virtfn.vmm.served import ServedFunction
 
 __all__ = ["QemuVm"]
 
@@ -33,7 +31,7 @@ _LET_GO_S = 30.0
 _SURPRISE_S = 2.0
 
 
-class QemuVm:
+class QemuVm(ServedVm):
     """One virtual machine. tick: serves every function while something of QEMU's is waited for.
 
     placements: by PF, how QEMU learns of the VFs that the guest makes.
@@ -43,15 +41,11 @@ class QemuVm:
     """
 
     def __init__(self, host: Host, guest: QemuGuest, tick: Tick, room: int | None = None) -> None:
-        self.host = host
+        super().__init__(host, guest.machine.name, room_for(guest.machine.memory_mib << 20) if room is None else room)
         self.guest = guest
-        self.name = guest.machine.name
-        self.functions: dict[Rid, ServedFunction] = {}
-        self.meter = Meter()
         self.placements: dict[Rid, Placement] = {}
         self._cards: dict[Rid, list[Rid]] = {}
         self._tick = tick
-        self._files = SharedFiles(host.memory, room_for(guest.machine.memory_mib << 20) if room is None else room)
 
     def start(self) -> None:
         """Start QEMU, with its processors stopped.
@@ -66,16 +60,9 @@ class QemuVm:
 
     # What the IOVM asks.
 
-    def address_space(self, rid: Rid) -> Hashable:
-        """Name the address space that a function's DMA is in: its own."""
-        return self, rid
-
     def door(self, name: str) -> Path:
         """Return where the socket of a part is to be."""
         return self.guest.folder / name
-
-    def populate(self, domain: DmaDomain) -> None:
-        """Map nothing yet: memory is mapped as QEMU tells of it."""
 
     def plug(
         self,
@@ -94,19 +81,7 @@ class QemuVm:
         if rid in self.functions:
             raise VirtfnError(f"guest {self.name} has {format_rid(rid)} already", errno_name="EEXIST")
         path = self.door(f"{rid:04x}")
-        served = ServedFunction(
-            self.host,
-            device,
-            rid,
-            config,
-            domain,
-            self._files,
-            path,
-            mapped=mapped,
-            meter=self.meter,
-            emulation=emulation,
-        )
-        self.functions[rid] = served
+        served = self._serve(device, rid, config, domain, path, mapped=mapped, emulation=emulation)
         try:
             self.guest.plug(Function(_device_name(rid), path), tick=self._tick)
         except BaseException:
@@ -171,11 +146,6 @@ class QemuVm:
                 del self.functions[each]
             _close(parts)
 
-    def inject(self, rid: Rid, address: int, message: int) -> None:
-        """Interrupt it by a message of its own, for a function that it has."""
-        if rid in self.functions:
-            self.functions[rid].send(address, message)
-
     def connect(self, network: VirtioNic) -> None:
         """Plug a virtio network device in. Raises VirtfnError if QEMU does not take it, or has ended."""
         self.guest.connect(network, tick=self._tick)
@@ -197,16 +167,6 @@ class QemuVm:
                     self.guest.resume(tick=self._tick)
 
     # What goes on.
-
-    @property
-    def messages(self) -> int:
-        """Messages about registers: the exits of this machine."""
-        return self.meter.exits
-
-    @property
-    def interrupts(self) -> int:
-        """Interrupts that were sent to it."""
-        return self.meter.read()["interrupts"]
 
     def close(self) -> None:
         """End QEMU, and take back what it had."""
