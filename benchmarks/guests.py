@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
@@ -66,40 +66,42 @@ def on_virtfn(mapped: str, platform: Platform) -> Iterator[tuple[Run, list[int],
 @contextmanager
 def on_qemu(card: str, network: str, platform: Platform) -> Iterator[tuple[Run, list[int], list[str]]]:
     """Boot two guests with one of QEMU's own cards each, joined by one of its networks."""
+    with tempfile.TemporaryDirectory() as folder:
+        extras = []
+        for n in range(2):
+            if network == "stream":
+                ends = f"server={'off' if n else 'on'},addr.type=unix,addr.path={folder}/s"
+            else:
+                ends = f"local.type=unix,local.path={folder}/{n},remote.type=unix,remote.path={folder}/{1 - n}"
+            device = f"{card},netdev=n0,mac=52:54:00:00:00:0{n + 1},bus=pcie.0,addr=5"
+            extras.append(("-netdev", f"{network},id=n0,{ends}", "-device", device))
+        with booted(extras, platform) as guests:
+            yield guests
+
+
+@contextmanager
+def booted(extras: Sequence[tuple[str, ...]], platform: Platform) -> Iterator[tuple[Run, list[int], list[str]]]:
+    """Boot two guests whose cards are given by arguments of QEMU's, and bring their interfaces up."""
     ips = ["10.82.0.1", "10.82.0.2"]
     guests: list[QemuGuest] = []
     assert platform.image is not None
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for n in range(2):
-                if network == "stream":
-                    ends = f"server={'off' if n else 'on'},addr.type=unix,addr.path={folder}/s"
-                else:
-                    ends = f"local.type=unix,local.path={folder}/{n},remote.type=unix,remote.path={folder}/{1 - n}"
-                extra = ("-netdev", f"{network},id=n0,{ends}")
-                extra += ("-device", f"{card},netdev=n0,mac=52:54:00:00:00:0{n + 1},bus=pcie.0,addr=5")
-                parts = QemuMachine(
-                    f"q{n}",
-                    platform.image.kernel,
-                    platform.image.initrd,
-                    append="quiet",
-                    memory_mib=256,
-                    slots=0,
-                    extra=extra,
-                )
-                guests.append(QemuGuest(parts, platform.qemu, platform.acceleration))
-                guests[n].start()
+    kernel, initrd = platform.image.kernel, platform.image.initrd
 
-            def run(n: int, command: str, seconds: float) -> str:
-                return guests[n].agent.run(command, timeout_s=seconds).output
+    def run(n: int, command: str, seconds: float) -> str:
+        return guests[n].agent.run(command, timeout_s=seconds).output
 
-            for n, guest in enumerate(guests):
-                guest.agent.wait_ready()
-                run(n, f"ip link set eth0 up; ip address add {ips[n]}/24 dev eth0; sleep 3", 30)
-            yield run, [guest.pid for guest in guests], ips
-        finally:
-            for guest in guests:
-                guest.close()
+    try:
+        for n, extra in enumerate(extras):
+            parts = QemuMachine(f"q{n}", kernel, initrd, append="quiet", memory_mib=256, slots=0, extra=extra)
+            guests.append(QemuGuest(parts, platform.qemu, platform.acceleration))
+            guests[n].start()
+        for n, guest in enumerate(guests):
+            guest.agent.wait_ready()
+            run(n, f"ip link set eth0 up; ip address add {ips[n]}/24 dev eth0; sleep 3", 60)
+        yield run, [guest.pid for guest in guests], ips
+    finally:
+        for guest in guests:
+            guest.close()
 
 
 def processor_s(pids: list[int]) -> float:

@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
-from guests import LAB, Run, measure, on_qemu
+from guests import LAB, Run, booted, measure, on_qemu
 from memif import find_testpmd
 from models import Way
 
@@ -39,7 +39,7 @@ from virtfn.api.lab import parse_lab
 from virtfn.kernels import warm
 from virtfn.machine.clock import MS_PS, S_PS, WallClock
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Machine, QemuGuest, rest
+from virtfn.vmm.qemu import rest
 
 BURSTS = 8  # of 64 frames that each port starts with
 FRONT = "net_virtio_user{n},path={path},queue_size=1024,mac=02:00:00:00:00:0{n}"
@@ -191,33 +191,14 @@ def received(run: subprocess.Popen[str]) -> tuple[int, int]:
 @contextmanager
 def on_vhost(kind: str, testpmd: str, platform: Platform) -> Iterator[tuple[Run, list[int], list[str]]]:
     """Boot two guests with stock virtio_net, whose back end is a process of its own."""
-    ips = ["10.82.0.1", "10.82.0.2"]
     cores = sorted(os.sched_getaffinity(0))
-    guests: list[QemuGuest] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        sockets = stack.enter_context(back_end(kind, testpmd, cores[-1], cores[0], Path(folder)))
-        try:
-            for n, path in enumerate(sockets):
-                extra = ("-chardev", f"socket,id=c0,path={path}", "-netdev", "vhost-user,id=n0,chardev=c0")
-                extra += ("-device", f"virtio-net-pci,netdev=n0,mac=52:54:00:00:00:0{n + 1},bus=pcie.0,addr=5,romfile=")
-                image = platform.image
-                assert image is not None
-                parts = Machine(
-                    f"v{n}", image.kernel, image.initrd, append="quiet", memory_mib=256, slots=0, extra=extra
-                )
-                guests.append(QemuGuest(parts, platform.qemu, platform.acceleration))
-                guests[n].start()
-
-            def run(n: int, command: str, seconds: float) -> str:
-                return guests[n].agent.run(command, timeout_s=seconds).output
-
-            for n, guest in enumerate(guests):
-                guest.agent.wait_ready()
-                run(n, f"ip link set eth0 up; ip address add {ips[n]}/24 dev eth0; sleep 3", 60)
-            yield run, [guest.pid for guest in guests], ips
-        finally:
-            for guest in guests:
-                guest.close()
+        extras = []
+        for n, path in enumerate(stack.enter_context(back_end(kind, testpmd, cores[-1], cores[0], Path(folder)))):
+            device = f"virtio-net-pci,netdev=n0,mac=52:54:00:00:00:0{n + 1},bus=pcie.0,addr=5,romfile="
+            network = ("-chardev", f"socket,id=c0,path={path}", "-netdev", "vhost-user,id=n0,chardev=c0")
+            extras.append((*network, "-device", device))
+        yield stack.enter_context(booted(extras, platform))
 
 
 def udp_kpps(run: Run, ip: str, seconds: int) -> float:
