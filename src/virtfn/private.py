@@ -5,8 +5,9 @@
     CACHE/virtfn/BUILD                     kernels' machine code       `own_folder`, each level; else the next line
     TMPDIR/virtfn-kernels-UID/BUILD        the same                    `own_folder`, each level; else the next line
     TMPDIR/virtfn-xxxxxxxx                 the same, until exit        `fresh_folder`
-    $XDG_RUNTIME_DIR/virtfn, else          sockets of labs, guests'    `own_folder`, or refused
-      TMPDIR/virtfn-UID                    consoles and functions
+    $XDG_RUNTIME_DIR/virtfn, else          sockets of labs, guests'    `own_folder`, or refused; files by `write`
+      TMPDIR/virtfn-UID                    consoles and functions,
+                                           states, tokens for HTTP
     what --json, --capture, --trace and    results                     `opener`
       --save-iommu name, logs of consoles
     stream:PATH                            the uplink's peer           `found`; the peer is not trusted
@@ -51,6 +52,7 @@ __all__ = [
     "opener",
     "own_folder",
     "runtime_folder",
+    "write",
 ]
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -182,6 +184,16 @@ def runtime_folder() -> Path:
                 return folder
     tried = " or ".join(map(str, places))
     raise NotPrivateError(places[-1], f"no folder of this user's own for sockets: {tried}; set XDG_RUNTIME_DIR")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file in a folder of the user's own that nobody else can read: all of it, or nothing. Raises OSError."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(fresh, flags, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    fresh.replace(path)
 
 
 def _in_tmpdir(name: str) -> Path:

@@ -21,16 +21,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from virtfn import private
 from virtfn.api.control import ask, running_labs
-from virtfn.api.lab import Lab
 from virtfn.api.progress import OnProgress
-from virtfn.api.running import write_lab
-from virtfn.api.session import Session
-from virtfn.api.session.service import StartTraffic, StatusDocument
 from virtfn.machine.ports import VirtfnError
+
+if TYPE_CHECKING:  # who only asks needs no machine
+    from virtfn.api.lab import Lab
+    from virtfn.api.session import Session
+    from virtfn.api.session.service import StatusDocument
 
 __all__ = [
     "Kept",
@@ -52,6 +53,7 @@ _DOWN_S = 60.0
 _WEB_S = 30.0
 _SUFFIX = ".state"
 _LOOK_S = 0.02
+_LAST_S = 1 << 36  # seconds since 1970: a date that can be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +112,17 @@ def _folder() -> Path:
         raise VirtfnError(error.reason, errno_name="EACCES") from None
 
 
-def _write(kept: Kept) -> None:
-    path = _folder() / (kept.name + _SUFFIX)
-    fresh = path.with_suffix(".new")
+def _put(name: str, text: str) -> Path:
+    path = _folder() / name
     try:
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            json.dump(asdict(kept), file)
-        fresh.replace(path)
+        private.write(path, text)
     except OSError as error:
         raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name="EACCES") from None
+    return path
+
+
+def _write(kept: Kept) -> None:
+    _put(kept.name + _SUFFIX, json.dumps(asdict(kept)))
 
 
 def _read(path: Path) -> Kept | None:
@@ -128,7 +132,9 @@ def _read(path: Path) -> Kept | None:
         kept = Kept(**fields)
     except (OSError, ValueError, TypeError):
         return None
-    right = isinstance(kept.pid, int) and isinstance(kept.started, int) and isinstance(kept.lab, str)
+    numbers = all(type(number) is int for number in (kept.pid, kept.started, kept.changes, kept.rate))
+    words = all(isinstance(word, str) for word in (kept.name, kept.lab, kept.error, kept.http or ""))
+    right = numbers and words and isinstance(kept.since, int | float) and 0 <= kept.since < _LAST_S
     return kept if right and kept.name + _SUFFIX == path.name else None
 
 
@@ -152,13 +158,8 @@ def write_way(name: str, address: str) -> Path:
 
     Raises VirtfnError if it cannot be written.
     """
-    path = _folder() / f"{name}.html"
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n')
-    except OSError as error:
-        raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name="EACCES") from None
-    return path
+    page = f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n'
+    return _put(f"{name}.html", page)
 
 
 def log_file(name: str) -> Path:
@@ -195,6 +196,9 @@ def serve_lab(
     ready: is told when it is up. Raises VirtfnError if a part refuses, or a lab of that name is up; one that fails once
     it was up is lost, and its state says why.
     """
+    from virtfn.api.session import Session
+    from virtfn.api.session.service import StartTraffic
+
     with Session(lab, controlled=True, standing=True, progress=progress) as session:
         session.start()
         if rate:
@@ -210,6 +214,8 @@ def serve_lab(
 @contextlib.contextmanager
 def _kept(session: Session, http: str | None) -> Iterator[None]:
     """Keep the state of a lab in its file, at each change, until it ends in good order."""
+    from virtfn.api.running import write_lab
+
     began, since, changes = _started(os.getpid()), time.time(), count()
 
     def write(error: str = "") -> None:
@@ -273,7 +279,7 @@ def _entry(name: str, kept: Kept | None) -> StatusEntry:
     status: StatusDocument | None = None
     state, why = "starting", None
     try:
-        status = cast(StatusDocument, ask("lab.status", {}, name, 5.0))
+        status = cast("StatusDocument", ask("lab.status", {}, name, 5.0))
         state = status["state"]
     except VirtfnError as error:
         why = str(error)

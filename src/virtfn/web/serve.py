@@ -43,9 +43,7 @@ def make_token(lab: str) -> str:
     token = secrets.token_urlsafe(32)
     path = token_file(lab)
     try:
-        path.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(token + "\n")
+        private.write(path, token + "\n")
     except OSError as error:
         raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name="EACCES") from None
     return token

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,35 @@ def test_state_files_that_make_no_sense_are_no_labs(tmp_path: Path) -> None:
     assert list_labs() == []
     with pytest.raises(VirtfnError, match="no lab called a is running"):
         bring_down("a")
+
+
+SPOILT: list[dict[str, object]] = [
+    *({"since": since} for since in ("x", 1e300, -1, None)),
+    *({"pid": pid} for pid in (True, 1.5)),
+    *({"changes": "2"}, {"rate": None}, {"http": 5}, {"error": []}, {"lab": 1}, {"more": 1}),
+]
+
+
+@pytest.mark.parametrize("changed", SPOILT, ids=str)
+def test_a_state_that_somebody_has_spoilt_is_none(changed: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "virtfn").mkdir(mode=0o700)
+    fields = asdict(Kept("x", 2**22 + 1, 1, 1e9, lab_text())) | changed
+    (tmp_path / "virtfn" / "x.state").write_text(json.dumps(fields))
+    assert list_labs() == []
+    assert find_kept("x") is None
+
+
+def test_who_only_asks_needs_no_machine() -> None:
+    commands = [["status"], ["link", "show"], ["get"], ["watch"], ["events"], ["top", "-n", "1"], ["down"]]
+    script = (
+        "import sys; from virtfn.cli.main import main; sys.argv[0] = 'virtfn'\n"
+        f"for command in {commands}:\n"
+        "    try: main(command)\n"
+        "    except SystemExit: pass\n"
+        "print([name for name in sys.modules if name in ('numba', 'virtfn.api.machine', 'virtfn.api.lab')])"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]"
 
 
 def test_a_lab_whose_process_is_gone_is_lost_until_it_is_forgotten(tmp_path: Path) -> None:

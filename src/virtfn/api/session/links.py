@@ -5,15 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from virtfn.api.link import LinkDocument, describe
+from virtfn.api.link import LinkDocument, Stats64, VfDocument, VlanDocument
+from virtfn.api.machine import LabPf, Machine, card_mac
 from virtfn.api.session.asking import Answering, Params, Request, known, number, text
 from virtfn.api.session.policy import Clauses, find_pf, set_policies
 from virtfn.drivers.policy import VfPolicy
+from virtfn.hw.types import format_mac, format_rid
+from virtfn.iovm.iovm import Vf
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["SetLinks", "ShowLinks"]
 
 _SETTINGS_AT_ONCE = 64
+_BROADCAST = "ff:ff:ff:ff:ff:ff"
+_MTU, _LEAST_MTU = 1500, 68
+_RECEIVED = frozenset({"no-descriptor", "queue-disabled", "oversize", "page-absent", "dma-fault"})
+"""Reasons for which a VF's drop is of a frame that came for it; the others are of frames that it sent."""
+_LEFT = frozenset({"uplink-full", "no-uplink"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class ShowLinks(Request[list[LinkDocument]]):
         """Read."""
         machine = session.machine
         pfs = machine.pfs if self.pf is None else [find_pf(machine, self.pf)]
-        return [describe(machine, pf) for pf in pfs]
+        return [_describe(machine, pf) for pf in pfs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +76,93 @@ class SetLinks(Request[list[LinkDocument]]):
             policies[n] = clauses.applied_to(policies[n] if n in policies else pf.driver.policy(n))
         set_policies(pf, policies)
         session.changed()
-        return [describe(machine, pf)]
+        return [_describe(machine, pf)]
+
+
+def _describe(machine: Machine, pf: LabPf) -> LinkDocument:
+    """Describe a PF of a machine that is up, with its VFs, their policy in force, and what the card has counted."""
+    number = machine.pfs.index(pf)
+    up = pf.driver.link_up
+    document: LinkDocument = {
+        "ifindex": number + 1,
+        "ifname": pf.name,
+        "flags": [*([] if up else ["NO-CARRIER"]), "BROADCAST", "MULTICAST", "UP", *(["LOWER_UP"] if up else [])],
+        "mtu": _MTU,
+        "qdisc": "noqueue",
+        "operstate": "UP" if up else "DOWN",
+        "linkmode": "DEFAULT",
+        "group": "default",
+        "link_type": "ether",
+        "address": format_mac(card_mac(number)),
+        "broadcast": _BROADCAST,
+        "promiscuity": 0,
+        "min_mtu": _LEAST_MTU,
+        "max_mtu": pf.model.limits.mtu,
+        "parentbus": "pci",
+        "parentdev": format_rid(pf.nic.pf_rid),
+        "stats64": _port_stats(pf),
+    }
+    if pf.vfs:
+        document["vfinfo_list"] = [_describe_vf(pf, vf) for vf in pf.vfs]
+    return document
+
+
+def _port_stats(pf: LabPf) -> Stats64:
+    moved, drops = pf.nic.moved(pf.nic.pf_rid), pf.nic.drops(None)
+    sent = sum(drops.get(reason, 0) for reason in _LEFT)
+    return {
+        "rx": {
+            "bytes": moved.rx_bytes,
+            "packets": moved.rx_frames,
+            "errors": 0,
+            "dropped": sum(drops.values()) - sent,
+            "over_errors": 0,
+            "multicast": moved.rx_multicast,
+        },
+        "tx": {
+            "bytes": moved.tx_bytes,
+            "packets": moved.tx_frames,
+            "errors": 0,
+            "dropped": sent,
+            "carrier_errors": 0,
+            "collisions": 0,
+        },
+    }
+
+
+def _describe_vf(pf: LabPf, vf: Vf) -> VfDocument:
+    policy, moved = pf.driver.policy(vf.index), pf.nic.moved(vf.rid)
+    drops = pf.nic.drops(vf.index)
+    received = sum(drops.get(reason, 0) for reason in _RECEIVED)
+    sent = sum(drops.values()) - received
+    document: VfDocument = {
+        "vf": vf.index,
+        "link_type": "ether",
+        "address": format_mac(pf.driver.address(vf.index)),
+        "broadcast": _BROADCAST,
+        "vlan_list": [_vlan(policy)],
+        "rate": {"max_tx": policy.max_tx_rate, "min_tx": 0},
+        "spoofchk": policy.spoof_check,
+        "link_state": policy.link_state.value,
+        "trust": policy.trust,
+        "query_rss_en": False,
+        "stats": {
+            "rx": {
+                "bytes": moved.rx_bytes,
+                "packets": moved.rx_frames,
+                "multicast": moved.rx_multicast,
+                "broadcast": moved.rx_broadcast,
+                "dropped": received,
+            },
+            "tx": {"tx_bytes": moved.tx_bytes, "tx_packets": moved.tx_frames, "dropped": sent},
+        },
+    }
+    if policy.max_tx_rate:
+        document["tx_rate"] = policy.max_tx_rate
+    return document
+
+
+def _vlan(policy: VfPolicy) -> VlanDocument:
+    if not policy.vlan:
+        return {}
+    return {"vlan": policy.vlan, "qos": policy.qos} if policy.qos else {"vlan": policy.vlan}
