@@ -24,8 +24,9 @@ REAL = sorted(DATA.glob("*.pcap"))
 
 def lab(capture: Path, guests: int) -> str:
     functions = "".join(f"  - {{name: g{n}, memory-mib: 32, nic: {{pf: pf0, vf: {n}}}}}\n" for n in range(guests))
+    vfs = ", ".join(f"{{id: {n}, trust: true}}" for n in range(guests))  # they hear every group
     return (
-        f"name: replay\npfs: [{{name: pf0, sr-iov: {{total-vfs: {guests}}}}}]\nguests:\n{functions}"
+        f"name: replay\npfs: [{{name: pf0, sr-iov: {{total-vfs: {guests}, vfs: [{vfs}]}}}}]\nguests:\n{functions}"
         f"workload: {{kind: pcap, pcap: {capture}}}\n"
     )
 

@@ -21,7 +21,7 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "totals": ("object", "Totals"),
         "attacks": ("list", "an AttackReport for each attempt; kind attack alone"),
         "unwritten": ("list of text", "files that the disk refused; the run is what it is all the same"),
-        "notes": ("list of text", "what of a capture is not used, and what of an image is not there"),
+        "notes": ("list of text", "what of a capture is not used or not heard, and what of an image is not there"),
     },
     "PfReport": {
         "name": ("name", "the PF's"),

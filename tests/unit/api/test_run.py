@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import dpkt
 import numpy as np
 import pytest
 
@@ -249,6 +250,22 @@ def test_a_capture_that_ends_in_a_frame_is_used_and_the_report_says_so(tmp_path,
     (note,) = report["notes"]
     assert re.fullmatch(rf"{re.escape(str(cut))}: ends in frame \d+", note)
     assert "notes" not in run_lab(parse_lab(text.replace(str(cut), str(whole))))
+
+
+def test_groups_that_an_untrusted_guest_may_not_ask_for_are_said(tmp_path):
+    capture = tmp_path / "groups.pcap"
+    with capture.open("wb") as stream:
+        writer = dpkt.pcap.Writer(stream)
+        for n in range(31):
+            writer.writepkt(bytes([0x01, 0, 0x5E, 0, 0, n, 2, 0, 0, 0, 0, 1, 0x88, 0xB5]) + bytes(46), ts=n)
+    text = lab_text(workload=f"{{kind: pcap, pcap: {capture}}}")
+    report = run_lab(parse_lab(text))
+    asked = "hears 30 of the capture's 31 multicast groups: the policy of its VF does not say trust: true"
+    assert [note.split(" ", 2)[2] for note in report["notes"]] == [asked] * 2
+    trusted = lab_text(
+        workload=f"{{kind: pcap, pcap: {capture}}}", policies="[{id: 0, trust: true}, {id: 1, trust: true}]"
+    )
+    assert "notes" not in run_lab(parse_lab(trusted))
 
 
 # What does not work names the key.

@@ -65,6 +65,7 @@ class Live:
         self.lab: Lab = machine.lab
         self.groups = teller.groups
         self.attacks: list[AttackReport] = []
+        self.notes: list[str] = []
         self.standing: Standing | None = None
         self.changing = False
         self.ended: set[str] = set()
@@ -238,7 +239,7 @@ class Live:
                 continue
             stations = [Station(run.driver.row, run.driver.mac) for run in runs]
             if frames is not None:
-                _listen(runs, frames)
+                self.notes += _listen(runs, frames)
             try:
                 workload = Workload(
                     work.kind,
@@ -356,8 +357,9 @@ def _reworded(said: VfPolicy, policy: DriverPolicy) -> VfPolicy:
     return said.model_copy(update={name: getattr(words, name) for name in words.model_fields_set})
 
 
-def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
-    """Let the guests of a replay hear every group and VLAN that the capture has, as far as the NIC has room."""
+def _listen(runs: list[LabGuestRun], frames: Frames) -> list[str]:
+    """Let the guests of a replay hear every group and VLAN that the capture has; return what they cannot, in words."""
+    notes = []
     vids, groups = set(), set()
     for k in range(len(frames)):
         frame = frames.frame(k)
@@ -371,8 +373,14 @@ def _listen(runs: list[LabGuestRun], frames: Frames) -> None:
             driver.set_promiscuous(False, True)
         except VirtfnError:  # a guest that is not trusted hears the groups that it may ask for one by one
             driver.set_multicast(sorted(groups)[:_GROUPS])
+            if len(groups) > _GROUPS:
+                notes.append(
+                    f"guest {run.lab.name} hears {_GROUPS} of the capture's {len(groups)} multicast groups: "
+                    f"the policy of its VF does not say trust: true"
+                )
         for vid in sorted(vids)[:31]:
             try:
                 driver.set_vlan(vid)
             except VirtfnError:
                 break  # the host chose this guest's VLAN, or the table is full: the NIC counts what it then drops
+    return notes

@@ -238,7 +238,7 @@ class Session:
             )
             captures = [frames, *(pf.strangers for pf in machine.pfs)]
             self._notes = list(dict.fromkeys(note for capture in captures if capture for note in capture.notes))
-            self._notes += [note for guest in live.guests for note in guest.notes]
+            self._notes += live.notes + [note for guest in live.guests for note in guest.notes]
             # What is there by now stays, the compiler's memory most of all: to search it for garbage takes 50 ms.
             gc.freeze()
             self._closes.callback(gc.unfreeze)
