@@ -129,7 +129,7 @@ def test_the_end_is_the_cards(
         state = state_of(port)
         told = explain_frame(Sight(state), source, frame)
         drops = {(entry["interface"], entry["reason"]) for entry in told["dropped"]}
-        to = {(target["pool"], target["queue"]): target["descriptors"] for target in told["to"]}
+        to = {target["queue"]: target["descriptors"] for target in told["to"]}
         before = rig.counter("gptc")
         heads = [rig.head(0, q) for q in range(QUEUES)]
         if source is None:
@@ -137,10 +137,12 @@ def test_the_end_is_the_cards(
         else:
             rig.send(source, frame)
             rig.serve()
-        had = {(q % POOLS, q): (rig.head(0, q) - heads[q]) % (rings[q] or 1) for q in range(QUEUES)}
-        had = {at: count for at, count in had.items() if count}
+        had = {q: (rig.head(0, q) - heads[q]) % (rings[q] or 1) for q in range(QUEUES)}
+        had = {q: count for q, count in had.items() if count}
         assert {(None if p == WIRE else p, why) for p, why in rig.drops()} == drops, told
         assert had == to, told
+        pooled = values["MRQC", 0] & 7 in (3, 5)  # else every queue is the whole card's
+        assert all(target["pool"] == (target["queue"] % POOLS if pooled else 0) for target in told["to"]), told
         assert (rig.counter("gptc") > before) == told["wire"], told
         held = bool(rig.port["stalled"]) or (source is not None and rig.head(1, source) == 0)
         assert held == (told["outcome"] == "waits"), told
