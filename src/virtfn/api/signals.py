@@ -3,7 +3,8 @@
 One that whoever started us ignores stays ignored.
 
 Python raises where it happens to be, and that may be where exceptions get lost: a destructor, a callback of the
-import system. So an exception that is gone before it has arrived is raised again a moment later.
+import system. So an exception that is gone before it has arrived is raised again a moment later; and an error that
+comes meanwhile is what became of it: a callback that was cut short returned nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_S = 0.01
 _waiting: list[object] = []
 """Who waits for signals now."""
+_came: list[int] = []
+"""The signal that has come, if one has."""
 
 
 class Ended(KeyboardInterrupt):
@@ -39,6 +42,7 @@ class Ended(KeyboardInterrupt):
 def _end(number: int, frame: FrameType | None) -> None:
     for other in ENDING:
         signal.signal(other, _ignore)
+    _came.append(number)
     signal.signal(signal.SIGALRM, partial(_again, number))
     raise Ended(number)
 
@@ -64,7 +68,7 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        ended = _ended(error)
+        ended = _ended(error) or (Ended(_came[0]) if _came and isinstance(error, Exception) else None)
         if ended is None:
             raise
         ended.arrived = True
@@ -72,6 +76,7 @@ def ended_by_signals() -> Iterator[None]:
         raise ended from None
     finally:
         _waiting.pop()
+        _came.clear()
         for number, handler in before.items():
             if handler is not None:  # None: not Python's
                 signal.signal(number, handler)

@@ -129,7 +129,12 @@ def made_another() -> None:
         raise RuntimeError("setting a name failed") from error
 
 
-@pytest.mark.parametrize("happens", [lost, made_another])
+def lost_in_a_callback_that_returned_nothing() -> None:
+    Loses()
+    raise ValueError("NULL pointer access")
+
+
+@pytest.mark.parametrize("happens", [lost, made_another, lost_in_a_callback_that_returned_nothing])
 def test_a_signal_arrives_whatever_is_made_of_it(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's would keep it
     with pytest.raises(Ended) as caught, ended_by_signals():
