@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What calls kernels, and is run with their checked build as well.
+KERNEL_TESTS := $(addprefix tests/unit/,devices drivers iomodels iovm kernels machine vmm)
 
 .PHONY: run test check bench docs clean
 .DELETE_ON_ERROR:
@@ -17,11 +19,11 @@ test: $(VENV)/.installed-dev
 	tools/judges.sh
 	$(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
 	$(BIN)/pytest -n 2 -m "not slow and not guest"
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m "(slow or guest) and not alone"
+	$(BIN)/pytest -m alone
 	VIRTFN_CHECKED=1 $(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
-	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest and not slow" tests/unit
+	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest and not slow" $(KERNEL_TESTS)
 	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest" tests/property tests/conformance tests/fuzz
-	$(BIN)/pytest -m guest
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

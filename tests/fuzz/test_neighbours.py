@@ -51,6 +51,7 @@ def test_the_pair_keeps_half(street, name):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("name", sorted(floods.FLOODS.keys() - set(CHOSEN)))
 def test_the_pair_keeps_half_beside_any_other(street, name):
     assert kept(street, name) > 0.5

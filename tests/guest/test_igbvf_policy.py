@@ -197,6 +197,7 @@ def test_a_port_vlan_is_the_hosts_and_the_guests_do_not_see_it(rig: LinuxRig):
     assert rig.reaches(0, address(1))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mbps", [20, 60])
 def test_a_rate_limit_is_what_iperf_measures(rig: LinuxRig, mbps: int):
     rig.driver.set_rate(0, mbps)
