@@ -223,7 +223,8 @@ class Placement:
             wanted = self._space.vf_memory(n)
             for bar, shape in vf.bars.items():
                 address = self._space.vf_bar(n, bar)
-                if (wanted or early) and address and address != vf.bar_address(bar):
+                fits = address + shape.size <= 1 << (64 if shape.wide else 32)  # else no address decodes it
+                if (wanted or early) and address and fits and address != vf.bar_address(bar):
                     at = Type0.BAR.at(bar)
                     yield ConfigWrite(vf.function, at, 4, address & 0xFFFFFFFF)
                     if shape.wide:
@@ -238,7 +239,7 @@ class Placement:
         for name, way in [*ways, ("by ports", self._by_ports)]:
             try:
                 yield from way(writes)
-            except (VirtfnError, CancelledError) as error:
+            except (VirtfnError, CancelledError, ValueError, OverflowError) as error:
                 self.why = str(error)
             else:
                 self.counts[name] += 1

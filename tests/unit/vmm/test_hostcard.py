@@ -198,6 +198,27 @@ def test_bars_are_placed_early_and_opened_with_vf_enable_by_dma_of_the_pf(rig):
     assert rig.machinery.asked == [None], "the window is asked for once"
 
 
+def test_bars_beyond_all_addresses_are_not_placed(rig):
+    rig.boot()
+    rig.sriov(0x24, 0xFFFFFFFF, 4)
+    rig.sriov(0x28, 0xFFFFFFFF, 4)
+    rig.tell_window()
+    rig.answer_round()
+    assert bars(rig) == [(0xFFFF_FFFF_FFFF_C000, ADDRESS3, False)] + [
+        (0, ADDRESS3 + n * 0x4000, False) for n in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), OverflowError("no")])
+def test_a_round_with_numbers_that_nobody_takes_has_failed(rig, error):
+    rig.boot(master=False)
+    rig.enable(1)
+    rig.turn()
+    rig.machinery.futures.pop().set_exception(error)
+    rig.turn()
+    assert (rig.placement.counts, rig.placement.why) == ({"failed": 1}, "no")
+
+
 def test_a_guest_that_closes_a_vf_finds_it_open_again(rig):
     rig.boot()
     rig.tell_window()
