@@ -34,8 +34,10 @@ _ANSWER_S = 30.0
 _SELF_TEST_S = 120.0
 _MOST_MBPS = 1e9  # more is no rate
 _READ = (("tx", "packets"), ("tx", "bytes"), ("rx", "packets"), ("rx", "bytes"), ("rx", "errors"))
-_PINGS = re.compile(r"(\d+) packets transmitted, (\d+) received(?:, \+(\d+) duplicates)?")
-_ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
+_PINGS = re.compile(
+    r"(?<![0-9])([0-9]{1,18}) packets transmitted, ([0-9]{1,18}) received(?:, \+([0-9]{1,18}) duplicates)?"
+)
+_ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = [0-9.]{1,16}/([0-9]{1,9}(?:\.[0-9]{1,6})?)/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def iperf_mbps(said: str) -> float:
         mbps = float(document["end"]["sum_received"]["bits_per_second"]) / 1e6
         if not 0 <= mbps < _MOST_MBPS:
             raise ValueError
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, OverflowError, LookupError, TypeError, RecursionError):
         raise VirtfnError(f"iperf3: {words(Outcome(1, said))}") from None
     return mbps
 

@@ -34,11 +34,19 @@ def test_the_summary_of_a_ping() -> None:
     assert read_ping("ping: connect: Network is unreachable\n") is None
 
 
+@pytest.mark.parametrize("times", ["1/1.2.3/", "1/./", f"1/{'9' * 400}/", f"{'9' * 5000}/1/"])
+def test_numbers_of_a_ping_that_a_guest_makes_up(times: str) -> None:
+    said = f"1 packets transmitted, 1 received\nrtt min/avg/max/mdev = {times}"
+    assert read_ping(said) == Ping(1, 1, 0, None)
+    assert read_ping(f"{'9' * 5000} packets transmitted, 1 received\n{times}") is None
+
+
 def test_what_iperf3_says() -> None:
     assert iperf_mbps('{"end": {"sum_received": {"bits_per_second": 4e8}}}') == pytest.approx(400)
     with pytest.raises(VirtfnError, match="unable to connect"):
         iperf_mbps('{"error": "unable to connect to server"}')
-    made_up = ["[" * 100_000, '{"end": {"sum_received": {"bits_per_second": 1e999}}}', '{"end": [1]}']
+    huge = '{"end": {"sum_received": {"bits_per_second": 1' + "0" * 400 + "}}}"
+    made_up = ["[" * 100_000, huge, '{"end": {"sum_received": {"bits_per_second": 1e999}}}', '{"end": [1]}']
     for broken in ("", "sh: iperf3: not found\n", "[]", '{"end": {}}', '{"end": {"sum_received": []}}', *made_up):
         with pytest.raises(VirtfnError, match="iperf3: "):
             iperf_mbps(broken)
