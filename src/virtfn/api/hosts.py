@@ -21,7 +21,7 @@ from virtfn.api.machine import Machine
 from virtfn.api.report import FlowReport, GuestReport
 from virtfn.hw.types import Mac, format_mac, parse_mac
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Job
+from virtfn.vmm.qemu import Job, Outcome
 
 __all__ = ["HostWork"]
 
@@ -123,27 +123,21 @@ class HostWork:
         """Let each host make its VFs. Raises VirtfnError with the guest's own words if it cannot."""
         mtu = min(max(self._work.frame_bytes - _FCS_AND_HEADER, MTU.start), MTU.stop - 1)
         timeout_s = SET_UP_S + 30.0 * max((len(host.vfs) for host in self._hosts), default=0)
-        for making in (True, False):
-            jobs = [host.guest.start(self._script(host, mtu) if making else _links(host)) for host in self._hosts]
-            outcomes = self._linux.wait(jobs, "making VFs", timeout_s)
-            for host, outcome in zip(self._hosts, outcomes, strict=True):
-                if outcome.status:
-                    raise VirtfnError(f"guest {host.guest.lab.name}: {words(outcome)}")
-                by_number = {str(vf.n): vf for vf in host.vfs}
-                for line in outcome.output.splitlines() if making else ():
-                    match line.split():
-                        case ["VF", number, device] if number in by_number:
-                            by_number[number].device = device
-                if not all(vf.device for vf in host.vfs):
-                    raise VirtfnError(f"guest {host.guest.lab.name}: not all VFs have an interface: {words(outcome)}")
+        self._run([(host.guest, _making(host, mtu)) for host in self._hosts], timeout_s)
+        # One by one: together they are more than a guest's agent takes.
+        for n in range(max((len(host.vfs) for host in self._hosts), default=0)):
+            vfs = [host.vfs[n] for host in self._hosts if n < len(host.vfs)]
+            for vf, outcome in zip(vfs, self._run([(vf.host, _giving(vf, mtu)) for vf in vfs], timeout_s), strict=True):
+                vf.device = _device_of(vf, outcome)
+        self._run([(host.guest, _links(host)) for host in self._hosts], timeout_s)
 
-    def _script(self, host: _Host, mtu: int) -> str:
-        script = _FIND.format(mac=format_mac(host.guest.mac)) + _MAKE_VFS.format(mtu=mtu, count=len(host.vfs))
-        for vf in host.vfs:
-            script += "".join(f"ip link set $pf vf {vf.n} {clause} || exit\n" for clause in _clauses(vf))
-        for vf in host.vfs:
-            script += _GIVE_VF.format(n=vf.n, space=vf.space, mtu=mtu, ip=vf.ip)
-        return script
+    def _run(self, scripts: Sequence[tuple[LinuxGuest, str]], timeout_s: float) -> list[Outcome]:
+        """Run scripts in hosts. Raises VirtfnError with the guest's own words if one fails."""
+        outcomes = self._linux.wait([guest.start(script) for guest, script in scripts], "making VFs", timeout_s)
+        for (guest, _), outcome in zip(scripts, outcomes, strict=True):
+            if outcome.status:
+                raise VirtfnError(f"guest {guest.lab.name}: {words(outcome)}")
+        return outcomes
 
     # Working.
 
@@ -284,6 +278,29 @@ def _clauses(vf: _HostVf) -> Iterator[str]:
         yield f"max_tx_rate {policy.max_tx_rate}"
     yield f"spoofchk {'on' if policy.spoof_check else 'off'}"
     yield f"trust {'on' if policy.trust else 'off'}"
+
+
+def _making(host: _Host, mtu: int) -> str:
+    """Return the script that makes VFs, under their policies."""
+    script = _FIND.format(mac=format_mac(host.guest.mac)) + _MAKE_VFS.format(mtu=mtu, count=len(host.vfs))
+    for vf in host.vfs:
+        script += "".join(f"ip link set $pf vf {vf.n} {clause} || exit\n" for clause in _clauses(vf))
+    return script
+
+
+def _giving(vf: _HostVf, mtu: int) -> str:
+    """Return the script that gives a VF its driver, a network namespace and an address, and says its interface."""
+    script = _FIND.format(mac=format_mac(vf.host.mac))
+    return script + _GIVE_VF.format(n=vf.n, space=vf.space, mtu=mtu, ip=vf.ip)
+
+
+def _device_of(vf: _HostVf, outcome: Outcome) -> str:
+    """Read what a host calls a VF's interface. Raises VirtfnError if it has said none."""
+    for line in outcome.output.splitlines():
+        match line.split():
+            case ["VF", number, device] if number == str(vf.n):
+                return device
+    raise VirtfnError(f"guest {vf.host.lab.name}: VF {vf.n} has no interface: {words(outcome)}")
 
 
 def _links(host: _Host) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from virtfn.hw.types import Mac
 from virtfn.machine.meter import Meter
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Job, Outcome
+from virtfn.vmm.qemu.agent import Agent
+from virtfn.vmm.qemu.wait import Watch
 
 HOSTS = """\
 name: hosts
@@ -107,6 +110,7 @@ class Hosts:
         self.told: dict[str, list[str]] = {}
         self.answered = answered
         self.dropped: dict[str, int] = {}
+        self.devices = "VF {n} {device}\n"
         pfs = [SimpleNamespace(name=pf.name, nic=self._card(pf.total_vfs)) for pf in self.lab.pfs]
         machine = SimpleNamespace(
             lab=self.lab, pfs=pfs, offered_mac=lambda pf, n: Mac(0x02 | pfs.index(pf) << 32 | n << 40)
@@ -130,8 +134,8 @@ class Hosts:
         self.told.setdefault(name, []).append(command)
         vfs = self.lab.pf(next(g for g in self.lab.guests if g.name == name).nic.pf).total_vfs
         said = ""
-        if "sriov_numvfs || exit" in command:
-            said = "".join(f"VF {n} eth{n + 1}\n" for n in range(vfs))
+        if given := re.search(r"echo \"VF (\d) \$dev", command):
+            said = self.devices.format(n=given[1], device=f"eth{int(given[1]) + 1}")
         elif "ping" in command:
             said = SUMMARY.format(self.answered)
         elif "-s -j link" in command:
@@ -144,7 +148,8 @@ class Hosts:
 def test_a_host_makes_its_vfs_by_sysfs_and_ip_in_the_words_of_the_lab() -> None:
     hosts = Hosts()
     hosts.work.set_up()
-    script = hosts.told["a"][0]
+    *scripts, links = hosts.told["a"]
+    script = "".join(scripts)
     assert "echo 2 > $card/sriov_numvfs" in script
     for line in (
         "ip link set $pf vf 0 mac 02:00:00:00:00:00",
@@ -157,7 +162,28 @@ def test_a_host_makes_its_vfs_by_sysfs_and_ip_in_the_words_of_the_lab() -> None:
     ):
         assert line in script
     assert script.index("vf 1 trust on") < script.index("drivers_probe ||"), "a VF's driver finds its policy"
-    assert "ip netns exec vf1 cat /sys/class/net/eth2/carrier" in hosts.told["a"][1]
+    assert "ip netns exec vf1 cat /sys/class/net/eth2/carrier" in links
+
+
+def test_an_agent_takes_each_script_for_as_many_vfs_as_there_can_be() -> None:
+    policies = ", ".join(f"{{id: {n}, vlan-id: 1{n}0, qos: 3, max-tx-rate: 1000, trust: true}}" for n in range(7))
+    pf = f"name: p, uplink: none, sr-iov: {{total-vfs: 7, vfs: [{policies}]}}"
+    guest = "{name: a, vmm: qemu, nic: {pf: p, io: host}}"
+    hosts = Hosts(f"name: seven\npfs: [{{{pf}}}]\nguests: [{guest}]\nworkload: {{kind: none}}\n")
+    hosts.work.set_up()
+    sent: list[bytes] = []
+    agent = Agent(sent.append, Watch())
+    for script in hosts.told["a"]:
+        agent.start(script)  # E2BIG, if it is too long
+    assert len(sent) == 9
+    assert max(map(len, sent)) < 4000
+
+
+def test_a_host_that_names_no_interface_is_said() -> None:
+    hosts = Hosts()
+    hosts.devices = "nothing\n"
+    with pytest.raises(VirtfnError, match="guest a: VF 0 has no interface: nothing"):
+        hosts.work.set_up()
 
 
 def test_vfs_of_one_card_talk_in_twos_and_over_a_cable_with_those_of_the_other() -> None:
