@@ -204,9 +204,7 @@ def test_bars_beyond_all_addresses_are_not_placed(rig):
     rig.sriov(0x28, 0xFFFFFFFF, 4)
     rig.tell_window()
     rig.answer_round()
-    assert bars(rig) == [(0xFFFF_FFFF_FFFF_C000, ADDRESS3, False)] + [
-        (0, ADDRESS3 + n * 0x4000, False) for n in (1, 2)
-    ]
+    assert bars(rig) == [(0xFFFF_FFFF_FFFF_C000, ADDRESS3, False)] + [(0, ADDRESS3 + n * 0x4000, False) for n in (1, 2)]
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), OverflowError("no")])
