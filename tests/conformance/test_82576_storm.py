@@ -8,8 +8,9 @@ import pytest
 
 from conformance.pooled import DATA, ROPE, VMOLR, Pooled, mac
 from conformance.rig import data_descriptor, ethernet
-from virtfn.hw.i82576 import Regs
-from virtfn.hw.i82576.rxtx import SCCRL, STORM_THRESHOLD
+from virtfn.hw.i82576 import Regs, VfRegs
+from virtfn.hw.i82576.fields import CTRL
+from virtfn.hw.i82576.rxtx import RCTL, SCCRL, STORM_THRESHOLD, VMRCTL
 
 EVERYBODY, GROUP, NOBODY = b"\xff" * 6, b"\x01\0\x5e\0\0\1", b"\x02\0\0\0\0\x99"
 SIZE = 124  # 128 bytes with the check sequence: two chunks
@@ -18,7 +19,7 @@ FRAMES = 8
 
 @pytest.fixture
 def pools() -> Iterator[Pooled]:
-    made = Pooled(2)
+    made = Pooled(3)
     for n in (0, 1):
         made.set(Regs.VMOLR, VMOLR | 1 << 28, n)  # every group
     yield made
@@ -109,3 +110,40 @@ def test_unicast_of_the_wire_that_nobody_has_is_counted_too(pools: Pooled) -> No
     pools.receive(*[ethernet(mac(1), SIZE, mac(7))] * 2)
     assert len(pools.got(1)) == 2 + 2
     assert pools.nic.drops(None) == {"storm": FRAMES - 2}
+
+
+def test_resets_of_a_vf_begin_no_new_window(pools: Pooled) -> None:
+    limit(pools, SCCRL.of(BDICW=1))
+    assert passed(pools, EVERYBODY) == 2
+    for _ in range(3):
+        pools.set(VfRegs.VTCTRL, CTRL.of(RST=1).value, vf=2)
+        assert passed(pools, EVERYBODY) == 0
+
+
+@pytest.mark.parametrize("wire", [False, True])
+def test_a_mirror_makes_no_frame_one_that_nobody_has(pools: Pooled, wire: bool) -> None:
+    pools.nic.set_wire(True, 0)
+    rule = VMRCTL.of(UPME=1, MP=1) if wire else VMRCTL.of(DPME=1, MP=1)
+    pools.set(Regs.VMRCTL, rule.value)
+    limit(pools, SCCRL.of(BDICW=1, BIDU=1))
+    if wire:
+        pools.receive(*[ethernet(NOBODY, SIZE, mac(7))] * FRAMES)
+        assert len(pools.got(1)) == FRAMES
+    else:
+        assert passed(pools, NOBODY) == FRAMES
+    assert "storm" not in pools.nic.drops(None) | pools.nic.drops(0)
+
+
+def test_a_local_vlan_is_no_way_around_a_limit(pools: Pooled) -> None:
+    for i in range(128):
+        pools.set(Regs.UTA, 0xFFFFFFFF, i)
+    pools.set(Regs.VMOLR, VMOLR | ROPE, 1)
+    pools.set(Regs.RCTL, pools.get(Regs.RCTL) | RCTL.VFE.mask)
+    pools.vlan(0, 5, 0b11, local=True)
+    limit(pools, SCCRL.of(BDICW=1, BIDU=1))
+    tagged = ethernet(NOBODY, SIZE, mac(0))
+    tagged = tagged[:12] + b"\x81\0\0\5" + tagged[12 : SIZE - 4]
+    pools.store(pools.bases[0] + DATA, tagged)
+    pools.post(0, *[tuple(data_descriptor(DATA, SIZE))] * FRAMES)
+    assert len(pools.got(1)) == 2
+    assert pools.nic.drops(0) == {"storm": FRAMES - 2}

@@ -9,12 +9,13 @@ import pytest
 from conformance.pooled import DD, DROP, EOP, LB, STRVLAN, VMOLR, VP, Pooled, mac
 from conformance.rig import PF, Rig, ethernet
 from conformance.whole import Whole
-from unit.nicrig import IXSM, TCP, VLE, context, data, tagged
+from unit.nicrig import EOP as EOP_TX
+from unit.nicrig import IXSM, TCP, TSE, VLE, context, data, tagged
 from unit.packets import ipv4, wrap
 from virtfn.hw.i82576 import Regs
 from virtfn.hw.i82576.desc import RXD_IPCS, RXD_L4CS, RXD_PT_IPV4, RXD_PT_TCP, RXD_VEXT
-from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, VET
-from virtfn.hw.i82576.rxtx import DTXSWC, RCTL
+from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, VET, VlanInsert
+from virtfn.hw.i82576.rxtx import DTXSWC, RCTL, VMVIR
 
 OUTER, INNER = 0x88A8, 0x8100
 SPLIT_ALWAYS = 0x0A000202 | DROP
@@ -171,3 +172,38 @@ def test_standard_frames_may_be_longer_by_the_outer_tag(pools: Pooled) -> None:
     outer_mode(pools)
     pools.send(0, frame)
     assert [len(f.body) for f in pools.got(1)] == [1522]
+
+
+def departed(pools: Pooled) -> list[bytes]:
+    """Take what has left by the wire."""
+    port = pools.nic.port.nic["port"]
+    store = pools.nic.port.nic["departed"][int(port["departed_head"]) : int(port["departed_tail"])].tobytes()
+    port["departed_head"] = port["departed_tail"] = 0
+    frames, at = [], 0
+    while at < len(store):
+        size = int.from_bytes(store[at : at + 4], "big")
+        frames.append(store[at + 4 : at + 4 + size])
+        at += 4 + size
+    return frames
+
+
+def test_a_port_vlan_holds_for_a_large_send_under_way(pools: Pooled) -> None:
+    """On a wire with a rate, so that its segments leave one after the other."""
+    pools.nic.set_wire(True, 10)
+    pools.nic.open_wire()
+    head = b"\x02\0\0\0\0\x77" + mac(0) + wrap(ipv4(6, bytes(12) + b"\x50" + bytes(7)))[12:]
+    large = head[:54] + b"\x55" * 30000
+    pools.store(pools.bases[0] + 0x40000, large)
+    whole = data(0x40000, len(large), EOP_TX | TSE, len(large) - 54)
+    pools.post(0, context(maclen=14, iplen=20, l4t=TCP, l4len=20, mss=1000), whole)
+    left = departed(pools)
+    assert 0 < len(left) < 30
+    pools.set(Regs.VMVIR, VMVIR.of(PORT_VLAN=20, VLANA=VlanInsert.ALWAYS).value, 0)
+    pools.pass_time(100_000)
+    later = departed(pools)
+    assert all(frame[12:16] == b"\x81\0\0\x14" for frame in later)
+    assert pools.nic.drops(0) == {"withdrawn": 1}
+    pools.post(0, context(maclen=14, iplen=20, l4t=TCP, l4len=20, mss=1000), whole)
+    for _ in range(20):
+        pools.pass_time(10_000)
+    assert len(departed(pools)) == 30

@@ -86,6 +86,11 @@ class Addresses:
             self.apply(n)
         return losers
 
+    def take_back(self, n: int) -> None:
+        """Take from the guest of VF `n` the address that it chose: the host's counts again."""
+        self._taken[n] = Mac(0)
+        self.apply(n)
+
     def offer(self, n: int, mac: Mac) -> list[int]:
         """Give VF `n` an address that counts while none is fixed. Returns and raises as `fix` does."""
         losers = self._claim(n, mac)
@@ -109,10 +114,10 @@ class Addresses:
     def distrust(self, n: int) -> bool:
         """Leave VF `n` only what the host gave it; tell whether its address is another one now."""
         self._pools.clear_addresses(n)
-        lost, self._taken[n] = self._taken[n], Mac(0)
+        lost = self._taken[n] != 0
         if lost:
-            self.apply(n)
-        return lost != 0
+            self.take_back(n)
+        return lost
 
     def forget(self, n: int) -> None:
         """Take every address of VF `n` away."""

@@ -90,7 +90,7 @@ class Igb(Policing):
             raise VirtfnError(f"the 82576 has 0 to 8 VFs, not {vfs}", errno_name="ERANGE")
         self.vfs = vfs
         self.policies[:] = [VfPolicy() for _ in range(vfs)]
-        self._switch = SwitchPolicy()
+        self.set_switch(SwitchPolicy())
         self.addresses.start(self.mac, vfs)
         self.mailbox.start(vfs)
         self.restraint.start()
@@ -193,6 +193,7 @@ class Igb(Policing):
         """Take note that the VFs are gone: pools off, policies forgotten, their queues the PF's again."""
         self.vfs = 0
         self.policies.clear()
+        self.set_switch(SwitchPolicy())
         self.addresses.start(self.mac, 0)
         self.mailbox.start(0)
         self.restraint.start()
@@ -251,7 +252,7 @@ class Igb(Policing):
         self._check(n)
         self.policies[n] = VfPolicy()
         self.misbehaved.pop(n, None)
-        self.restraint.let_go(n)
+        self.restraint.forget(n)
         self.mailbox.forget(n)
         self.addresses.forget(n)
         self.pools.forget(n)
@@ -303,7 +304,7 @@ class Igb(Policing):
                 self.restraint.note_message(n)
             if causes.VFREQ >> n & 1:
                 self.mailbox.serve(n)
-            if causes.VFACK >> n & 1:
+            elif causes.VFACK >> n & 1:
                 self.mailbox.acknowledged(n)
 
     def _misbehaviour(self) -> None:

@@ -103,6 +103,8 @@ class Policing:
         a group address, EADDRINUSE for one that is the PF's, or another VF's by the host's own word.
         """
         self._change(n, mac=mac)
+        if mac and self.addresses.of(n) != mac:
+            self.addresses.take_back(n)
 
     def set_vlan(self, n: int, vlan: int, qos: int = 0) -> None:
         """Put VF `n` into a VLAN of the host's choice, invisible to the guest; 0 brings its own back.

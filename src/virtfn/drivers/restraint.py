@@ -55,6 +55,13 @@ class Restraint:
                 self._regs.set(Regs.EITR, throttle, vf_vector(n, v))
             self.open_mailboxes()
 
+    def forget(self, n: int) -> None:
+        """Forget VF `n` and its owner: nothing of either is in its throttles."""
+        if self._held.pop(n, None) is not None:
+            for v in range(VF_VECTORS):
+                self._regs.set(Regs.EITR, 0, vf_vector(n, v))
+            self.open_mailboxes()
+
     def rate(self, n: int, mbps: int) -> int:
         """Say what VF `n` may send, if the host's policy is `mbps`; 0: without limit."""
         held = self._held.get(n)

@@ -67,7 +67,7 @@ class Switching:
             MDICW=int(storm.multicast > 0),
             BDICW=int(storm.broadcast > 0),
             BIDU=int(storm.unknown_unicast),
-            INTERVAL=units,
+            INTERVAL=units if storm.broadcast or storm.multicast else 0,
         )
         self._regs.set(Regs.SCCRL, sccrl.value)
 

@@ -6,7 +6,7 @@ import pytest
 
 from unit.rig import BROADCAST, Rig, frame, send, take
 from virtfn.drivers.igbvf import MailboxError, State
-from virtfn.drivers.policy import VfPolicy
+from virtfn.drivers.policy import LinkState, VfPolicy
 from virtfn.hw.i82576 import MacAction, Message, Opcode, Regs, VfRegs, hash_words, mac_words, multicast_hash
 from virtfn.hw.i82576.fields import V2PMAILBOX, VTCTRL
 from virtfn.hw.i82576.rxtx import VLVF, VMOLR
@@ -431,3 +431,15 @@ def test_message_words_are_what_the_device_counts(rig):
     before = rig.pf.nic.mailbox_messages(rig.vf(0).index)
     rig.mailbox(0).ask([Message.of(OPCODE=Opcode.SET_LPE).value, 1518])
     assert rig.pf.nic.mailbox_messages(rig.vf(0).index) == before + 2
+
+
+def test_a_message_that_comes_with_a_receipt_gets_its_answer(rig: Rig):
+    """A VF without a link, whose driver has read the answer before, and asks at once."""
+    rig.igb.set_link_state(0, LinkState.DISABLE)
+    regs = rig.registers(0)
+    regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.ACK.mask | V2PMAILBOX.VFU.mask)
+    regs.set(VfRegs.VMBMEM, Message.of(OPCODE=Opcode.RESET).value, 0)
+    regs.set(VfRegs.V2PMAILBOX, V2PMAILBOX.REQ.mask)
+    rig.igb.serve()
+    answer = Message(regs.get(VfRegs.VMBMEM, 0))
+    assert (answer.OPCODE, answer.ACK) == (Opcode.RESET, 1)

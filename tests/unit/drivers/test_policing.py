@@ -9,7 +9,7 @@ import pytest
 from unit.rig import BROADCAST, Rig, frame, pass_time, send, take
 from virtfn.drivers.igbvf import Igbvf, MailboxError, State
 from virtfn.drivers.policy import LinkState, Mirror, StormLimits, SwitchPolicy, VfPolicy
-from virtfn.hw.i82576 import Opcode, Regs, VfRegs
+from virtfn.hw.i82576 import Opcode, Regs, VfRegs, vf_vector
 from virtfn.hw.i82576.rxtx import SCCRL, STORM_THRESHOLD, VLVF, VMRCTL
 from virtfn.hw.types import Mac, parse_mac
 from virtfn.machine.clock import MS_PS, S_PS, US_PS
@@ -305,3 +305,33 @@ def arrives(rig: Rig, *frames: bytes) -> None:
     lengths = np.array([len(one) for one in frames], np.int64)
     rig.nic.arrive(store, np.cumsum(lengths) - lengths, lengths, 0, len(frames))
     rig.serve()
+
+
+def test_mirrors_and_limits_go_with_the_vfs(four: Rig) -> None:
+    kinds = (Regs.VMRCTL, Regs.VMRVM, Regs.VMRVLAN, Regs.SCCRL)
+    for end in (four.igb.end_vfs, lambda: four.igb.start(4)):
+        four.igb.set_switch(SwitchPolicy((Mirror(to=2, vfs=(0,)),), StormLimits(broadcast=10)))
+        end()
+        assert four.igb.switch_policy() == SwitchPolicy()
+        assert [register(four, decl) for decl in kinds] == [0] * 4
+        four.igb.start(4)
+
+
+def test_a_throttle_goes_with_its_owner(rig: Rig) -> None:
+    vector = vf_vector(1, 0)
+    rig.nic.port.registers.poke(Regs.EITR, vector, 0x7FFC)
+    rig.igb.throttle(1, 10)
+    rig.igb.release_vf(1)
+    assert register(rig, Regs.EITR, vector) == 0
+
+
+def test_the_hosts_address_given_again_is_in_force_again(rig: Rig) -> None:
+    mine, taken = parse_mac("02:00:00:00:00:33"), parse_mac("02:00:00:00:00:44")
+    rig.igb.set_mac(0, mine)
+    rig.igb.set_trust(0, True)
+    rig.driver(0).set_mac(taken)
+    assert rig.igb.address(0) == taken
+    rig.igb.set_rate(0, 100)
+    assert rig.igb.address(0) == taken, "another decision is none about the address"
+    rig.igb.set_mac(0, mine)
+    assert rig.igb.address(0) == mine

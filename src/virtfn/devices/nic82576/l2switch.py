@@ -41,7 +41,7 @@ from virtfn.hw.i82576.rxtx import (
     VT_CTL,
 )
 from virtfn.kernels.csum import toeplitz_key
-from virtfn.kernels.i82576.state import MAC_SLOTS, PLAIN_TAG_AT, POOLS
+from virtfn.kernels.i82576.state import DROP_WITHDRAWN, MAC_SLOTS, PLAIN_TAG_AT, POOLS
 from virtfn.kernels.i82576.switch import IN_VFTA, LOCAL_VLAN, mac_slot
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
@@ -217,15 +217,21 @@ class L2Switch(Handlers):
             row["layout_raw"] = -1
 
     def _settle_storm(self) -> None:
-        """Settle storm control; its windows begin anew. They are as long as the link takes for as many bits."""
+        """Settle storm control; its windows begin anew if it has changed. The link takes as long for so many bits."""
         peek, port = self._registers.peek, self._nic["port"]
         sccrl = SCCRL(peek(Regs.SCCRL))
         drops = (sccrl.MDIPW, sccrl.MDICW, sccrl.BDIPW, sccrl.BDICW, sccrl.BIDU)
         limited = sccrl.INTERVAL and (sccrl.MDIPW or sccrl.MDICW or sccrl.BDIPW or sccrl.BDICW)
-        port["storm"] = sum(int(on) << i for i, on in enumerate(drops)) if limited else 0
-        port["storm_ps"] = sccrl.INTERVAL * (STORM_BITS * PS_PER_BIT_AT_1_MBPS // self.link_mbps)
-        port["storm_most_broadcasts"] = STORM_THRESHOLD(peek(Regs.BSCTRH)).UTRESH * STORM_CHUNK
-        port["storm_most_multicasts"] = STORM_THRESHOLD(peek(Regs.MSCTRH)).UTRESH * STORM_CHUNK
+        settings = {
+            "storm": sum(int(on) << i for i, on in enumerate(drops)) if limited else 0,
+            "storm_ps": sccrl.INTERVAL * (STORM_BITS * PS_PER_BIT_AT_1_MBPS // self.link_mbps),
+            "storm_most_broadcasts": STORM_THRESHOLD(peek(Regs.BSCTRH)).UTRESH * STORM_CHUNK,
+            "storm_most_multicasts": STORM_THRESHOLD(peek(Regs.MSCTRH)).UTRESH * STORM_CHUNK,
+        }
+        if all(port[name] == value for name, value in settings.items()):
+            return
+        for name, value in settings.items():
+            port[name] = value
         for name in ("storm_end", "storm_broadcasts", "storm_multicasts", "storm_over", "storm_before"):
             port[name] = 0
 
@@ -244,11 +250,24 @@ class L2Switch(Handlers):
             vmvir = VMVIR(peek(Regs.VMVIR, n))
             if port["vmdq"]:
                 row["strip"] = VMOLR(peek(Regs.VMOLR, n)).STRVLAN
+                if (row["vlan_mode"], row["vlan_tag"]) != (vmvir.VLANA, vmvir.PORT_VLAN):
+                    self._forget_gathered(n)
                 row["vlan_mode"], row["vlan_tag"] = vmvir.VLANA, vmvir.PORT_VLAN
             else:
                 row["strip"] = vlan_mode
                 row["vlan_mode"] = VlanInsert.BY_DESCRIPTOR if vlan_mode else VlanInsert.NEVER
         return STANDARD_FRAME + VLAN_BYTES * double
+
+    def _forget_gathered(self, n: int) -> None:
+        """Forget what pool `n`'s queues gathered whole, with the tag of before; what is left of one is dropped."""
+        for q in (n, n + POOLS):
+            t = self._nic["tx"][q]
+            if t["whole"] and t["segments_done"]:
+                t["chain_bytes"] = t["chain_header"] + t["segments_done"] * t["chain_mss"]
+                self._nic["drops"][n, DROP_WITHDRAWN] += 1
+            elif t["whole"]:
+                for name in ("walked", "gathered", "whole"):
+                    t[name] = 0
 
     def _settle_segments(self) -> None:
         """Settle which TCP flags segments keep; what is in front of them, the data offset, all keep."""

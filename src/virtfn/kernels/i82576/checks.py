@@ -82,7 +82,8 @@ def look(
             return 0, 0, -1, 0
     carried, covered = look_at_payload(protocol, payload, field)
     whole = covered != 0 and l4 + covered == length
-    if q1 & (TXD_IXSM | TXD_TXSM) and unlikely(not agrees(t, q1, six, cut, carried, whole)):
+    offloads = q1 & (TXD_IXSM | TXD_TXSM)
+    if offloads and (unlikely(l4 > length) or unlikely(not agrees(t, q1, six, cut, carried, whole))):
         return 0, 0, -1, 0
     addresses = sum_addresses(six, words)
     status = 0

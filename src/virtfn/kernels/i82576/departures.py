@@ -11,15 +11,28 @@ Debian 12's passt drops packets that are shorter than their frame.
 from __future__ import annotations
 
 from virtfn.hw.eth import HEADER_BYTES, IPV4_LOADED, MIN_FRAME
-from virtfn.kernels._jit import Row, kernel, load16, store32
+from virtfn.kernels._jit import Row, inlined, kernel, load16, store32, unlikely
 from virtfn.kernels.csum import swap16, swap32
 from virtfn.kernels.i82576.seen import copy_frame, drop_seen
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_UPLINK_FULL, WIRE
 from virtfn.kernels.streams import LENGTH_BYTES
 
-__all__ = ["depart"]
+__all__ = ["book", "depart"]
 
 _IPV4_HEADER = 20
+
+
+@inlined
+def book(nic: Row, length: int) -> int:
+    """Take room for a frame of `length` bytes in the store; return where it goes, 0 if the store is full."""
+    p = nic.port
+    if unlikely(p.departed_tail + LENGTH_BYTES + length > DEPARTURE_BYTES):
+        return 0
+    at = p.departures + p.departed_tail
+    store32(at, swap32(length))
+    p.departed_tail += LENGTH_BYTES + length
+    nic.card.departed += 1
+    return at + LENGTH_BYTES
 
 
 @kernel
@@ -28,14 +41,11 @@ def depart(nic: Row, head: int, body: int, length: int) -> None:
     p = nic.port
     if p.departed_bare and length <= MIN_FRAME:
         length = unpadded(head, length)
-    if p.departed_tail + LENGTH_BYTES + length > DEPARTURE_BYTES:
+    at = book(nic, length)
+    if at:
+        copy_frame(at, head, body, length)
+    else:
         drop_seen(nic, WIRE, 1, DROP_UPLINK_FULL, head, body, length)
-        return
-    at = p.departures + p.departed_tail
-    store32(at, swap32(length))
-    copy_frame(at + LENGTH_BYTES, head, body, length)
-    p.departed_tail += LENGTH_BYTES + length
-    nic.card.departed += 1
 
 
 @kernel

@@ -175,13 +175,13 @@ def check_sender(nic: Row, q: int, pool: int, vid: int, head: int, body: int, le
 
 
 @part
-def ask_leave(nic: Row, q: int, pool: int, target: int, length: int, wire: bool) -> int:
-    """Ask whether a frame of `length` bytes may go now, to the wire or to the scarce receiver `target` (-1: none).
+def ask_leave(nic: Row, q: int, pool: int, target: int, wire: bool) -> int:
+    """Ask whether a frame may go now, to the wire or to the scarce receiver `target` (-1: none).
 
-    Returns FORWARDED, and the time on the wire is taken; or what `forward` returns of a frame that may not.
+    Returns FORWARDED, or what `forward` returns of a frame that may not.
     """
     p = nic.port
-    paced = wire and p.wire_up != 0 and p.wire_ps_per_byte != 0
+    paced = is_paced(nic, wire)
     if paced and is_scarce(nic, WIRE) and not has_turn(nic, WIRE, pool):
         return YIELDED
     if target >= 0 and nic.turn.resumed == q + 1:
@@ -189,15 +189,27 @@ def ask_leave(nic: Row, q: int, pool: int, target: int, length: int, wire: bool)
         return YIELDED
     if target >= 0 and not has_turn(nic, target, pool):
         return YIELDED
-    if paced:
-        if p.wire_next_ps > p.now:
-            nic.scarce[WIRE] = p.epoch
-            nic.claims[WIRE, pool] = nic.turn.turns
-            return WAITING
-        p.wire_next_ps = max(p.wire_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
-        nic.had[WIRE, pool] += length + 4
-        nic.claims[WIRE, pool] = 0
+    if paced and p.wire_next_ps > p.now:
+        nic.scarce[WIRE] = p.epoch
+        nic.claims[WIRE, pool] = nic.turn.turns
+        return WAITING
     return FORWARDED
+
+
+@part
+def is_paced(nic: Row, wire: bool) -> bool:
+    """Tell whether a frame, if it is for the wire, takes time there."""
+    p = nic.port
+    return wire and p.wire_up != 0 and p.wire_ps_per_byte != 0
+
+
+@part
+def take_wire(nic: Row, pool: int, length: int) -> None:
+    """Take the time on the wire of a frame of `length` bytes."""
+    p = nic.port
+    p.wire_next_ps = max(p.wire_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
+    nic.had[WIRE, pool] += length + 4
+    nic.claims[WIRE, pool] = 0
 
 
 @part
@@ -280,12 +292,14 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         if pools == 0:
             drop_seen(nic, pool, 1, why if why else DROP_WITHDRAWN, head, body, length)
     else:
-        leave = ask_leave(nic, q, pool, target, length, wire)
+        leave = ask_leave(nic, q, pool, target, wire)
         if leave != FORWARDED:
             return leave
-        if p.storm and is_storm(nic, destination, pools, length):
+        if p.storm and is_storm(nic, pool, destination, vid, pools, length):
             drop_seen(nic, pool, 1, DROP_STORM, head, body, length)
             return FORWARDED
+        if is_paced(nic, wire):
+            take_wire(nic, pool, length)
         if p.capture:
             capture_frame(nic, pool, 1, head, body, length)
         leaves = wire and p.wire_up != 0 and p.self_loop == 0

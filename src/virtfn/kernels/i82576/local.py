@@ -27,6 +27,7 @@ from virtfn.hw.i82576.desc import (
     RXD_VP,
     SRRCTL_ADV_ONE,
     TXC_VLAN_SHIFT,
+    TXD_ASKS,
     TXD_IXSM,
     TXD_TXSM,
     TXD_VLE,
@@ -59,7 +60,6 @@ from virtfn.kernels.vtd.dma import translate_near
 __all__ = ["OUT", "find_route", "move_frame", "move_packet", "move_plain", "settle_received", "settle_sent"]
 
 OUT = -2  # the route of frames for the wire alone
-_ASKS = TXD_VLE | TXD_IXSM | TXD_TXSM
 _DONE = RXD_DD | RXD_EOP
 _LOOPED = _DONE | RXD_LB
 _LOW = 0xFFFFFFFF
@@ -90,8 +90,6 @@ def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
     if pool == WIRE:
         pools, _ = switch_receive(nic, low & MAC, vid)
         wire = False
-        if nic.port.storm and find_pools(nic.macs, low & MAC) == 0:
-            return -1  # frames to addresses that nobody has may be counted
     else:
         if why_spoofed(nic, pool, (low >> 48 & 0xFFFF) | (high & _LOW) << 16, vid) >= 0:
             return -1
@@ -100,6 +98,8 @@ def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
         return OUT
     if wire or pools == 0 or pools & (pools - 1):
         return -1
+    if nic.port.storm and find_pools(nic.macs, low & MAC) == 0:
+        return -1  # frames to addresses that nobody has may be counted
     return LOWEST[pools & 0xFF]
 
 
@@ -130,6 +130,8 @@ def have_room(nic: Row, target: int, q: int, size: int, whole: int, tagged: bool
     """
     r = nic.rx[q]
     if unlikely(nic.turn.touched >> q & 1 == 0):
+        if r.pool != target:
+            return 0
         if r.epoch != nic.port.epoch:
             latch(r, nic.port.epoch, True)
         if not r.enabled or r.size == 0 or r.layout != SRRCTL_ADV_ONE or is_scarce(nic, target):
@@ -310,7 +312,7 @@ def move_frame(nic: Row, iommu: Row, sender: Row, t: Row, q1: int, source: int, 
     high = load64(source + 8)
     kind = high >> 32 & 0xFFFF
     plain = kind != IPV4_LOADED and kind != IPV6_LOADED and kind != nic.port.tag_kind
-    if plain and q1 & _ASKS == 0 and length >= MIN_FRAME and sender.vlan_mode == 0:
+    if plain and q1 & TXD_ASKS == 0 and length >= MIN_FRAME and sender.vlan_mode == 0:
         return move_plain(nic, iommu, t, low, high, -1, source, length, length, True)
     return move_common(nic, iommu, t, q1, source, length)
 

@@ -15,7 +15,7 @@ from virtfn.hw.i82576.desc import MAX_FRAME
 from virtfn.kernels._jit import Row, copy_bytes, kernel, load64
 from virtfn.kernels.card import EV_CAPTURE, EV_FAULT, EV_INTERRUPT, EV_MALICIOUS, EV_PAGE, EV_TIMER, EV_UPLINK
 from virtfn.kernels.i82576.classify import HEAD_BYTES
-from virtfn.kernels.i82576.forward import count_size, spread, tag_of
+from virtfn.kernels.i82576.forward import BURST_PS, count_size, spread, tag_of
 from virtfn.kernels.i82576.ring import publish
 from virtfn.kernels.i82576.seen import capture_frame, capture_room, drop_seen, tap_sent
 from virtfn.kernels.i82576.state import (
@@ -184,7 +184,7 @@ def arrive(nic: Row, frame: int, length: int) -> int:
         if p.wire_ps_per_byte:
             if p.wire_rx_next_ps > p.now:
                 return EV_TIMER
-            p.wire_rx_next_ps = max(p.wire_rx_next_ps, p.now - 2_000_000_000) + (length + 24) * p.wire_ps_per_byte
+            p.wire_rx_next_ps = max(p.wire_rx_next_ps, p.now - BURST_PS) + (length + 24) * p.wire_ps_per_byte
         if p.capture and not capture_room(nic, length):
             return EV_CAPTURE
     head = p.scratch + HEAD_AREA
@@ -214,7 +214,8 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
             capture_frame(nic, WIRE, 0, head, frame, length)
         tci = tag_of(nic, head, length)
         mac = load64(head) & BROADCAST
-        pools, why = switch_receive(nic, mac, tci & 0xFFF if tci >= 0 else -1)
+        vid = tci & 0xFFF if tci >= 0 else -1
+        pools, why = switch_receive(nic, mac, vid)
         if nic.seen.points:
             tap_sent(nic, WIRE, 0, pools, head, frame, length)
         if pools == 0:
@@ -227,7 +228,7 @@ def wire_frame(nic: Row, head: int, frame: int, length: int) -> bool:
             c.bprc += 1
         elif mac & 1:
             c.mprc += 1
-        if p.storm and is_storm(nic, mac, pools, length):
+        if p.storm and is_storm(nic, WIRE, mac, vid, pools, length):
             drop_seen(nic, WIRE, 0, DROP_STORM, head, frame, length)
             return True
     left = spread(nic, pools, head, frame, length, tci, False)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from virtfn.hw.eth import BROADCAST
 from virtfn.kernels._jit import Row, apart, part
-from virtfn.kernels.i82576.state import NIC
-from virtfn.kernels.i82576.switch import find_pools
+from virtfn.kernels.i82576.state import DROP_VLAN_FILTER, NIC, WIRE
+from virtfn.kernels.i82576.switch import find_pools, select_pools
 
 __all__ = ["is_storm"]
 
@@ -22,11 +22,14 @@ MULTICAST_NEXT, MULTICAST_NOW, BROADCAST_NEXT, BROADCAST_NOW, UNRESOLVED = 1, 2,
 _BROADCASTS, _MULTICASTS = 1, 2
 
 
-@apart(NIC, int, int, int, gives=1)
-def is_storm(nic: Row, destination: int, pools: int, length: int) -> int:
-    """Count a frame, which is for `pools`, if it is of those that have a limit. Returns 1 if it is one too many."""
+@apart(NIC, int, int, int, int, int, gives=1)
+def is_storm(nic: Row, source: int, destination: int, vid: int, pools: int, length: int) -> int:
+    """Count a frame, which is for `pools`, if it is of those that have a limit. Returns 1 if it is one too many.
+
+    source: pool that sent it, or WIRE. vid: its VLAN, -1 without one.
+    """
     p = nic.port
-    if not destination & 1 and (p.storm & UNRESOLVED == 0 or pools == 0 or find_pools(nic.macs, destination) != 0):
+    if not destination & 1 and not is_unresolved(nic, source, destination, vid, pools):
         return 0
     if p.now >= p.storm_end:
         begin_window(nic)
@@ -43,6 +46,20 @@ def is_storm(nic: Row, destination: int, pools: int, length: int) -> int:
     if p.storm & now and p.storm_over & kind:
         return 1
     return 1 if p.storm & later and p.storm_before & kind else 0
+
+
+@part
+def is_unresolved(nic: Row, source: int, destination: int, vid: int, pools: int) -> bool:
+    """Tell whether a unicast frame counts as a broadcast: pools without its address get it, not only as mirrors."""
+    p = nic.port
+    if p.storm & UNRESOLVED == 0 or pools == 0 or find_pools(nic.macs, destination) != 0:
+        return False
+    if p.mirror == 0 or p.vmdq == 0:
+        return True
+    asked, why = select_pools(nic, destination, vid)
+    if source == WIRE:
+        return asked != 0 or (p.default_pool >= 0 and why != DROP_VLAN_FILTER)
+    return asked & ~(1 << source) != 0
 
 
 @part

@@ -8,7 +8,7 @@ still has, other bytes may be seen than arrived.
 from __future__ import annotations
 
 from virtfn.hw.eth import MIN_FRAME
-from virtfn.hw.i82576.desc import TXD_IXSM, TXD_LEN_MASK, TXD_TXSM, TXD_VLE
+from virtfn.hw.i82576.desc import MAX_FRAME, TXD_ASKS, TXD_LEN_MASK
 from virtfn.kernels._jit import Row, apart, copy_bytes, load64
 from virtfn.kernels.i82576.forward import tag_of, tap_receiver
 from virtfn.kernels.i82576.offload import TAG_BYTES, area_of, finish_advanced
@@ -17,19 +17,15 @@ from virtfn.kernels.i82576.seen import tap_frame, tap_missed, tap_sent
 from virtfn.kernels.i82576.state import LOWEST, NIC, QUEUES
 from virtfn.kernels.i82576.switch import MAC, switch_transmit
 from virtfn.kernels.tapring import TAP_DROP, TAP_RX, TAP_SWITCH, TAP_TX
-from virtfn.kernels.vtd.dma import translate_hot
-from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["tap_local", "tap_unseen"]
 
-ASKS = TXD_VLE | TXD_IXSM | TXD_TXSM
-
 
 @apart(NIC, int, int, int, gives=0)
-def tap_local(nic: Row, q: int, at: int, q1: int) -> None:
+def tap_local(nic: Row, q: int, source: int, q1: int) -> None:
     """Let taps see a frame of transmit queue `q` at all points, before its driver is told that it is done.
 
-    Its descriptor is at `at`, whose second word was `q1`. What became of it is in `seen`, which forgets it.
+    It is at `source`, and `q1` was the second word of its descriptor. What became of it is in `seen`, which forgets it.
     """
     t = nic.tx[q]
     pool = t.pool
@@ -41,23 +37,22 @@ def tap_local(nic: Row, q: int, at: int, q1: int) -> None:
         tap_frame(nic, TAP_DROP, pool, 1, why, 0, 0, 0)
         return
     length = q1 & TXD_LEN_MASK
-    iommu = iommu_at(nic.port.iommu)
-    hits = iommu.unit[0].iotlb_hits
-    source, run = translate_hot(iommu, t.rid, load64(at), length, 0)
-    iommu.unit[0].iotlb_hits = hits
-    if run != length:  # the driver has changed its descriptor meanwhile
-        return
     frame = source
     size = length
-    if q1 & ASKS or nic.pools[pool].vlan_mode or length < MIN_FRAME:
+    if q1 & TXD_ASKS or nic.pools[pool].vlan_mode or length < MIN_FRAME:
         area = area_of(nic, q)
+        t.first_word = q1  # what is in the area goes with the VF's reset
         copy_bytes(area + TAG_BYTES, source, length)
         work = nic.turn.work
-        finish_advanced(nic, q, pool, q1, length)
+        made = finish_advanced(nic, q, pool, q1, length)
         nic.turn.work = work
         forget_chain(t)
         frame = area + t.chain_start
         size = t.chain_bytes
+        if not made or size > MAX_FRAME:
+            tap_missed(nic, TAP_TX, pool, 1)
+            tap_missed(nic, TAP_SWITCH, pool, 1)
+            return
     tci = tag_of(nic, frame, size)
     pools, _, _ = switch_transmit(nic, pool, load64(frame) & MAC, tci & 0xFFF if tci >= 0 else -1)
     tap_sent(nic, pool, 1, pools, frame, frame, size)

@@ -126,7 +126,7 @@ def serve_run(nic: Row, q: int, budget: int, outward: bool) -> tuple[int, bool]:
                 elif unlikely(move_frame(nic, iommu, sender, t, q1, source, length)):
                     break
             if not outward and unlikely(tapped):
-                tap_local(nic, q, at, q1)
+                tap_local(nic, q, source, q1)
             turn.work += LOCAL_WORK + copy_work(length)
         elif is_context(q1):
             keep_context(t, q0, q1)

@@ -10,20 +10,19 @@ Groups, wires with a rate, frames that are cut short for the uplink or that ask 
 from __future__ import annotations
 
 from virtfn.hw.eth import IPV4_LOADED, IPV6_LOADED, MIN_FRAME, VLAN_BYTES
-from virtfn.hw.i82576.desc import MAX_FRAME, TXD_IXSM, TXD_TXSM, TXD_VLE
-from virtfn.kernels._jit import Row, inlined, kernel, load64, part, store32, store64, unlikely
-from virtfn.kernels.csum import swap16, swap32
+from virtfn.hw.i82576.desc import MAX_FRAME, TXD_ASKS
+from virtfn.kernels._jit import Row, inlined, kernel, load64, part, store64, unlikely
+from virtfn.kernels.csum import swap16
+from virtfn.kernels.i82576.departures import book
 from virtfn.kernels.i82576.forward import count_size
 from virtfn.kernels.i82576.head import SHORTEST, copy_short
 from virtfn.kernels.i82576.local import OUT, find_route, move_packet, move_plain, settle_received
 from virtfn.kernels.i82576.seen import drop
-from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_UPLINK_FULL, PLAIN_TAG_AT, QUEUES, WIRE
-from virtfn.kernels.streams import LENGTH_BYTES
+from virtfn.kernels.i82576.state import DROP_UPLINK_FULL, PLAIN_TAG_AT, QUEUES, WIRE
 from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["come", "leave", "settle_came", "settle_left"]
 
-_ASKS = TXD_VLE | TXD_IXSM | TXD_TXSM
 _LOW = 0xFFFFFFFF
 
 
@@ -36,25 +35,21 @@ def leave(nic: Row, t: Row, q1: int, source: int, length: int) -> bool:
     tci = -1
     if high >> 32 & 0xFFFF == p.tag_kind:
         tci = swap16(high >> 48 & 0xFFFF)
-    if q1 & _ASKS or unlikely(length < MIN_FRAME) or unlikely(p.departed_bare != 0 and length <= MIN_FRAME):
+    if q1 & TXD_ASKS or unlikely(length < MIN_FRAME) or unlikely(p.departed_bare != 0 and length <= MIN_FRAME):
         return True
     if unlikely(find_route(nic, t.pool, low, high, tci) != OUT):
         return True
     count_size(nic, length, True)
     if unlikely(p.departures == 0):
         return False
-    if unlikely(p.departed_tail + LENGTH_BYTES + length > DEPARTURE_BYTES):
+    at = book(nic, length)
+    if unlikely(at == 0):
         drop(nic, WIRE, DROP_UPLINK_FULL)
         nic.dropped_bytes[WIRE] += length + 4
         return False
-    at = p.departures + p.departed_tail
-    store32(at, swap32(length))
-    at += LENGTH_BYTES
     store64(at, low)
     store64(at + 8, high)
     copy_short(at + SHORTEST, source + SHORTEST, length - SHORTEST)
-    p.departed_tail += LENGTH_BYTES + length
-    nic.card.departed += 1
     return False
 
 
@@ -81,7 +76,7 @@ def come_any(nic: Row, iommu: Row, low: int, high: int, frame: int, length: int)
     """Give a frame of the wire to the pool that it is for, whatever it is; tell whether it is the general path's."""
     tci, cut = -1, 0
     if high >> 32 & 0xFFFF == nic.port.tag_kind:
-        if length < SHORTEST + VLAN_BYTES or length > MAX_FRAME:
+        if length < SHORTEST + VLAN_BYTES:
             return True
         tci, cut = swap16(high >> 48 & 0xFFFF), VLAN_BYTES
         high = high & _LOW | load64(frame + 12) & ~_LOW

@@ -279,3 +279,17 @@ def test_what_a_descriptor_says(b: Rig) -> None:
     b.wire(wrap(ipv4(UDP, b"hello", options=bytes([1] * 4))))
     (done,) = b.frames(1)[0].descriptors
     assert astuple(done)[:2] == (1 << 4 | 1 << 5 | 1 << 9, 51 << 32 | 0b1110011)
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_without_pools_all_that_is_received_is_counted_for_one(b: Rig, general: bool) -> None:
+    for q in range(8):
+        b.open_rx(q)
+    b.set(vmdq=0, rss=1, upe=1, rss_fields=0xFFFF)
+    if general:
+        b.set(wire_ps_per_byte=1)
+    b.nic["reta"][:] = 3
+    packet = bytes([0x45, 0, 0, 46, 0, 0, 0, 0, 64, 99, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+    b.wire(ether(mac(15), mac(5), 0x0800, packet, 60), now=10**12)
+    assert [q for q in range(8) if b.frames(q)] == [3]
+    assert [b.stat(n, "gprc") for n in range(8)] == [1, *[0] * 7]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from unit.nicrig import EOP, IFCS, RS, Rig, data, ether, mac, tagged
-from virtfn.kernels.i82576.state import DROP_NAMES
+from unit.nicrig import EOP, IFCS, IXSM, RS, TSE, Rig, context, data, ether, mac, tagged
+from virtfn.kernels.i82576.state import DROP_NAMES, GATHER_AREA, GATHER_BYTES
 from virtfn.kernels.tapring import HEADER_BYTES, TAIL_AT
 
 BROADCAST = (1 << 48) - 1
@@ -160,3 +161,37 @@ def test_what_a_reader_writes_into_the_ring_harms_itself_alone(rig: Rig) -> None
         assert [had.data for had in rig.frames(1)] == [frame]
         rig.refill(1, 1)
     assert 0 <= int(rig.nic["taps"][0]["head"]) < 200 * 4 * 256
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+def test_a_frame_whose_offload_makes_no_sense_touches_no_other_queues_chain(rig: Rig, tapped: bool) -> None:
+    """The gathered bytes of a large send before it are not taken for its own, and leave the area of no other alone."""
+    rig.open_tx(3)
+    rig.open_rx(4)
+    rig.pool(1, strip=1)
+    theirs = ether(mac(4), mac(0), size=1000)
+    at = rig.store(0, theirs)
+    rig.post(0, data(at, 500, IFCS, 1000))
+    rig.serve()
+    head = tagged(ether(mac(2), mac(3), 0x0800, bytes([0x45, 0]) + bytes(38)), 5)
+    large = head + b"\xaa" * 50000
+    start = rig.store(3, large)
+    cuts = [(o, min(15000, len(large) - o)) for o in range(0, len(large), 15000)]
+    pieces = [data(start + o, n, (EOP | RS) * (o + n == len(large)) | IFCS | TSE, len(large) - 58) for o, n in cuts]
+    rig.post(3, context(maclen=18, iplen=20, l4len=20, mss=1000), *pieces)
+    for n in range(20):
+        rig.serve(now=n * 10**9)
+    if tapped:
+        rig.tap()
+    rig.set(mdp=1)
+    short = tagged(ether(mac(1), mac(3), 0x0800, bytes([0x45, 0, 0, 20])), 5)
+    area = rig.nic["scratch"][GATHER_AREA : GATHER_AREA + GATHER_BYTES]
+    before = area.copy()
+    rig.post(3, context(maclen=18, iplen=20), data(rig.store(3, short), len(short), EOP | RS | IFCS | IXSM))
+    rig.serve(now=10**12)
+    assert np.array_equal(area, before)
+    assert rig.drops()[3, "malformed"] == 1
+    assert rig.port["blocked"] == 1 << 3, "such a driver is stopped"
+    rig.post(0, data(at + 500, 500, EOP | RS | IFCS, 1000))
+    rig.serve(now=2 * 10**12)
+    assert [got.data for got in rig.frames(4)] == [theirs]

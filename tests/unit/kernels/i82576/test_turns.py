@@ -304,3 +304,13 @@ def test_a_withdrawn_frame_is_dropped_and_counted(b: Rig) -> None:
         assert b.port["stalled"] == 0
     assert sum(b.drops().values()) == 2, b.drops()
     assert np.count_nonzero([count for (pool, _), count in b.drops().items() if pool == 0]) == len(b.drops())
+
+
+def test_what_storm_control_drops_takes_no_time_on_the_wire(b: Rig) -> None:
+    b.open_tx(0)
+    b.set(wire_up=1, wire_ps_per_byte=8000, storm=8, storm_ps=10**11, storm_most_broadcasts=64)
+    now = 10**12
+    b.send(0, *[ether((1 << 48) - 1, mac(0), size=1000)] * 40)
+    b.serve(now=now)
+    assert b.drops() == {(0, "storm"): 40}
+    assert b.port["wire_next_ps"] <= now
