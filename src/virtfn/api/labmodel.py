@@ -14,8 +14,9 @@ Lab
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -53,6 +54,7 @@ __all__ = [
     "TrunkTag",
     "VfPolicy",
     "Workload",
+    "find_pf",
 ]
 
 STACK_FRAME = 1518
@@ -311,14 +313,8 @@ class Lab(Section):
         return Path(self._tree.file).parent
 
     def pf(self, name: str) -> Pf:
-        """Return the PF of that name.
-
-        Raises VirtfnError when there is none.
-        """
-        for pf in self.pfs:
-            if pf.name == name:
-                return pf
-        raise VirtfnError(f"no PF is named {name}; there are {', '.join(p.name for p in self.pfs)}")
+        """Return the PF of that name. Raises VirtfnError (ENODEV) if there is none."""
+        return find_pf(self.pfs, name)
 
     def host_of(self, name: str) -> str:
         """Return the guest that is the host of a PF, and makes its VFs; empty if it is virtfn's own."""
@@ -349,3 +345,19 @@ class Lab(Section):
     def where(self, key: KeyPath) -> str:
         """Say where a key stands: `FILE:LINE: KEY`."""
         return f"{self._tree.file}:{self._tree.line(key)}: {format_key(key)}"
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Pf = TypeVar("_Pf", bound=_Named)
+
+
+def find_pf(pfs: Iterable[_Pf], name: str) -> _Pf:
+    """Find a PF by its name, of a lab or of a machine. Raises VirtfnError (ENODEV) if there is none."""
+    there = {pf.name: pf for pf in pfs}
+    if name not in there:
+        raise VirtfnError(f"no PF is named {name[:64]}; there are {', '.join(there)}", errno_name="ENODEV")
+    return there[name]

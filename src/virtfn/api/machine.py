@@ -14,6 +14,7 @@ from pathlib import Path
 
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.lab import Lab, Pf
+from virtfn.api.labmodel import find_pf
 from virtfn.api.labpolicy import driver_policy, switch_policy
 from virtfn.api.labwatch import watch_rules
 from virtfn.api.messages import Messages
@@ -324,12 +325,8 @@ class Machine:
     # Changes while it is up.
 
     def pf(self, name: str) -> LabPf:
-        """Find a PF. Raises VirtfnError (ENOENT) if there is none of that name."""
-        for pf in self.pfs:
-            if pf.name == name:
-                return pf
-        there = ", ".join(pf.name for pf in self.pfs)
-        raise VirtfnError(f"no PF is named {name}; there are {there}", errno_name="ENOENT")
+        """Find a PF. Raises VirtfnError (ENODEV) if there is none of that name."""
+        return find_pf(self.pfs, name)
 
     def attach(self, lab_guest: LabGuest) -> None:
         """Give an embedded guest that is up, without an interface, the VF that it is to have.
@@ -347,18 +344,22 @@ class Machine:
     def set_vfs(self, pf: LabPf, count: int) -> None:
         """Change the number of VFs of a PF, at most eight.
 
-        Raises VirtfnError: EBUSY while a guest has one, EOPNOTSUPP if the host has a network stack on the PF, in the
-        pool after those of the VFs; as the IOVM does.
+        What is decided about its switch stays, if all VFs are there that it names. Raises VirtfnError: EBUSY while a
+        guest has one, EOPNOTSUPP if the host has a network stack on the PF, in the pool after those of the VFs; as the
+        IOVM does.
         """
         if pf.stack is not None or not pf.driven:
             words = f"the VFs of {pf.name} cannot change: its other pools are in use, by guests with io split or direct"
             raise VirtfnError(words, errno_name="EOPNOTSUPP")
         rid = pf.nic.pf_rid
+        switch = pf.driver.switch_policy()
         if pf.vfs:
             self.iovm.destroy(rid)
             pf.vfs = []
         if count:
             pf.vfs = self.iovm.create(rid, count)
+        if all(n < count for n in switch.named()):
+            pf.driver.set_switch(switch)
 
     def model(self, pf: LabPf, name: str) -> IoModel:
         """Find the model by which guests reach a PF, or open it. Raises VirtfnError as `open_model`."""

@@ -83,3 +83,7 @@ class SwitchPolicy:
 
     mirrors: tuple[Mirror, ...] = ()
     storm: StormLimits = StormLimits()
+
+    def named(self) -> frozenset[int]:
+        """Return the VFs that mirrors are to, or of."""
+        return frozenset(n for mirror in self.mirrors for n in (mirror.to, *mirror.vfs))

@@ -124,7 +124,7 @@ class LiveLab:
 
     def pf(self, name: str = "pf0") -> LivePf:
         """Find a PF by its name. Raises VirtfnError (ENODEV) if there is none."""
-        return LivePf(self, self._pf(name))
+        return LivePf(self, self.session.machine.pf(name))
 
     def vf(self, place: str, n: int | None = None) -> LiveVf:
         """Find a VF: `vf("pf0/vf1")`, or `vf("pf0", 1)`. Raises VirtfnError (ENODEV) if there is none."""
@@ -134,7 +134,7 @@ class LiveLab:
             if not digits.isdecimal():
                 raise VirtfnError(f"{place} is no VF like pf0/vf1", errno_name="EINVAL")
             number = int(digits)
-        return LiveVf(self, self._pf(name), find_vf(self.session.machine, name, number))
+        return LiveVf(self, self.session.machine.pf(name), find_vf(self.session.machine, name, number))
 
     def guest(self, name: str) -> LiveGuest:
         """Find a guest by its name. Raises VirtfnError (ENOENT) if there is none."""
@@ -151,13 +151,6 @@ class LiveLab:
     def guests(self) -> list[LiveGuest]:
         """All guests, in the lab's order."""
         return [self.guest(guest.name) for guest in self.session.lab.guests]
-
-    def _pf(self, name: str) -> LabPf:
-        for pf in self.session.machine.pfs:
-            if pf.name == name:
-                return pf
-        names = ", ".join(pf.name for pf in self.session.machine.pfs)
-        raise VirtfnError(f"the lab has no PF called {name}; there are {names}", errno_name="ENODEV")
 
     # Going on.
 

@@ -20,7 +20,9 @@ from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLa
 from virtfn.api.session.difference import differences
 from virtfn.api.session.policy import set_policies
 from virtfn.api.session.service import StartTraffic, StopTraffic
+from virtfn.drivers.policy import SwitchPolicy
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
+from virtfn.hw.i82576 import Regs
 from virtfn.hw.types import format_mac
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import VirtfnError
@@ -104,7 +106,7 @@ def test_a_guest_may_begin_without() -> None:
         ("a", "pf0/vf2", "EBUSY"),
         ("b", "pf0/vf0", "EBUSY"),
         ("b", "pf0/vf7", "ENODEV"),
-        ("b", "pf9/vf0", "ENOENT"),
+        ("b", "pf9/vf0", "ENODEV"),
         ("nobody", "", "ENOENT"),
     ],
 )
@@ -254,6 +256,51 @@ def test_what_fails_on_the_way_is_undone(monkeypatch: pytest.MonkeyPatch) -> Non
         assert session.machine.pf("pf0").driver.policy(1).vlan == 7
         monkeypatch.undo()
         assert apply(session, lab_text([("pf0", 3), ("pf0", 5), ("pf1", 0), ("pf1", 1)], total_vfs=6))
+
+
+SWITCHED = "mirrors: [{to: 0, vfs: [3]}], storm-control: {broadcast: 10}"
+
+
+def switched(text: str) -> str:
+    return text.replace("sr-iov: {", f"sr-iov: {{{SWITCHED}, ")
+
+
+def test_the_switch_is_as_before_when_fewer_vfs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with up(switched(text_of(link_mbps=1000))) as session:
+        driver = session.machine.pf("pf0").driver
+        before = driver.switch_policy()
+        assert before.mirrors
+        assert before.storm.broadcast == 10
+        written = switch_registers(session)
+
+        def fail(guest: Any) -> None:
+            monkeypatch.undo()
+            raise VirtfnError("no", errno_name="ENOSPC")
+
+        monkeypatch.setattr(session.machine, "attach", fail)
+        with pytest.raises(VirtfnError, match="no"):
+            apply(session, text_of(link_mbps=1000, total_vfs=2))
+        assert driver.switch_policy() == before
+        assert switch_registers(session) == written
+
+
+def test_the_switch_stays_when_the_number_of_vfs_changes() -> None:
+    with up(switched(text_of(link_mbps=1000))) as session:
+        session.ask(DetachGuest("a"))
+        session.ask(DetachGuest("b"))
+        driver, written = session.machine.pf("pf0").driver, switch_registers(session)
+        before = driver.switch_policy()
+        session.machine.set_vfs(session.machine.pf("pf0"), 6)
+        assert driver.switch_policy() == before
+        assert switch_registers(session) == written
+        session.machine.set_vfs(session.machine.pf("pf0"), 2)  # its mirror names VF 3
+        assert driver.switch_policy() == SwitchPolicy()
+
+
+def switch_registers(session: Session) -> list[int]:
+    """Read what the card does with mirrors and storms."""
+    regs = session.machine.pf("pf0").driver._regs
+    return [regs.get(decl) for decl in (Regs.VMRCTL, Regs.VMRVM, Regs.SCCRL, Regs.BSCTRH, Regs.MSCTRH)]
 
 
 def test_policies_that_the_driver_refuses_are_undone() -> None:

@@ -15,8 +15,10 @@ from unit.rig import lab_text
 from virtfn.api.control import ask
 from virtfn.api.lab import parse_lab
 from virtfn.api.session import Clauses, Session, SetLinks, ShowLinks, set_policies
+from virtfn.api.session.changes import AttachGuest, DetachGuest
 from virtfn.api.session.service import StartTraffic
 from virtfn.drivers.policy import LinkState, VfPolicy
+from virtfn.hw.types import parse_mac
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import VirtfnError
 
@@ -149,6 +151,46 @@ def test_a_guest_that_comes_later_gets_what_was_set(session: Session) -> None:
     assert machine.policy(pf, free) == VfPolicy(vlan=77)
     assert machine.policy(pf, machine.iovm.vf(pf.nic.pf_rid, 0)).vlan == 10
     set_policies(pf, {3: VfPolicy()})
+
+
+def test_a_vf_without_a_guest_keeps_what_the_lab_says_of_it() -> None:
+    said = '[{id: 2, vlan-id: 10, mac-address: "02:00:00:00:00:aa", max-tx-rate: 50}]'
+    text = lab_text([("pf0", 0), ("pf0", 1), ("pf0", 2)], policies=said, link_mbps=1000)
+    with Session(parse_lab(text.replace("vf: 2}", "vf: 2, attached: false}")), standing=True) as made:
+        made.start()
+        for words in ({"trust": True}, {"spoofchk": False}):  # the second leaves what the first has said
+            made.ask(SetLinks.from_params({"pf": "pf0", "settings": [{"vf": 2, **words}]}))
+        before = vf(made, 2)
+        made.ask(AttachGuest("c"))
+        assert made.machine.pf("pf0").driver.policy(2) == VfPolicy(
+            mac=parse_mac("02:00:00:00:00:aa"), vlan=10, max_tx_rate=50, trust=True, spoof_check=False
+        )
+        assert vf(made, 2) == before
+        assert (before["address"], before["vlan_list"], before["tx_rate"]) == (
+            "02:00:00:00:00:aa",
+            [{"vlan": 10}],
+            50,
+        )
+        made.ask(DetachGuest("c"))
+        assert {**vf(made, 2), "stats": None} == {**before, "stats": None}
+
+
+def test_what_a_lab_says_of_a_free_vf_is_shown() -> None:
+    said = '[{id: 3, vlan-id: 10, mac-address: "02:00:00:00:00:aa"}]'
+    with Session(parse_lab(lab_text(policies=said)), standing=True) as made:
+        made.start()
+        assert (vf(made, 3)["address"], vf(made, 3)["vlan_list"]) == ("02:00:00:00:00:aa", [{"vlan": 10}])
+
+
+def test_a_pf_that_a_guest_has_whole_is_set_there() -> None:
+    text = lab_text([("pf0", 0), ("pf0", 1), ("pf1", 0)])
+    text = text.replace("pf1, model: 82576, link-mbps: 0, sr-iov: {total-vfs: 4}", "pf1")
+    text = text.replace("pf: pf1, io: sriov, vf: 0", "pf: pf1, io: passthrough")
+    with Session(parse_lab(text, works=False), by_hand=True) as made:
+        made.start()
+        with pytest.raises(VirtfnError, match="is a guest's, whole") as caught:
+            made.ask(SetLinks.from_params({"pf": "pf1", "settings": [{"vf": 0, "trust": True}]}))
+        assert caught.value.errno_name == "EBUSY"
 
 
 def test_clauses_leave_the_rest_as_it_is() -> None:

@@ -16,7 +16,6 @@ from typing import ClassVar, TypedDict
 from virtfn.api.control import Handed
 from virtfn.api.machine import LabPf, Machine
 from virtfn.api.session.asking import Answering, Params, Request, known, number
-from virtfn.api.session.policy import find_pf
 from virtfn.hw.types import Ps, Rid, format_rid
 from virtfn.kernels.tapring import TAP_DROP, TAP_RX, TAP_SWITCH, TAP_TX
 from virtfn.machine.clock import epoch_ps
@@ -76,7 +75,7 @@ def find_function(machine: Machine, name: str) -> tuple[LabPf, int | None]:
     form = _FUNCTION.fullmatch(name)
     if form is None:
         raise VirtfnError(f"{name[:64]!r} is no function like pf0 or pf0/vf1", errno_name="EINVAL")
-    pf = find_pf(machine, form[1])
+    pf = machine.pf(form[1])
     if form[2] is None:
         return pf, None
     n = int(form[2])

@@ -76,6 +76,8 @@ def _carry_out(live: Live, after: Lab, undo: list[Callable[[], object]]) -> InPi
         undo.append(partial(_attach, live, old[name]))
         yield
     undo.append(partial(_use, live, machine.lab, {pf.name: dict(pf.policies) for pf in machine.pfs}))
+    switched = [pf for pf in machine.pfs if pf.driven and after.pf(pf.name).sr_iov != before.pf(pf.name).sr_iov]
+    undo += [partial(pf.driver.set_switch, pf.driver.switch_policy()) for pf in switched]  # once its VFs are back
     for name, count in counts.items():
         pf = machine.pf(name)
         undo.append(partial(machine.set_vfs, pf, len(pf.vfs)))
@@ -92,7 +94,6 @@ def _carry_out(live: Live, after: Lab, undo: list[Callable[[], object]]) -> InPi
             set_policies(pf, changed)
             yield
         if wanted.sr_iov is not None and switch_policy(wanted.sr_iov) != pf.driver.switch_policy():
-            undo.append(partial(pf.driver.set_switch, pf.driver.switch_policy()))
             pf.driver.set_switch(switch_policy(wanted.sr_iov))
     _use(live, after, {})
     for name in (name for name in new if name in moving and new[name].nic.attached):

@@ -8,7 +8,7 @@ from typing import ClassVar
 from virtfn.api.link import LinkDocument, Stats64, VfDocument, VlanDocument
 from virtfn.api.machine import LabPf, Machine, card_mac
 from virtfn.api.session.asking import Answering, Params, Request, known, number, text
-from virtfn.api.session.policy import Clauses, find_pf, set_policies
+from virtfn.api.session.policy import Clauses, refuse_whole, set_policies
 from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.types import format_mac, format_rid
 from virtfn.iovm.iovm import Vf
@@ -40,7 +40,7 @@ class ShowLinks(Request[list[LinkDocument]]):
     def answer(self, session: Answering) -> list[LinkDocument]:
         """Read."""
         machine = session.machine
-        pfs = machine.pfs if self.pf is None else [find_pf(machine, self.pf)]
+        pfs = machine.pfs if self.pf is None else [machine.pf(self.pf)]
         return [_describe(machine, pf) for pf in pfs]
 
 
@@ -70,10 +70,13 @@ class SetLinks(Request[list[LinkDocument]]):
     def answer(self, session: Answering) -> list[LinkDocument]:
         """Change it, and return what is in force then."""
         machine = session.machine
-        pf = find_pf(machine, self.pf)
+        pf = machine.pf(self.pf)
+        refuse_whole(pf)
         policies: dict[int, VfPolicy] = {}
         for n, clauses in self.settings:
-            policies[n] = clauses.applied_to(policies[n] if n in policies else pf.driver.policy(n))
+            if n >= len(pf.vfs):
+                raise VirtfnError(f"{pf.name} has no VF {n}: {len(pf.vfs)} are enabled", errno_name="EINVAL")
+            policies[n] = clauses.applied_to(policies.get(n) or machine.policy(pf, pf.vfs[n]))
         set_policies(pf, policies)
         session.changed()
         return [_describe(machine, pf)]
@@ -103,7 +106,7 @@ def _describe(machine: Machine, pf: LabPf) -> LinkDocument:
         "stats64": _port_stats(pf),
     }
     if pf.vfs:
-        document["vfinfo_list"] = [_describe_vf(pf, vf) for vf in pf.vfs]
+        document["vfinfo_list"] = [_describe_vf(pf, vf, machine.policy(pf, vf)) for vf in pf.vfs]
     return document
 
 
@@ -130,15 +133,16 @@ def _port_stats(pf: LabPf) -> Stats64:
     }
 
 
-def _describe_vf(pf: LabPf, vf: Vf) -> VfDocument:
-    policy, moved = pf.driver.policy(vf.index), pf.nic.moved(vf.rid)
+def _describe_vf(pf: LabPf, vf: Vf, policy: VfPolicy) -> VfDocument:
+    """Describe a VF. policy: that holds for it, or will for the guest that gets it."""
+    moved = pf.nic.moved(vf.rid)
     drops = pf.nic.drops(vf.index)
     received = sum(drops.get(reason, 0) for reason in _RECEIVED)
     sent = sum(drops.values()) - received
     document: VfDocument = {
         "vf": vf.index,
         "link_type": "ether",
-        "address": format_mac(pf.driver.address(vf.index)),
+        "address": format_mac(pf.driver.address(vf.index) or policy.mac),
         "broadcast": _BROADCAST,
         "vlan_list": [_vlan(policy)],
         "rate": {"max_tx": policy.max_tx_rate, "min_tx": 0},

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from virtfn.api.machine import LabPf, Machine
+from virtfn.api.machine import LabPf
 from virtfn.drivers.policy import LinkState, VfPolicy
 from virtfn.hw.types import Mac, parse_mac
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["Clauses", "find_pf", "set_policies"]
+__all__ = ["Clauses", "refuse_whole", "set_policies"]
 
 _PROTOCOLS = ("802.1Q", "802.1ad")
 
@@ -91,13 +91,10 @@ def _state(text: str) -> LinkState:
         raise VirtfnError(f"state is {', '.join(state.value for state in LinkState)}", errno_name="EINVAL") from None
 
 
-def find_pf(machine: Machine, name: str) -> LabPf:
-    """Find a PF of a machine that is up. Raises VirtfnError (ENODEV) if there is none of that name."""
-    for pf in machine.pfs:
-        if pf.name == name:
-            return pf
-    there = ", ".join(pf.name for pf in machine.pfs)
-    raise VirtfnError(f"no PF is named {name[:64]}; there are {there}", errno_name="ENODEV")
+def refuse_whole(pf: LabPf) -> None:
+    """Refuse a PF that a guest has, whole, as a host or not: VirtfnError (EBUSY)."""
+    if not pf.driven:
+        raise VirtfnError(f"{pf.name} is a guest's, whole: its driver is there", errno_name="EBUSY")
 
 
 def set_policies(pf: LabPf, policies: Mapping[int, VfPolicy]) -> None:
@@ -105,7 +102,6 @@ def set_policies(pf: LabPf, policies: Mapping[int, VfPolicy]) -> None:
 
     Raises VirtfnError: EBUSY for a PF that a guest has, whole, as a host or not; as the PF's driver refuses them.
     """
-    if not pf.driven:
-        raise VirtfnError(f"{pf.name} is a guest's, whole: its driver is there", errno_name="EBUSY")
+    refuse_whole(pf)
     pf.driver.set_policies(policies)
     pf.policies.update(policies)

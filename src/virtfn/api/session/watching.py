@@ -8,7 +8,6 @@ from typing import ClassVar, TypedDict
 from virtfn.api.machine import Machine
 from virtfn.api.session.asking import Answering, Params, Request, known, number
 from virtfn.api.session.events import Event, VfQuarantined, VfReleased, VfSpoofed, VfThrottled, VfWarned
-from virtfn.api.session.policy import find_pf
 from virtfn.hw.types import format_rid
 from virtfn.iovm.iovm import Vf
 from virtfn.iovm.watch import Deed, Notice
@@ -77,7 +76,7 @@ class ListVfs(Request[list[VfDocument]]):
     def answer(self, session: Answering) -> list[VfDocument]:
         """Look."""
         machine = session.machine
-        pfs = [find_pf(machine, self.pf)] if self.pf else machine.pfs
+        pfs = [machine.pf(self.pf)] if self.pf else machine.pfs
         return [_describe(machine, pf.name, vf) for pf in pfs for vf in list(pf.vfs)]
 
 
@@ -136,7 +135,7 @@ def _name(params: Params) -> str:
 
 def find_vf(machine: Machine, name: str, n: int) -> Vf:
     """Find a VF by its PF's name and its number. Raises VirtfnError (ENODEV) if there is none."""
-    vfs = find_pf(machine, name).vfs
+    vfs = machine.pf(name).vfs
     if n >= len(vfs):
         raise VirtfnError(f"{name} has no VF {n}: {len(vfs)} are enabled", errno_name="ENODEV")
     return vfs[n]
