@@ -48,10 +48,10 @@ _SUFFIX = ".sock"
 
 
 class AskError(VirtfnError):
-    """A question that cannot be put: no lab, or no single one."""
+    """A question that cannot be put: no lab, or no single one. ETIMEDOUT: there is one, and it does not answer."""
 
-    def __init__(self, message: str, exit_status: int = 1) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, exit_status: int = 1, errno_name: str = "") -> None:
+        super().__init__(message, errno_name=errno_name)
         self.exit_status = exit_status
 
 
@@ -330,7 +330,7 @@ def _ask(method: str, params: Params, lab: str | None, timeout_s: float, descrip
     try:
         answer = _exchange(found, json.dumps({"method": method, "params": dict(params)}), timeout_s, descriptors)
     except (TimeoutError, BlockingIOError):
-        raise AskError(f"lab {name} does not answer") from None
+        raise AskError(f"lab {name} does not answer", errno_name="ETIMEDOUT") from None
     except OSError as error:
         raise AskError(f"lab {name} has gone away ({error.strerror or error})") from None
     try:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from virtfn import private
-from virtfn.cli.outputs import STDOUT, claim, deliver, json_option
+from virtfn.cli.outputs import claim, deliver, json_option, writing
 from virtfn.cli.service import lab_option
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["events"]
 
 _LOOK_S = 0.25
+_PASSING = ("EBUSY", "EAGAIN", "ETIMEDOUT", "")
+"""What a lab that is there may refuse a question with, and answer the next; without a name: it hung up."""
 
 
 @click.command()
@@ -37,13 +38,13 @@ def events(follow: bool, since: int, lab: str | None, json_to: str | None) -> No
     from virtfn.cli.render.service import event_line, render_events
 
     name = only_lab(lab)
-    reading = _read(name, since)
-    if follow and json_to not in (None, STDOUT):
-        with open(json_to, "w", encoding="utf-8", opener=private.opener) as file:
-            _follow(name, reading, lambda told: print(json.dumps(told), file=file, flush=True))
+    if follow and json_to is not None:
+        with writing(json_to) as file:
+            _follow(name, since, lambda told: print(json.dumps(told), file=file, flush=True))
     elif follow:
-        _follow(name, reading, lambda told: click.echo(json.dumps(told) if json_to else event_line(told)))
+        _follow(name, since, lambda told: click.echo(event_line(told)))
     else:
+        reading = _read(name, since)
         lost, told = reading["lost"], list(reading["events"])
         while reading["events"]:
             reading = _read(name, reading["next"])
@@ -58,11 +59,23 @@ def _read(lab: str, since: int) -> EventsDocument:
     return cast("EventsDocument", ask("events.read", {"since": since}, lab))
 
 
-def _follow(lab: str, reading: EventsDocument, write: Callable[..., object]) -> None:
+def _follow(lab: str, since: int, write: Callable[..., object]) -> None:
     """Write events as they come, until the lab is gone."""
-    from virtfn.api.control import AskError
+    from virtfn.api.control import running_labs
+    from virtfn.machine.ports import VirtfnError
 
     while True:
+        try:
+            reading = _read(lab, since)
+        except VirtfnError as error:
+            if error.errno_name == "ESHUTDOWN" or lab not in running_labs():
+                click.echo(f"virtfn: lab {lab} has ended", err=True)
+                return
+            if error.errno_name not in _PASSING:
+                raise
+            time.sleep(_LOOK_S)
+            continue
+        since = reading["next"]
         if reading["lost"]:
             click.echo(f"virtfn: {reading['lost']} events are lost: they came too fast", err=True)
         for told in reading["events"]:
@@ -70,8 +83,3 @@ def _follow(lab: str, reading: EventsDocument, write: Callable[..., object]) -> 
         sys.stdout.flush()
         if not reading["events"]:
             time.sleep(_LOOK_S)
-        try:
-            reading = _read(lab, reading["next"])
-        except AskError:
-            click.echo(f"virtfn: lab {lab} has ended", err=True)
-            return

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from virtfn import private
-from virtfn.cli.outputs import claim, deliver, json_option
+from virtfn.cli.outputs import STDOUT, claim, deliver, json_option, writing
 
 if TYPE_CHECKING:
     from virtfn.api.session.snapshot import Snapshot
@@ -58,9 +57,9 @@ def explain(
     card = explaining.read_state(source, lab) if state is None else explaining.load_state(Path(state))
     document = explaining.explain(card, source, content)
     if save_state is not None:
-        with open(save_state, "w", encoding="utf-8", opener=private.opener) as file:
+        with writing(save_state) as file:
             json.dump(card, file)
-    deliver(json_to, document, lambda: render_explanation(document), stdout_taken=save_state == "-")
+    deliver(json_to, document, lambda: render_explanation(document), stdout_taken=save_state == STDOUT)
 
 
 @click.command()

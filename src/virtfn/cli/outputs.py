@@ -7,8 +7,9 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import click
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-__all__ = ["STDOUT", "claim", "console", "deliver", "json_option", "write_json"]
+__all__ = ["STDOUT", "claim", "console", "deliver", "json_option", "write_json", "writing"]
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -83,13 +84,22 @@ def write_json(name: str, document: object) -> None:
 
     Raises click.ClickException (status 1) when the disk refuses.
     """
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    with writing(name) as file:
+        file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def writing(name: str) -> Iterator[TextIO]:
+    """Open a file for text, or standard output for `-`, until the end of the block, which does nothing but write.
+
+    Raises click.ClickException (status 1) when the disk refuses.
+    """
     if name == STDOUT:
-        sys.stdout.write(text)
+        yield sys.stdout
         return
     try:
         with open(name, "w", encoding="utf-8", opener=private.opener) as file:
-            file.write(text)
+            yield file
     except OSError as error:
         raise click.ClickException(f"{name}: cannot be written ({error.strerror})") from None
 

@@ -28,7 +28,7 @@ class Door:
     async def ask(self, method: str, params: Mapping[str, object] | None = None) -> object:
         """Ask the lab; other questions go on meanwhile.
 
-        Raises VirtfnError if the lab refuses or is gone, or too many ask at once (EBUSY).
+        Raises VirtfnError if the lab refuses or is gone, or too many ask at once (EAGAIN).
         """
         asker = object()
         try:

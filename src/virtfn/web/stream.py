@@ -29,6 +29,8 @@ __all__ = ["LISTENERS", "event_router"]
 LISTENERS = 16
 _LOOK_S = 0.25
 _ALIVE_LOOKS = 60
+_PASSING = ("EBUSY", "EAGAIN", "ETIMEDOUT")
+"""What a lab that is there may refuse a question with, and answer the next."""
 
 
 class _Events:
@@ -59,7 +61,8 @@ class _Events:
             try:
                 reading = await self.since(reading["next"])
             except VirtfnError as error:
-                if error.errno_name == "EAGAIN":
+                if error.errno_name in _PASSING:
+                    reading = {"events": [], "lost": 0, "next": reading["next"]}
                     continue
                 yield f"event: GONE\ndata: {json.dumps({'message': str(error)})}\n\n"
                 return
