@@ -78,9 +78,11 @@ def read_state(source: str, lab: str | None = None) -> CardDocument:
 def load_state(path: Path) -> CardDocument:
     """Read a state that was saved. Raises StateError for what is none."""
     try:
-        if path.stat().st_size > _MAX_STATE:
+        with path.open("rb") as file:
+            text = file.read(_MAX_STATE + 1)
+        if len(text) > _MAX_STATE:
             raise ValueError
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(text.decode())
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):

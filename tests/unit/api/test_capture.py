@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -166,3 +167,19 @@ def test_states_and_frames_that_are_none(captured: tuple[Path, dict[str, Any], d
         explain(cast(Any, dict(card, state=state)), "pf0/vf0", bytes(60))
     with pytest.raises(VirtfnError, match="there is no vf7"):
         explain(cast(Any, card), "pf0/vf7", bytes(60))
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_state_without_an_end_is_not_read_to_it(more: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of /dev/zero: nobody knows its size before."""
+    monkeypatch.setattr("virtfn.api.explain._MAX_STATE", 1000)
+    text = json.dumps({"lab": "rig", "pf": "pf0", "model": "82576", "vfs": 1, "state": {}})
+    come, go = os.pipe()
+    with open(go, "w") as file:
+        file.write(text.ljust(1001 if more else 1000))
+    with open(come):
+        if more:
+            with pytest.raises(StateError, match="is no state of a card"):
+                load_state(Path(f"/proc/self/fd/{come}"))
+        else:
+            assert load_state(Path(f"/proc/self/fd/{come}"))["lab"] == "rig"
