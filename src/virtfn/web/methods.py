@@ -11,14 +11,14 @@ from typing import Any, get_args
 
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, create_model
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from virtfn.api.session.requests import REQUESTS
 from virtfn.api.session.requests import Request as LabRequest
 from virtfn.machine.ports import VirtfnError
 from virtfn.web.described import described
 from virtfn.web.door import Door
-from virtfn.web.guard import refusal
+from virtfn.web.guard import Document, refusal
 
 __all__ = ["Described", "Refusal", "answer", "method_router", "refuse"]
 
@@ -52,7 +52,7 @@ def refuse(error: VirtfnError) -> Response:
 async def answer(door: Door, method: str, params: dict[str, object] | None = None) -> Response:
     """Ask the lab, and answer with what it says."""
     try:
-        return JSONResponse(await door.ask(method, params))
+        return Document(await door.ask(method, params))
     except VirtfnError as error:
         return refuse(error)
 

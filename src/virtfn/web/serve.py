@@ -14,17 +14,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import uvicorn
-
 from virtfn import private
 from virtfn.api.control import ask
 from virtfn.machine.ports import VirtfnError
 from virtfn.web.app import make_app
+from virtfn.web.connections import CONNECTIONS, make_server
 
 __all__ = ["drop_token", "listen", "make_token", "serve", "token_file"]
-
-_CONNECTIONS = 64
-_KEEP_ALIVE_S = 5
 
 
 def token_file(lab: str) -> Path:
@@ -63,7 +59,7 @@ def listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
-        listener.listen(_CONNECTIONS)
+        listener.listen(CONNECTIONS)
     except OSError as error:
         listener.close()
         name = errno.errorcode.get(error.errno or 0, "")
@@ -78,19 +74,7 @@ def serve(lab: str, listener: socket.socket, token: str, *, until_stdin_ends: bo
         return ask(method, params, lab)
 
     app = make_app(put, token, listener.getsockname()[1])
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_level="warning" if os.environ.get("VIRTFN_DEBUG") else "critical",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    server = make_server(app, "warning" if os.environ.get("VIRTFN_DEBUG") else "critical")
     if until_stdin_ends:
 
         def wait() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,8 +19,10 @@ import httpx
 from virtfn.api.session.requests import REQUESTS
 from virtfn.machine.ports import VirtfnError
 from virtfn.web.app import make_app
+from virtfn.web.connections import CONNECTIONS, make_server
 from virtfn.web.door import AT_ONCE, Door
 from virtfn.web.guard import MAX_BODY
+from virtfn.web.serve import listen
 
 TOKEN = "a-token"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -177,6 +183,21 @@ def test_events_are_followed_until_the_lab_is_gone(lab: FakeLab) -> None:
     ]
 
 
+def test_a_lab_that_is_busy_has_not_gone(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtfn.web.stream._LOOK_S", 0.0)
+    answer, refusals = lab.ask, [VirtfnError("no", errno_name=name) for name in ("EBUSY", "EAGAIN", "ETIMEDOUT")]
+
+    def ask(method: str, params: Mapping[str, object]) -> object:
+        if params["since"] == 1 and refusals:
+            raise refusals.pop()
+        return answer(method, params)
+
+    monkeypatch.setattr(lab, "ask", ask)
+    lines = call(lab, "GET", "/events").text.splitlines()
+    assert [line for line in lines if line.startswith("id")] == ["id: 0", "id: 1", "id: 2"]
+    assert refusals == []
+
+
 def test_a_browser_that_comes_again_goes_on_where_it_was(lab: FakeLab) -> None:
     call(lab, "GET", "/events", headers={**HEADERS, "Last-Event-ID": "1"})
     assert lab.asked[0] == ("events.read", {"since": 2})
@@ -193,6 +214,57 @@ def test_the_document_describes_every_request(lab: FakeLab) -> None:
     answered = document["paths"]["/api/session.snapshot"]["post"]["responses"]["200"]
     assert answered["content"]["application/json"]["schema"]["$ref"].endswith("/Snapshot")
     assert {"lab", "guests", "pfs"} <= set(document["components"]["schemas"]["Snapshot"]["properties"])
+
+
+@pytest.mark.parametrize("body", [b'{"\\ud800": 1}', b'{"since": 0, "a\\udfff": {"b": 1}}'])
+def test_half_characters_are_refused_in_json(lab: FakeLab, body: bytes) -> None:
+    response = call(lab, "POST", "/api/events.read", content=body)
+    assert refused(response) == (400, "EINVAL")
+    assert "no such parameter" in response.json()["error"]["message"]
+
+
+def test_half_characters_of_the_lab_are_told(lab: FakeLab) -> None:
+    lab.error = VirtfnError("no \ud800", errno_name="EBUSY")
+    assert call(lab, "GET", "/snapshot").json()["error"]["message"] == "no \ud800"
+
+
+@contextmanager
+def served(lab: FakeLab) -> Iterator[int]:
+    """Serve it in a thread, as `virtfn up --http` does; the port."""
+    listener = listen(0)
+    port = listener.getsockname()[1]
+    server = make_server(make_app(lab.ask, TOKEN, port), "critical")
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def test_silent_connections_make_room_for_who_asks(lab: FakeLab) -> None:
+    with served(lab) as port, ExitStack() as closes:
+        idle = [closes.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3 * CONNECTIONS)]
+        for connection in idle[::2]:
+            connection.sendall(b"GET /snapshot HTTP/1.1\r\n")
+        for _ in range(3):
+            assert httpx.get(f"http://127.0.0.1:{port}/snapshot", headers=HEADERS, timeout=20).status_code == 200
+
+
+def test_who_asks_nothing_in_time_is_gone(lab: FakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtfn.web.connections._SILENT_S", 0.3)
+    monkeypatch.setattr("virtfn.web.connections._KEEP_ALIVE_S", 60)
+    head = f"GET /snapshot HTTP/1.1\r\nHost: 127.0.0.1:{PORT}\r\n".encode()
+    with served(lab) as port:
+        for sent in (b"", head, head + b"\r\n", head + b"\r\n" + head):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(sent)
+                before = time.monotonic()
+                with suppress(ConnectionError):
+                    while connection.recv(4096):
+                        pass
+                assert time.monotonic() - before >= 0.25
 
 
 def test_questions_under_way_are_few() -> None:
