@@ -18,8 +18,9 @@
     $VIRTFN_QEMU, PATH                     programs                    none: the user's choice
     labs, captures, saved states           input                       none: nothing in them is run
     the working folder                     anything                    not looked at: QEMU, which would take firmware
-                                                                       from it, starts in /, and Numba does not obey
-                                                                       a .numba_config.yaml
+                                                                       from it, starts in /, Numba does not obey a
+                                                                       .numba_config.yaml, and a Python of ours starts
+                                                                       with -P, in `environment`
 
 CACHE is $XDG_CACHE_HOME or ~/.cache, TMPDIR Python's folder for temporary files. What the checks stand on: whoever may
 write a folder may rename and replace what is in it; where it has the sticky bit, only what is one's own. So a path goes
@@ -46,6 +47,7 @@ __all__ = [
     "NotPrivateError",
     "cache_home",
     "check",
+    "environment",
     "found",
     "fresh_folder",
     "kernel_cache",
@@ -59,6 +61,7 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECTORY
 _MAX_LINKS = 40  # as Linux has it
 _NOBODY = 65534
+_SOURCES = Path(__file__).resolve().parents[1]
 
 _Judge = Callable[[os.stat_result, os.stat_result | None], str]
 """Says what is wrong with an entry, given its folder's state and its own, None if it is missing; empty: nothing."""
@@ -198,6 +201,12 @@ def write(path: Path, text: str) -> None:
 
 def _in_tmpdir(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"{name}-{os.geteuid()}"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for another Python with -P: what this one finds, it finds, wherever it starts."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # empty: the working folder
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_SOURCES), *map(os.path.abspath, paths)])}
 
 
 # What the user names. It may lie anywhere, but is not taken from a stranger by mistake.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
+from virtfn import private
 from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _start(name: str, text: str, options: list[str]) -> None:
 
     log = log_file(name)
     come, go = os.pipe()
-    command = [sys.executable, "-c", _CHILD, "up", STDOUT, "--ready-fd", str(go), *options]
+    command = [sys.executable, "-P", "-c", _CHILD, "up", STDOUT, "--ready-fd", str(go), *options]
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as said:
         process = subprocess.Popen(
             command,
@@ -153,6 +154,7 @@ def _start(name: str, text: str, options: list[str]) -> None:
             pass_fds=[go],
             start_new_session=True,
             cwd="/",
+            env=private.environment(),
         )
     os.close(go)
     try:
