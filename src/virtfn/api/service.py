@@ -10,6 +10,7 @@ The state file is written when the lab is ready and at each change, and removed 
 from __future__ import annotations
 
 import contextlib
+import errno
 import html
 import json
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from virtfn import private
-from virtfn.api.control import ask, running_labs
+from virtfn.api.control import AskError, ask, running_labs
 from virtfn.api.progress import OnProgress
 from virtfn.machine.ports import VirtfnError
 
@@ -40,6 +41,7 @@ __all__ = [
     "bring_down",
     "describe_loss",
     "find_kept",
+    "find_up",
     "forget",
     "list_labs",
     "log_file",
@@ -49,6 +51,7 @@ __all__ = [
     "write_way",
 ]
 
+_ASK_S = 5.0
 _DOWN_S = 60.0
 _WEB_S = 30.0
 _SUFFIX = ".state"
@@ -117,7 +120,8 @@ def _put(name: str, text: str) -> Path:
     try:
         private.write(path, text)
     except OSError as error:
-        raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name="EACCES") from None
+        name = errno.errorcode.get(error.errno or 0, "EIO")
+        raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name=name) from None
     return path
 
 
@@ -135,6 +139,7 @@ def _read(path: Path) -> Kept | None:
     numbers = all(type(number) is int for number in (kept.pid, kept.started, kept.changes, kept.rate))
     words = all(isinstance(word, str) for word in (kept.name, kept.lab, kept.error, kept.http or ""))
     right = numbers and words and isinstance(kept.since, int | float) and 0 <= kept.since < _LAST_S
+    right = right and kept.pid > 0 and kept.started > 0
     return kept if right and kept.name + _SUFFIX == path.name else None
 
 
@@ -145,6 +150,18 @@ def _all_kept() -> list[Kept]:
 def find_kept(name: str) -> Kept | None:
     """Return what the state file of a lab says, whether it is up or lost; None if there is none."""
     return next((kept for kept in _all_kept() if kept.name == name), None)
+
+
+def find_up(name: str) -> Kept | None:
+    """Return what is kept of the lab that runs under that name; None if nothing is, or it does not answer."""
+    kept = find_kept(name)
+    if kept is None or not kept.alive:
+        return None
+    try:
+        status = cast("StatusDocument", ask("lab.status", {}, name, _ASK_S))
+    except VirtfnError:
+        return None
+    return kept if status["pid"] == kept.pid else None
 
 
 def forget(name: str) -> None:
@@ -248,8 +265,9 @@ def serve_web(lab: str, port: int) -> Iterator[Web]:
 
     Raises VirtfnError if it cannot.
     """
-    command = [sys.executable, "-m", "virtfn.web", lab, str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    command, environment = [sys.executable, "-P", "-m", "virtfn.web", lab, str(port)], private.environment()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd="/", env=environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -271,30 +289,40 @@ def serve_web(lab: str, port: int) -> Iterator[Web]:
 
 def list_labs() -> list[StatusEntry]:
     """List all labs of this user: those that run, and those that were lost."""
-    kept = {each.name: each for each in _all_kept()}
-    return [_entry(name, kept.get(name)) for name in sorted({*running_labs(), *kept})]
+    kept, running = {each.name: each for each in _all_kept()}, running_labs()
+    return [_entry(name, kept.get(name), name in running) for name in sorted({*running, *kept})]
 
 
-def _entry(name: str, kept: Kept | None) -> StatusEntry:
-    status: StatusDocument | None = None
-    state, why = "starting", None
+def _entry(name: str, kept: Kept | None, running: bool) -> StatusEntry:
+    """Describe a lab. kept: what its state file says, which may be that of one that was lost before it."""
+    if kept is not None and not kept.alive:
+        if not running:
+            lost = describe_loss(kept)
+            return _entry_of(name, "lost", kept.pid, since=kept.since, lost=lost)
+        kept = None
     try:
-        status = cast("StatusDocument", ask("lab.status", {}, name, 5.0))
-        state = status["state"]
-    except VirtfnError as error:
-        why = str(error)
-    lost = kept is not None and status is None and not kept.alive
-    if kept is not None and lost:
-        state, why = "lost", describe_loss(kept)
-    return {
-        "lab": name,
-        "state": state,
-        "pid": status["pid"] if status else kept.pid if kept else 0,
-        "since": kept.since if kept else None,
-        "http": kept.http if kept and not lost else None,
-        "lost": why if lost else None,
-        "status": status,
-    }
+        status = cast("StatusDocument", ask("lab.status", {}, name, _ASK_S))
+    except VirtfnError:
+        status = None
+    if kept is not None and status is not None and status["pid"] != kept.pid:
+        kept = None
+    since, http = (kept.since, kept.http) if kept is not None else (None, None)
+    if status is None:
+        return _entry_of(name, "starting", kept.pid if kept is not None else 0, since=since, http=http)
+    return _entry_of(name, status["state"], status["pid"], since=since, http=http, status=status)
+
+
+def _entry_of(
+    name: str,
+    state: str,
+    pid: int,
+    *,
+    since: float | None,
+    http: str | None = None,
+    lost: str | None = None,
+    status: StatusDocument | None = None,
+) -> StatusEntry:
+    return {"lab": name, "state": state, "pid": pid, "since": since, "http": http, "lost": lost, "status": status}
 
 
 def bring_down(name: str | None) -> str:
@@ -302,17 +330,19 @@ def bring_down(name: str | None) -> str:
 
     name: None for the only one. Raises VirtfnError if there is no such lab, or it does not end.
     """
-    kept = find_kept(name) if name is not None else None
-    if kept is not None and not kept.alive:
-        forget(kept.name)
-        return kept.name
     try:
-        answer = cast("dict[str, object]", ask("lab.down", {}, name, 5.0))
+        answer = cast("dict[str, object]", ask("lab.down", {}, name, _ASK_S))
         name, pid = str(answer["lab"]), int(cast(int, answer["pid"]))
         started = _started(pid)
-    except VirtfnError:
-        if kept is None:
+    except VirtfnError as error:
+        kept = find_kept(name) if name is not None else None
+        if kept is None or (not kept.alive and kept.name in running_labs()):
             raise
+        if not kept.alive:
+            forget(kept.name)
+            return kept.name
+        if not isinstance(error, AskError) and find_up(kept.name) is None:
+            raise  # who refuses is another
         pid, started = kept.pid, kept.started  # it does not answer
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

@@ -30,10 +30,10 @@ def dashboard(lab: str | None, port: int, opens: bool) -> None:
     """
     require_web("virtfn dashboard")
     from virtfn.api.control import only_lab
-    from virtfn.api.service import find_kept, read_token, serve_web
+    from virtfn.api.service import find_up, read_token, serve_web
 
     name = only_lab(lab)
-    kept = find_kept(name)
+    kept = find_up(name)
     if kept is not None and kept.http is not None:
         if port and not kept.http.endswith(f":{port}"):
             raise click.UsageError(f"--port {port}: lab {name} serves HTTP at {kept.http} already; leave it out")

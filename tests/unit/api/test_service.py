@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -125,7 +127,8 @@ def test_state_files_that_make_no_sense_are_no_labs(tmp_path: Path) -> None:
 
 SPOILT: list[dict[str, object]] = [
     *({"since": since} for since in ("x", 1e300, -1, None)),
-    *({"pid": pid} for pid in (True, 1.5)),
+    *({"pid": pid} for pid in (True, 1.5, -1, 0)),
+    *({"started": started} for started in (0, -1, "1")),
     *({"changes": "2"}, {"rate": None}, {"http": 5}, {"error": []}, {"lab": 1}, {"more": 1}),
 ]
 
@@ -167,6 +170,47 @@ def test_a_lab_whose_process_is_gone_is_lost_until_it_is_forgotten(tmp_path: Pat
     assert find_kept("x") is None
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_state_is_not_taken_for_that_of_another_process(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lab that runs has the name of one that was lost, or somebody else's process is in the state file."""
+    monkeypatch.setattr(service, "_DOWN_S", 0.0)
+    pid = 2**22 + 1 if lost else os.getppid()
+    seen: list[Any] = []
+
+    def look() -> None:
+        service._write(Kept("rig", pid, service._started(pid) or 1, 1e9, lab_text(), http="http://127.0.0.1:9"))
+        seen.extend([*list_labs(), service.find_up("rig")])
+        with pytest.raises(VirtfnError, match="does not end"):  # as it is this process
+            bring_down("rig")
+        seen.append(find_kept("rig"))
+
+    with standing(controlled=True) as session, ThreadPoolExecutor(1) as pool:
+        asked: list[Future[None]] = []
+        session.keep(lambda: asked.append(pool.submit(look)))
+        asked[0].result(20)
+    entry, up, kept = seen
+    assert (entry["state"], entry["pid"], entry["since"]) == ("ready", os.getpid(), None)
+    assert (entry["http"], entry["lost"], up) == (None, None, None)
+    assert kept is not None
+
+
+def test_a_change_that_cannot_be_kept_holds_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with standing() as session, service._kept(session, None):
+        with monkeypatch.context() as full:
+            full.setattr("virtfn.private.write", refuse)
+            session.ask(SetLinks.from_params({"pf": "pf0", "settings": [{"vf": 1, "vlan": 9}]}))
+            assert session.ask(StartTraffic(rate=7))["rate"] == 7
+            session.ask(DetachGuest("a"))
+        assert session.machine.pf("pf0").driver.policy(1).vlan == 9
+        (why,) = session.unwritten
+        assert "rig.state: cannot be written (No space left on device)" in why
+        told = [each.event for each in session.events.since(0).events if each.event.name == "STATE_UNWRITTEN"]
+        assert [asdict(event) for event in told] == [{"why": why}] * 3
+
+
 def test_a_lab_that_fails_is_lost_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Session, ready: object) -> None:
         raise VirtfnError("no more", errno_name="EIO")
@@ -191,6 +235,17 @@ def test_changes_are_kept() -> None:
             assert parse_lab(kept.lab).pfs[0].policy(1).vlan_id == 9
             assert [guest.nic.attached for guest in parse_lab(kept.lab).guests] == [False, True]
         assert find_kept("rig") is None
+
+
+def test_nothing_of_the_working_folder_serves_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    for name in ("uvicorn", "fastapi", "h11"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), ""]))
+    with service.serve_web("rig", 0) as web:
+        assert os.readlink(f"/proc/{web.process.pid}/cwd") == "/"
+    assert not (tmp_path / "run").exists()
 
 
 # The commands, as processes.

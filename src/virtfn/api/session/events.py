@@ -6,6 +6,7 @@ WORK_DONE        the work of the lab is over
 FAULTS_RECORDED  the remapping unit refused something; up to ten such events a second, however many faults there are
 ADDRESS_REFUSED  a guest asked for an address that is another's; as often at most
 STATE_CHANGED    the session's
+STATE_UNWRITTEN  a change holds that the lab's state file does not know
 GUEST_ATTACHED   a VF was plugged into a guest; GUEST_DETACHED: and unplugged
 GUEST_ENDED      a guest under QEMU has ended by itself, or was killed; its VF is free
 VFS_CHANGED      a PF has another number of VFs
@@ -43,6 +44,7 @@ __all__ = [
     "GuestEnded",
     "Reading",
     "StateChanged",
+    "StateUnwritten",
     "Told",
     "VfQuarantined",
     "VfReleased",
@@ -65,6 +67,14 @@ class StateChanged:
     name: ClassVar[str] = "STATE_CHANGED"
     before: str
     state: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateUnwritten:
+    """The lab has changed, and the file that it is brought up from again could not be written. why: in words."""
+
+    name: ClassVar[str] = "STATE_UNWRITTEN"
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +243,7 @@ class VfReleased:
 VfEvent = VfSpoofed | VfWarned | VfThrottled | VfQuarantined | VfReleased
 Event = (
     StateChanged
+    | StateUnwritten
     | GuestBooted
     | GuestConnected
     | GuestDisconnected

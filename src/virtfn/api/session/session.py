@@ -26,7 +26,7 @@ from virtfn.api.machine import Machine
 from virtfn.api.progress import OnProgress, Progress
 from virtfn.api.report import Report
 from virtfn.api.session.desk import Desk
-from virtfn.api.session.events import Events, StateChanged, WorkDone
+from virtfn.api.session.events import Events, StateChanged, StateUnwritten, WorkDone
 from virtfn.api.session.live import Live
 from virtfn.api.session.requests import REQUESTS, Request
 from virtfn.api.session.snapshot import Snapshot, snapshot_pieces, take_snapshot
@@ -339,8 +339,13 @@ class Session:
             self._world.until(kept, longest_ps=_KEPT_REST_PS)
 
     def changed(self) -> None:
-        """Tell `on_change` that the lab is not as it was."""
-        self.on_change()
+        """Tell `on_change` that the lab is not as it was. The change holds, whatever becomes of its file."""
+        try:
+            self.on_change()
+        except VirtfnError as error:
+            if str(error) not in self.unwritten:
+                self.unwritten.append(str(error))
+            self.events.tell(StateUnwritten(str(error)))
 
     def end(self) -> None:
         """Let `keep` end, after a moment: who asked for it gets an answer. Raises VirtfnError (EBUSY) during work."""
