@@ -55,12 +55,12 @@ def load_lab(path: Path) -> Lab:
     return parse_lab(read_text(path), str(path), path.parent)
 
 
-def read_lab(stream: BinaryIO, name: str = "standard input") -> Lab:
-    """Read a lab from a stream; names of files in it are relative to the working folder.
+def read_lab(stream: BinaryIO, name: str = "standard input", folder: Path | None = None) -> Lab:
+    """Read a lab from a stream; names of files in it are relative to `folder`, or else to the working folder.
 
     Raises LabError for the first thing wrong in it.
     """
-    return parse_lab(decode(stream.read(MAX_BYTES + 1), name), name)
+    return parse_lab(decode(stream.read(MAX_BYTES + 1), name), name, folder)
 
 
 def parse_lab(text: str, file: str = "lab", folder: Path | None = None, *, works: bool = True) -> Lab:
@@ -70,6 +70,7 @@ def parse_lab(text: str, file: str = "lab", folder: Path | None = None, *, works
     Raises LabError for the first thing wrong in it.
     """
     tree = parse_text(text, file)
+    tree.folder = folder
     if not isinstance(tree.value, dict):
         tree.fail((), f"holds {quote(tree.value)}; a lab is a mapping with name, pfs, guests and workload")
     lab: Lab

@@ -94,10 +94,12 @@ def format_key(key: KeyPath) -> str:
 
 @dataclass(slots=True)
 class Tree:
-    """Values of a lab file, and the line of each key and list item."""
+    """Values of a lab file, and the line of each key and list item. folder: from where file names in it start."""
 
     file: str
     value: object = None
+    text: str = ""
+    folder: Path | None = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
 
     def line(self, key: KeyPath) -> int:
@@ -156,7 +158,7 @@ def parse_text(text: str, file: str) -> Tree:
 
     Raises LabError for everything that is not one YAML document of plain mappings, lists and scalars.
     """
-    tree = Tree(file)
+    tree = Tree(file, text=text)
     _Builder(text, tree).document()
     return tree
 

@@ -310,7 +310,17 @@ class Lab(Section):
     @property
     def folder(self) -> Path:
         """Where file names in the lab start from."""
-        return Path(self._tree.file).parent
+        return self._tree.folder or Path(self._tree.file).parent
+
+    @property
+    def file(self) -> str:
+        """The name of its file, as it was given."""
+        return self._tree.file
+
+    @property
+    def text(self) -> str:
+        """The text of its file, as it was; empty for a lab of objects."""
+        return self._tree.text
 
     def pf(self, name: str) -> Pf:
         """Return the PF of that name. Raises VirtfnError (ENODEV) if there is none."""

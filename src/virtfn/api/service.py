@@ -41,6 +41,7 @@ __all__ = [
     "bring_down",
     "describe_loss",
     "find_kept",
+    "find_lab",
     "find_up",
     "forget",
     "list_labs",
@@ -291,6 +292,12 @@ def list_labs() -> list[StatusEntry]:
     """List all labs of this user: those that run, and those that were lost."""
     kept, running = {each.name: each for each in _all_kept()}, running_labs()
     return [_entry(name, kept.get(name), name in running) for name in sorted({*running, *kept})]
+
+
+def find_lab(name: str) -> StatusEntry | None:
+    """Return how one of them is; None if there is none of that name."""
+    kept, running = find_kept(name), name in running_labs()
+    return _entry(name, kept, running) if running or kept is not None else None
 
 
 def _entry(name: str, kept: Kept | None, running: bool) -> StatusEntry:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from virtfn.cli.outputs import STDOUT, claim, json_option, write_json
+from virtfn.cli.inputs import lab_option
+from virtfn.cli.outputs import claim, json_option, path_of, write_json
 
 if TYPE_CHECKING:
     from virtfn.api.session.captures import TapDocument
@@ -42,7 +42,7 @@ def _power_of_two(context: click.Context, parameter: click.Parameter, value: int
     callback=_power_of_two,
     help="MiB of memory for frames that are not written yet, a power of two.",
 )
-@click.option("--lab", metavar="NAME", help="Of a lab that runs, where there are several.")
+@lab_option
 @json_option
 def capture(
     interface: str,
@@ -68,7 +68,7 @@ def capture(
         names = ", ".join(interface["name"] for interface in document["interfaces"])
         click.echo(f"capturing {', '.join(document['wanted'])} of {names}; Ctrl-C ends it", err=True)
 
-    path = Path(target) if target == STDOUT or Path(target) != Path(STDOUT) else Path(target).absolute()
+    path = path_of(target)
     done = captures.capture(interface, path, points=points, count=count, snap=snap, mib=mib, lab=lab, started=say)
     lost = f"; {done['lost']:,} more came faster than they could be written" if done["lost"] else ""
     click.echo(f"{done['frames']:,} frames captured{lost}", err=True)

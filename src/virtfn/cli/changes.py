@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from virtfn.cli.inputs import lab_of, lab_option
 from virtfn.cli.outputs import STDOUT, claim, deliver, json_option
-from virtfn.cli.service import lab_option
 
 if TYPE_CHECKING:
     from virtfn.api.session.changes import ChangeDocument
@@ -63,11 +61,11 @@ def apply(lab_file: str, dry_run: bool, diff: bool, json_to: str | None) -> None
     """
     claim({"--json": json_to}, lab_file)
     from virtfn.api.control import ask
-    from virtfn.api.lab import load_lab, read_lab, refuse_unsupported
+    from virtfn.api.lab import refuse_unsupported
     from virtfn.api.running import lab_document
     from virtfn.cli.render.service import render_changes, render_diff
 
-    lab = read_lab(sys.stdin.buffer) if lab_file == STDOUT else load_lab(Path(lab_file))
+    lab = lab_of(lab_file)
     refuse_unsupported(lab)
     params = {"lab": lab_document(lab), "dry_run": dry_run}
     document = cast("ChangeDocument", ask("lab.apply", params, lab.name, _CHANGE_S))

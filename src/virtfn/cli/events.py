@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from virtfn.cli.inputs import lab_option
 from virtfn.cli.outputs import claim, deliver, json_option, writing
-from virtfn.cli.service import lab_option
 
 if TYPE_CHECKING:
     from virtfn.api.session.requests import EventsDocument

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from virtfn.cli.inputs import lab_option
 from virtfn.cli.outputs import STDOUT, claim, deliver, json_option, writing
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["explain", "metrics"]
 @click.option("--frame", "number", type=click.IntRange(1, 1 << 40), help="Its number there, from 1. [1]")
 @click.option("--state", metavar="FILE", help="Of a card's state that was saved, instead of a lab that runs.")
 @click.option("--save-state", metavar="FILE", help="Save the state of the card, to explain other frames later.")
-@click.option("--lab", metavar="NAME", help="Of a lab that runs, where there are several.")
+@lab_option
 @json_option
 def explain(
     source: str,
@@ -64,7 +65,7 @@ def explain(
 
 @click.command()
 @click.option("--sriov", is_flag=True, help="With the names of the SR-IOV network metrics exporter, too.")
-@click.option("--lab", metavar="NAME", help="Of a lab that runs, where there are several.")
+@lab_option
 def metrics(sriov: bool, lab: str | None) -> None:
     """Print the counters of a lab that is up, in Prometheus' text format.
 

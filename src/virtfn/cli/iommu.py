@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import click
 
+from virtfn.cli.inputs import lab_option
 from virtfn.cli.outputs import claim, deliver, json_option
 from virtfn.hw.types import Rid, parse_rid
 
@@ -45,8 +46,7 @@ def _number(bits: int) -> Callable[[str], int]:
 def source_options(command: _Command) -> _Command:
     """Give a command its --lab NAME and --state FILE."""
     state = click.option("--state", metavar="FILE", help="A saved state, instead of a lab that runs.")
-    lab = click.option("--lab", metavar="NAME", help="The lab that runs; not needed if there is only one.")
-    return lab(state(command))
+    return lab_option(state(command))
 
 
 @click.group()

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from virtfn.cli.inputs import lab_option
 from virtfn.cli.linkwords import read_settings, read_shown
 from virtfn.cli.outputs import STDOUT, claim, json_option, write_json
 
@@ -24,7 +25,7 @@ def link() -> None:
 @click.option("-s", "--statistics", is_flag=True, help="Show what was counted.")
 @click.option("-j", "as_json", is_flag=True, help="Print JSON, as ip does.")
 @click.option("-p", "pretty", is_flag=True, help="Indent it.")
-@click.option("--lab", metavar="NAME", help="The lab that runs; not needed if there is only one.")
+@lab_option
 @json_option
 def show(
     words: tuple[str, ...],
@@ -57,7 +58,7 @@ def show(
 # Numbers may be negative here, and are then refused by name.
 @link.command(name="set", context_settings={"ignore_unknown_options": True})
 @click.argument("words", metavar="[dev] PF vf N CLAUSE...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--lab", metavar="NAME", help="The lab that runs; not needed if there is only one.")
+@lab_option
 @json_option
 def set_(words: tuple[str, ...], lab: str | None, json_to: str | None) -> None:
     """Change the policy of VFs: all that one call says, or none of it.

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -27,16 +27,14 @@ from virtfn.cli.dashboard import dashboard
 from virtfn.cli.events import events
 from virtfn.cli.explain import explain, metrics
 from virtfn.cli.image import exec_in_guest, image, shell
+from virtfn.cli.inputs import lab_of
 from virtfn.cli.iommu import iommu
 from virtfn.cli.link import link
-from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
+from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, path_of, write_json
 from virtfn.cli.serve import qemu_args, serve
 from virtfn.cli.service import down, status, traffic, up
 from virtfn.cli.top import top
 from virtfn.cli.watch import quarantine, release, watch
-
-if TYPE_CHECKING:
-    from virtfn.api.lab import Lab
 
 __all__ = ["cli", "main"]
 
@@ -81,7 +79,7 @@ def run(
     outputs = {"--json": json_to, "--capture": capture, "--trace": trace, "--save-iommu": save_iommu}
     claim(outputs, lab_file)
     stdout_taken = STDOUT in outputs.values()
-    lab = _lab(lab_file)
+    lab = lab_of(lab_file)
     claim(outputs, lab_file, lab.workload.pcap)
     from virtfn.api.lab import refuse_unsupported
 
@@ -103,12 +101,12 @@ def run(
     with Watcher(console(stderr=True), quiet=stdout_taken) as watcher:
         report = run_lab(
             lab,
-            capture=_path(capture),
-            trace=_path(trace),
+            capture=path_of(capture),
+            trace=path_of(trace),
             progress=watcher,
             controlled=True,
             keep=keep,
-            save_state=_path(save_iommu),
+            save_state=path_of(save_iommu),
             finished=tell,
             ready=say_ready,
         )
@@ -127,7 +125,7 @@ def lspci(lab_file: str | None, json_to: str | None, dump: bool) -> None:
     if dump and json_to == STDOUT:
         raise click.UsageError("--dump and --json - both want standard output; give --json a file")
     claim({"--json": json_to}, lab_file)
-    lab = _lab(lab_file)
+    lab = lab_of(lab_file)
     from virtfn.api.run import machine_for
 
     with machine_for(lab) as machine:
@@ -188,12 +186,12 @@ def compare(
 
     if page_to is not None:
         require_plots()
-    plan = Plan(guests=numbers or Plan().guests) if lab_file is None else Plan.of(_lab(lab_file), numbers)
+    plan = Plan(guests=numbers or Plan().guests) if lab_file is None else Plan.of(lab_of(lab_file), numbers)
     price_list = PRICES if prices is None else load_prices(Path(prices))
     with Watcher(console(stderr=True), quiet=STDOUT in outputs.values()) as watcher:
         document = run_compare(plan, prices=price_list, progress=watcher)
     if page_to is not None:
-        write_page(document, _path(page_to))
+        write_page(document, path_of(page_to))
     deliver(json_to, document, lambda: render_compare(document), stdout_taken=page_to == STDOUT)
     broken = [held["name"] for held in document["properties"] if not held["holds"] and not held["timed"]]
     unaccounted = sum(model["corrupt"] + model["lost"] for run in document["runs"] for model in run["models"].values())
@@ -226,21 +224,6 @@ def doctor(json_to: str | None) -> None:
 _COMMANDS = (up, down, status, attach, detach, apply, get, link, traffic, events, iommu, image, shell, exec_in_guest)
 for _each in (*_COMMANDS, watch, quarantine, release, serve, qemu_args, capture, explain, metrics, dashboard, top):
     cli.add_command(_each)
-
-
-def _lab(file: str | None) -> Lab:
-    from virtfn.api.lab import builtin_lab, load_lab, read_lab
-
-    if file == STDOUT:
-        return read_lab(sys.stdin.buffer)
-    return builtin_lab() if file is None else load_lab(Path(file))
-
-
-def _path(name: str | None) -> Path | None:
-    """Make a path of a name, in which `-` alone is standard output, and ./- a file."""
-    if name is None or name == STDOUT:
-        return None if name is None else Path(name)
-    return Path(name).absolute() if str(Path(name)) == STDOUT else Path(name)
 
 
 def _fail(message: str, status: int, details: str = "") -> int:

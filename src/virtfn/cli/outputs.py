@@ -9,18 +9,17 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, TypeVar, overload
 
 import click
 
 from virtfn import private
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console, RenderableType
 
-__all__ = ["STDOUT", "claim", "console", "deliver", "json_option", "write_json", "writing"]
+__all__ = ["STDOUT", "claim", "console", "deliver", "json_option", "path_of", "write_json", "writing"]
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -77,6 +76,17 @@ def _unwritable(name: str) -> str:
 
 def _is_device(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path)
+
+
+@overload
+def path_of(name: str) -> Path: ...
+@overload
+def path_of(name: None) -> None: ...
+def path_of(name: str | None) -> Path | None:
+    """Make a path of a name, in which `-` alone is standard output, and ./- a file."""
+    if name is None or name == STDOUT:
+        return None if name is None else Path(name)
+    return Path(name).absolute() if str(Path(name)) == STDOUT else Path(name)
 
 
 def write_json(name: str, document: object) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
+from virtfn.cli.inputs import lab_of
+from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, path_of, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtfn.api.lab import Lab
     from virtfn.api.served import ServiceDocument
 
 __all__ = ["qemu_args", "serve"]
@@ -44,7 +43,7 @@ def serve(lab_file: str, sockets: str | None, capture: str | None, trace: str | 
     outputs = {"--json": json_to, "--capture": capture, "--trace": trace}
     claim(outputs, lab_file)
     stdout_taken = STDOUT in outputs.values()
-    lab = _load(lab_file)
+    lab = lab_of(lab_file)
     from virtfn.api.served import serve_lab
     from virtfn.cli.progress import Watcher
     from virtfn.cli.render.serve import render_service
@@ -59,9 +58,9 @@ def serve(lab_file: str, sockets: str | None, capture: str | None, trace: str | 
     with Watcher(console(stderr=True), quiet=stdout_taken) as watcher:
         serve_lab(
             lab,
-            sockets=_path(sockets),
-            capture=_path(capture),
-            trace=_path(trace),
+            sockets=path_of(sockets),
+            capture=path_of(capture),
+            trace=path_of(trace),
             progress=watcher,
             ready=tell,
         )
@@ -81,24 +80,14 @@ def qemu_args(lab_file: str, guest: str, sockets: str | None, libvirt: bool, jso
     if libvirt and json_to is not None:
         raise click.UsageError("--libvirt prints XML, and --json a list of words; give one")
     claim({"--json": json_to}, lab_file)
-    lab = _load(lab_file)
+    lab = lab_of(lab_file)
     from virtfn.api.qemuargs import libvirt_domain, qemu_command
 
     if libvirt:
-        click.echo(libvirt_domain(lab, guest, _path(sockets)), nl=False)
+        click.echo(libvirt_domain(lab, guest, path_of(sockets)), nl=False)
         return
-    words = qemu_command(lab, guest, _path(sockets))
+    words = qemu_command(lab, guest, path_of(sockets))
     if json_to is not None:
         write_json(json_to, words)
     if json_to != STDOUT:
         click.echo(shlex.join(words))
-
-
-def _load(file: str) -> Lab:
-    from virtfn.api.lab import load_lab, read_lab
-
-    return read_lab(sys.stdin.buffer) if file == STDOUT else load_lab(Path(file))
-
-
-def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name)

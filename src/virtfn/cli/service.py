@@ -6,29 +6,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from virtfn import private
-from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option
+from virtfn.cli.inputs import lab_of, lab_option
+from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 
 if TYPE_CHECKING:
     from virtfn.api.lab import Lab
     from virtfn.api.session.standing import TrafficCounts
 
-__all__ = ["down", "lab_option", "require_web", "status", "traffic", "up"]
+__all__ = ["down", "require_web", "status", "traffic", "up"]
 
-_Command = TypeVar("_Command", bound=Callable[..., None])
 MAX_RATE = 100_000  # MAX_RATE of api.session.standing; the machine would come along
 _CHILD = "from virtfn.cli.start import main; main()"
-
-
-def lab_option(command: _Command) -> _Command:
-    """Give a command its --lab NAME."""
-    return click.option("--lab", metavar="NAME", help="The lab that is up; not needed if there is only one.")(command)
 
 
 @click.command()
@@ -48,17 +42,32 @@ def lab_option(command: _Command) -> _Command:
     type=click.IntRange(0, 65535),
     help="Serve HTTP on this port of loopback, too; 0: any that is free.",
 )
+@json_option
 @click.option("--ready-fd", type=int, hidden=True)
+@click.option("--called", hidden=True)
+@click.option("--folder", hidden=True)
 def up(
-    lab_file: str | None, again: str | None, foreground: bool, rate: int | None, http: int | None, ready_fd: int | None
+    lab_file: str | None,
+    again: str | None,
+    foreground: bool,
+    rate: int | None,
+    http: int | None,
+    json_to: str | None,
+    ready_fd: int | None,
+    called: str | None,
+    folder: str | None,
 ) -> None:
     """Bring a lab up as a service, and return when it is ready.
 
     Its guests rest, and can be changed, until virtfn down. Without a file: the built-in lab; -: standard input.
+    --json writes its entry of virtfn status.
     """
     if again is not None and lab_file is not None:
         raise click.UsageError("--again names a lab that was; leave LAB.yaml out")
-    lab = _lab(lab_file, again)
+    if foreground and json_to is not None:
+        raise click.UsageError("--foreground stays, and has nothing to write; virtfn status --json tells how it is")
+    claim({"--json": json_to}, lab_file)
+    lab = _lab(lab_file, again, called, folder)
     if again is not None:
         rate, http = _as_it_was(again, rate, http)
     if http is not None:
@@ -68,8 +77,7 @@ def up(
         return
     from virtfn.api.control import running_labs
     from virtfn.api.lab import refuse_unsupported
-    from virtfn.api.running import write_lab
-    from virtfn.api.service import describe_loss, find_kept
+    from virtfn.api.service import describe_loss, find_kept, find_lab
 
     refuse_unsupported(lab)
     if lab.name in running_labs():
@@ -79,9 +87,12 @@ def up(
         click.echo(f"lab {lab.name} was lost: {describe_loss(before)}", err=True)
     options = ["--traffic", str(rate)] if rate else []
     options += ["--http", str(http)] if http is not None else []
-    _start(lab.name, write_lab(lab), options)
-    click.echo(f"ready: {lab.name} is up")
-    _say_where(lab.name)
+    _start(lab, options)
+    if json_to is not None:
+        write_json(json_to, find_lab(lab.name))
+    if json_to != STDOUT:
+        click.echo(f"ready: {lab.name} is up")
+        _say_where(lab.name)
 
 
 def require_web(what: str) -> None:
@@ -92,10 +103,11 @@ def require_web(what: str) -> None:
         raise click.ClickException(f"{what} needs FastAPI and uvicorn; pip install 'virtfn[web]'")
 
 
-def _lab(lab_file: str | None, again: str | None) -> Lab:
+def _lab(lab_file: str | None, again: str | None, called: str | None, folder: str | None) -> Lab:
+    """Read a lab. called, folder: of the file from which this process was handed it."""
     from pathlib import Path
 
-    from virtfn.api.lab import builtin_lab, load_lab, parse_lab, read_lab
+    from virtfn.api.lab import parse_lab, read_lab
 
     if again is not None:
         from virtfn.api.service import find_kept
@@ -104,9 +116,9 @@ def _lab(lab_file: str | None, again: str | None) -> Lab:
         if kept is None:
             raise click.UsageError(f"--again {again}: no lab of that name was up; give its file")
         return parse_lab(kept.lab, f"lab {again} as it was")
-    if lab_file == STDOUT:
-        return read_lab(sys.stdin.buffer)
-    return builtin_lab() if lab_file is None else load_lab(Path(lab_file))
+    if called is not None and folder is not None:
+        return read_lab(sys.stdin.buffer, called, Path(folder))
+    return lab_of(lab_file)
 
 
 def _as_it_was(name: str, rate: int | None, http: int | None) -> tuple[int | None, int | None]:
@@ -138,13 +150,14 @@ def _hold(lab: Lab, rate: int, http: int | None, ready_fd: int | None) -> None:
         serve_lab(lab, rate=rate, http=http, progress=watcher, ready=ready)
 
 
-def _start(name: str, text: str, options: list[str]) -> None:
+def _start(lab: Lab, options: list[str]) -> None:
     """Let a process of its own hold a lab; wait until it is ready. Its errors are this command's."""
     from virtfn.api.service import log_file
 
-    log = log_file(name)
+    log = log_file(lab.name)
     come, go = os.pipe()
-    command = [sys.executable, "-P", "-c", _CHILD, "up", STDOUT, "--ready-fd", str(go), *options]
+    options += ["--ready-fd", str(go), "--called", lab.file, "--folder", str(lab.folder.absolute())]
+    command = [sys.executable, "-P", "-c", _CHILD, "up", STDOUT, *options]
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as said:
         process = subprocess.Popen(
             command,
@@ -160,7 +173,7 @@ def _start(name: str, text: str, options: list[str]) -> None:
     try:
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin as stdin:
-            stdin.write(text.encode())
+            stdin.write(lab.text.encode())
         ready = os.read(come, 16)
     except BaseException:
         process.send_signal(signal.SIGTERM)
@@ -172,7 +185,7 @@ def _start(name: str, text: str, options: list[str]) -> None:
         code = process.wait()
         words = log.read_text(encoding="utf-8", errors="replace").strip()
         log.unlink(missing_ok=True)
-        click.echo(words or f"virtfn: the process of lab {name} has ended", err=True)
+        click.echo(words or f"virtfn: the process of lab {lab.name} has ended", err=True)
         raise click.exceptions.Exit(code if code > 0 else 1)
     process.returncode = 0  # it goes on, and is nobody's to wait for
 
@@ -188,11 +201,22 @@ def _say_where(name: str) -> None:
 
 @click.command()
 @click.argument("lab", metavar="[LAB]", required=False)
-def down(lab: str | None) -> None:
-    """Take a lab down that is up, in good order; forget one that was lost."""
-    from virtfn.api.service import bring_down
+@json_option
+def down(lab: str | None, json_to: str | None) -> None:
+    """Take a lab down that is up, in good order; forget one that was lost.
 
-    click.echo(f"{bring_down(lab)} is down")
+    --json writes the entry of virtfn status that it had last.
+    """
+    claim({"--json": json_to})
+    from virtfn.api.control import only_lab
+    from virtfn.api.service import bring_down, find_lab
+
+    last = find_lab(lab or only_lab(None)) if json_to is not None else None
+    name = bring_down(lab)
+    if json_to is not None:
+        write_json(json_to, last)
+    if json_to != STDOUT:
+        click.echo(f"{name} is down")
 
 
 @click.command()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from virtfn.cli.inputs import lab_option
 from virtfn.cli.outputs import claim, deliver, json_option
 
 if TYPE_CHECKING:
@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quarantine", "release", "watch"]
 
-_Command = TypeVar("_Command", bound=Callable[..., None])
 _PLACE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,31})/vf([0-9]{1,3})", re.ASCII)
-
-
-def _lab_option(command: _Command) -> _Command:
-    return click.option("--lab", metavar="NAME", help="The lab that runs; not needed if there is only one.")(command)
 
 
 def _vf(text: str) -> tuple[str, int]:
@@ -33,7 +28,7 @@ def _vf(text: str) -> tuple[str, int]:
 
 @click.command()
 @click.argument("pf", metavar="[PF]", required=False)
-@_lab_option
+@lab_option
 @json_option
 def watch(pf: str | None, lab: str | None, json_to: str | None) -> None:
     """Show how VFs behave: what each is watched for, how much of it there is, and what is allowed."""
@@ -48,7 +43,7 @@ def watch(pf: str | None, lab: str | None, json_to: str | None) -> None:
 @click.command()
 @click.argument("vf", metavar="PF/vfN", type=_vf)
 @click.option("--why", metavar="TEXT", default="", help="A line for whoever looks later.")
-@_lab_option
+@lab_option
 @json_option
 def quarantine(vf: tuple[str, int], why: str, lab: str | None, json_to: str | None) -> None:
     """Stop a VF that its guest keeps: nothing goes in or out, and the guest sees no link.
@@ -63,7 +58,7 @@ def quarantine(vf: tuple[str, int], why: str, lab: str | None, json_to: str | No
 
 @click.command()
 @click.argument("vf", metavar="PF/vfN", type=_vf)
-@_lab_option
+@lab_option
 @json_option
 def release(vf: tuple[str, int], lab: str | None, json_to: str | None) -> None:
     """Let a VF run again that was quarantined or throttled."""

@@ -1,0 +1,69 @@
+"""`virtfn up`, `down`: what they hand on, and what they write."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unit.rig import lab_text
+from virtfn.api import service
+from virtfn.api.service import Kept
+
+Virtfn = Callable[..., tuple[int, str, str]]
+
+TELL = (
+    "import json, os, sys; print(json.dumps([sys.argv, os.getcwd(), sys.stdin.read()]), file=sys.stderr); sys.exit(3)"
+)
+COMMENTED = "# a lab\n\n" + lab_text()
+
+
+@pytest.fixture(autouse=True)
+def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+def test_the_process_of_a_lab_gets_its_text_its_name_and_its_folder(
+    virtfn: Virtfn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "labs").mkdir()
+    (tmp_path / "labs" / "up.yaml").write_text(COMMENTED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("virtfn.cli.service._CHILD", TELL)
+    code, _, err = virtfn("up", "labs/up.yaml", "--traffic", "7")
+    words, where, text = json.loads(err)
+    assert (code, where, text) == (3, "/", COMMENTED)
+    assert words[1:5] == ["up", "-", "--traffic", "7"]
+    assert words[-4:] == ["--called", "labs/up.yaml", "--folder", str(tmp_path / "labs")]
+
+
+def test_what_is_wrong_in_it_is_said_of_the_file(
+    virtfn: Virtfn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = ("up", "-", "--ready-fd", "9", "--called", "labs/up.yaml", "--folder", str(tmp_path))
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(COMMENTED.replace("fan-in", "none-such").encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    code, _, err = virtfn(*handed)
+    line = 1 + COMMENTED.splitlines().index("workload: {kind: fan-in, frames: 1000}")
+    assert (code, err.startswith(f"virtfn: labs/up.yaml:{line}: workload.kind: ")) == (2, True)
+
+
+def test_down_writes_what_was_known_last(virtfn: Virtfn, tmp_path: Path) -> None:
+    (tmp_path / "virtfn").mkdir(mode=0o700)
+    service._write(Kept("x", 2**22 + 1, 1, 1e9, lab_text(), changes=2))
+    code, out, err = virtfn("down", "x", "--json", "-")
+    assert (code, err) == (0, "")
+    entry = json.loads(out)
+    assert (entry["lab"], entry["state"], entry["pid"]) == ("x", "lost", 2**22 + 1)
+    assert not os.listdir(tmp_path / "virtfn")
+    assert virtfn("down", "x")[0] == 1
+
+
+def test_up_in_the_foreground_writes_nothing(virtfn: Virtfn) -> None:
+    code, _, err = virtfn("up", "--foreground", "--json", "-")
+    assert (code, "virtfn status --json" in err) == (2, True)
