@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -311,6 +312,28 @@ def test_numba_obeys_no_working_folder(tmp_path: Path, shared: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+def test_nothing_of_the_working_folder_compiles_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from virtfn.kernels import warm
+
+    (tmp_path / "virtfn.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), ""]))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    start, codes = subprocess.Popen, []
+
+    def start_short(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        """It finds what it needs, and does not begin to compile."""
+        process = start([*command[:-1], command[-1].partition(";")[0]], **how)
+        codes.append(process.wait(60))
+        return process
+
+    monkeypatch.setattr("subprocess.Popen", start_short)
+    with warm._another(True, rest=False):
+        pass
+    assert codes == [0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_fresh_folder_goes_with_its_process(shared: Path) -> None:

@@ -15,14 +15,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from virtfn import private
 from virtfn.kernels import _jit, _objects
 
 __all__ = ["KERNELS", "cached", "count", "load", "phase", "told"]
 
 
-_SOURCES = Path(__file__).resolve().parents[2]
 _LOOK_S = 0.2
 
 KERNELS = {False: 18, True: 60}
@@ -106,10 +105,9 @@ def _another(wanted: bool, rest: bool) -> Iterator[None]:
         yield
         return
     work = "warm.load_loops(); warm.load_rest()" if rest else "warm.load_loops()"
-    command = [sys.executable, "-c", f"from virtfn.kernels import warm; {work}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_SOURCES), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-P", "-c", f"from virtfn.kernels import warm; {work}"]
     null = subprocess.DEVNULL
-    with subprocess.Popen(command, env=environment, stdin=null, stdout=null, stderr=null) as other:
+    with subprocess.Popen(command, env=private.environment(), stdin=null, stdout=null, stderr=null) as other:
         try:
             yield
             other.wait()
