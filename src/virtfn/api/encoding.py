@@ -1,6 +1,6 @@
 """JSON in pieces: each is made by the compiled encoder in a fraction of a millisecond, whatever the whole is.
 
-Lists are cut; what is in them, and in objects, may again be cut. A text is never cut.
+Lists are cut; what is in them, and in objects, may again be cut, unless it is small. A text is never cut.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def encode(document: object) -> Iterator[str]:
 
 
 def _parts(document: object) -> Iterator[str]:
-    if _is_flat(document) or not isinstance(document, dict | list):
+    if _is_small(document) or not isinstance(document, dict | list):
         yield json.dumps(document, allow_nan=False)
     elif isinstance(document, dict):
         before = "{"
@@ -46,7 +46,7 @@ def _parts(document: object) -> Iterator[str]:
         before = "["
         for first in range(0, len(document), _AT_ONCE):
             some = document[first : first + _AT_ONCE]
-            if all(_is_flat(item) for item in some):
+            if all(map(_is_small, some)):
                 yield before + json.dumps(some, allow_nan=False)[1:-1]
                 before = ", "
                 continue
@@ -57,10 +57,22 @@ def _parts(document: object) -> Iterator[str]:
         yield "]"
 
 
-def _is_flat(value: object) -> bool:
-    """Tell whether a value is small: it holds nothing that holds anything, and not much of that."""
-    if isinstance(value, dict):
-        return len(value) <= _AT_ONCE and _CONTAINERS.isdisjoint(map(type, value.values()))
-    if isinstance(value, list | tuple):
-        return len(value) <= _AT_ONCE and _CONTAINERS.isdisjoint(map(type, value))
-    return True
+def _is_small(value: object) -> bool:
+    """Tell whether a value holds not much, with all that is in what it holds."""
+    return _left(value, _AT_ONCE) >= 0
+
+
+def _left(value: object, room: int) -> int:
+    """Count what a value holds, until there is no room for more; return what is left of that."""
+    if not isinstance(value, dict | list | tuple):
+        return room
+    room -= len(value)
+    items = value.values() if isinstance(value, dict) else value
+    if room < 0 or _CONTAINERS.isdisjoint(map(type, items)):
+        return room
+    for item in items:
+        if type(item) in _CONTAINERS:
+            room = _left(item, room)
+            if room < 0:
+                break
+    return room

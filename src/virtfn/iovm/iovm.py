@@ -175,6 +175,10 @@ class Iovm:
         """List every VF."""
         return [vf for pf in self._pfs.values() for vf in pf.vfs]
 
+    def vfs(self, pf: Rid) -> list[Vf]:
+        """List the VFs of a PF, by their numbers. Raises VirtfnError (ENODEV) for a PF that is not managed."""
+        return self._pf(pf).vfs
+
     def vf(self, pf: Rid, index: int) -> Vf:
         """Find a VF by its PF and number.
 

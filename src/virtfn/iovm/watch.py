@@ -3,15 +3,16 @@
     card, VM, remapping unit --> totals, four times a window --> a second's share of the window --> over its limit?
                                                                   warn | throttle | quarantine, and tell
 
-It reads counters that are kept anyway: no frame is looked at, and between two looks nothing is done. What is over its
-limit is dealt with once, and again when it has been below for a window. Nothing is undone but by `release`.
+It reads counters that are kept anyway: no frame is looked at, and between two looks nothing is done. Where nothing has
+happened for a window, a look is one comparison a card. What is over its limit is dealt with once, and again when it has
+been below for a window. Nothing is undone but by `release`.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,7 +54,9 @@ class Notice(NamedTuple):
     why: str = ""
 
 
-Totals = dict[Kind, int]
+Totals = tuple[int, ...]
+"""How much there was of each kind, in the order of `Kind`, since the start."""
+_SPOOFS = tuple(Kind).index(Kind.SPOOF)
 
 
 @dataclass(slots=True)
@@ -67,15 +70,24 @@ class _History:
     quiet_until: int = 0
     why: str = ""
 
+    @property
+    def calm(self) -> bool:
+        """Whether nothing has happened within the window, and there is nothing to tell."""
+        totals = self.looks[-1][1]
+        return not self.over and self.spoofs == totals[_SPOOFS] and self.looks[0][1] == totals
+
 
 @dataclass(slots=True)
 class _Post:
-    """A card that is watched. rules: by VF."""
+    """A card that is watched. rules: by VF. found: at the last look, by VF; calm: that look, with all before it."""
 
     pf: Rid
     card: Card
     rules: Callable[[int], Rules]
     histories: dict[int, _History] = field(default_factory=dict)
+    found: list[tuple[int, Totals] | None] = field(default_factory=list)
+    looked: int = 0
+    calm: bool = False
 
 
 class Watch(Actor):
@@ -94,7 +106,7 @@ class Watch(Actor):
         """Watch the VFs of a PF that the IOVM manages. rules: of each, by its number."""
         post = _Post(pf, card, rules)
         self._posts.append(post)
-        windows = [rules(vf.index).window_ps for vf in self._vfs(post)]
+        windows = [rules(vf.index).window_ps for vf in self._iovm.vfs(pf)]
         self._period = min([self._period, *(window // _LOOKS for window in windows)])
 
     def note_fault(self, fault: Fault) -> None:
@@ -103,46 +115,58 @@ class Watch(Actor):
 
     # Looking.
 
-    def _vfs(self, post: _Post) -> Iterator[Vf]:
-        return (vf for vf in self._iovm.inventory() if vf.found.physfn == post.pf)
-
     def turn(self, now: Ps) -> int:
-        """Look, if it is time to."""
+        """Look, if it is time to; return how many VFs something was done about."""
         if now < self._next:
             return 0
         self._next = Ps(now + self._period)
-        for post in self._posts:
-            for vf in self._vfs(post):
-                self._look(post, vf, now)
-        return 0
+        return sum([self._look_at(post, now) for post in self._posts])
 
     def due(self) -> Ps | None:
         """Say when to look again; nobody is woken while no VF has an owner."""
-        return self._next if any(vf.vm is not None for vf in self._iovm.inventory()) else None
+        owned = any(vf.vm is not None for post in self._posts for vf in self._iovm.vfs(post.pf))
+        return self._next if owned else None
 
-    def _look(self, post: _Post, vf: Vf, now: int) -> None:
+    def _look_at(self, post: _Post, now: int) -> int:
+        seen = list(zip(self._iovm.vfs(post.pf), self._totals(post), strict=True))
+        found = [None if vf.vm is None else (vf.assignments, totals) for vf, totals in seen]
+        if post.calm:
+            if found == post.found:
+                post.looked = now
+                return 0
+            for history in post.histories.values():  # as if each had been looked at till now
+                history.looks = deque([(post.looked, history.looks[-1][1])])
+        done = sum([self._look(post, vf, totals, now) for vf, totals in seen if vf.vm is not None])
+        for gone in post.histories.keys() - {vf.index for vf, _ in seen if vf.vm is not None}:
+            del post.histories[gone]
+        held = any(vf.throttled is not None for vf, _ in seen)
+        post.calm = not held and all(history.calm for history in post.histories.values())
+        post.found, post.looked = found, now
+        return done
+
+    def _look(self, post: _Post, vf: Vf, totals: Totals, now: int) -> int:
+        """Look at one VF; return 1 if something was done about it."""
         history = post.histories.get(vf.index)
-        if vf.vm is None:
-            post.histories.pop(vf.index, None)
-            return
-        totals = self._totals(post, vf)
         if history is None or history.assignment != vf.assignments:
             post.histories[vf.index] = self._begin(vf, totals, now)
-            return
+            return 0
         rules = post.rules(vf.index)
         before = history.looks[-1][1]
-        self._note_spoofs(vf, history, totals[Kind.SPOOF], now)
+        self._note_spoofs(vf, history, totals[_SPOOFS], now)
         history.looks.append((now, totals))
         while len(history.looks) > 2 and history.looks[1][0] <= now - rules.window_ps:
             history.looks.popleft()
+        done = 0
         if history.over or totals != before:  # else there can only be less than there was
-            self._judge(vf, rules, history)
+            done = self._judge(vf, rules, history)
         if vf.throttled is not None:
             vf.driver.attend(vf.index)
+            done = 1
+        return done
 
     @staticmethod
     def _begin(vf: Vf, totals: Totals, now: int) -> _History:
-        return _History(vf.assignments, deque([(now, totals)]), spoofs=totals[Kind.SPOOF])
+        return _History(vf.assignments, deque([(now, totals)]), spoofs=totals[_SPOOFS])
 
     def _note_spoofs(self, vf: Vf, history: _History, total: int, now: int) -> None:
         """Tell of frames that were not the VF's to send, whatever the limit; once a second at most."""
@@ -150,19 +174,23 @@ class Watch(Actor):
             self._tell(Notice(Deed.SPOOFED, vf, _owner(vf), Kind.SPOOF, total - history.spoofs))
             history.spoofs, history.quiet_until = total, now + S_PS
 
-    def _totals(self, post: _Post, vf: Vf) -> Totals:
-        conduct = post.card.conduct(vf.index)
-        return {
-            Kind.SPOOF: conduct.spoofed,
-            Kind.DMA_FAULTS: self._faults[vf.rid],
-            Kind.MAILBOX: conduct.messages,
-            Kind.INTERRUPTS: 0 if vf.vm is None else vf.vm.interrupts,
-            Kind.DESCRIPTORS: conduct.malformed,
-            Kind.RESETS: conduct.resets,
-        }
+    def _totals(self, post: _Post) -> list[Totals]:
+        """Read what there was of each kind, by VF."""
+        return [
+            (
+                conduct.spoofed,
+                self._faults[vf.rid] if self._faults else 0,
+                conduct.messages,
+                0 if vf.vm is None else vf.vm.interrupts,
+                conduct.malformed,
+                conduct.resets,
+            )
+            for vf, conduct in zip(self._iovm.vfs(post.pf), post.card.conduct(), strict=False)
+        ]
 
-    def _judge(self, vf: Vf, rules: Rules, history: _History) -> None:
-        """Act on each limit that the owner of a VF has come to be over."""
+    def _judge(self, vf: Vf, rules: Rules, history: _History) -> int:
+        """Act on each limit that the owner of a VF has come to be over; return 1 if there was one."""
+        acted = 0
         rates = self._rates(history, rules)
         for kind, limit in rules.limits.items():
             if rates[kind] <= limit.per_second:
@@ -170,13 +198,15 @@ class Watch(Actor):
             elif kind not in history.over and limit.action is not Action.NONE and vf.state is VfState.ASSIGNED:
                 history.over.add(kind)
                 self._act(vf, rules, history, kind, rates[kind])
+                acted = 1
+        return acted
 
     @staticmethod
-    def _rates(history: _History, rules: Rules) -> Totals:
+    def _rates(history: _History, rules: Rules) -> dict[Kind, int]:
         """Say how many of each kind there were in a second, over the window, also where less of it has passed."""
         (began, first), (now, last) = history.looks[0], history.looks[-1]
         passed = max(now - began, rules.window_ps)
-        return {kind: (last[kind] - first[kind]) * S_PS // passed for kind in Kind}
+        return {kind: (last[k] - first[k]) * S_PS // passed for k, kind in enumerate(Kind)}
 
     # Acting.
 
@@ -214,7 +244,7 @@ class Watch(Actor):
         history.why = ""
         history.over.clear()
         history.looks.clear()
-        history.looks.append((self._clock.now(), self._totals(self._post(vf), vf)))  # what was is forgiven
+        history.looks.append((self._clock.now(), self._totals(self._post(vf))[vf.index]))  # what was is forgiven
         self._tell(Notice(Deed.RELEASED, vf, _owner(vf)))
 
     # What is to be seen.
@@ -245,7 +275,7 @@ class Watch(Actor):
         post = self._post(vf)
         history = post.histories.get(vf.index)
         if history is None or history.assignment != vf.assignments:
-            history = self._begin(vf, self._totals(post, vf), self._clock.now())
+            history = self._begin(vf, self._totals(post)[vf.index], self._clock.now())
             post.histories[vf.index] = history
         return history
 

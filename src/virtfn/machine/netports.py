@@ -30,6 +30,7 @@ __all__ = [
     "NetDriver",
     "QueueCopy",
     "Served",
+    "Tally",
     "Vectors",
     "Ways",
 ]
@@ -94,6 +95,15 @@ class Ways(NamedTuple):
     rx_multicast: int = 0
     rx_broadcast: int = 0
     dropped_bytes: int = 0
+
+
+class Tally(NamedTuple):
+    """All that a card counts of a VF, of one moment. drops: by reason; messages: between it and the PF, both ways."""
+
+    moved: Moved
+    ways: Ways
+    drops: dict[str, int]
+    messages: int
 
 
 class Captured(NamedTuple):
@@ -232,17 +242,18 @@ class Card(Device, CountsFrames, Carrier, Protocol):
     def all_drops(self) -> dict[str, int]:
         """Count all dropped frames by reason."""
 
-    def ways(self, n: int) -> Ways:
-        """Count the frames of a VF by the ways that they went."""
-        return Ways()
+    def tally(self) -> list[Tally]:
+        """Count all of each VF that is enabled, by number; a copy, cheap enough to be taken each second."""
+        vfs = range(self.vfs)
+        return [Tally(self.moved(self.vf_rid(n)), Ways(), self.drops(n), self.mailbox_messages(n)) for n in vfs]
 
     def mailbox_messages(self, n: int) -> int:
         """Count messages between a VF and the PF, both ways."""
         return 0
 
-    def conduct(self, n: int) -> Conduct:
-        """Count what the owner of a VF has done; cheap enough to be asked several times a second."""
-        return Conduct()
+    def conduct(self) -> list[Conduct]:
+        """Count what the owner of each VF has done, by number; cheap enough to be asked several times a second."""
+        return [Conduct()] * self.vfs
 
     def device_tlb(self) -> dict[str, int]:
         """Count what the card's device TLB did; nothing where there is none."""

@@ -126,23 +126,35 @@ class World:
 
     def rest(self, longest_ps: int = _LONGEST_PS) -> None:
         """Wait until there is something to do, or somebody is due; `longest_ps` at most."""
-        now = self.clock.now()
-        everybody = [*self._lanes, *self._actors]
-        due = [when for actor in everybody if (when := actor.due()) is not None]
-        limit = min(max(min(due, default=now + longest_ps) - now, 0), longest_ps)
+        limit = self._until_due(longest_ps)
         if self._rester is not None:
             self._rester.rest(limit)
             return
         poll = select.poll()
-        for fd in {fd for actor in everybody if (fd := actor.fileno()) >= 0}:
+        for fd in {fd for actor in (*self._lanes, *self._actors) if (fd := actor.fileno()) >= 0}:
             poll.register(fd, select.POLLIN)
         if not isinstance(self.clock, WallClock):
             if not poll.poll(0):
                 self.clock.sleep(limit)
         elif limit >= MS_PS:
-            poll.poll(limit / MS_PS)
+            self._rest_but_for_looks(poll, limit, self.clock.now() + longest_ps)
         else:  # poll cannot tell such a short time
             self.clock.sleep(limit)
+
+    def _until_due(self, longest_ps: int) -> int:
+        """Say how long it is until the first is due, at most."""
+        now = self.clock.now()
+        due = [when for actor in (*self._lanes, *self._actors) if (when := actor.due()) is not None]
+        return min(max(min(due, default=now + longest_ps) - now, 0), longest_ps)
+
+    def _rest_but_for_looks(self, poll: select.poll, limit_ps: int, end: int) -> None:
+        """Rest, but let those who are due have their turns: while they find nothing to do, the others sleep on."""
+        while limit_ps > 0 and not poll.poll(limit_ps / MS_PS):
+            now = self.clock.now()
+            due = [actor for actor in self._actors if (when := actor.due()) is not None and when <= now]
+            if sum([actor.turn(now) for actor in due]) or now >= end:
+                return
+            limit_ps = self._until_due(end - now)
 
     def tick(self, longest_ps: int = _LONGEST_PS) -> None:
         """Take a step, and rest if there was nothing to do: what whoever waits calls again and again."""

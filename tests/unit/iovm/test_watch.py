@@ -45,7 +45,7 @@ class Watched(Rig):
         return self
 
     def look(self) -> None:
-        assert self.machine.watch.turn(self.clock.now()) == 0
+        self.machine.watch.turn(self.clock.now())
 
     def watch_for(self, ms: int, work=lambda: None) -> None:
         """Let time pass, and the watch look; work: is done every 50 ms."""
@@ -130,6 +130,48 @@ def test_each_kind_is_seen_and_nothing_is_seen_without_it(kind):
         assert f"{kind.value}: " in told.why
         assert rig.deeds.count((Deed.WARNED, kind)) == 1, "once as long as it goes on"
         assert all(n.vf is rig.vf(0) for n in rig.notices)
+
+
+def test_what_begins_after_a_long_calm_counts_as_much_as_what_goes_on():
+    amounts = []
+    for calm_ms in (200, 20_000):
+        with Watched() as rig:
+            rig.watch_for(calm_ms)
+            began = rig.clock.now()
+            while not rig.deeds:
+                rig.watch_for(50, lambda: ask(rig))
+            assert rig.clock.now() - began <= 400 * MS_PS
+            amounts.append(rig.notices[0].amount)
+    assert amounts[0] == amounts[1]
+
+
+def test_in_a_calm_nobody_is_looked_at_one_by_one(monkeypatch):
+    looked = []
+    with Watched() as rig:
+        rig.watch_for(900)
+        look = rig.machine.watch._look
+        monkeypatch.setattr(
+            rig.machine.watch, "_look", lambda post, vf, *rest: looked.append(vf) or look(post, vf, *rest)
+        )
+        rig.watch_for(900)
+        assert looked == []
+        ask(rig)
+        rig.watch_for(900)
+        assert rig.vf(0) in looked
+        done = len(looked)
+        rig.watch_for(900)
+        assert len(looked) == done, "and it is calm again"
+
+
+def test_a_look_says_whether_something_was_done():
+    with Watched() as rig:
+        rig.clock.sleep(S_PS)
+        assert rig.machine.watch.turn(rig.clock.now()) == 0
+        for _ in range(30):
+            ask(rig)
+        rig.clock.sleep(S_PS)
+        assert rig.machine.watch.turn(rig.clock.now()) == 1
+        assert rig.machine.watch.turn(rig.clock.now()) == 0, "it is not time to"
 
 
 def test_who_stops_and_begins_again_is_told_of_again():

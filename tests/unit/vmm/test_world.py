@@ -121,6 +121,26 @@ def test_a_rest_ends_when_a_descriptor_can_be_read():
     os.close(writable)
 
 
+def test_who_only_looks_wakes_nobody_else():
+    log = []
+    world = World(WallClock())
+    world.add_lane(Worker(log))
+    looker = Player(log, "looks", every=5 * MS_PS)
+    world.add(looker)
+    world.add(Player(log, "sleeps"))
+    looker.last = int(world.clock.now())
+    world.rest(52 * MS_PS)
+    names = [name for name, _ in log]
+    assert set(names) == {"looks"}
+    assert 2 <= len(names) <= 10
+    log.clear()
+    looker.has = [0, 1]
+    began = time.monotonic()
+    world.rest(S_PS)
+    assert [name for name, _ in log] == ["looks"] * 2, "what it has done is for all to see"
+    assert time.monotonic() - began < 0.9
+
+
 def test_what_the_rester_does_keeps_nobody_from_resting():
     log = []
 

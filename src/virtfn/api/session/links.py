@@ -12,6 +12,7 @@ from virtfn.api.session.policy import Clauses, refuse_whole, set_policies
 from virtfn.drivers.policy import VfPolicy
 from virtfn.hw.types import format_mac, format_rid
 from virtfn.iovm.iovm import Vf
+from virtfn.machine.netports import Tally
 from virtfn.machine.ports import VirtfnError
 
 __all__ = ["SetLinks", "ShowLinks"]
@@ -106,7 +107,8 @@ def _describe(machine: Machine, pf: LabPf) -> LinkDocument:
         "stats64": _port_stats(pf),
     }
     if pf.vfs:
-        document["vfinfo_list"] = [_describe_vf(pf, vf, machine.policy(pf, vf)) for vf in pf.vfs]
+        vfs = zip(pf.vfs, pf.nic.tally(), strict=True)
+        document["vfinfo_list"] = [_describe_vf(pf, vf, machine.policy(pf, vf), tally) for vf, tally in vfs]
     return document
 
 
@@ -133,10 +135,9 @@ def _port_stats(pf: LabPf) -> Stats64:
     }
 
 
-def _describe_vf(pf: LabPf, vf: Vf, policy: VfPolicy) -> VfDocument:
+def _describe_vf(pf: LabPf, vf: Vf, policy: VfPolicy, tally: Tally) -> VfDocument:
     """Describe a VF. policy: that holds for it, or will for the guest that gets it."""
-    moved = pf.nic.moved(vf.rid)
-    drops = pf.nic.drops(vf.index)
+    moved, drops = tally.moved, tally.drops
     received = sum(drops.get(reason, 0) for reason in _RECEIVED)
     sent = sum(drops.values()) - received
     document: VfDocument = {

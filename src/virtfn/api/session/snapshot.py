@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.report import SwitchReport
-from virtfn.devices.iommu.unit import COUNTERS
 from virtfn.hw.types import Rid, format_rid
+from virtfn.machine.netports import Tally
 from virtfn.machine.pieces import InPieces, finish
 from virtfn.machine.ports import VirtfnError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["GuestCounts", "PfCounts", "Snapshot", "VfCounts", "snapshot_pieces", "take_snapshot"]
 
 _ATTEMPTS = 16
+_GUESTS = 16  # that are read in a piece
 
 
 class GuestCounts(TypedDict):
@@ -89,14 +90,15 @@ def take_snapshot(
 def snapshot_pieces(
     machine: Machine, linux: Sequence[LinuxGuest | ServedGuest], *, state: str, elapsed_s: float
 ) -> InPieces[Snapshot]:
-    """Do the same in pieces: a guest or a VF each. What has come and gone meanwhile is read anew."""
+    """Do the same in pieces: a card each, or some guests. What has come and gone meanwhile is read anew."""
     for _ in range(_ATTEMPTS):
         try:
             guests: list[GuestCounts] = []
-            for run in list(machine.guests):
+            for k, run in enumerate(list(machine.guests), 1):
                 if _there(run, machine.guests) and run.guest.drivers:
                     guests.append(_embedded(run))
-                yield
+                if not k % _GUESTS:
+                    yield
             for guest in list(linux):
                 if guest.attached:
                     guests.append(_linux(guest))
@@ -105,24 +107,23 @@ def snapshot_pieces(
             owners |= {guest.plug.vf.rid: guest.lab.name for guest in list(linux) if guest.attached and guest.plug.vf}
             pfs: list[PfCounts] = []
             for pf in list(machine.pfs):
+                yield
                 counts, host = _pf(pf), machine.lab.host_of(pf.name)
-                for n, rid in pf.functions():
-                    yield
-                    if n < pf.nic.vfs:
-                        counts["vfs"].append(_vf(pf, n, rid, host or owners.get(rid)))
+                for n, tally in enumerate(pf.nic.tally()):
+                    rid = pf.nic.vf_rid(n)
+                    counts["vfs"].append(_vf(n, rid, host or owners.get(rid), tally))
                 pfs.append(counts)
         except (RuntimeError, LookupError):  # a list or a dictionary changed while it was read in another thread
             continue
-        order = [guest.name for guest in machine.lab.guests]
-        guests.sort(key=lambda guest: order.index(guest["name"]))
-        rows = list(machine.host.iommu.rows)
+        order = {guest.name: k for k, guest in enumerate(machine.lab.guests)}
+        guests.sort(key=lambda guest: order[guest["name"]])
         return {
             "lab": machine.lab.name,
             "state": state,
             "elapsed_s": elapsed_s,
             "guests": guests,
             "pfs": pfs,
-            "iommu": {name: sum(int(row.unit[0][name]) for row in rows) for name in COUNTERS},
+            "iommu": machine.host.iommu.counted(),
         }
     raise VirtfnError("functions come and go too fast to be counted; ask again", errno_name="EAGAIN")
 
@@ -179,8 +180,8 @@ def _pf(pf: LabPf) -> PfCounts:
     }
 
 
-def _vf(pf: LabPf, n: int, rid: Rid, owner: str | None) -> VfCounts:
-    counts = pf.nic.moved(rid)
+def _vf(n: int, rid: Rid, owner: str | None, tally: Tally) -> VfCounts:
+    counts = tally.moved
     return {
         "vf": n,
         "address": format_rid(rid),
@@ -189,7 +190,7 @@ def _vf(pf: LabPf, n: int, rid: Rid, owner: str | None) -> VfCounts:
         "tx_bytes": counts.tx_bytes,
         "rx_frames": counts.rx_frames,
         "rx_bytes": counts.rx_bytes,
-        "dropped": pf.nic.drops(n),
-        "mailbox_messages": pf.nic.mailbox_messages(n),
-        "ways": pf.nic.ways(n)._asdict(),
+        "dropped": tally.drops,
+        "mailbox_messages": tally.messages,
+        "ways": tally.ways._asdict(),
     }

@@ -82,6 +82,7 @@ COUNTERS = (
     "blocked",
     "messages_lost",
 )
+_COUNTED = {name: _WORDS.index(name) for name in COUNTERS}
 
 
 def _signed(address: int) -> int:
@@ -260,7 +261,7 @@ class IommuUnit(Handlers):
         requester without a device TLB.
         """
         self.service()
-        counts = {name: sum(int(row.unit[0][name]) for row in self.rows) for name in COUNTERS}
+        counts = self.counted()
         return {
             "translations": counts["iotlb_hits"] + counts["iotlb_misses"],
             **counts,
@@ -269,6 +270,11 @@ class IommuUnit(Handlers):
             **self._page_requests.counts,
             "register_invalidations_refused": self._by_register.refused,
         }
+
+    def counted(self) -> dict[str, int]:
+        """Read what all rows have counted so far, for any thread, and without any service."""
+        rows = list(self._words)
+        return {name: sum([row[at] for row in rows]) for name, at in _COUNTED.items()}
 
     @on_write(Regs.GCMD)
     def _global_command(self, index: int, written: int, old: int) -> None:

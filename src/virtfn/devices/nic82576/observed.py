@@ -22,11 +22,14 @@ from virtfn.kernels.i82576.state import (
     TAPS,
     WIRE,
 )
-from virtfn.machine.netports import Captured, Conduct, Moved, Ways
+from virtfn.machine.netports import Captured, Conduct, Moved, Tally, Ways
 from virtfn.machine.ports import VirtfnError
 from virtfn.machine.taps import Tap, TapInterface
 
 __all__ = ["Observed"]
+
+_COUNTED = ["gptc", "gotc", "gprc", "gorc", "mprc", "bprc", "gptlbc", "gotlbc", "gprlbc", "gorlbc"]
+"""What a pool counts of a VF's frames, by the names of the card's counters."""
 
 
 class Observed:
@@ -70,43 +73,35 @@ class Observed:
             everybody,
         )
 
-    def ways(self, n: int) -> Ways:
-        """Count the frames of a VF by the ways that they went, since the start."""
-        nic = self.port.nic
-        pool = nic["pools"][n]
-        out, out_bytes = (int(count) for count in nic["to_wire"][n])
-        back, back_bytes = int(pool["gptlbc"]), int(pool["gotlbc"])
-        hairpin, hairpin_bytes = int(pool["gprlbc"]), int(pool["gorlbc"])
-        wire, wire_bytes = int(pool["gprc"]) - hairpin, int(pool["gorc"]) - hairpin_bytes
-        broadcast = int(pool["bprc"])
-        return Ways(
-            out,
-            out_bytes - FCS_BYTES * out,
-            back,
-            back_bytes - FCS_BYTES * back,
-            wire,
-            wire_bytes - FCS_BYTES * wire,
-            hairpin,
-            hairpin_bytes - FCS_BYTES * hairpin,
-            int(pool["mprc"]) - broadcast,
-            broadcast,
-            int(nic["dropped_bytes"][n]),
-        )
+    def tally(self) -> list[Tally]:
+        """Count all of each VF that is enabled, since the start: the numbers are copied first, and then looked at."""
+        nic, vfs = self.port.nic, self.vfs
+        pools = nic["pools"][:vfs][_COUNTED].tolist()
+        wire, dropped_bytes = nic["to_wire"][:vfs].tolist(), nic["dropped_bytes"][:vfs].tolist()
+        drops, messages = nic["drops"][:vfs].tolist(), self.port.mailboxes.messages[:vfs]
+        return [
+            _tally(dict(zip(_COUNTED, pool, strict=True)), *rest)
+            for pool, *rest in zip(pools, wire, drops, dropped_bytes, messages, strict=True)
+        ]
 
     def counters(self) -> dict[str, int]:
         """Count what became of frames, by the names of the data plane's counters."""
-        counters = {name: int(self.port.nic["counters"][name]) for name in COUNTER_NAMES}
-        return {**counters, "forwarded": int(self.port.nic["card"]["forwarded"])}
+        row = self.port.nic["counters"]
+        counters = dict(zip(row.dtype.names, row.tolist(), strict=True))
+        return {name: counters[name] for name in COUNTER_NAMES} | {"forwarded": int(self.port.nic["card"]["forwarded"])}
 
     def mailbox_messages(self, n: int) -> int:
         """Count messages between a VF and the PF, both ways."""
         return self.port.mailboxes.messages[n]
 
-    def conduct(self, n: int) -> Conduct:
-        """Count what the owner of a VF has done."""
-        drops = self.port.nic["drops"][n]
-        spoofed = int(drops[DROP_MAC_SPOOF]) + int(drops[DROP_VLAN_SPOOF])
-        return Conduct(spoofed, int(drops[DROP_MALFORMED]), self.mailbox_messages(n), self.port.vf_resets[n])
+    def conduct(self) -> list[Conduct]:
+        """Count what the owner of each VF has done."""
+        port = self.port
+        drops = port.nic["drops"][:VFS].tolist()
+        return [
+            Conduct(row[DROP_MAC_SPOOF] + row[DROP_VLAN_SPOOF], row[DROP_MALFORMED], messages, resets)
+            for row, messages, resets in zip(drops, port.mailboxes.messages, port.vf_resets, strict=False)
+        ]
 
     def device_tlb(self) -> dict[str, int]:
         """Count what the device TLB did; nothing where there is none."""
@@ -114,11 +109,11 @@ class Observed:
 
     def drops(self, pool: int | None) -> dict[str, int]:
         """Count dropped frames of a pool (None: of the wire) by reason; reasons without any are left out."""
-        return _by_reason(self.port.nic["drops"][WIRE if pool is None else pool])
+        return _by_reason(self.port.nic["drops"][WIRE if pool is None else pool].tolist())
 
     def all_drops(self) -> dict[str, int]:
         """Count dropped frames of all pools and of the wire by reason."""
-        return _by_reason(self.port.nic["drops"].sum(axis=0))
+        return _by_reason(self.port.nic["drops"].sum(axis=0).tolist())
 
     def start_capture(self) -> None:
         """Record what each function sends and receives from now on; `take_capture` must keep up."""
@@ -197,5 +192,35 @@ class Observed:
             tap.close()
 
 
-def _by_reason(row: npt.NDArray[np.int64]) -> dict[str, int]:
-    return {name: int(count) for name, count in zip(DROP_NAMES, row, strict=True) if count}
+def _by_reason(row: list[int]) -> dict[str, int]:
+    return {name: count for name, count in zip(DROP_NAMES, row, strict=True) if count}
+
+
+def _tally(pool: dict[str, int], to_wire: list[int], drops: list[int], dropped_bytes: int, messages: int) -> Tally:
+    """Make the tally of a VF of its pool's counters; their bytes are with frame check sequences."""
+    out, out_bytes = to_wire
+    hairpin, broadcast = pool["gprlbc"], pool["bprc"]
+    wire, wire_bytes = pool["gprc"] - hairpin, pool["gorc"] - pool["gorlbc"]
+    groups = pool["mprc"] - broadcast  # a VF's counter has both
+    moved = Moved(
+        pool["gptc"],
+        pool["gotc"] - FCS_BYTES * pool["gptc"],
+        pool["gprc"],
+        pool["gorc"] - FCS_BYTES * pool["gprc"],
+        groups,
+        broadcast,
+    )
+    ways = Ways(
+        out,
+        out_bytes - FCS_BYTES * out,
+        pool["gptlbc"],
+        pool["gotlbc"] - FCS_BYTES * pool["gptlbc"],
+        wire,
+        wire_bytes - FCS_BYTES * wire,
+        hairpin,
+        pool["gorlbc"] - FCS_BYTES * hairpin,
+        groups,
+        broadcast,
+        dropped_bytes,
+    )
+    return Tally(moved, ways, _by_reason(drops), messages)
