@@ -4,7 +4,8 @@
     <- {"result": ...}  or  {"error": {"message": ..., "errno": ...}}
 
 A door, and an actor without thread or wait: whoever carries requests out may answer later, and long answers become JSON
-in pieces. Clients are of the same user, but may be anything: what they send is bounded, who asks badly is told so.
+in pieces. Where `replies` has its turn after those who carry out, an answer leaves in the step that heard the question.
+Clients are of the same user, but may be anything: what they send is bounded, who asks badly is told so.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _IN_LINE = 128  # connections not yet accepted; more are refused at once
 _CHUNK = 1 << 16
 _MOST_HANDED = 4
 _PIECES = 2  # of answers that are made each turn
+_ROUNDS = 4  # a turn: who has just come, or has only looked whether somebody is here, need not wait for the next
 _TIMEOUT_S = 30.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _SUFFIX = ".sock"
@@ -90,15 +92,27 @@ class _Answer:
     text: bytearray = field(default_factory=bytearray)
 
 
+class _Replies(Actor):
+    """The way out of a control socket."""
+
+    def __init__(self, reply: Callable[[], int]) -> None:
+        self._reply = reply
+
+    def turn(self, now: Ps) -> int:
+        """Answer those whose answers have come; return how many still become JSON."""
+        return self._reply()
+
+
 class Control(Actor):
     """The socket of a lab that runs. `serve` it often, `close` it at the end.
 
-    methods: what clients may ask for. Raises VirtfnError if a lab of that name runs already, or the socket cannot be
-    made.
+    methods: what clients may ask for. replies: an actor whose turn is half of this one's, for after those who carry
+    requests out. Raises VirtfnError if a lab of that name runs already, or the socket cannot be made.
     """
 
     def __init__(self, name: str, methods: Mapping[str, Handler]) -> None:
         self.methods = dict(methods)
+        self.replies = _Replies(self._answer)
         self._file = _check_name(name) + _SUFFIX
         self._folder = os.open(_private_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -139,7 +153,16 @@ class Control(Actor):
 
     def serve(self, wait_s: float = 0.0) -> None:
         """Do what can be done now; with `wait_s`, first wait so long for something to do."""
-        for key, events in self._selector.select(0.0 if self._answers else wait_s):
+        if self._hear(0.0 if self._answers else wait_s):
+            for _ in range(_ROUNDS - 1):
+                if not self._hear(0.0):
+                    break
+        self._answer()
+
+    def _hear(self, wait_s: float) -> bool:
+        """Listen to all who have something to say, once; return whether there was anybody."""
+        heard = self._selector.select(wait_s)
+        for key, events in heard:
             client = key.data
             try:
                 if client is None:
@@ -153,10 +176,15 @@ class Control(Actor):
             except OSError:
                 if client is not None:
                     self._drop(client)
+        return bool(heard)
+
+    def _answer(self) -> int:
+        """Make pieces of answers, and send those that are whole; return how many are not."""
         self._collect()
         for _ in range(_PIECES):
             if self._answers:
                 self._encode()
+        return len(self._answers)
 
     def turn(self, now: Ps) -> int:
         """Answer what has been asked; return how many answers still become JSON."""
@@ -325,10 +353,14 @@ def ask_handed(method: str, params: Params, lab: str | None = None, timeout_s: f
 
 
 def _ask(method: str, params: Params, lab: str | None, timeout_s: float, descriptors: list[int] | None) -> object:
-    found = _find(lab)
+    found = _find(lab) if lab is None else _private_folder() / (_check_name(lab) + _SUFFIX)
     name = found.name.removesuffix(_SUFFIX)
+    request = json.dumps({"method": method, "params": dict(params)})
     try:
-        answer = _exchange(found, json.dumps({"method": method, "params": dict(params)}), timeout_s, descriptors)
+        try:
+            answer = _exchange(found, request, timeout_s, descriptors)
+        except (FileNotFoundError, ConnectionRefusedError):  # nobody is there: say who is
+            answer = _exchange(_find(lab), request, timeout_s, descriptors)
     except (TimeoutError, BlockingIOError):
         raise AskError(f"lab {name} does not answer", errno_name="ETIMEDOUT") from None
     except OSError as error:

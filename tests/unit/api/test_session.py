@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import json
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +44,9 @@ from virtfn.api.session import (
 )
 from virtfn.api.session.desk import MAX_WAITING, Desk
 from virtfn.api.session.events import FaultWatch
+from virtfn.api.session.links import ShowLinks
+from virtfn.api.session.looking import Look
+from virtfn.api.session.watching import ListVfs
 from virtfn.drivers.igbvf import MailboxError
 from virtfn.hw.types import Iova, Ps, Rid, format_rid
 from virtfn.hw.vtd.regs import Fault
@@ -498,6 +503,36 @@ def test_the_socket_is_a_door_to_the_session(runtime: Path) -> None:
         assert answers["events.read"] == made.ask(ReadEvents(1))
         names = [event["event"] for event in answers["events.read"]["events"]]
         assert names == ["GUEST_BOOTED", "GUEST_BOOTED", "STATE_CHANGED"]
+
+
+def test_a_question_is_answered_in_the_step_that_hears_it(runtime: Path) -> None:
+    path = str(runtime / "virtfn" / "rig.sock")
+    with session(controlled=True) as made, socket.socket(socket.AF_UNIX) as asks:
+        made.start()
+        with socket.socket(socket.AF_UNIX) as probe:  # somebody looks whether the lab is there
+            probe.connect(path)
+        asks.connect(path)
+        asks.sendall(b'{"method": "link.show"}\n')
+        made.world.step()
+        asks.settimeout(5)
+        assert json.loads(asks.recv(1 << 16))["result"] == made.ask(ShowLinks())
+
+
+def test_one_question_for_who_looks_again_and_again() -> None:
+    with session() as made:
+        made.start()
+        look = made.ask(Look())
+        assert {**look["snapshot"], "elapsed_s": 0} == {**made.ask(ReadSnapshot()), "elapsed_s": 0}
+        assert (look["links"], look["vfs"]) == (None, None)
+        assert look["events"]["events"]
+        assert look["messages"]["messages"]
+        again = made.ask(Look(look["events"]["next"], look["messages"]["next"], policies=True))
+        assert (again["events"]["events"], again["messages"]["messages"]) == ([], [])
+        assert again["links"] == made.ask(ShowLinks())
+        assert again["vfs"] == made.ask(ListVfs())
+    for wrong in ({"policies": 1}, {"events": -1}, {"messages": "0"}, {"more": 1}):
+        with pytest.raises(VirtfnError):
+            Look.from_params(wrong)
 
 
 # Commands in guests.

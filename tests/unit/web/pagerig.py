@@ -135,6 +135,15 @@ class PageLab:
             },
         }
 
+    def _session_look(self, params: Mapping[str, Any]) -> object:
+        return {
+            "snapshot": self._session_snapshot({}),
+            "events": self._events_read({"since": params["events"]}),
+            "messages": self._mailbox_read({"since": params["messages"]}),
+            "links": self._link_show({}) if params["policies"] else None,
+            "vfs": self._vf_list({}) if params["policies"] else None,
+        }
+
     def _link_show(self, _: Mapping[str, Any]) -> object:
         return [{"ifname": "pf0", "operstate": "UP", "vfinfo_list": self.links}]
 

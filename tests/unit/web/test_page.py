@@ -149,7 +149,7 @@ def test_without_a_token_it_asks_for_one(opened: Opened, lab: PageLab) -> None:
     page.get_by_label("Token").fill(TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_selector("#main:not([hidden])")
-    assert lab.asked[0][0] == "session.snapshot"
+    assert lab.asked[0][0] == "session.look"
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ from virtfn.api.iommu import ShowDocument, show_live
 from virtfn.api.session.asking import Answering, Params, Request, known, number
 from virtfn.api.session.captures import ReadCard, StartCapture
 from virtfn.api.session.changes import ApplyLab, AttachGuest, DetachGuest, GetLab, SetVfs
-from virtfn.api.session.events import EventDocument
 from virtfn.api.session.links import SetLinks, ShowLinks
+from virtfn.api.session.looking import Look
 from virtfn.api.session.mailbox import ReadMailbox
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.api.session.snapshot import Snapshot
+from virtfn.api.session.stream import EventsDocument, ReadEvents
 from virtfn.api.session.watching import ListVfs, QuarantineVf, ReleaseVf
 from virtfn.hw.types import Iova, Rid
 from virtfn.iovm.iommu.explanation import Explanation
@@ -42,8 +43,6 @@ __all__ = [
     "ShowLinks",
     "StartCapture",
 ]
-
-_EVENTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +96,6 @@ class ReadSnapshot(Request[Snapshot]):
     def pieces(self, session: Answering) -> InPieces[Snapshot]:
         """Read."""
         return session.snapshot_pieces()
-
-
-class EventsDocument(TypedDict):
-    """What `events.read` answers. lost: events before these that are gone; next: what to ask with, to read on."""
-
-    events: list[EventDocument]
-    lost: int
-    next: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReadEvents(Request[EventsDocument]):
-    """Read events from a sequence number on; 256 at a time."""
-
-    method: ClassVar[str] = "events.read"
-    since: int = 0
-
-    @classmethod
-    def from_params(cls, params: Params) -> ReadEvents:
-        """Make it from JSON."""
-        known(params, "since")
-        return cls(number(params, "since", 63))
-
-    def answer(self, session: Answering) -> EventsDocument:
-        """Read."""
-        reading = session.events.since(self.since, _EVENTS_AT_ONCE)
-        return {"events": [told.document() for told in reading.events], "lost": reading.lost, "next": reading.next}
 
 
 class OutcomeDocument(TypedDict):
@@ -182,6 +154,7 @@ REQUESTS: tuple[type[Request[object]], ...] = (
     ShowIommu,  # type: ignore[assignment]  # a request for a document is one for an object
     ExplainIommu,
     ReadSnapshot,
+    Look,
     ReadEvents,
     RunInGuest,
     ReadStatus,

@@ -1,7 +1,6 @@
 // One VF: its counters, its policy, and the way to stop it. Only what was changed is asked for, in one request.
 
 import { make, rate, short, whole, write } from "./dom.js";
-import { RefusedError } from "./lab.js";
 
 const STATES = [
   ["auto", "as the port’s"],
@@ -103,7 +102,6 @@ export class VfDialog {
     const { said } = this.#parts;
     try {
       const answer = await this.#lab.ask(method, params);
-      if (answer === null) throw new RefusedError("this lab cannot do it", "EOPNOTSUPP");
       said.className = "said";
       write(said, done);
       this.#changed();

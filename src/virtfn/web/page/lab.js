@@ -20,7 +20,6 @@ export class RefusedError extends Error {
 
 export class Lab {
   #token = null;
-  #missing = new Set();
 
   constructor() {
     const given = new URLSearchParams(location.hash.slice(1)).get("token");
@@ -38,23 +37,13 @@ export class Lab {
     sessionStorage.setItem(KEPT, this.#token);
   }
 
-  /** Take for possible again what the lab did not have. */
-  forgetMissing() {
-    this.#missing.clear();
-  }
-
-  /** Ask, and return the answer; null where the lab has no such request. */
+  /** Ask, and return the answer. */
   async ask(method, params = {}) {
-    if (this.#missing.has(method)) return null;
     if (!this.#token) throw new TokenError("there is no token");
     const { response, answer } = await this.#exchange(method, params);
     if (response.ok) return answer;
     const { message = response.statusText, errno = "" } = answer?.error ?? {};
     if (response.status === 401) throw new TokenError(message);
-    if (response.status === 404 && message === "there is no such path") {
-      this.#missing.add(method);
-      return null;
-    }
     if (response.status === 503 && errno !== "EAGAIN") throw new GoneError(message);
     throw new RefusedError(message, errno);
   }

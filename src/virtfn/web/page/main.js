@@ -35,31 +35,22 @@ let policies = {};
 let unspoken = [];
 let spokenAt = 0;
 
-/** Ask for everything that is shown. What the lab cannot tell is null. */
+/** Ask for everything that is shown, at once. Policies that the lab cannot tell are null. */
 async function askAll() {
-  const snapshot = await lab.ask("session.snapshot");
-  if (gone || snapshot.elapsed_s < lastSeconds) beginAnew();
-  lastSeconds = snapshot.elapsed_s;
   looks += 1;
-  if (stale || looks % POLICIES_EVERY === 0) {
-    stale = false;
-    policies = { links: await optional("link.show"), states: await optional("vf.list") };
+  const wanted = stale || looks % POLICIES_EVERY === 0;
+  stale = false;
+  const since = { events: eventsNext, messages: messagesNext };
+  const { snapshot, events: told, messages, links, vfs } = await lab.ask("session.look", { ...since, policies: wanted });
+  if (gone || snapshot.elapsed_s < lastSeconds) {
+    beginAnew();
+    return askAll(); // what it was asked was meant for another
   }
-  const told = await optional("events.read", { since: eventsNext });
-  const messages = await optional("mailbox.read", { since: messagesNext });
-  eventsNext = told?.next ?? eventsNext;
-  messagesNext = messages?.next ?? messagesNext;
+  lastSeconds = snapshot.elapsed_s;
+  if (wanted) policies = { links, states: vfs };
+  eventsNext = told.next;
+  messagesNext = messages.next;
   return { snapshot, ...policies, told, messages };
-}
-
-/** Ask for what a lab may refuse: a PF that a guest has whole, say. */
-async function optional(method, params) {
-  try {
-    return await lab.ask(method, params);
-  } catch (error) {
-    if (error instanceof RefusedError) return null;
-    throw error;
-  }
 }
 
 /** The lab is another one than before, or was away. */
@@ -68,7 +59,8 @@ function beginAnew() {
   events.clear();
   iommu.clear();
   mailbox.clear();
-  lab.forgetMissing();
+  gone = false;
+  lastSeconds = 0;
   stale = true;
   eventsNext = 0;
   messagesNext = 0;
@@ -86,9 +78,9 @@ function show(answers) {
   iommu.show(snapshot, history);
   dialog.show(groups.flatMap((group) => group.rows));
   const names = new Map(groups.flatMap((group) => group.rows.map((row) => [row.address, row.key])));
-  mailbox.show(messages?.messages ?? [], { known: messages !== null, names });
-  if (told?.lost) events.noteLost(told.lost);
-  for (const event of told?.events ?? []) {
+  mailbox.show(messages.messages, names);
+  if (told.lost) events.noteLost(told.lost);
+  for (const event of told.events) {
     events.note(event);
     if (event.event === "FAULTS_RECORDED") iommu.note(event);
     unspoken.push(event);

@@ -127,7 +127,7 @@ export class Iommu {
 /** The mailbox: a lane for each VF that spoke within a minute, marks above it to the PF, below it from the PF. */
 export class Mailbox {
   #messages = [];
-  #missing = make("p", { class: "hint" });
+  #missing = make("p", { class: "hint", text: "No VF and no PF has written a message." });
   #drawing = draw("svg", { class: "lanes", role: "img" });
   #table = make("tbody");
   #details;
@@ -143,15 +143,14 @@ export class Mailbox {
     this.#messages = [];
   }
 
-  /** Show messages, with those that have come. known: whether the lab tells of any. */
-  show(come, { known, names }) {
+  /** Show messages, with those that have come. names: of those who say them, by address. */
+  show(come, names) {
     this.#messages.push(...come);
     const last = this.#messages.at(-1);
     const now = Math.max(Date.now() / 1000, last ? at(last) : 0);
     this.#messages = this.#messages.filter((message) => at(message) > now - MINUTE_S).slice(-500);
     const some = this.#messages.length > 0;
     this.#missing.hidden = some;
-    write(this.#missing, known ? "No VF and no PF has written a message." : "This lab does not tell of messages.");
     this.#drawing.toggleAttribute("hidden", !some);
     this.#details.hidden = !some;
     if (!some) return;
