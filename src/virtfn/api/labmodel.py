@@ -61,6 +61,8 @@ STACK_FRAME = 1518
 """The longest frame of guests with io split or direct, with frame check sequence: the host has an MTU of 1500."""
 STACK_MIB = 8
 """Memory of the host's own network stack on a PF, at least: its rings and buffers take 3."""
+MOST_PFS = 15
+"""As many as I/O space has room for: 64 KiB, but for the first 4, in windows of 4 KiB, one for each root port."""
 LINUX_MIB = 256
 """Memory of a guest that boots virtfn's initramfs, at least: that takes half."""
 
@@ -299,7 +301,11 @@ class Lab(Section):
     """A lab: NICs, guests, and what they do."""
 
     name: Name
-    pfs: tuple[Pf, ...] = Field(min_length=1, max_length=8)
+    pfs: tuple[Pf, ...] = Field(
+        min_length=1,
+        max_length=MOST_PFS,
+        description="15 at most: each card has an I/O BAR, a port's I/O window is 4 KiB at least, and PCI has 64 KiB",
+    )
     guests: tuple[Guest, ...] = Field(min_length=1, max_length=64)
     workload: Workload
     iommu: Iommu = Iommu()
