@@ -1,13 +1,18 @@
-"""A service with 64 VFs on 8 PFs, a guest each: how long it starts, what it takes, what it costs at rest and at work.
+"""A service with 64 VFs on 8 PFs, a guest each: what it costs at rest, how soon it obeys, and what looking at it costs.
 
-    python benchmarks/service.py
+    python benchmarks/service.py [--only rest,links,looks,capture] [--pairs 10] [--seconds 1.5]
 
-Beyond guests' memory: all that is resident, but for guests' memory itself (shared memory, less the host's own tables).
-Idle: processor time over wall time of ten seconds in which nobody asks; the same with a reader once a second.
+rest      processor time while nobody asks, and with a snapshot each second; memory beyond guests' own
+links     `link.set` of a client that connects for each: at rest, beside paced traffic, beside traffic at full rate
+looks     a snapshot, and what the page asks over HTTP, ten times a second beside traffic at full rate, and not, in turn
+capture   `virtfn capture` of all frames of a PF into /dev/null, beside traffic at full rate, and not, in turn
+
+Rows are as docs/measurements.md has them: medians, and the middle half.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -15,24 +20,69 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
+from fullrate import COMMAND, Asker, at_full_rate, captured, shares, spread
+
 from virtfn.api.control import ask
-from virtfn.api.service import find_kept
+from virtfn.api.service import find_kept, read_token, serve_web
 
 PFS, VFS, MEMORY_MIB = 8, 8, 4
-COMMAND = [sys.executable, "-c", "from virtfn.cli.start import main; main()"]
-IDLE_S = 10.0
+NAME = "sixty-four"
+IDLE_S, IDLE_ROUNDS = 5.0, 5
+SETS = 60
+PACE = 20_000
+LOOKS = 10  # a second: so that what they cost stands out of the noise
 
 
-def lab() -> str:
-    lines = ["name: sixty-four", "pfs:"]
-    lines += [f"  - {{name: pf{p}, sr-iov: {{total-vfs: {VFS}}}}}" for p in range(PFS)]
+def lab(pfs: int = PFS, vfs: int = VFS) -> str:
+    lines = [f"name: {NAME}", "pfs:"]
+    lines += [f"  - {{name: pf{p}, sr-iov: {{total-vfs: {vfs}}}}}" for p in range(pfs)]
     lines.append("guests:")
-    for g in range(PFS * VFS):
-        nic = f"{{pf: pf{g // VFS}, vf: {g % VFS}}}"
+    for g in range(pfs * vfs):
+        nic = f"{{pf: pf{g // vfs}, vf: {g % vfs}}}"
         lines.append(f"  - {{name: g{g}, memory-mib: {MEMORY_MIB}, nic: {nic}}}")
     return "\n".join([*lines, "workload: {kind: pairs, frame-bytes: 256}"]) + "\n"
+
+
+def row(what: str, value: str) -> None:
+    print(f"| {what} | {value} |", flush=True)
+
+
+# Who asks, in a process of its own.
+
+
+def be(what: str, *more: str) -> None:
+    """Ask for ever, so many times a second, and say how long each took, in ms."""
+    number = 0
+    while True:
+        began = time.monotonic()
+        if what == "links":
+            set_link(number)
+        elif what == "snapshots":
+            ask("session.snapshot", {}, NAME)
+        else:
+            look(more[0], more[1], policies=number % 5 == 0)
+        print(1e3 * (time.monotonic() - began), flush=True)
+        number += 1
+        time.sleep(max(1 / LOOKS - (time.monotonic() - began), 0))
+
+
+def set_link(number: int) -> None:
+    pf, vf, rate = f"pf{number % PFS}", number // PFS % VFS, 500 + number % 2
+    ask("link.set", {"pf": pf, "settings": [{"vf": vf, "max_tx_rate": rate}]}, NAME)
+
+
+def look(where: str, token: str, *, policies: bool) -> None:
+    """Ask what the page asks."""
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    body = json.dumps({"events": 0, "messages": 0, "policies": policies}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{where}/api/session.look", body, headers), timeout=10) as told:
+        told.read()
+
+
+# The service.
 
 
 def virtfn(*arguments: str, stdin: str = "") -> str:
@@ -40,8 +90,9 @@ def virtfn(*arguments: str, stdin: str = "") -> str:
 
 
 def busy_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    fields = Path(f"/proc/{pid}/schedstat").read_text(encoding="utf-8").split()
+    threads = [int((path / "schedstat").read_text().split()[0]) for path in Path(f"/proc/{pid}/task").iterdir()]
+    return (sum(threads) or int(fields[0])) / 1e9
 
 
 def resident(pid: int) -> dict[str, float]:
@@ -57,52 +108,117 @@ def share_of_a_core(pid: int, *, reader: bool = False) -> float:
     while time.monotonic() - began < IDLE_S:
         time.sleep(1)
         if reader:
-            ask("session.snapshot", {}, "sixty-four")
+            ask("session.snapshot", {}, NAME)
     return (busy_s(pid) - before) / (time.monotonic() - began)
 
 
-def took_ms(method: str, params: dict[str, object]) -> float:
-    began = time.monotonic()
-    ask(method, params, "sixty-four", 60.0)
-    return 1e3 * (time.monotonic() - began)
-
-
-def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_RUNTIME_DIR"] = folder
+def sets_ms() -> list[float]:
+    took = []
+    for number in range(SETS):
         began = time.monotonic()
-        virtfn("up", "-", stdin=lab())
-        ready_s = time.monotonic() - began
-        kept = find_kept("sixty-four")
-        assert kept is not None
-        try:
-            measure(kept.pid, ready_s)
-        finally:
-            began = time.monotonic()
-            virtfn("down", "sixty-four")
-            print(f"down in                 {time.monotonic() - began:.1f} s")
-    return 0
+        set_link(number)
+        took.append(1e3 * (time.monotonic() - began))
+        time.sleep(0.02)
+    return took
 
 
-def measure(pid: int, ready_s: float) -> None:
-    print(f"up in                   {ready_s:.1f} s")
-    print(f"idle                    {100 * share_of_a_core(pid):.2f} % of a core")
-    print(f"idle, read each second  {100 * share_of_a_core(pid, reader=True):.2f} % of a core")
-    snapshots = [took_ms("session.snapshot", {}) for _ in range(20)]
-    print(f"snapshot                {statistics.median(snapshots):.1f} ms, median of 20")
-    away = [took_ms("guest.detach", {"guest": f"g{g}"}) for g in range(0, 64, 4)]
-    back = [took_ms("guest.attach", {"guest": f"g{g}"}) for g in range(0, 64, 4)]
-    print(f"detach, attach          {statistics.median(away):.0f} ms, {statistics.median(back):.0f} ms, medians of 16")
-    ask("traffic.start", {"rate": 200}, "sixty-four")
-    busy = 100 * share_of_a_core(pid)
-    counts = ask("traffic.stop", {}, "sixty-four")
-    print(f"64 guests send 200/s    {busy:.0f} % of a core; {json.dumps(counts)}")
+def measure_service(only: set[str]) -> None:
+    began = time.monotonic()
+    virtfn("up", "-", stdin=lab())
+    row("up, s", f"{time.monotonic() - began:.1f}")
+    kept = find_kept(NAME)
+    assert kept is not None
+    try:
+        time.sleep(1)
+        if "rest" in only:
+            at_rest(kept.pid)
+        if "links" in only:
+            row("`link.set`, at rest, ms", spread(sets_ms()))
+            ask("traffic.start", {"rate": PACE}, NAME)
+            row(f"`link.set`, 64 guests send {PACE:,} frames a second each, ms", spread(sets_ms()))
+            busy = 100 * share_of_a_core(kept.pid)
+            row("the same, % of a core that this traffic takes", f"{busy:.0f}")
+            ask("traffic.stop", {}, NAME)
+    finally:
+        began = time.monotonic()
+        virtfn("down", NAME)
+        row("down, s", f"{time.monotonic() - began:.1f}")
+
+
+def at_rest(pid: int) -> None:
+    alone, read = [], []
+    for _ in range(IDLE_ROUNDS):
+        alone.append(share_of_a_core(pid))
+        read.append(share_of_a_core(pid, reader=True))
+    row("idle, % of a core", spread(alone, 100, 2))
+    row("idle, with a snapshot each second, % of a core", spread(read, 100, 2))
     parts = resident(pid)
     guests = PFS * VFS * MEMORY_MIB * 1.048576
-    rest = parts["VmRSS"] - min(parts["RssShmem"], guests)
-    shared = parts["RssShmem"]
-    print(f"resident                {parts['VmRSS']:.0f} MB, of which shared {shared:.0f}; guests have {guests:.0f}")
-    print(f"beyond guests' memory   {rest:.0f} MB")
+    row("resident beyond guests' memory, MB", f"{parts['VmRSS'] - min(parts['RssShmem'], guests):.0f}")
+
+
+# Beside traffic at full rate.
+
+
+def measure_looks(only: set[str], pairs: int, seconds: float) -> None:
+    with at_full_rate(lab(), 256) as full:
+        lab_rate, _ = full.slice(1.0)
+        row("64 guests at full rate, 256 bytes, Mpps", f"{lab_rate:.2f}")
+        if "links" in only:
+            asker = Asker.start("links")
+            full.go_on(lambda: asker.ready() and len(asker.said) >= SETS)
+            asker.end()
+            row("`link.set`, beside that, ms", spread(asker.said))
+        if "looks" in only:
+            asker = Asker.start("snapshots")
+            say_costs("a snapshot each second", shares(full, asker, pairs, seconds), asker)
+            with serve_web(NAME, 0) as web:
+                busy = busy_s(web.process.pid)
+                asker = Asker.start("page", web.where, read_token(NAME))
+                say_costs("the page", shares(full, asker, pairs, seconds), asker)
+                spent = 1e3 * (busy_s(web.process.pid) - busy) / max(len(asker.said), 1)
+            row("processor time of HTTP for a look of the page, ms", f"{spent:.1f}")
+
+
+def say_costs(what: str, kept: list[tuple[float, float]], asker: Asker) -> None:
+    asker.end()
+    for k, of in enumerate(("its rate", "frames for its processor time")):
+        costs = [(1 - pair[k]) / LOOKS for pair in kept]
+        row(f"{what} costs the lab, % of {of}", spread(costs, 100, 2))
+    row(f"{what}: until the answer, ms", spread(asker.said))
+
+
+def measure_capture(pairs: int, seconds: float) -> None:
+    for outside, way in ((False, "VF to VF"), (True, "VF to wire")):
+        for size in (64, 1518):
+            with at_full_rate(lab(1, 2), size, outside=outside) as full:
+                found = captured(full, "pf0", NAME, pairs, seconds)
+            share = spread([each[0] for each in found], 100, 0)
+            kept, lost = (statistics.median(each[k] for each in found) for k in (1, 2))
+            row(f"captured, {way}, {size} bytes: rate that is kept, %", share)
+            row("of what was to be captured, written, %", f"{100 * kept / max(kept + lost, 1):.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a service costs, and what looking at it costs.")
+    parser.add_argument("--only", default="rest,links,looks,capture")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--be", nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.be:
+        be(*given.be)
+    only = set(given.only.split(","))
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        if only & {"rest", "links"}:
+            measure_service(only)
+        if only & {"looks", "links"}:
+            measure_looks(only, given.pairs, given.seconds)
+        if "capture" in only:
+            measure_capture(given.pairs, given.seconds)
+    print(f"load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
