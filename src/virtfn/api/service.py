@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from virtfn import private
 from virtfn.api.control import AskError, ask, running_labs
 from virtfn.api.progress import OnProgress
+from virtfn.api.stopped import Stopped
 from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:  # who only asks needs no machine
@@ -65,7 +66,7 @@ class Kept:
     """What a state file says. lab: as the text of a lab file. pid, started: the process, and when (clock ticks).
 
     since: when the lab was ready, seconds since 1970. changes: how often it was changed since. rate: of its traffic.
-    http: where it listens. error: with what it failed.
+    http: where it listens. error: with what it failed. stopped: the VFs in quarantine, which outlasts the process.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Kept:
     rate: int = 0
     http: str | None = None
     error: str = ""
+    stopped: tuple[Stopped, ...] = ()
 
     @property
     def alive(self) -> bool:
@@ -134,8 +136,9 @@ def _read(path: Path) -> Kept | None:
     """Read a state file; None for one that is none, or cannot be read."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        kept = Kept(**fields)
-    except (OSError, ValueError, TypeError):
+        stopped = tuple(map(Stopped.of, fields.pop("stopped", ())))
+        kept = Kept(**fields, stopped=stopped)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     numbers = all(type(number) is int for number in (kept.pid, kept.started, kept.changes, kept.rate))
     words = all(isinstance(word, str) for word in (kept.name, kept.lab, kept.error, kept.http or ""))
@@ -198,9 +201,9 @@ def describe_loss(kept: Kept) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.since))
     changed = f", with {kept.changes} changes since" if kept.changes else ""
     why = f"; it failed: {kept.error}" if kept.error else ""
-    return (
-        f"up from {since}{changed}{why}; its guests' memory, counters, events and what frames were under way are gone"
-    )
+    stopped = f"; still in quarantine: {', '.join(map(str, kept.stopped))}" if kept.stopped else ""
+    gone = "its guests' memory, counters, events and what frames were under way are gone"
+    return f"up from {since}{changed}{why}; {gone}{stopped}"
 
 
 # In the process that holds the lab.
@@ -211,13 +214,16 @@ def serve_lab(
 ) -> None:
     """Keep a lab up until it is told to end. rate: of its traffic; http: the port for HTTP, 0 for any; None: none.
 
-    ready: is told when it is up. Raises VirtfnError if a part refuses, or a lab of that name is up; one that fails once
-    it was up is lost, and its state says why.
+    ready: is told when it is up. If a lab of that name was lost, its VFs in quarantine stay there, as far as the same
+    guests have them. Raises VirtfnError if a part refuses, or a lab of that name is up; one that fails once it was up
+    is lost, and its state says why.
     """
     from virtfn.api.session import Session
     from virtfn.api.session.service import StartTraffic
 
-    with Session(lab, controlled=True, standing=True, progress=progress) as session:
+    before = find_kept(lab.name)
+    stopped = before.stopped if before is not None and not before.alive else ()
+    with Session(lab, controlled=True, standing=True, progress=progress, stopped=stopped) as session:
         session.start()
         if rate:
             session.ask(StartTraffic(rate))
@@ -232,14 +238,17 @@ def serve_lab(
 @contextlib.contextmanager
 def _kept(session: Session, http: str | None) -> Iterator[None]:
     """Keep the state of a lab in its file, at each change, until it ends in good order."""
-    from virtfn.api.running import write_lab
+    from virtfn.api.running import lab_document
+    from virtfn.api.session.quarantine import stopped_vfs
 
     began, since, changes = _started(os.getpid()), time.time(), count()
 
     def write(error: str = "") -> None:
         rate = session.live.standing.counts["rate"] if session.live.standing is not None else 0
-        text = write_lab(session.lab)
-        _write(Kept(session.lab.name, os.getpid(), began, since, text, next(changes), rate, http, error))
+        lab = session.lab
+        text = json.dumps(lab_document(lab))  # JSON is YAML, and is written in a hundredth of the time
+        stopped = tuple(stopped_vfs(session.machine))
+        _write(Kept(lab.name, os.getpid(), began, since, text, next(changes), rate, http, error, stopped))
 
     write()
     session.on_change = write

@@ -72,19 +72,18 @@ def up(
         rate, http = _as_it_was(again, rate, http)
     if http is not None:
         require_web("--http")
+    if ready_fd is None:
+        _say_what_was_lost(lab.name)
     if ready_fd is not None or foreground:
         _hold(lab, rate or 0, http, ready_fd)
         return
     from virtfn.api.control import running_labs
     from virtfn.api.lab import refuse_unsupported
-    from virtfn.api.service import describe_loss, find_kept, find_lab
+    from virtfn.api.service import find_lab
 
     refuse_unsupported(lab)
     if lab.name in running_labs():
         raise click.ClickException(f"a lab called {lab.name} is up (EADDRINUSE); virtfn down {lab.name}, or apply -f")
-    before = find_kept(lab.name)
-    if before is not None and not before.alive:
-        click.echo(f"lab {lab.name} was lost: {describe_loss(before)}", err=True)
     options = ["--traffic", str(rate)] if rate else []
     options += ["--http", str(http)] if http is not None else []
     _start(lab, options)
@@ -93,6 +92,15 @@ def up(
     if json_to != STDOUT:
         click.echo(f"ready: {lab.name} is up")
         _say_where(lab.name)
+
+
+def _say_what_was_lost(name: str) -> None:
+    """Say what was lost with the lab of that name that was there before, if one was."""
+    from virtfn.api.service import describe_loss, find_kept
+
+    before = find_kept(name)
+    if before is not None and not before.alive:
+        click.echo(f"lab {name} was lost: {describe_loss(before)}", err=True)
 
 
 def require_web(what: str) -> None:

@@ -23,13 +23,17 @@ import pytest
 from unit.rig import lab_text
 from virtfn.api import service
 from virtfn.api.control import ask
-from virtfn.api.lab import parse_lab
+from virtfn.api.lab import LabError, parse_lab
+from virtfn.api.labmodel import MOST_PFS
+from virtfn.api.machine import Machine
 from virtfn.api.running import lab_document, write_lab
 from virtfn.api.service import Kept, bring_down, describe_loss, find_kept, list_labs, serve_lab
 from virtfn.api.session import Session, SetLinks
 from virtfn.api.session.changes import DetachGuest
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
-from virtfn.machine.clock import S_PS
+from virtfn.api.session.watching import ListVfs, QuarantineVf, ReleaseVf
+from virtfn.api.stopped import Stopped
+from virtfn.machine.clock import S_PS, VirtualClock
 from virtfn.machine.ports import VirtfnError
 
 
@@ -130,6 +134,7 @@ SPOILT: list[dict[str, object]] = [
     *({"pid": pid} for pid in (True, 1.5, -1, 0)),
     *({"started": started} for started in (0, -1, "1")),
     *({"changes": "2"}, {"rate": None}, {"http": 5}, {"error": []}, {"lab": 1}, {"more": 1}),
+    *({"stopped": stopped} for stopped in (5, "x", [1], [{}], [{"pf": "pf0", "vf": "1", "guest": "a", "why": ""}])),
 ]
 
 
@@ -223,6 +228,56 @@ def test_a_lab_that_fails_is_lost_and_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert "it failed: no more" in describe_loss(kept)
 
 
+@pytest.mark.slow
+def test_as_many_pfs_as_io_space_has_room_for() -> None:
+    text = lab_text([(f"pf{n}", 0) for n in range(MOST_PFS)], total_vfs=8, memory_mib=4)
+    with Machine(parse_lab(text, works=False), VirtualClock(), ring=80) as machine:
+        assert [len(pf.vfs) for pf in machine.pfs] == [8] * 15
+        assert len({vf.rid for pf in machine.pfs for vf in pf.vfs}) == 120
+        assert all(run.driver.netdev["up"] for run in machine.guests)
+    with pytest.raises(LabError, match=r"pfs: .*15"):
+        parse_lab(lab_text([(f"pf{n}", 0) for n in range(MOST_PFS + 1)]), works=False)
+
+
+def test_a_quarantine_outlasts_the_process() -> None:
+    where = {"pf": "pf0", "vf": 1}
+    with standing() as session, service._kept(session, None):
+        session.ask(QuarantineVf("pf0", 1, "it smells"))
+        kept = find_kept("rig")
+        assert kept is not None
+        assert kept.stopped == (Stopped("pf0", 1, "b", "it smells"),)
+        assert "still in quarantine: pf0/vf1 of b (it smells)" in describe_loss(kept)
+        session.ask(ReleaseVf(**where))
+        after = find_kept("rig")
+        assert after is not None
+        assert (after.stopped, after.changes) == ((), 2)
+    strangers = [Stopped("pf0", 0, "b", "x"), Stopped("pf9", 0, "a", "x"), Stopped("pf0", 7, "a", "x")]
+    with standing(stopped=[*kept.stopped, *strangers]) as session:
+        states = {(vf["pf"], vf["vf"]): (vf["state"], vf["why"]) for vf in session.ask(ListVfs())}
+        assert states[("pf0", 1)] == ("quarantined", "it smells")
+        assert states[("pf0", 0)] == ("assigned", ""), "its owner is another"
+        told = [told.event.name for told in session.events.since(0).events]
+        assert told.count("VF_QUARANTINED") == 1
+        session.ask(StartTraffic(rate=200))
+        session.run_until(lambda: False, S_PS // 4)
+        assert [vf["rx_frames"] for vf in session.snapshot()["pfs"][0]["vfs"]][:2] == [0, 0]
+        session.ask(ReleaseVf(**where))
+        session.run_until(lambda: session.snapshot()["guests"][0]["rx_frames"] > 0, 10 * S_PS)
+        assert session.snapshot()["guests"][0]["rx_frames"] > 0
+
+
+def test_a_quarantine_that_cannot_be_kept_holds_all_the_same() -> None:
+    with standing() as session:
+
+        def fail() -> None:
+            raise VirtfnError("the disk is full", errno_name="EACCES")
+
+        session.on_change = fail
+        session.machine.watch.quarantine(session.machine.pfs[0].vfs[0], "it smells")
+        assert session.ask(ListVfs())[0]["state"] == "quarantined"
+        session.on_change = lambda: None
+
+
 def test_changes_are_kept() -> None:
     with standing() as session:
         with service._kept(session, None):
@@ -300,6 +355,7 @@ def test_a_lab_that_was_killed_says_what_was_lost_and_comes_again(tmp_path: Path
     assert stat.S_IMODE((tmp_path / "virtfn" / "rig.token").stat().st_mode) == 0o600
     kept = find_kept("rig")
     assert kept is not None
+    assert virtfn("quarantine", "pf0/vf1", "--why", "it smells").returncode == 0
     following = subprocess.Popen(
         [sys.executable, "-c", "from virtfn.cli.start import main; main()", "events", "-f", "--json", "-"],
         stdout=subprocess.PIPE,
@@ -315,9 +371,13 @@ def test_a_lab_that_was_killed_says_what_was_lost_and_comes_again(tmp_path: Path
         time.sleep(0.01)
     status = virtfn("status")
     assert "rig was lost: up from" in status.stdout
+    assert "still in quarantine: pf0/vf1 of b (it smells)" in " ".join(status.stdout.split())
     again = virtfn("up", "--again", "rig")
     assert again.returncode == 0, again.stderr
     assert again.stderr.startswith("lab rig was lost: up from")
+    assert "still in quarantine: pf0/vf1 of b (it smells)" in again.stderr
+    (vf,) = [vf for vf in json.loads(virtfn("watch", "--json", "-").stdout) if vf["vf"] == 1]
+    assert (vf["state"], vf["why"]) == ("quarantined", "it smells")
     (entry,) = list_labs()
     assert entry["status"] is not None
     assert entry["status"]["traffic"] is not None

@@ -8,7 +8,9 @@ captures   frames for other processes
 policy     what VFs may do, changed while they do it
 desk       where requests wait for the world
 snapshot   what everybody has counted
-events     what happened
+events     what happened; stream: how it is asked for
+looking    all that has come since the last look, in one answer
+quarantine VFs that stay stopped, whoever holds the lab
 """
 
 from virtfn.api.session.asking import Request

@@ -15,15 +15,18 @@ from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
 from virtfn.api.running import policy_words
 from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted, GuestEnded
+from virtfn.api.session.quarantine import stop_again
 from virtfn.api.session.standing import Standing
 from virtfn.api.session.telling import Teller
 from virtfn.api.session.watching import event_of
+from virtfn.api.stopped import Stopped
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.types import Mac, format_rid
 from virtfn.hw.vtd.regs import Fault
 from virtfn.iomodels.engine import BREATH_PS, Engine
 from virtfn.iomodels.workload import Station, Workload
+from virtfn.iovm.watch import Deed, Notice
 from virtfn.machine.captures import Frames
 from virtfn.machine.clock import MS_PS, WallClock
 from virtfn.machine.pieces import InPieces
@@ -48,7 +51,7 @@ class Live:
 
     standing: the embedded guests of a service. changing: whether a change is under way. ended: guests that are no more.
     groups: embedded guests at work, by PF. guests: those under QEMU. attacks: what a hostile guest has tried.
-    compile_ps: how long kernels were compiled.
+    compile_ps: how long kernels were compiled. on_stop: is told when a VF goes into quarantine, or comes out.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Live:
         self.standing: Standing | None = None
         self.changing = False
         self.ended: set[str] = set()
+        self.on_stop: Callable[[], None] | None = None
         self._compile_ps = compile_ps
         self._moving_ps = 0
         self._world = world
@@ -139,12 +143,13 @@ class Live:
         standing: bool = False,
         by_hand: bool = False,
         sockets: Path | None = None,
+        stopped: Sequence[Stopped] = (),
     ) -> None:
         """Bring machine and guests up, and prepare their work.
 
         capture: where to record from now on, if anywhere; platform: of guests under QEMU; frames: to be replayed.
         standing: they stay and rest, until they are told to work; by_hand: until somebody else moves their frames.
-        sockets: a folder, where guests under QEMU are served and not started.
+        sockets: a folder, where guests under QEMU are served and not started. stopped: VFs that stay in quarantine.
         """
         machine, tell = self.machine, self._teller.tell
         tell("starting", force=True)
@@ -152,6 +157,7 @@ class Live:
         self._watch_faults()
         self._watch_claims()
         self._watch_vfs()
+        stop_again(machine, stopped)
         for run in machine.guests:
             self._tell_event(GuestBooted(run.lab.name, run.lab.vmm, 0.0))
         if capture is not None:
@@ -159,7 +165,7 @@ class Live:
             self._recordings.append(recording)
             self._world.add(recording)
         if platform is not None:
-            self._boot_linux(platform)
+            self._boot_linux(platform, stopped)
         if standing:
             for linux in self._linux:
                 linux.on_end = self._note_end
@@ -191,7 +197,16 @@ class Live:
     def _watch_vfs(self) -> None:
         """Tell of what the watch over all VFs sees and does."""
         machine = self.machine
-        machine.watch.on_notice = lambda notice: self._tell_event(event_of(machine, notice))
+
+        def note(notice: Notice) -> None:
+            self._tell_event(event_of(machine, notice))
+            if self.on_stop is not None and notice.deed in (Deed.QUARANTINED, Deed.RELEASED):
+                try:
+                    self.on_stop()
+                except VirtfnError as error:  # the VF is stopped all the same
+                    self._teller.tell(f"who is in quarantine cannot be kept: {error}", force=True)
+
+        machine.watch.on_notice = note
         self._world.add(machine.watch)
 
     def _watch_claims(self) -> None:
@@ -207,7 +222,7 @@ class Live:
             pf.driver.watch_claims(watch.note)
             self._world.add(watch)
 
-    def _boot_linux(self, platform: Platform) -> None:
+    def _boot_linux(self, platform: Platform, stopped: Sequence[Stopped]) -> None:
         from virtfn.api.hosts import HostWork
         from virtfn.api.linux import LinuxGuests  # QEMU and all that it needs: most labs do without
         from virtfn.api.linuxwork import LinuxWork
@@ -215,6 +230,7 @@ class Live:
         linux = self._closes.enter_context(closing(LinuxGuests(self.machine, platform, self._world, self._teller.tell)))
         self._linux.append(linux)
         linux.start()
+        stop_again(self.machine, stopped)
         linux.boot(
             lambda guest: self._tell_event(GuestBooted(guest.lab.name, guest.lab.vmm, round(guest.boot_s or 0.0, 2)))
         )

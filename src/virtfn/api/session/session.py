@@ -32,6 +32,7 @@ from virtfn.api.session.requests import REQUESTS, Request
 from virtfn.api.session.snapshot import Snapshot, snapshot_pieces, take_snapshot
 from virtfn.api.session.telling import Teller
 from virtfn.api.signals import ended_by_signals
+from virtfn.api.stopped import Stopped
 from virtfn.cards import MODELS
 from virtfn.kernels import warm
 from virtfn.machine.captures import Frames, read_capture
@@ -79,7 +80,8 @@ class Session:
     by_hand: embedded guests do nothing but what somebody has them do, frame by frame (`api/byhand.py`).
 
     sockets: a folder where guests under QEMU find their functions, for QEMUs that others start; without it, QEMU is
-    started here. unwritten: files that could not be written, and why.
+    started here. stopped: VFs that are in quarantine from the start. unwritten: files that could not be written, and
+    why.
 
     Raises VirtfnError for a lab that cannot be.
     """
@@ -95,6 +97,7 @@ class Session:
         standing: bool = False,
         by_hand: bool = False,
         sockets: Path | None = None,
+        stopped: Sequence[Stopped] = (),
     ) -> None:
         refuse_unsupported(lab)
         if standing and lab.workload.kind == "attack":
@@ -110,13 +113,12 @@ class Session:
         self._ending = False
         self.on_change: Callable[[], None] = _tell_nobody_of_changes
         self._by_hand = by_hand
-        self._sockets = sockets
+        self._sockets, self._stopped = sockets, stopped
         self._began = self.clock.now()
         self._state = State.NEW
         self._thread = threading.get_ident()
         self._world = World(self.clock)
         self._desk = Desk(self, self.clock)
-        self._world.add(self._desk)
         self._teller = Teller(self.clock, progress or _tell_nobody)
         self._closes = ExitStack()
         self._live: Live | None = None  # exists as long as the lab is up; `live` is how to reach it
@@ -226,6 +228,7 @@ class Session:
             compile_ps = self._compile()
             machine = self._make_machine(frames)
             live = Live(machine, self._world, self.clock, self._teller, self.events.tell, self._closes, compile_ps)
+            live.on_stop = self.changed
             with self._reading:
                 self._live, self._look = live, self._see
             live.start(
@@ -235,6 +238,7 @@ class Session:
                 standing=self._standing,
                 by_hand=self._by_hand,
                 sockets=self._sockets,
+                stopped=self._stopped,
             )
             captures = [frames, *(pf.strangers for pf in machine.pfs)]
             self._notes = list(dict.fromkeys(note for capture in captures if capture for note in capture.notes))
@@ -266,7 +270,11 @@ class Session:
         with ExitStack() as at_first:
             if self._controlled:
                 methods = {kind.method: self._door(kind) for kind in REQUESTS}
-                self._world.add(at_first.enter_context(closing(Control(self.lab.name, methods))))
+                control = at_first.enter_context(closing(Control(self.lab.name, methods)))
+                for actor in (control, self._desk, control.replies):  # who asks, is answered in the same step
+                    self._world.add(actor)
+            else:
+                self._world.add(self._desk)
             waiting = PatientClock(self._world) if self._standing else None
             machine = Machine(
                 self.lab, self.clock, mtu=mtu, trace=self._trace, waiting=waiting, standing=self._standing
