@@ -210,7 +210,8 @@ def main() -> None:
         be(*given.be)
     only = set(given.only.split(","))
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    with tempfile.TemporaryDirectory() as folder:
+    memory = Path("/dev/shm")  # as XDG_RUNTIME_DIR is
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
         if only & {"rest", "links"}:
             measure_service(only)
