@@ -63,6 +63,10 @@ def test_the_models_compared_with_linux(qemu: Qemu, report: Report) -> None:
             continue
         assert model["delivered"] > 100
         assert model["measured"]["gbps"] > 0.001
+        loads = model["loads"]
+        assert [load["fps"] for load in loads] == [50, 200]
+        assert all(load["delivered"] > load["fps"] for load in loads), "2 s, both ways; a slow machine does less"
+        assert loads[0]["per_frame"]["interrupts"] > 0
         assert 0 < model["measured"]["latency_us"]["p50"] <= model["measured"]["latency_us"]["p99"]
     drivers = {name: model["guest_driver"] for name, model in document["models"].items() if not model["refused"]}
     assert drivers == {"split": "virtio_net", "direct": "igb", "sriov": "igbvf"}

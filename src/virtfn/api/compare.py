@@ -15,11 +15,10 @@ from typing import Protocol, cast
 
 from virtfn import __version__
 from virtfn.api.comparelinux import linux_properties, run_linux_model
-from virtfn.api.comparerig import Outcome, Plan, Rig, make_lab
+from virtfn.api.comparerig import Plan, Rig, make_lab
 from virtfn.api.comparison import (
     Comparison,
     Latency,
-    Load,
     Measured,
     ModelResult,
     PerFrame,
@@ -115,7 +114,9 @@ def _run_model(
         rig.work(min(1000, plan.frames))  # addresses are learned, pages known
         outcome = rig.work(plan.frames)
         posted = name in _POSTED
-        loads = [_load(rig, fps, posted, prices) for fps in plan.loads]
+        loads = [
+            rig.work(max(int(fps * _LOAD_S), 20), fps=fps).at_load(fps, prices, posted=posted) for fps in plan.loads
+        ]
         dropped, driver = rig.drops(), type(rig.machine.guests[0].driver).__name__
     mpps = outcome.delivered / outcome.elapsed_s / 1e6
     measured: Measured = {
@@ -136,27 +137,6 @@ def _run_model(
         "guest_driver": driver,
         "loads": loads,
     }
-
-
-def _load(rig: Rig, fps: int, posted: bool, prices: Mapping[str, Price]) -> Load:
-    outcome = rig.work(max(int(fps * _LOAD_S), 20), fps=fps)
-    priced = outcome.cycles(prices, posted=posted)
-    return {
-        "fps": fps,
-        "delivered": outcome.delivered,
-        "lost": outcome.lost,
-        "per_frame": outcome.per_frame(),
-        "latency_us": outcome.latency(),
-        "frames_per_interrupt": _frames_per_interrupt(outcome),
-        "cycles": priced["cycles"],
-        "by_cause": priced["by_cause"],
-    }
-
-
-def _frames_per_interrupt(outcome: Outcome) -> float | None:
-    """Frames that guests received for each interrupt of theirs: half of all."""
-    interrupts = outcome.guests["interrupts"]
-    return round(outcome.delivered / 2 / interrupts, 3) if interrupts else None
 
 
 def _refusal(plan: Plan, name: str, n: int) -> str:
@@ -211,7 +191,7 @@ def _throttle(plan: Plan, clock: WallClock, prices: Mapping[str, Price]) -> list
                         "interval_us": interval,
                         "fps": fps,
                         "interrupts": outcome.guests["interrupts"],
-                        "frames_per_interrupt": _frames_per_interrupt(outcome),
+                        "frames_per_interrupt": outcome.frames_per_interrupt(),
                         "latency_us": outcome.latency(),
                         "posted_cycles": outcome.cycles(prices, posted=True)["cycles"],
                         "injected_cycles": outcome.cycles(prices, posted=False)["cycles"],

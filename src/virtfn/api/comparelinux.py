@@ -1,7 +1,8 @@
 """Compare the I/O models with Linux guests: two or more of them on one NIC, by each model, with Linux's own drivers.
 
 They ping each other, one round trip at a time, and send TCP by iperf3, one way after the other: all pairs at once, or,
-where their number is odd, each to the next in turn. Events are counted over all of that. A frame may be as long as
+where their number is odd, each to the next in turn. Events are counted over all of that, and then anew while two of
+them ping each other at given rates: a frame each way for each round trip. A frame may be as long as
 TCP's segmentation leaves it to the other side: of Split, up to 64 KiB.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from virtfn.api.comparerig import Outcome, Plan, add_up, empty_histogram
 from virtfn.api.comparison import Comparison, ModelResult, Property
@@ -19,6 +21,7 @@ from virtfn.api.linux import LinuxGuest
 from virtfn.api.progress import Progress
 from virtfn.api.report import Report
 from virtfn.api.session import Session
+from virtfn.hw.eth import FCS_BYTES
 from virtfn.machine.clock import S_PS
 from virtfn.machine.meter import Meter
 from virtfn.machine.ports import VirtfnError
@@ -27,10 +30,14 @@ from virtfn.sim.costs import Price
 __all__ = ["linux_properties", "run_linux_model"]
 
 _PINGS = 200
+_LOADS = (50, 200)  # round trips a second
+_LOAD_S = 2
+_ECHO_BYTES = 14 + 20 + 8 + FCS_BYTES  # of a frame with an echo, around its payload
 _TIME = re.compile(r"time=([0-9]{1,5}(?:\.[0-9]{1,6})?) ms")
 _DRIVER = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _LIMIT_S = 60
 _OWN = ("passthrough", "sriov")
+_T = TypeVar("_T")
 
 
 def _lab(plan: Plan, name: str, n: int) -> Lab:
@@ -52,13 +59,7 @@ def run_linux_model(
 
     with Session(_lab(plan, name, n), progress=watch) as session:
         session.start()
-        meters = _meters(session)
-        before = [meter.read() for meter in meters]
-        session.work()
-        costs = [
-            {event: count - then[event] for event, count in meter.read().items()}
-            for meter, then in zip(meters, before, strict=True)
-        ]
+        costs = _counted(session, session.work)[0]
         report = session.report()
         failures = [f"{g['name']}: {g['failure']}" for g in report["guests"] if "failure" in g]
         if failures:
@@ -66,8 +67,45 @@ def run_linux_model(
         tell(f"{name}, {n} guests: ping")
         round_trips = _ping(session, session.linux_guests)
         driver = _driver(session, session.linux_guests[0])
+        loads = []
+        for fps in _LOADS if plan.loads else ():
+            tell(f"{name}, {n} guests: {fps} pings a second")
+            loads.append(_load(session, plan, n, fps).at_load(fps, prices, posted=name in _OWN))
         session.stop()
-    return _result(report, costs[:n], costs[n:], round_trips, driver, name, prices)
+    return {**_result(report, costs[:n], costs[n:], round_trips, driver, name, prices), "loads": loads}
+
+
+def _counted(session: Session, work: Callable[[], _T]) -> tuple[list[dict[str, int]], _T]:
+    """Let something be done; return the events that it cost guests and host, and what it returned."""
+    meters = _meters(session)
+    before = [meter.read() for meter in meters]
+    done = work()
+    costs = [
+        {event: count - then[event] for event, count in meter.read().items()}
+        for meter, then in zip(meters, before, strict=True)
+    ]
+    return costs, done
+
+
+def _load(session: Session, plan: Plan, n: int, fps: int) -> Outcome:
+    """Let the first two guests exchange `fps` frames a second each way; what was sent in vain is lost."""
+    first, second = session.linux_guests[:2]
+    count = fps * _LOAD_S
+    size = max(plan.frame_bytes - _ECHO_BYTES, 16)
+    command = f"ping -i {1 / fps:g} -c {count} -s {size} -w {_LIMIT_S} -I {first.device} {second.ip}"
+    costs, round_trips = _counted(session, lambda: _round_trips(session, first, command))
+    histogram = empty_histogram()
+    for ms in round_trips:
+        histogram.record_value(max(int(ms * 1e6), 1))
+    return Outcome(
+        delivered=2 * len(round_trips),
+        lost=max(count - len(round_trips), 0),
+        corrupt=0,
+        elapsed_s=float(_LOAD_S),
+        histogram=histogram,
+        guests=add_up(costs[:n]),
+        host=add_up(costs[n:]),
+    )
 
 
 def _meters(session: Session) -> list[Meter]:
@@ -77,12 +115,18 @@ def _meters(session: Session) -> list[Meter]:
 
 def _ping(session: Session, guests: Sequence[LinuxGuest]) -> list[float]:
     """Let one guest ping the other, and return each round trip in ms. Raises VirtfnError if there is none."""
-    job = guests[0].start(f"ping -A -c {_PINGS} -w {_LIMIT_S} -I {guests[0].device} {guests[1].ip}")
+    command = f"ping -A -c {_PINGS} -w {_LIMIT_S} -I {guests[0].device} {guests[1].ip}"
+    return _round_trips(session, guests[0], command)
+
+
+def _round_trips(session: Session, guest: LinuxGuest, command: str) -> list[float]:
+    """Let a guest ping, and return each round trip in ms. Raises VirtfnError if there is none."""
+    job = guest.start(command)
     session.run_until(lambda: job.done, (_LIMIT_S + 10) * S_PS)
     said = "" if job.outcome is None else job.outcome.output
     round_trips = [float(ms) for ms in _TIME.findall(said)]
     if not round_trips:
-        raise VirtfnError(f"ping from {guests[0].lab.name}: nothing came back within {_LIMIT_S} s")
+        raise VirtfnError(f"ping from {guest.lab.name}: nothing came back within {_LIMIT_S} s")
     return round_trips
 
 

@@ -76,7 +76,7 @@ def make_page(document: Comparison) -> str:
         "<p>Events for each frame delivered, of all guests and of who serves them. At full rate both sides poll, and "
         "bursts hide what a single frame costs; at lower loads it shows.</p>",
         _counted(document),
-        *([figures.loads()] if document["throttle"] else []),
+        *([figures.loads()] if document["runs"][0]["models"]["sriov"]["loads"] else []),
         "<h2>Priced</h2>",
         "<p>The counts times published cycles of each event. Bands are the lowest and highest published prices. "
         "Nothing here is measured.</p>",
@@ -272,14 +272,14 @@ class _Figures:
         kinds = ("exits", "notifications", "interrupts")
         figure, rows = self._plt.subplots(1, 3, figsize=(9, 2.8), sharex=True)
         run = self._document["runs"][0]
+        served = {name: run["models"][name]["loads"] for name in _NAMES if run["models"][name]["loads"]}
         for axes, kind in zip(rows, kinds, strict=True):
-            for name, title in _NAMES.items():
-                loads = run["models"][name]["loads"]
+            for name, loads in served.items():
                 rates = [load["per_frame"][kind] for load in loads]  # type: ignore[literal-required]
                 axes.plot([load["fps"] for load in loads], rates,
-                          color=_COLOURS[name], marker="o", markersize=4, label=title)  # fmt: skip
+                          color=_COLOURS[name], marker="o", markersize=4, label=_NAMES[name])  # fmt: skip
             axes.set_xscale("log")
-            ticks = [load["fps"] for load in run["models"]["sriov"]["loads"]]
+            ticks = [load["fps"] for load in served["sriov"]]
             axes.set_xticks(ticks, [f"{fps:,}" for fps in ticks])
             axes.minorticks_off()
             axes.set_title(kind, fontsize=10)

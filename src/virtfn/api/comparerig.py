@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from hdrh.histogram import HdrHistogram
 
-from virtfn.api.comparison import Latency, PerFrame, Priced
+from virtfn.api.comparison import Latency, Load, PerFrame, Priced
 from virtfn.api.lab import Lab
 from virtfn.api.labmodel import STACK_FRAME, Guest, Nic, Pf, SrIov
 from virtfn.api.machine import Machine
@@ -215,6 +215,25 @@ class Outcome:
     def curve(self) -> list[tuple[float, float]]:
         """Latency by percentile, in us."""
         return [(p, round(self.histogram.get_value_at_percentile(p) / 1e3, 3)) for p in _PERCENTILES]
+
+    def frames_per_interrupt(self) -> float | None:
+        """Frames that guests received for each interrupt of theirs: half of all."""
+        interrupts = self.guests["interrupts"]
+        return round(self.delivered / 2 / interrupts, 3) if interrupts else None
+
+    def at_load(self, fps: int, prices: Mapping[str, Price], *, posted: bool) -> Load:
+        """Make the document of one load, of `fps` frames a second of each guest each way."""
+        priced = self.cycles(prices, posted=posted)
+        return {
+            "fps": fps,
+            "delivered": self.delivered,
+            "lost": self.lost,
+            "per_frame": self.per_frame(),
+            "latency_us": self.latency(),
+            "frames_per_interrupt": self.frames_per_interrupt(),
+            "cycles": priced["cycles"],
+            "by_cause": priced["by_cause"],
+        }
 
     def cycles(self, prices: Mapping[str, Price], *, posted: bool) -> Priced:
         """Price the events. posted: whether interrupts reach guests without the VMM."""
