@@ -250,11 +250,15 @@ def traffic() -> None:
 @traffic.command()
 @click.argument("rate", type=click.IntRange(1, MAX_RATE), default=1000)
 @lab_option
-def start(rate: int, lab: str | None) -> None:
+@json_option
+def start(rate: int, lab: str | None, json_to: str | None) -> None:
     """Begin: RATE frames a second from each sender."""
+    claim({"--json": json_to})
     from virtfn.api.control import ask
 
-    ask("traffic.start", {"rate": rate}, lab)
+    counts = ask("traffic.start", {"rate": rate}, lab)
+    if json_to is not None:
+        write_json(json_to, counts)
 
 
 @traffic.command()

@@ -19,8 +19,11 @@ from virtfn.api.control import ask
 from virtfn.machine.ports import VirtfnError
 from virtfn.web.app import make_app
 from virtfn.web.connections import CONNECTIONS, make_server
+from virtfn.web.door import WAITING
 
 __all__ = ["drop_token", "listen", "make_token", "serve", "token_file"]
+
+_ASK_S, _WAIT_S = 30.0, 600.0
 
 
 def token_file(lab: str) -> Path:
@@ -71,7 +74,7 @@ def serve(lab: str, listener: socket.socket, token: str, *, until_stdin_ends: bo
     """Serve HTTP for a lab until a signal comes, or standard input ends."""
 
     def put(method: str, params: Mapping[str, object]) -> object:
-        return ask(method, params, lab)
+        return ask(method, params, lab, _WAIT_S if method in WAITING else _ASK_S)
 
     app = make_app(put, token, listener.getsockname()[1])
     server = make_server(app, "warning" if os.environ.get("VIRTFN_DEBUG") else "critical")

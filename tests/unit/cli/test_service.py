@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from unit.rig import lab_text
 from virtfn.api import service
 from virtfn.api.service import Kept
+from virtfn.cli.main import cli
 
 Virtfn = Callable[..., tuple[int, str, str]]
 
@@ -62,6 +65,21 @@ def test_down_writes_what_was_known_last(virtfn: Virtfn, tmp_path: Path) -> None
     assert (entry["lab"], entry["state"], entry["pid"]) == ("x", "lost", 2**22 + 1)
     assert not os.listdir(tmp_path / "virtfn")
     assert virtfn("down", "x")[0] == 1
+
+
+def test_commands_without_json_are_listed() -> None:
+    """As the design has it, every command takes --json; the reference names those that do not."""
+
+    def without(command: click.Command, path: str) -> Iterator[str]:
+        if isinstance(command, click.Group):
+            for name, each in command.commands.items():
+                yield from without(each, f"{path} {name}")
+        elif not any("--json" in option.opts for option in command.params):
+            yield path
+
+    text = (Path(__file__).parents[3] / "docs/reference/control.md").read_text()
+    listed = text.partition("Commands without `--json`:")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(virtfn [a-z ]+)`", listed)) == set(without(cli, "virtfn"))
 
 
 def test_up_in_the_foreground_writes_nothing(virtfn: Virtfn) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,9 +21,9 @@ from virtfn.api.session.requests import REQUESTS
 from virtfn.machine.ports import VirtfnError
 from virtfn.web.app import make_app
 from virtfn.web.connections import CONNECTIONS, make_server
-from virtfn.web.door import AT_ONCE, Door
+from virtfn.web.door import AT_ONCE, WAITING, Door
 from virtfn.web.guard import MAX_BODY
-from virtfn.web.serve import listen
+from virtfn.web.serve import listen, serve
 
 TOKEN = "a-token"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -265,6 +266,51 @@ def test_who_asks_nothing_in_time_is_gone(lab: FakeLab, monkeypatch: pytest.Monk
                     while connection.recv(4096):
                         pass
                 assert time.monotonic() - before >= 0.25
+
+
+def test_what_waits_for_a_guest_has_time_and_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"guest.exec", "guest.attach", "guest.detach", "lab.apply", "pf.vfs"} == WAITING
+    times: dict[str, float] = {}
+
+    def ask(method: str, params: Mapping[str, object], lab: str, timeout_s: float) -> object:
+        times[method] = timeout_s
+        return {}
+
+    def ask_both(app: Any, _: str) -> Any:
+        for path in ("/api/guest.detach", "/api/lab.status"):
+            assert call_app(app, path, {"guest": "a"} if "guest" in path else {}).status_code == 200
+        return types.SimpleNamespace(run=lambda sockets: None)
+
+    monkeypatch.setattr("virtfn.web.serve.ask", ask)
+    monkeypatch.setattr("virtfn.web.serve.make_server", ask_both)
+    listener = types.SimpleNamespace(getsockname=lambda: ("127.0.0.1", PORT))
+    serve("rig", cast(socket.socket, listener), TOKEN)
+    assert times == {"guest.detach": 600.0, "lab.status": 30.0}
+
+    async def crowd() -> list[str]:
+        held, answers = threading.Event(), []
+        door = Door(lambda method, params: method if method == "lab.status" else held.wait(20))
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(door.ask, "guest.exec")
+            await anyio.sleep(0.05)
+            with pytest.raises(VirtfnError, match="4 such questions") as caught:
+                await door.ask("lab.apply")
+            answers += [caught.value.errno_name, str(await door.ask("lab.status"))]
+            held.set()
+        return answers
+
+    assert anyio.run(crowd) == ["EAGAIN", "lab.status"]
+
+
+def call_app(app: Any, path: str, params: dict[str, object]) -> httpx.Response:
+    async def go() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url=f"http://127.0.0.1:{PORT}", headers=HEADERS
+        ) as client:
+            return await client.post(path, json=params)
+
+    return anyio.run(go)
 
 
 def test_questions_under_way_are_few() -> None:
