@@ -17,7 +17,7 @@ from guest.rig import LinuxRig, address, guest_mac
 from virtfn.hw.types import format_mac
 from virtfn.iovm.iovm import VfState
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, DROP_NO_DESCRIPTOR, DROP_QUEUE_DISABLED, DROP_RX_DISABLED
-from virtfn.vmm.qemu.folder import runtime_folder
+from virtfn.machine.places import runtime_folder
 
 pytestmark = pytest.mark.guest
 

@@ -24,9 +24,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from virtfn import private
 from virtfn.api.encoding import encode
 from virtfn.hw.types import Ps
+from virtfn.machine.places import runtime_folder
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.closing import refuse_rights
 
@@ -114,7 +114,7 @@ class Control(Actor):
         self.methods = dict(methods)
         self.replies = _Replies(self._answer)
         self._file = _check_name(name) + _SUFFIX
-        self._folder = os.open(_private_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folder = os.open(runtime_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         refuse_rights(self._listener)  # those who connect inherit it
         try:
@@ -353,7 +353,7 @@ def ask_handed(method: str, params: Params, lab: str | None = None, timeout_s: f
 
 
 def _ask(method: str, params: Params, lab: str | None, timeout_s: float, descriptors: list[int] | None) -> object:
-    found = _find(lab) if lab is None else _private_folder() / (_check_name(lab) + _SUFFIX)
+    found = _find(lab) if lab is None else runtime_folder() / (_check_name(lab) + _SUFFIX)
     name = found.name.removesuffix(_SUFFIX)
     request = json.dumps({"method": method, "params": dict(params)})
     try:
@@ -416,7 +416,7 @@ def _exchange(path: Path, request: str, timeout_s: float, descriptors: list[int]
 def _sockets() -> Iterator[Path]:
     """Yield the sockets that somebody serves, where a lab of this user would be."""
     try:
-        folder = _private_folder()
+        folder = runtime_folder()
     except VirtfnError:
         return
     with _opened(folder) as fd:
@@ -438,17 +438,6 @@ def _answers(path: str) -> bool:
 
 
 # Where sockets are.
-
-
-def _private_folder() -> Path:
-    """Make the folder for sockets, or find it; only this user can look into it.
-
-    Raises VirtfnError if there is no such place.
-    """
-    try:
-        return private.runtime_folder()
-    except private.NotPrivateError as error:
-        raise VirtfnError(error.reason, errno_name="EACCES") from None
 
 
 def _check_name(name: str) -> str:

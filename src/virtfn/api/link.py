@@ -10,7 +10,7 @@ from typing import NotRequired, TypedDict, cast
 
 from virtfn.api.control import ask
 
-__all__ = ["LinkDocument", "Stats64", "VfDocument", "VfStats", "VlanDocument", "ask_set", "ask_show"]
+__all__ = ["LinkDocument", "Stats64", "VfInfoDocument", "VfStats", "VlanDocument", "ask_set", "ask_show"]
 
 
 class RxStats(TypedDict):
@@ -81,7 +81,7 @@ class RateDocument(TypedDict):
     min_tx: int
 
 
-class VfDocument(TypedDict):
+class VfInfoDocument(TypedDict):
     """One VF, as an entry of `vfinfo_list`."""
 
     vf: int
@@ -118,7 +118,7 @@ class LinkDocument(TypedDict):
     parentbus: str
     parentdev: str
     stats64: Stats64
-    vfinfo_list: NotRequired[list[VfDocument]]
+    vfinfo_list: NotRequired[list[VfInfoDocument]]
 
 
 def ask_show(lab: str | None, pf: str | None) -> list[LinkDocument]:

@@ -23,6 +23,7 @@ from virtfn.api.session.events import Event, GuestConnected, GuestDisconnected
 from virtfn.hw.types import Ps, format_mac
 from virtfn.iomodels.hoststack import HostStack
 from virtfn.iomodels.model import Plug
+from virtfn.machine.places import runtime_folder
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu.elsewhere import VmElsewhere
@@ -66,10 +67,7 @@ def sockets_folder(lab: Lab, given: Path | None) -> Path:
     """
     if given is not None:
         return given.absolute()
-    try:
-        return private.runtime_folder() / "served" / lab.name
-    except private.NotPrivateError as error:
-        raise VirtfnError(error.reason, errno_name="EACCES") from None
+    return runtime_folder() / "served" / lab.name
 
 
 def socket_of(guest: Guest, folder: Path) -> Path:

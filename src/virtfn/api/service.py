@@ -28,6 +28,7 @@ from virtfn import private
 from virtfn.api.control import AskError, ask, running_labs
 from virtfn.api.progress import OnProgress
 from virtfn.api.stopped import Stopped
+from virtfn.machine.places import runtime_folder
 from virtfn.machine.ports import VirtfnError
 
 if TYPE_CHECKING:  # who only asks needs no machine
@@ -50,13 +51,14 @@ __all__ = [
     "read_token",
     "serve_lab",
     "serve_web",
+    "token_file",
     "write_way",
 ]
 
 _ASK_S = 5.0
 _DOWN_S = 60.0
 _WEB_S = 30.0
-_SUFFIX = ".state"
+_SUFFIX, _TOKEN = ".state", ".token"
 _LOOK_S = 0.02
 _LAST_S = 1 << 36  # seconds since 1970: a date that can be written
 
@@ -111,15 +113,8 @@ def _started(pid: int) -> int:
 # State files.
 
 
-def _folder() -> Path:
-    try:
-        return private.runtime_folder()
-    except private.NotPrivateError as error:
-        raise VirtfnError(error.reason, errno_name="EACCES") from None
-
-
 def _put(name: str, text: str) -> Path:
-    path = _folder() / name
+    path = runtime_folder() / name
     try:
         private.write(path, text)
     except OSError as error:
@@ -148,7 +143,7 @@ def _read(path: Path) -> Kept | None:
 
 
 def _all_kept() -> list[Kept]:
-    return [kept for path in sorted(_folder().glob("*" + _SUFFIX)) if (kept := _read(path)) is not None]
+    return [kept for path in sorted(runtime_folder().glob("*" + _SUFFIX)) if (kept := _read(path)) is not None]
 
 
 def find_kept(name: str) -> Kept | None:
@@ -170,8 +165,8 @@ def find_up(name: str) -> Kept | None:
 
 def forget(name: str) -> None:
     """Remove the state file of a lab."""
-    for suffix in (_SUFFIX, ".token", ".log", ".html"):
-        (_folder() / (name + suffix)).unlink(missing_ok=True)
+    for suffix in (_SUFFIX, _TOKEN, ".log", ".html"):
+        (runtime_folder() / (name + suffix)).unlink(missing_ok=True)
 
 
 def write_way(name: str, address: str) -> Path:
@@ -185,13 +180,18 @@ def write_way(name: str, address: str) -> Path:
 
 def log_file(name: str) -> Path:
     """Return where the process of a lab says what is wrong with it."""
-    return _folder() / f"{name}.log"
+    return runtime_folder() / f"{name}.log"
+
+
+def token_file(name: str) -> Path:
+    """Return where the token for HTTP of a lab is kept, for its user alone."""
+    return runtime_folder() / f"{name}{_TOKEN}"
 
 
 def read_token(name: str) -> str:
     """Return the token for HTTP of a lab; empty if it has none."""
     try:
-        return (_folder() / f"{name}.token").read_text(encoding="utf-8").strip()
+        return token_file(name).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

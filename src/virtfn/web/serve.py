@@ -12,29 +12,18 @@ import socket
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from virtfn import private
 from virtfn.api.control import ask
+from virtfn.api.service import token_file
 from virtfn.machine.ports import VirtfnError
 from virtfn.web.app import make_app
 from virtfn.web.connections import CONNECTIONS, make_server
 from virtfn.web.door import WAITING
 
-__all__ = ["drop_token", "listen", "make_token", "serve", "token_file"]
+__all__ = ["drop_token", "listen", "make_token", "serve"]
 
 _ASK_S, _WAIT_S = 30.0, 600.0
-
-
-def token_file(lab: str) -> Path:
-    """Return where the token of a lab is kept, for its user alone.
-
-    Raises VirtfnError if there is no such place.
-    """
-    try:
-        return private.runtime_folder() / f"{lab}.token"
-    except private.NotPrivateError as error:
-        raise VirtfnError(error.reason, errno_name="EACCES") from None
 
 
 def make_token(lab: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from virtfn.api.link import LinkDocument, Stats64, VfDocument, VlanDocument
+from virtfn.api.link import LinkDocument, Stats64, VfInfoDocument, VlanDocument
 from virtfn.api.machine import LabPf, Machine, card_mac
 from virtfn.api.session.asking import Answering, Params, Request, known, number, text
 from virtfn.api.session.policy import Clauses, refuse_whole, set_policies
@@ -135,12 +135,12 @@ def _port_stats(pf: LabPf) -> Stats64:
     }
 
 
-def _describe_vf(pf: LabPf, vf: Vf, policy: VfPolicy, tally: Tally) -> VfDocument:
+def _describe_vf(pf: LabPf, vf: Vf, policy: VfPolicy, tally: Tally) -> VfInfoDocument:
     """Describe a VF. policy: that holds for it, or will for the guest that gets it."""
     moved, drops = tally.moved, tally.drops
     received = sum(drops.get(reason, 0) for reason in _RECEIVED)
     sent = sum(drops.values()) - received
-    document: VfDocument = {
+    document: VfInfoDocument = {
         "vf": vf.index,
         "link_type": "ether",
         "address": format_mac(pf.driver.address(vf.index) or policy.mac),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from virtfn.api.link import LinkDocument, Stats64, VfDocument, VfStats
+from virtfn.api.link import LinkDocument, Stats64, VfInfoDocument, VfStats
 
 __all__ = ["chosen", "render_links"]
 
@@ -73,7 +73,7 @@ def _numbers(counts: Mapping[str, object], names: str) -> list[int]:
     return [int(str(counts.get(name, 0))) for name in names.split()]
 
 
-def _vf(vf: VfDocument) -> str:
+def _vf(vf: VfInfoDocument) -> str:
     parts = [f"    vf {vf['vf']}     link/{vf['link_type']} {vf['address']} brd {vf['broadcast']}"]
     for vlan in vf["vlan_list"]:
         parts += [f"vlan {vlan['vlan']}"] if "vlan" in vlan else []
@@ -91,7 +91,7 @@ def _vf(vf: VfDocument) -> str:
     return ", ".join(parts)
 
 
-def _rates(vf: VfDocument) -> tuple[tuple[str, int], ...]:
+def _rates(vf: VfInfoDocument) -> tuple[tuple[str, int], ...]:
     return ("max_tx_rate", vf["rate"]["max_tx"]), ("min_tx_rate", vf["rate"]["min_tx"])
 
 

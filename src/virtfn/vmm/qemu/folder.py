@@ -21,9 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from virtfn import private
+from virtfn.machine.places import runtime_folder
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["GuestFolder", "cache_folder", "console_doors", "runtime_folder"]
+__all__ = ["GuestFolder", "cache_folder", "console_doors"]
 
 CONSOLE = "console"
 MAX_SOCKET_PATH = 107  # sun_path, without the final NUL
@@ -41,17 +42,6 @@ def cache_folder() -> Path:
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
         raise VirtfnError(f"{error.filename}: {error.strerror}", errno_name=name) from None
-
-
-def runtime_folder() -> Path:
-    """Return the folder that holds the guests' folders; made if missing.
-
-    Raises VirtfnError if it is not this user's own and private.
-    """
-    try:
-        return private.runtime_folder()
-    except private.NotPrivateError as error:
-        raise VirtfnError(error.reason, errno_name="EACCES") from None
 
 
 @contextmanager

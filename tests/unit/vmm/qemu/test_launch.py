@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from virtfn.machine.places import runtime_folder
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Function, Machine, Qemu, QemuGuest, attach, console_doors, launch, rest
-from virtfn.vmm.qemu.folder import GuestFolder, runtime_folder
+from virtfn.vmm.qemu.folder import GuestFolder
 
 Make = Callable[..., QemuGuest]
 
