@@ -78,7 +78,7 @@ class Live:
         self._world = world
         self._clock = clock
         self._teller = teller
-        self.tell_event = self._tell_event = tell_event
+        self.tell_event = tell_event
         self._closes = closes
         self._recordings: list[Recording] = []
         self._linux: list[LinuxGuests] = []
@@ -159,7 +159,7 @@ class Live:
         self._watch_vfs()
         stop_again(machine, stopped)
         for run in machine.guests:
-            self._tell_event(GuestBooted(run.lab.name, run.lab.vmm, 0.0))
+            self.tell_event(GuestBooted(run.lab.name, run.lab.vmm, 0.0))
         if capture is not None:
             recording = self._closes.enter_context(closing(Recording(capture, machine, self._clock)))
             self._recordings.append(recording)
@@ -182,7 +182,7 @@ class Live:
 
     def _watch_faults(self) -> None:
         """Tell of faults, beside whoever is told already."""
-        watch, unit = FaultWatch(self._tell_event), self.machine.host.iommu
+        watch, unit = FaultWatch(self.tell_event), self.machine.host.iommu
         others = [unit.on_fault] if unit.on_fault is not None else []
 
         def note(fault: Fault) -> None:
@@ -199,12 +199,9 @@ class Live:
         machine = self.machine
 
         def note(notice: Notice) -> None:
-            self._tell_event(event_of(machine, notice))
+            self.tell_event(event_of(machine, notice))
             if self.on_stop is not None and notice.deed in (Deed.QUARANTINED, Deed.RELEASED):
-                try:
-                    self.on_stop()
-                except VirtfnError as error:  # the VF is stopped all the same
-                    self._teller.tell(f"who is in quarantine cannot be kept: {error}", force=True)
+                self.on_stop()
 
         machine.watch.on_notice = note
         self._world.add(machine.watch)
@@ -218,7 +215,7 @@ class Live:
             def name(n: int | None, pf: LabPf = pf) -> str:
                 return format_rid(pf.nic.pf_rid if n is None else pf.vfs[n].rid)
 
-            watch = ClaimWatch(self._tell_event, name)
+            watch = ClaimWatch(self.tell_event, name)
             pf.driver.watch_claims(watch.note)
             self._world.add(watch)
 
@@ -232,7 +229,7 @@ class Live:
         linux.start()
         stop_again(self.machine, stopped)
         linux.boot(
-            lambda guest: self._tell_event(GuestBooted(guest.lab.name, guest.lab.vmm, round(guest.boot_s or 0.0, 2)))
+            lambda guest: self.tell_event(GuestBooted(guest.lab.name, guest.lab.vmm, round(guest.boot_s or 0.0, 2)))
         )
         linux.set_up(self.lab.workload.frame_bytes)
         hosts = HostWork(self.machine, linux)
@@ -242,7 +239,7 @@ class Live:
     def _serve(self, sockets: Path) -> None:
         from virtfn.api.served import ServedGuests  # vfio-user and all that it needs
 
-        served = self._closes.enter_context(closing(ServedGuests(self.machine, sockets, self._world, self._tell_event)))
+        served = self._closes.enter_context(closing(ServedGuests(self.machine, sockets, self._world, self.tell_event)))
         self._served.append(served)
         served.start()
 
