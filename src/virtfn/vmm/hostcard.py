@@ -21,7 +21,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from virtfn.hw.pci import EXTENDED_START, Command, Type0, Type1
-from virtfn.machine.clock import MS_PS
+from virtfn.machine.clock import MS_PS, S_PS
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.wholecard import PfSpace, VfSpace
 from virtfn.vmm.served import ServedFunction
@@ -130,6 +130,8 @@ def _refusal(number: int) -> VirtfnError:
 
 
 def _settle(future: Future[T], found: T, number: int) -> None:
+    if future.cancelled():  # nobody waits any more
+        return
     if number:
         future.set_exception(_refusal(number))
     else:
@@ -141,6 +143,7 @@ class Placement:
 
     counts: rounds of writes by the way they went, `by dma` and `by ports`, and `failed`. why: of the last that failed.
     A round begins when the last is over; one that changes nothing is tried a few times, until something else changes.
+    The more rounds there have been lately that stop the processors, the longer the next of them waits; the PF pays.
     """
 
     def __init__(
@@ -158,7 +161,8 @@ class Placement:
         self._window: int | None = None
         self._round: Generator[Future[Any], None, None] | None = None
         self._waits: Future[Any] | None = None
-        self._look, self._since = False, 0
+        self._look, self._since, self._ended = False, 0, False
+        self._rest_ps = self._rested_ps = 0  # how long before the next round by ports, and since when
         self._tried: tuple[ConfigWrite, ...] = ()
         self._tries = 0
         pf.after, pf.on_reset = self.follow, self._machine_was_reset
@@ -170,7 +174,7 @@ class Placement:
         self._note()
 
     def _note(self) -> None:
-        if not self._look:
+        if not self._look and not self._ended:
             self._look, self._since = True, self._clock.now()
 
     def _machine_was_reset(self) -> None:
@@ -196,6 +200,16 @@ class Placement:
                     vf.ours = -1
                 self._note()
 
+    def end(self) -> None:
+        """Do no more: a round that is under way is given up."""
+        self._look, self._ended = False, True
+        if self._round is not None:
+            self._round.close()
+            self._round = None
+        if self._waits is not None:
+            self._waits.cancel()
+            self._waits = None
+
     def _begin(self) -> None:
         direct = self._pf.reaches_memory
         writes = tuple(self._changes(early=direct))
@@ -203,13 +217,18 @@ class Placement:
             self._tried, self._tries = writes, 0
         if not writes or self._tries == _TRIES:
             self._look = False
-        elif direct or self._clock.now() - self._since >= (_PATIENCE_PS if self._opens() else _CLOSING_PS):
+        elif direct or self._rested(_PATIENCE_PS if self._opens() else _CLOSING_PS):
             self._look = False
             self._tries += 1
             commands = {write.function: write.value for write in writes if write.offset == Type0.COMMAND.offset}
             for _, vf in self._vfs:
                 vf.ours = commands.get(vf.function, -1)
             self._round = self._place(writes, direct=direct)
+
+    def _rested(self, patience_ps: int) -> bool:
+        """Tell whether a round by ports may begin."""
+        now = self._clock.now()
+        return now - self._since >= patience_ps and now - self._rested_ps >= self._rest_ps
 
     def _opens(self) -> bool:
         """Tell whether a VF's BARs are to answer."""
@@ -227,7 +246,7 @@ class Placement:
                 if (wanted or early) and address and fits and address != vf.bar_address(bar):
                     at = Type0.BAR.at(bar)
                     yield ConfigWrite(vf.function, at, 4, address & 0xFFFFFFFF)
-                    if shape.wide:
+                    if shape.wide and address >> 32 != vf.bar_address(bar) >> 32:
                         yield ConfigWrite(vf.function, at + 4, 4, address >> 32)
             command = Command(vf.read(Type0.COMMAND.offset, 2)).replace(MEM=wanted)
             # A write of ours may have come after one of the guest's, which had made it a bus master meanwhile.
@@ -264,6 +283,14 @@ class Placement:
             answer.result()
 
     def _by_ports(self, writes: Sequence[ConfigWrite]) -> Generator[Future[Any], None, None]:
+        began = self._clock.now()
         done = self._machinery.write_config(writes)
-        yield done
-        done.result()
+        try:
+            yield done
+            done.result()
+        finally:
+            now = self._clock.now()
+            self._pf.allowance.take(now - began)
+            forgotten = min((began - self._rested_ps) // S_PS, 32)  # half of it each second
+            self._rest_ps = min(max(self._rest_ps >> forgotten, MS_PS) * 2, _CLOSING_PS)
+            self._rested_ps = now

@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A command under way in a guest. outcome: None until it is done; lost: the guest restarted and forgot it."""
+    """A command under way in a guest. outcome: None until it is done; lost: the guest forgot it, or has ended."""
 
     command: str
     outcome: Outcome | None = None
@@ -66,20 +66,25 @@ class Agent:
         self._received = bytearray()
         self._jobs: dict[bytes, Job] = {}
         self._body: tuple[Job, int, int] | None = None  # whose output is coming, its status, its size
-        self.ready = False
+        self.ready = self._ended = False
 
     def wait_ready(self, *, timeout_s: float = 120.0, tick: Tick = rest) -> None:
         """Wait until the guest takes commands. Raises VirtfnError when it does not within `timeout_s`."""
         self._watch.until(lambda: self.ready, "the guest's agent", timeout_s=timeout_s, tick=tick)
 
     def start(self, command: str) -> Job:
-        """Start a shell command in the guest and return at once. Raises VirtfnError if it is too long to send."""
+        """Start a shell command in the guest and return at once.
+
+        Raises VirtfnError if it is too long to send (E2BIG), or the guest has ended (ENODEV).
+        """
         name = secrets.token_hex(8).encode()
         line = name + b" " + _escaped(command) + b"\n"
         if len(line) > MAX_LINE:
             raise VirtfnError(f"command of {len(line)} bytes: the agent takes {MAX_LINE}", errno_name="E2BIG")
         job = Job(command)
         with self._lock:
+            if self._ended:
+                raise VirtfnError("the guest has ended", errno_name="ENODEV")
             self._jobs[name] = job
         self._send(line)
         return job
@@ -91,7 +96,7 @@ class Agent:
         """
         self._watch.until(lambda: job.done, f"the end of '{job.command}'", timeout_s=timeout_s, tick=tick)
         if job.outcome is None:
-            raise VirtfnError(f"the guest restarted during '{job.command}'")
+            raise VirtfnError(f"the guest {'ended' if self._ended else 'restarted'} during '{job.command}'")
         return job.outcome
 
     def run(self, command: str, *, timeout_s: float = 30.0, tick: Tick = rest) -> Outcome:
@@ -106,6 +111,15 @@ class Agent:
                 pass
             if self._body is None and len(self._received) > MAX_NOISE:
                 del self._received[:-MAX_LINE]  # no line of ours is longer
+
+    def end(self) -> None:
+        """Take note that the guest has ended: what was under way is lost."""
+        with self._lock:
+            if self._body is not None:
+                self._body[0].lost = True
+                self._body = None
+            self._ended = True
+            self._restart()
 
     def _step(self) -> bool:
         """Take one line, or the output that one announced; False when more bytes are needed."""
@@ -131,7 +145,7 @@ class Agent:
         for job in self._jobs.values():
             job.lost = True
         self._jobs.clear()
-        self.ready = True
+        self.ready = not self._ended
 
 
 def _escaped(command: str) -> bytes:

@@ -33,7 +33,8 @@ from virtfn.vmm.qemu.acceleration import Acceleration
 from virtfn.vmm.qemu.find import Qemu
 from virtfn.vmm.qemu.launch import QemuGuest
 from virtfn.vmm.qemu.machine import Function, Machine, port_function
-from virtfn.vmm.qemu.machinery import Execute, QemuMachinery, write_ports
+from virtfn.vmm.qemu.machinery import QemuMachinery, write_ports
+from virtfn.vmm.qemu.processors import Execute
 from virtfn.vmm.qemu.wait import Watch, rest
 from virtfn.vmm.vfio_user import Client, Irq, Region, RegionIndex, Server, VfioUserDevice
 

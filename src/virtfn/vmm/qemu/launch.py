@@ -14,13 +14,14 @@ from __future__ import annotations
 import atexit
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.closing import refuse_rights
 from virtfn.vmm.qemu.acceleration import Acceleration
@@ -32,6 +33,7 @@ from virtfn.vmm.qemu.leash import spawn
 from virtfn.vmm.qemu.loop import Loop, Port
 from virtfn.vmm.qemu.machine import Function, Machine, VirtioNic
 from virtfn.vmm.qemu.monitor import Gone, Monitor
+from virtfn.vmm.qemu.processors import Processors
 from virtfn.vmm.qemu.wait import Tick, Watch, rest
 
 __all__ = ["QemuGuest"]
@@ -45,7 +47,8 @@ T = TypeVar("T")
 class QemuGuest:
     """One virtual machine. folder: private to it, and a place for its functions' sockets; gone after close().
 
-    console, agent: its serial ports. events: what QEMU told (names, newest last, at most 256).
+    console, agent: its serial ports. processors: for work that `ask` starts. events: what QEMU told (names, newest
+    last, at most 256).
     """
 
     def __init__(self, machine: Machine, qemu: Qemu, acceleration: Acceleration, *, log: Path | None = None) -> None:
@@ -61,6 +64,7 @@ class QemuGuest:
         self._plugged: dict[str, int] = {function.id: slot for slot, function in enumerate(machine.functions)}
         self._refused: set[str] = set()
         self._monitor = Monitor(machine.name, self._on_event)
+        self.processors = Processors(self._monitor.execute)
         self.console = Console(lambda typed: self._send("console", typed), self._watch, log)
         self.agent = Agent(lambda line: self._send("agent", line), self._watch)
         self._folder = GuestFolder(machine.name)
@@ -205,25 +209,54 @@ class QemuGuest:
 
         Raises VirtfnError: not plugged in (ENODEV), the guest refuses (EBUSY) or does not let go in `timeout_s`.
         """
+        pieces = self.letting_go(device)
+        self._watch.until(lambda: next(pieces, True) is True, f"the end of {device}", timeout_s=timeout_s, tick=tick)
+
+    def letting_go(self, device: str) -> InPieces[None]:
+        """Hot-remove a function as `unplug` does; each piece is a look whether the guest has let go, for ever.
+
+        Raises VirtfnError as that does.
+        """
         if device not in self._plugged:
             raise VirtfnError(f"{device} is not plugged in", errno_name="ENODEV")
         self._refused.discard(device)
         slot = self._plugged[device]
-        self.qmp("device_del", {"id": device}, timeout_s=timeout_s, tick=tick)
-        self._watch.until(
-            lambda: slot not in self._plugged.values() or device in self._refused,
-            f"the end of {device}", timeout_s=timeout_s, tick=tick,
-        )  # fmt: skip
+        asked = self._loop.start(self._monitor.execute("device_del", {"id": device}))
+        while not asked.done():
+            yield
+        self._check()
+        with self._last_words():
+            asked.result()
+        while slot in self._plugged.values() and device not in self._refused:
+            self._check()
+            yield
         if device in self._plugged:
             raise VirtfnError(f"the guest does not let go of {device}", errno_name="EBUSY")
 
+    @contextmanager
+    def stopped(self, *, timeout_s: float = 30.0, tick: Tick = rest) -> Iterator[None]:
+        """Stop the guest's processors for a moment, and nobody else lets them go on. Raises VirtfnError as `qmp`."""
+        self._processors(self.processors.stop(), timeout_s, tick)
+        try:
+            yield
+        finally:
+            self._processors(self.processors.go_on(), timeout_s, tick)
+
     def pause(self, *, tick: Tick = rest) -> None:
         """Stop the guest's processors. Raises VirtfnError as `qmp` does."""
-        self.qmp("stop", tick=tick)
+        self._processors(self.processors.pause(), 30.0, tick)
 
     def resume(self, *, tick: Tick = rest) -> None:
         """Let a paused guest go on. Raises VirtfnError as `qmp` does."""
-        self.qmp("cont", tick=tick)
+        self._processors(self.processors.resume(), 30.0, tick)
+
+    def _processors(self, work: Coroutine[object, object, None], timeout_s: float, tick: Tick) -> None:
+        try:
+            self._check()
+        except VirtfnError:
+            work.close()
+            raise
+        self._call(work, "an answer about processors", timeout_s, tick)
 
     def wait_end(self, *, timeout_s: float = 60.0, tick: Tick = rest) -> int:
         """Wait until QEMU ends by itself, for example since the guest powered off, and return its exit status.
@@ -252,6 +285,7 @@ class QemuGuest:
             if self._child is not None:
                 self._child.kill()
                 self._child.wait()
+            self.agent.end()
             with suppress(VirtfnError):
                 self._loop.call(self._hang_up(), "the end of the connections", timeout_s=QUIT_S, watch=Watch())
             self._loop.stop()
@@ -269,8 +303,14 @@ class QemuGuest:
         self.console.close()
 
     def _call(self, work: Coroutine[object, object, T], what: str, timeout_s: float, tick: Tick) -> T:
-        try:
+        with self._last_words():
             return self._loop.call(work, what, timeout_s=timeout_s, tick=tick, watch=self._watch)
+
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """Say why QEMU has gone, where it says so."""
+        try:
+            yield
         except Gone:
             self._ended_within(1.0, rest)  # the connection ends a little before its owner
             self._check()

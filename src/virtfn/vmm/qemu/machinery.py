@@ -10,17 +10,17 @@ have been stopped between the two.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from virtfn.hw.pci import Type1
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.hostcard import ConfigWrite
 from virtfn.vmm.qemu.launch import QemuGuest
+from virtfn.vmm.qemu.processors import Execute, Processors
 
-__all__ = ["Execute", "QemuMachinery", "write_ports"]
+__all__ = ["QemuMachinery", "write_ports"]
 
-Execute = Callable[[str, Mapping[str, object]], Awaitable[object]]
 _ADDRESS, _VALUE, _ENABLE = 0xCF8, 0xCFC, 1 << 31
 _UNMAPPED = (1 << 64) - 1
 _SAID = re.compile(r"= 0x([0-9a-fA-F]{1,8})\s*$")
@@ -39,7 +39,7 @@ class QemuMachinery:
 
     def write_config(self, writes: Sequence[ConfigWrite]) -> Future[None]:
         """Write to configuration spaces behind the port, with processors stopped; a VirtfnError if QEMU refuses."""
-        return self._guest.ask(lambda execute: _write(execute, self.port, writes))
+        return self._guest.ask(lambda execute: _write(execute, self._guest.processors, self.port, writes))
 
 
 async def _find_window(execute: Execute) -> int:
@@ -49,20 +49,15 @@ async def _find_window(execute: Execute) -> int:
     return found
 
 
-async def _write(execute: Execute, port: int, writes: Sequence[ConfigWrite]) -> None:
-    state = await execute("query-status", {})
-    running = isinstance(state, dict) and bool(state.get("running"))
-    if running:
-        await execute("stop", {})
-    try:
+async def _write(execute: Execute, processors: Processors, port: int, writes: Sequence[ConfigWrite]) -> None:
+    async with processors:
         before = await _read_port(execute, _ADDRESS)
-        await _write_port(execute, _ADDRESS, 4, _ENABLE | port << 8 | Type1.PRIMARY.offset)
-        bus = await _read_port(execute, _VALUE) >> 8 & 0xFF
-        await write_ports(execute, bus, writes)
-        await _write_port(execute, _ADDRESS, 4, before)
-    finally:
-        if running:
-            await execute("cont", {})
+        try:
+            await _write_port(execute, _ADDRESS, 4, _ENABLE | port << 8 | Type1.PRIMARY.offset)
+            bus = await _read_port(execute, _VALUE) >> 8 & 0xFF
+            await write_ports(execute, bus, writes)
+        finally:
+            await _write_port(execute, _ADDRESS, 4, before)
 
 
 async def write_ports(execute: Execute, bus: int, writes: Sequence[ConfigWrite]) -> None:

@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from virtfn.hw.types import Rid, format_rid
+from virtfn.machine.clock import S_PS
+from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.machine.wholecard import CardPf, CardVf
 from virtfn.vmm.guest import Emulation
@@ -45,6 +47,7 @@ class QemuVm(ServedVm):
         self.guest = guest
         self.placements: dict[Rid, Placement] = {}
         self._cards: dict[Rid, list[Rid]] = {}
+        self._asked: set[Rid] = set()  # to be let go of
         self._tick = tick
 
     def start(self) -> None:
@@ -123,6 +126,23 @@ class QemuVm(ServedVm):
         path = self.guest.folder / f"{part.rid:04x}"
         return Member(self.host, device, part.rid, part.config, part.domain, self._files, path, meter=self.meter)
 
+    def let_go(self, rid: Rid) -> InPieces[None]:
+        """Ask the guest to let go of a function; each piece is a look whether it has, for half a minute at most.
+
+        `unplug` then waits for nothing, and others go on meanwhile.
+        """
+        if rid not in self.functions:
+            return
+        self._asked.add(rid)
+        end = self.host.clock.now() + round(_LET_GO_S * S_PS)
+        pieces = self.guest.letting_go(_device_name(rid))
+        while self.host.clock.now() < end:
+            try:
+                next(pieces)
+            except (StopIteration, VirtfnError):
+                return
+            yield
+
     def unplug(self, rid: Rid, *, surprise: bool = False) -> None:
         """Take a function out, a PF with the VFs that came with it; the guest may hold on to them, they are taken.
 
@@ -131,13 +151,16 @@ class QemuVm(ServedVm):
         if rid not in self.functions:
             raise VirtfnError(f"guest {self.name} does not have {format_rid(rid)}", errno_name="ENODEV")
         rids = self._cards.pop(rid, [rid])
-        self.placements.pop(rid, None)
+        if rid in self.placements:
+            self.placements.pop(rid).end()
+        asked = rid in self._asked
+        self._asked.discard(rid)
         parts = [self.functions[each] for each in rids]
         try:
             if surprise:
                 with self._processors_stopped():
                     _close(parts)
-            if self.guest.running:
+            if self.guest.running and not asked:
                 with suppress(VirtfnError):
                     timeout_s = _SURPRISE_S if surprise else _LET_GO_S
                     self.guest.unplug(_device_name(rid), timeout_s=timeout_s, tick=self._tick)
@@ -153,23 +176,21 @@ class QemuVm(ServedVm):
     @contextmanager
     def _processors_stopped(self) -> Iterator[None]:
         """Stop the processors for a moment: QEMU aborts if a socket closes while one waits for an answer."""
-        stopped = False
+        stopped = ExitStack()
         with suppress(VirtfnError):
-            state = self.guest.qmp("query-status", timeout_s=_SURPRISE_S, tick=self._tick)
-            if isinstance(state, dict) and state.get("running"):
-                self.guest.pause(tick=self._tick)
-                stopped = True
+            stopped.enter_context(self.guest.stopped(timeout_s=_SURPRISE_S, tick=self._tick))
         try:
             yield
         finally:
-            if stopped:
-                with suppress(VirtfnError):
-                    self.guest.resume(tick=self._tick)
+            with suppress(VirtfnError):
+                stopped.close()
 
     # What goes on.
 
     def close(self) -> None:
         """End QEMU, and take back what it had."""
+        while self.placements:
+            self.placements.popitem()[1].end()
         with ExitStack() as stack:
             stack.callback(self._files.close)
             stack.callback(self.guest.close, tick=self._tick)

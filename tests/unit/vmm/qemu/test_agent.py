@@ -53,6 +53,22 @@ def test_a_restart_loses_what_was_under_way() -> None:
         agent.wait(job)
 
 
+@pytest.mark.parametrize("announced", [b"", b"%s 0 100\nhalf of it"])
+def test_the_end_of_a_guest_loses_what_was_under_way_for_good(announced: bytes) -> None:
+    agent, sent = pair()
+    agent.feed(b"ready\n")
+    job = agent.start("sleep")
+    agent.feed(announced % name_of(sent[0]) if announced else b"")
+    agent.end()
+    agent.feed(b"ready\n")
+    assert (job.done, job.outcome, agent.ready) == (True, None, False)
+    with pytest.raises(VirtfnError, match="ended during 'sleep'"):
+        agent.wait(job)
+    with pytest.raises(VirtfnError, match="has ended") as refused:
+        agent.start("true")
+    assert refused.value.errno_name == "ENODEV"
+
+
 def test_what_a_hostile_guest_sends_changes_nothing() -> None:
     agent, sent = pair()
     job = agent.start("id")

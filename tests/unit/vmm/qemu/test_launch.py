@@ -157,6 +157,15 @@ def test_console_and_agent(guest: Make, tmp_path: Path) -> None:
     assert b"Linux version" in (tmp_path / "log").read_bytes()
 
 
+def test_a_command_that_a_guest_never_ends_is_lost_with_it(guest: Make) -> None:
+    with guest() as a:
+        a.start()
+        a.agent.wait_ready()
+        job = a.agent.start("sleep 60")
+        assert not job.done
+    assert job.lost
+
+
 def test_the_console_has_a_door(guest: Make) -> None:
     a = guest()
     a.start()

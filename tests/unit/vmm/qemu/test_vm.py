@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.hw.types import Iova
 from virtfn.iovm.iovm import VfState
-from virtfn.machine.clock import VirtualClock
+from virtfn.machine.clock import S_PS, VirtualClock
 from virtfn.machine.memory import CHUNK
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu.vm import QemuVm
@@ -45,6 +46,7 @@ class PlayedQemu:
         self.folder = folder
         self.running = True
         self.at_rest = False
+        self.waited = 0
         self.fate = ""
         self.memory = memory_file(4 * CHUNK)
         self.peers: dict[str, Peer] = {}
@@ -73,19 +75,25 @@ class PlayedQemu:
         if self.fate == "leaves":
             peer.close()
 
-    def qmp(self, command, *, timeout_s, tick) -> object:
+    @contextmanager
+    def stopped(self, *, timeout_s, tick) -> Iterator[None]:
         if not self.running:
             raise VirtfnError("QEMU ended")
-        return {"query-status": {"running": True}}[command]
-
-    def pause(self, *, tick) -> None:
         self.at_rest = True
-
-    def resume(self, *, tick) -> None:
+        yield
         self.at_rest = False
+
+    def letting_go(self, device) -> Iterator[None]:
+        yield
+        while self.fate == "keeps":
+            yield
+        if self.fate == "refuses to let go":
+            raise VirtfnError("the guest does not let go", errno_name="EBUSY")
+        self.peers[device].sock.close()
 
     def unplug(self, device, *, timeout_s, tick) -> None:
         assert not self.at_rest
+        self.waited += 1
         if self.fate == "keeps":
             raise VirtfnError("the guest does not let go", errno_name="EBUSY")
         self.peers[device].sock.close()
@@ -181,6 +189,28 @@ def test_whatever_becomes_of_qemu_the_vf_is_free_again_as_new(setting, fate):
     setting.qemu.fate, setting.qemu.running = "", True
     setting.iovm.assign(setting.vf(0), setting.vm)
     assert setting.vm.functions[setting.vf(0).rid].connected_now
+
+
+@pytest.mark.parametrize(("fate", "looks"), [("", 1), ("refuses to let go", 1), ("keeps", 60)])
+def test_a_guest_lets_go_in_pieces_and_then_nobody_waits(setting, fate, looks):
+    vf = setting.vf(0)
+    for waited in (0, 1):
+        setting.iovm.assign(vf, setting.vm)
+        setting.qemu.fate = "" if waited else fate
+        if not waited:
+            for _ in setting.vm.let_go(vf.rid):
+                setting.host.clock.sleep(S_PS // 2)
+                looks -= 1
+            assert looks == 0
+        setting.iovm.take_back(vf)
+        for peer in setting.qemu.peers.values():
+            peer.sock.close()
+        assert setting.qemu.waited == waited
+        assert vf.state is VfState.FREE
+
+
+def test_who_has_nothing_lets_go_of_nothing(setting):
+    assert list(setting.vm.let_go(setting.vf(2).rid)) == []
 
 
 def test_a_machine_that_was_closed_first_loses_its_functions_too(setting):
