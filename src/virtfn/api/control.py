@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import selectors
 import socket
 from collections import deque
@@ -240,9 +241,12 @@ class Control(Actor):
             self._take(client, bytes(line))
 
     def _collect(self) -> None:
-        """Begin to answer those whose answer has come; forget those who have gone."""
+        """Begin to answer those whose answer has come; forget those who have gone, and want none any more."""
         waiting, self._later = self._later, []
+        gone = _hung_up([client for client, _ in waiting]) if waiting else []
         for client, future in waiting:
+            if client in gone:
+                self._drop(client)
             if client not in self._clients:
                 future.cancel()
             elif future.done():
@@ -313,6 +317,16 @@ class Control(Actor):
             self._later.append((client, later))
             return None
         return self._reply(client, answer)
+
+
+def _hung_up(clients: Sequence[_Client]) -> list[_Client]:
+    """List those who have closed their connection; who has only said all that he has to say has not."""
+    poll = select.poll()
+    by_fd = {client.socket.fileno(): client for client in clients}
+    for fd in by_fd:
+        if fd >= 0:
+            poll.register(fd, 0)  # hanging up is always told
+    return [by_fd[fd] for fd, _ in poll.poll(0)]
 
 
 def _outcome(answer: Callable[[], object]) -> dict[str, object]:

@@ -283,6 +283,30 @@ def test_an_answer_may_come_later_and_others_are_served_meanwhile(runtime: Path)
     assert later[2].cancelled(), "who was sent away waits for nothing"
 
 
+def test_who_hangs_up_while_it_waits_waits_for_nothing(runtime: Path) -> None:
+    later: list[Future[object]] = [Future(), Future()]
+    waiting = iter(later)
+    made = Control("lab", {**METHODS, "later": lambda params: next(waiting)})
+    try:
+        with connect(runtime) as client, connect(runtime) as other:
+            for each in (client, other):
+                each.sendall(b'{"method": "later"}\n')
+                for _ in range(3):
+                    made.serve()
+            other.shutdown(socket.SHUT_WR)
+            made.serve()
+            assert not any(future.cancelled() for future in later)
+            client.close()
+            made.serve()
+            assert [future.cancelled() for future in later] == [True, False]
+            later[1].set_result("heard")
+            for _ in range(3):
+                made.serve()
+            assert json.loads(other.recv(100)) == {"result": "heard"}
+    finally:
+        made.close()
+
+
 def test_a_long_answer_becomes_json_a_piece_each_turn(runtime: Path) -> None:
     rows = [{"n": n, "text": "x" * 40} for n in range(10_000)]
     made = Control("lab", {**METHODS, "rows": lambda params: rows})
