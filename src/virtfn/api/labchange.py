@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from virtfn.api.lab import Lab, Nic
 
-__all__ = ["function", "with_nic", "with_vfs"]
+__all__ = ["detached", "function", "with_nic", "with_vfs"]
 
 
 def function(nic: Nic) -> str:
@@ -16,6 +18,14 @@ def with_nic(lab: Lab, name: str, nic: Nic) -> Lab:
     """Return a lab in which a guest has another interface."""
     guests = tuple(guest.model_copy(update={"nic": nic}) if guest.name == name else guest for guest in lab.guests)
     return lab.model_copy(update={"guests": guests})
+
+
+def detached(lab: Lab, names: Collection[str]) -> Lab:
+    """Return a lab in which guests of these names have their VFs no more."""
+    for guest in lab.guests:
+        if guest.name in names and guest.nic.io == "sriov" and guest.nic.attached:
+            lab = with_nic(lab, guest.name, guest.nic.model_copy(update={"attached": False}))
+    return lab
 
 
 def with_vfs(lab: Lab, name: str, count: int) -> Lab:

@@ -226,15 +226,20 @@ class LinuxGuests(Actor):
     def set_one_up(self, guest: LinuxGuest, frame_bytes: int) -> InPieces[None]:
         """Do the same for a guest whose interface has come since; each piece is a look whether it is done.
 
-        Raises VirtfnError with the guest's own words if it cannot. One without an agent is left to itself.
+        Raises VirtfnError with the guest's own words if it cannot, and when it ends or takes too long (ETIMEDOUT). One
+        without an agent is left to itself.
         """
         if guest not in self._with_agents():
             return
         job = guest.start(_set_up(guest, min(max(frame_bytes - _FCS_AND_HEADER, MTU.start), MTU.stop - 1)))
+        end = self._clock.now() + round(SET_UP_S * S_PS)
         while not job.done:
+            if self._clock.now() > end:
+                words = f"guest {guest.lab.name} does not set its interface up within {SET_UP_S:g} s"
+                raise VirtfnError(words, errno_name="ETIMEDOUT")
             yield
         if job.outcome is None:
-            raise VirtfnError(f"guest {guest.lab.name} has restarted meanwhile", errno_name="ECONNRESET")
+            raise VirtfnError(f"guest {guest.lab.name} has restarted or ended meanwhile", errno_name="ECONNRESET")
         _note_device(guest, job.outcome)
 
     def _await_peers(self) -> None:

@@ -96,6 +96,28 @@ def test_a_guest_that_cannot_be_told_ends_the_run(monkeypatch: pytest.MonkeyPatc
         rig.guests.set_up(1518)
 
 
+def one_set_up(rig: Rig, guest: Any) -> None:
+    """Let a guest set its interface up; each look is a second later."""
+    for _ in rig.guests.set_one_up(guest, 1518):
+        rig.clock.sleep(S_PS)
+
+
+def test_an_interface_that_comes_later_is_set_up_in_time_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, ("p", False))
+    (guest,) = rig.guests.guests
+    job = Job("sleep")
+    monkeypatch.setattr(guest, "start", lambda command: job)
+    with pytest.raises(VirtfnError, match="g0 does not set its interface up within 60 s") as refused:
+        one_set_up(rig, guest)
+    assert refused.value.errno_name == "ETIMEDOUT"
+    job.lost = True
+    with pytest.raises(VirtfnError, match="g0 has restarted or ended meanwhile"):
+        one_set_up(rig, guest)
+    job.outcome = Outcome(0, "eth5\n")
+    one_set_up(rig, guest)
+    assert guest.device == "eth5"
+
+
 def test_guests_wait_for_whoever_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch, ("p", True))
     wire = rig.pfs["p"].wire

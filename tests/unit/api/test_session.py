@@ -602,7 +602,7 @@ def test_a_guest_that_restarts_has_forgotten_its_command(monkeypatch: pytest.Mon
         pieces = RunInGuest("linux", "true").pieces(made)
         next(pieces)
         guest.jobs[0].lost = True
-        with pytest.raises(VirtfnError, match="has restarted meanwhile"):
+        with pytest.raises(VirtfnError, match="has restarted or ended meanwhile"):
             next(pieces)
 
 

@@ -36,14 +36,19 @@ class _Job(Generic[T]):
     def __init__(self, request: Request[T], session: Answering) -> None:
         self.pieces = request.pieces(session)
         self.future: Future[T] = Future()
+        self._told = False
 
     def go_on(self) -> bool:
-        """Do a piece; False if that was the last, or nobody waits for the answer any more."""
-        if self.future.cancelled():
-            self.pieces.close()
-            return False
+        """Do a piece; False if that was the last. Once nobody waits for the answer, the request is told so (ECANCELED).
+
+        What it then has to put back, it does in pieces, too.
+        """
         try:
-            next(self.pieces)
+            if self.future.cancelled() and not self._told:
+                self._told = True
+                self.pieces.throw(VirtfnError("nobody waits for the answer any more", errno_name="ECANCELED"))
+            else:
+                next(self.pieces)
         except StopIteration as end:
             with suppress(InvalidStateError):  # it was cancelled a moment ago
                 self.future.set_result(end.value)
@@ -129,6 +134,7 @@ class Desk(Actor):
             self._long.clear()
             self._waiting.clear()
         for job in jobs:
-            job.pieces.close()
+            with suppress(Exception):  # whatever one leaves behind, the others are told
+                job.pieces.close()
             with suppress(InvalidStateError):
                 job.future.set_exception(VirtfnError("the lab has ended meanwhile", errno_name="ESHUTDOWN"))

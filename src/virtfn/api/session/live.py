@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from virtfn.api.accounts import Group, account
 from virtfn.api.lab import Lab, VfPolicy
-from virtfn.api.labchange import with_nic
+from virtfn.api.labchange import detached
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
@@ -275,10 +275,8 @@ class Live:
     def _note_end(self, guest: LinuxGuest, how: str) -> None:
         """Go on without a guest that has ended."""
         self.ended.add(guest.lab.name)
-        lab, name = self.machine.lab, guest.lab.name
-        if guest.lab.nic.io == "sriov":
-            self.machine.lab = with_nic(lab, name, guest.lab.nic.model_copy(update={"attached": False}))
-        self.tell_event(GuestEnded(name, how))
+        self.machine.lab = detached(self.machine.lab, self.ended)
+        self.tell_event(GuestEnded(guest.lab.name, how))
 
     def set_up(self, guest: LinuxGuest) -> InPieces[None]:
         """Let a Linux guest find its new interface, and bring it up. Raises VirtfnError with the guest's own words."""

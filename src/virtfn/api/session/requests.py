@@ -133,7 +133,7 @@ class RunInGuest(Request[OutcomeDocument]):
         while not job.done:
             yield
         if job.outcome is None:
-            raise VirtfnError(f"guest {self.guest} has restarted meanwhile", errno_name="ECONNRESET")
+            raise VirtfnError(f"guest {self.guest} has restarted or ended meanwhile", errno_name="ECONNRESET")
         return {"status": job.outcome.status, "output": job.outcome.output}
 
     def _guest(self, session: Answering) -> LinuxGuest:
