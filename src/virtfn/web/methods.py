@@ -1,5 +1,7 @@
 """Routes for each request there is: `POST /api/METHOD`, its params as JSON, its answer as JSON.
 
+Requests whose answer comes with descriptors have none: only the control socket hands them over.
+
 What they take and answer is described by the typed requests themselves, and so is the OpenAPI document.
 """
 
@@ -58,9 +60,11 @@ async def answer(door: Door, method: str, params: dict[str, object] | None = Non
 
 
 def method_router(door: Door) -> APIRouter:
-    """Make the routes of all requests, and `GET /snapshot`."""
+    """Make the routes of all requests that HTTP can answer, and `GET /snapshot`."""
     router = APIRouter()
     for kind in REQUESTS:
+        if kind.hands:
+            continue
         router.add_api_route(
             f"/api/{kind.method}",
             _endpoint(door, kind),

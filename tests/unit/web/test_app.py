@@ -154,6 +154,12 @@ def test_what_no_request_is_never_reaches_the_lab(lab: FakeLab, path: str, body:
     assert not lab.asked
 
 
+def test_what_descriptors_come_with_is_for_the_socket_alone(lab: FakeLab) -> None:
+    assert {kind.method for kind in REQUESTS if kind.hands} == {"capture.start"}
+    assert refused(call(lab, "POST", "/api/capture.start", content=b'{"interface": "pf0"}')) == (404, "ENOENT")
+    assert not lab.asked
+
+
 def test_paths_and_methods_that_are_not_there(lab: FakeLab) -> None:
     assert refused(call(lab, "GET", "/no")) == (404, "ENOENT")
     assert refused(call(lab, "GET", "/api/session.snapshot")) == (405, "EINVAL")
@@ -207,7 +213,8 @@ def test_a_browser_that_comes_again_goes_on_where_it_was(lab: FakeLab) -> None:
 def test_the_document_describes_every_request(lab: FakeLab) -> None:
     response = call(lab, "GET", "/openapi.json", headers={})  # it holds nothing of the lab
     document = response.json()
-    assert {f"/api/{kind.method}" for kind in REQUESTS} <= set(document["paths"])
+    paths = {path for path in document["paths"] if path.startswith("/api/")}
+    assert paths == {f"/api/{kind.method}" for kind in REQUESTS if not kind.hands}
     explain = document["paths"]["/api/iommu.explain"]["post"]
     taken = explain["requestBody"]["content"]["application/json"]["schema"]
     assert set(taken["properties"]) == {"rid", "iova", "write", "message"}

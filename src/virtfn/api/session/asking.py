@@ -75,12 +75,13 @@ class Request(Generic[T]):
 
     method: its name at the control socket. long: whether it takes more than a moment; such requests are carried out one
     after the other, in pieces, and others pass them. waits: whether it waits for somebody else; then a piece is a look
-    whether that has come.
+    whether that has come. hands: whether descriptors come with the answer, so that only the socket can carry it.
     """
 
     method: ClassVar[str]
     long: ClassVar[bool] = False
     waits: ClassVar[bool] = False
+    hands: ClassVar[bool] = False
 
     @classmethod
     def from_params(cls, params: Params) -> Request[T]:

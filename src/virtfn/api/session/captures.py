@@ -99,6 +99,7 @@ class StartCapture(Request[object]):
     """
 
     method: ClassVar[str] = "capture.start"
+    hands: ClassVar[bool] = True
     interface: str
     points: tuple[str, ...] = ()
     snap: int = 0
