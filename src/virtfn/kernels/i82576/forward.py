@@ -296,6 +296,8 @@ def forward(nic: Row, q: int, pool: int, head: int, body: int, length: int) -> i
         if leave != FORWARDED:
             return leave
         if p.storm and is_storm(nic, pool, destination, vid, pools, length):
+            if nic.seen.points:
+                tap_frame(nic, TAP_TX, pool, 1, 0, head, body, length)
             drop_seen(nic, pool, 1, DROP_STORM, head, body, length)
             return FORWARDED
         if is_paced(nic, wire):

@@ -1,7 +1,7 @@
 """Whose turn it is: transmit queues share the port by what they do with it, not by how often they are asked.
 
-    work      every pool may do so much of it in a round; what it does beyond is taken off its next rounds. A pool that
-              is alone is not held up, and no pool waits while nobody else has anything
+    work      every pool may do so much of it in a round, in as many turns as that takes; what it does beyond is taken
+              off its next rounds. A pool that is alone is not held up, and none waits while nobody else has anything
     what is   the wire, and the descriptors of a slow receiver: among the pools that have lately wanted one, none gets
     scarce    more bytes through than a frame beyond the others (`shares.py`)
 
@@ -33,9 +33,9 @@ _ALL = (1 << QUEUES) - 1
 
 @part
 def serve_turns(nic: Row, budget: int) -> tuple[int, int]:
-    """Serve all transmit queues, each up to `budget` frames and to its pool's share. Returns (frames, events).
+    """Serve all transmit queues, each up to `budget` frames a turn, and its pool's share. Returns (frames, events).
 
-    Queues that let others go first are served again, as long as somebody goes on.
+    Queues that let others go first, or have a share left, are served again, as long as somebody goes on.
     """
     p = nic.port
     t = nic.turn
@@ -137,5 +137,7 @@ def visit(nic: Row, q: int, budget: int, allowance: int) -> tuple[int, int]:
     frames, events = serve_queue(nic, q, budget)
     nic.turn.work += (unit.page_walks - walks) * WALK_WORK
     nic.credit[pool, 0] = 0 if alone else nic.credit[pool, 0] - (nic.turn.work - begun)
+    if frames >= budget and nic.credit[pool, 0] > allowance - budget * _WORK:
+        nic.turn.yielded |= 1 << q  # what it sends is little work: it goes on when the others had theirs
     publish(r)
     return frames, events

@@ -47,6 +47,25 @@ def test_a_frame_between_pools_is_seen_at_each_point(rig: Rig) -> None:
     ]
 
 
+def test_a_frame_of_a_storm_is_seen_as_sent_and_as_dropped(rig: Rig) -> None:
+    rig.set(bam_pools=2, storm=8, storm_ps=10**12, storm_end=1, storm_most_broadcasts=100)  # SCCRL.BDICW
+    frames = [ether(BROADCAST, mac(0), size=size) for size in (90, 80)]
+    rig.tap(points=9)
+    rig.send(0, *frames)
+    rig.serve()
+    assert rig.seen() == [
+        ("tx", 0, True, 0, 90, frames[0]),
+        ("tx", 0, True, 0, 80, frames[1]),
+        ("drop", 0, True, reason("storm"), 80, frames[1]),
+    ]
+    rig.tap(points=9)
+    rig.wire(frames[1])
+    assert rig.seen() == [
+        ("tx", 8, False, 0, 80, frames[1]),
+        ("drop", 8, False, reason("storm"), 80, frames[1]),
+    ]
+
+
 def test_a_tag_that_is_stripped_is_seen_by_the_sender_alone(rig: Rig) -> None:
     for n in (1, 2):
         rig.pool(n, strip=1)

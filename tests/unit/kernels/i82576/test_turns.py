@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from unit.nicrig import EOP, IFCS, IXSM, RS, SCTP, TCP, TSE, TXSM, Rig, Words, context, data, ether, mac
+from unit.saturation import jain
 from virtfn.kernels.stray import CHECKED
 from virtfn.machine.clock import US_PS
 
@@ -58,10 +59,6 @@ def plain(b: Rig, q: int, dst: int, size: int) -> Saturating:
 def large_send(b: Rig, q: int, dst: int, size: int = 20_000, mss: int = 1460) -> Saturating:
     at = b.store(q, tcp(dst, mac(q), size))
     return Saturating(b, q, [context(mss=mss, l4t=TCP), data(at, size, EOP | RS | IFCS | TSE | TXSM | IXSM, size - 54)])
-
-
-def jain(shares: list[int]) -> float:
-    return sum(shares) ** 2 / (len(shares) * sum(s * s for s in shares))
 
 
 MIXES: dict[str, tuple[Callable[[Rig, int, int], Saturating], ...]] = {
