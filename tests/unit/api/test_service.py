@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -383,6 +384,41 @@ def test_a_lab_that_was_killed_says_what_was_lost_and_comes_again(tmp_path: Path
     assert entry["status"]["traffic"] is not None
     assert entry["status"]["traffic"]["rate"] == 300
     assert entry["http"] == kept.http
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_left")
+def test_a_rate_is_kept_by_the_clock_on_the_wall() -> None:
+    """No second has more than the limit; where the machine has time for it, one of five has all of it."""
+    text = lab_text(workload="{kind: pairs, frame-bytes: 1518, frames: 1000}", link_mbps=1000)
+    assert virtfn("up", "-", stdin=text).returncode == 0
+
+    def look() -> tuple[float, int, float]:
+        """Read what the sender has sent, with check sequences; between which times, that was."""
+        before = time.monotonic()
+        vfs = ask("session.snapshot", {}, "rig")["pfs"][0]["vfs"]
+        sent = sum(vf["tx_bytes"] + 4 * vf["tx_frames"] for vf in vfs if vf["tx_frames"] > 1000)
+        return before, sent, time.monotonic()
+
+    for mbps in (10, 100, 1000):
+        limits = [word for n in (0, 1) for word in ("vf", str(n), "max_tx_rate", str(mbps))]
+        assert virtfn("link", "set", "pf0", *limits).returncode == 0
+        assert ask("traffic.start", {"rate": 100_000}, "rig")["rate"] == 100_000
+        while look()[1] < 100_000:
+            time.sleep(0.05)
+        looks = [look()]
+        for _ in range(5):
+            time.sleep(1)
+            looks.append(look())
+        least, most = 0.0, 0.0
+        for (began, had, later), (soon, has, ended) in itertools.pairwise(looks):
+            least, most = (
+                max(least, (has - had) * 8e-6 / (ended - began)),
+                max(most, (has - had) * 8e-6 / (soon - later)),
+            )
+        print(f"{mbps} Mb/s: {least:.2f} to {most:.2f} in the best of five seconds")
+        assert least <= 1.02 * mbps
+        assert most >= 0.98 * mbps
 
 
 @pytest.mark.slow
