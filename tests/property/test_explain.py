@@ -12,9 +12,13 @@ from property.test_switch import MACS, VIDS, Port, number, registers
 from unit.nicrig import ether, mac, tagged
 from virtfn.devices.nic82576.explain import explain_frame
 from virtfn.devices.nic82576.sight import READ, CardState, Sight
+from virtfn.devices.nic82576.stormcheck import storm_state
 from virtfn.hw.bits import Decl
+from virtfn.hw.types import Ps
 from virtfn.kernels.i82576.state import POOLS, QUEUES, WIRE
 
+_STORM = ("storm_end", "storm_broadcasts", "storm_multicasts", "storm_over", "storm_before")
+_BOTH = st.integers(0, 3)
 _BLOCK = {"RDLEN": 2, "SRRCTL": 3, "RDH": 4, "RDT": 6, "RXDCTL": 10}  # words of a queue's registers
 
 
@@ -42,6 +46,7 @@ def state_of(port: Port) -> CardState:
         "self_loop": bool(rig.port["self_loop"]),
         "blocked": int(rig.port["blocked"]),
         "driven": (1 << QUEUES) - 1,
+        "storm": storm_state(rig.port, Ps(0)),
         "registers": {decl.name: [read(decl, i) for i in range(decl.count)] for decl in READ},
     }
 
@@ -86,6 +91,9 @@ def setups(draw: st.DrawFn) -> dict[tuple[str, int], int]:
         long = draw(st.sampled_from([0, 1 << 16 | 0x2600, 1 << 16 | 1600]))
         values["VMOLR", i] |= long | draw(st.sampled_from([0, 1 << 30])) | draw(st.sampled_from([0, 1 << 17]))
         values["VMVIR", i] = draw(st.sampled_from([0, 0, 1 << 30 | 0x6001, 1 << 30 | 31, 2 << 30]))
+    values["SCCRL", 0] = draw(st.sampled_from([0, 0, *range(32)])) | draw(st.sampled_from([0, 1, 255])) << 17
+    for name in ("BSCTRH", "MSCTRH"):
+        values[name, 0] = draw(st.sampled_from([0, 1, 2, 24, 1000]))
     values["QDE", 0] = draw(st.sampled_from([0, 0, 0xFFFF]))
     for i in range(32):
         values["RETA", i] = draw(st.sampled_from([0, 0x01010101, 0x00010001]))
@@ -103,6 +111,7 @@ def setups(draw: st.DrawFn) -> dict[tuple[str, int], int]:
     fill=st.sampled_from([0, 1, 3, 7]),
     drop=st.booleans(),
     layout=st.sampled_from([0, 1, 1]),
+    window=st.tuples(st.sampled_from([1, 1, 0, -1]), *[st.sampled_from([0, 64, 1500, 9000])] * 2, *[_BOTH] * 2),
 )
 def test_the_end_is_the_cards(
     port: Port,
@@ -113,6 +122,7 @@ def test_the_end_is_the_cards(
     fill: int,
     drop: bool,
     layout: int,
+    window: tuple[int, int, int, int, int],
 ) -> None:
     rig = port.rig
     for source, frame in cases:
@@ -126,6 +136,8 @@ def test_the_end_is_the_cards(
             rig.open_tx(pool)
         port.l2switch.touch()
         port.l2switch.settle()
+        end, *counts = window  # of the storm control: open; just over; and long over
+        rig.set(**dict(zip(_STORM, (end if end >= 0 else -9 * int(rig.port["storm_ps"]), *counts), strict=True)))
         state = state_of(port)
         told = explain_frame(Sight(state), source, frame)
         drops = {(entry["interface"], entry["reason"]) for entry in told["dropped"]}

@@ -56,7 +56,10 @@ class LossDocument(TypedDict):
 
 
 class ExplainDocument(TypedDict):
-    """What `virtfn explain --json` writes. frame: as it is in the switch; outcome: forwarded, dropped or waits."""
+    """What `virtfn explain --json` writes. frame: as it is in the switch; outcome: forwarded, dropped or waits.
+
+    unknown: what only shows when it moves, in words.
+    """
 
     lab: str
     source: str
@@ -67,6 +70,7 @@ class ExplainDocument(TypedDict):
     to: list[TargetDocument]
     wire: bool
     dropped: list[LossDocument]
+    unknown: list[str]
 
 
 def read_state(source: str, lab: str | None = None) -> CardDocument:
@@ -129,7 +133,7 @@ def explain(card: CardDocument, source: str, frame: bytes) -> ExplainDocument:
     pool = None if place == "wire" else place if isinstance(place, int) else vfs
     try:
         told = model.explain(card["state"], pool, frame)
-    except (LookupError, ValueError, TypeError, AttributeError):
+    except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError):
         raise StateError("the state of the card makes no sense; save it again") from None
 
     def name(n: int | None) -> str:
@@ -153,6 +157,7 @@ def explain(card: CardDocument, source: str, frame: bytes) -> ExplainDocument:
         ],
         "wire": told["wire"],
         "dropped": [{"interface": name(lost["interface"]), "reason": lost["reason"]} for lost in told["dropped"]],
+        "unknown": told["unknown"],
     }
 
 

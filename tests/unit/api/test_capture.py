@@ -19,6 +19,7 @@ from virtfn.api.control import Control, Handed, ask_handed
 from virtfn.api.explain import StateError, explain, frame_of_capture, frame_of_hex, load_state
 from virtfn.api.lab import parse_lab
 from virtfn.api.session import ReadCard, Session, StartCapture
+from virtfn.drivers.policy import StormLimits, SwitchPolicy
 from virtfn.machine.captures import CaptureError, read_capture
 from virtfn.machine.ports import VirtfnError
 
@@ -49,6 +50,36 @@ def test_every_frame_is_there_at_each_point(captured: tuple[Path, dict[str, Any]
     alike = Counter(frames.frame(i).tobytes() for i in range(len(frames)))
     work = [count for frame, count in alike.items() if frame[0] & 1 == 0]
     assert sum(count == 3 for count in work) >= 2 * FRAMES  # sent, switched, received
+
+
+def test_what_storm_control_drops_is_captured_with_its_reason_and_explained(tmp_path: Path) -> None:
+    text = lab_text(workload="{kind: broadcast, frame-bytes: 1518, frames: 40}")
+    broadcast = b"\xff" * 6 + bytes.fromhex("020000000010" + "88b5") + bytes(1500)
+    with Session(parse_lab(text)) as session:
+        session.start()
+        pf = session.machine.pfs[0]
+        pf.driver.set_switch(SwitchPolicy(storm=StormLimits(broadcast=1)))
+        handed = session.ask(StartCapture.from_params({"interface": "pf0"}))
+        before = explain(session.ask(ReadCard("pf0")), "pf0/vf0", broadcast)
+        session.work()
+        after = explain(session.ask(ReadCard("pf0")), "pf0/vf0", broadcast)
+        dropped = pf.nic.all_drops()["storm"]
+        session.stop()
+        record(handed, tmp_path / "storm.pcapng")
+        handed.close()
+    assert dropped > 20
+    assert (tmp_path / "storm.pcapng").read_bytes().count(b"dropped: storm") == dropped
+    assert before["outcome"] == "forwarded"
+    assert next(step["words"] for step in before["steps"] if step["stage"] == "storm control") == (
+        "with it, 1518 bytes of broadcasts in this window, of 12480: passes"
+    )
+    assert (after["outcome"], after["dropped"]) == ("dropped", [{"interface": "pf0/vf0", "reason": "storm"}])
+    assert after["steps"][-1]["register"] == "SCCRL, BSCTRH"
+    assert [words.split(":")[0] for words in after["unknown"]] == [
+        "whether the IOMMU lets the card read the frame, and write it where it goes",
+        "how long it waits",
+        "what others send before it in this window of storm control",
+    ]
 
 
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="not run: no tshark (Debian package tshark)")
@@ -162,9 +193,14 @@ def test_states_and_frames_that_are_none(captured: tuple[Path, dict[str, Any], d
     for source in ("pf1", "pf0/vf0/x", "pf0/eth0"):
         with pytest.raises(StateError):
             explain(cast(Any, card), source, bytes(60))
-    state = dict(card["state"], registers=dict(card["state"]["registers"], VMOLR=[1]))
-    with pytest.raises(StateError, match="makes no sense"):
-        explain(cast(Any, dict(card, state=state)), "pf0/vf0", bytes(60))
+    for wrong in (
+        {"registers": dict(card["state"]["registers"], VMOLR=[1])},
+        {"storm": None},
+        {"storm": {}},
+        {"storm": dict(card["state"]["storm"], broadcasts=float("inf"))},
+    ):
+        with pytest.raises(StateError, match="makes no sense"):
+            explain(cast(Any, dict(card, state=dict(card["state"], **wrong))), "pf0/vf0", bytes(60))
     with pytest.raises(VirtfnError, match="there is no vf7"):
         explain(cast(Any, card), "pf0/vf7", bytes(60))
 

@@ -1,4 +1,4 @@
-"""How an explanation looks: a line for each decision, the register that makes it, and the end."""
+"""How an explanation looks: a line for each decision, the register that makes it, the end, and what nobody knows."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def render_explanation(document: ExplainDocument) -> RenderableType:
     head = Text(f"{document['source']} sends {size} bytes")
     if document["source"].endswith("/wire"):
         head = Text(f"{size} bytes come from {document['source']}")
-    end = [Text(f"{document['outcome']}: {document['words']}")]
-    return Group(head, table, *end)
+    end = Text(f"{document['outcome']}: {document['words']}")
+    return Group(head, table, end, *(Text(f"not known: {words}") for words in document["unknown"]))

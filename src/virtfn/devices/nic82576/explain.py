@@ -1,40 +1,31 @@
 """Explain what becomes of a frame: the card's decisions, one after the other, each with the register that makes it.
 
     sender: enabled -> port VLAN -> length -> anti-spoofing      wire: length
-    switch: VLAN filter -> address -> VLAN members -> default pool, no return -> mirrors -> enabled
+    switch: VLAN filter -> address -> VLAN members -> default pool, no return -> mirrors -> enabled -> storm control
     each pool: longest frame -> queue -> descriptors
 
-Written from the register declarations, not from the kernels, which must come to the same end. What only happens when a
-frame moves is not in it: memory that the IOMMU refuses, rates, and limits of storms.
+Written from the register declarations, not from the kernels, which must come to the same end. What only shows when a
+frame moves is named, and not judged: memory that the IOMMU refuses, and how long it waits.
 Spec: 82576 datasheet, chapter "Virtualization"; sections on receive filtering and RSS.
 """
 
 from __future__ import annotations
 
 from virtfn.devices.nic82576.receiving import Receiver
-from virtfn.devices.nic82576.sight import Outcome, Sight, Step, Target
-from virtfn.hw.bits import Register
+from virtfn.devices.nic82576.sight import Outcome, Sight, Target
+from virtfn.devices.nic82576.sorting import ALL, Sorting
+from virtfn.devices.nic82576.stormcheck import check_storm
 from virtfn.hw.eth import BROADCAST, MIN_FRAME
 from virtfn.hw.i82576 import VFS, Regs
 from virtfn.hw.i82576.desc import MAX_FRAME
-from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, VET, RxMode, VlanInsert
-from virtfn.hw.i82576.rxtx import (
-    DTXSWC,
-    MRQC,
-    RAH,
-    RCTL,
-    TCTL,
-    VLVF,
-    VMOLR,
-    VMRCTL,
-    VMVIR,
-    VT_CTL,
-)
+from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, VET, VlanInsert
+from virtfn.hw.i82576.rxtx import DTXSWC, RCTL, TCTL, VMVIR, VT_CTL
 
 __all__ = ["explain_frame"]
 
-_ALL = range(VFS)
-_HASH_SHIFTS = (36, 35, 34, 32)
+_MEMORY = "whether the IOMMU lets the card read the frame, and write it where it goes: virtfn iommu explain"
+_TIME = "how long it waits: for the rate of its VF, the pace of the wire, and the turns of others"
+_OTHERS = "what others send before it in this window of storm control"
 
 
 def explain_frame(sight: Sight, source: int | None, frame: bytes) -> Outcome:
@@ -42,44 +33,18 @@ def explain_frame(sight: Sight, source: int | None, frame: bytes) -> Outcome:
     return _Walk(sight, source, frame).walk()
 
 
-def _names(pools: set[int]) -> str:
-    return ", ".join(str(n) for n in sorted(pools)) or "none"
-
-
-class _Walk:
-    """The walk of one frame. tci: its VLAN tag, if it has one."""
+class _Walk(Sorting):
+    """The walk of one frame. unknown: what no register tells of it."""
 
     def __init__(self, sight: Sight, source: int | None, frame: bytes) -> None:
-        self.sight = sight
-        self.source = source
+        super().__init__(sight, source)
         self.frame = frame
-        self.steps: list[Step] = []
         self.dropped: list[tuple[int | None, str]] = []
-        self.tci: int | None = None
-        self.mac = 0
-
-    def flag(self, register: type[Register], name: str) -> int:
-        return register.field(name).get(self.sight.peek(getattr(Regs, register.__name__), 0))
-
-    def accepting(self, name: str) -> set[int]:
-        return {n for n in _ALL if VMOLR.field(name).get(self.sight.peek(Regs.VMOLR, n))}
-
-    @property
-    def pooled(self) -> bool:
-        return MRQC(self.sight.peek(Regs.MRQC, 0)).MODE in (RxMode.VMDQ, RxMode.VMDQ_RSS)
+        self.unknown = [_MEMORY] if source is None else [_MEMORY, _TIME]
 
     @property
     def master(self) -> bool:
         return not CTRL(self.sight.peek(Regs.CTRL, 0)).GIO_MASTER_DISABLE
-
-    def bitmap(self, register: str) -> set[int]:
-        if not self.pooled:
-            return set(_ALL)
-        value = self.sight.peek(getattr(Regs, register), 0)
-        return {n for n in _ALL if value >> n & 1}
-
-    def say(self, stage: str, register: str, words: str) -> None:
-        self.steps.append({"stage": stage, "register": register, "words": words})
 
     # The walk.
 
@@ -105,6 +70,7 @@ class _Walk:
             "to": targets,
             "wire": wire,
             "dropped": [{"interface": n, "reason": why} for n, why in self.dropped],
+            "unknown": self.unknown,
         }
 
     def _words(self, targets: list[Target], wire: bool) -> str:
@@ -132,10 +98,6 @@ class _Walk:
         if len(self.frame) >= at + 6 and kind == vet.INNER:
             self.tci = int.from_bytes(self.frame[at + 2 : at + 4], "big")
 
-    @property
-    def vid(self) -> int | None:
-        return None if self.tci is None else self.tci & 0xFFF
-
     def _bounded(self, stage: str) -> bool:
         size = len(self.frame)
         if size < 14:
@@ -152,7 +114,7 @@ class _Walk:
         self._look()
         self.say("wire", "", f"{len(self.frame)} bytes from the wire, {self._tag_words()}")
         pools, _ = self._receive_pools(None)
-        return pools
+        return set() if pools and self._storms(pools) else pools
 
     def _from_pool(self, pool: int) -> tuple[set[int], bool, str]:
         """Walk transmission; return (pools, to the wire, why it waits)."""
@@ -220,101 +182,6 @@ class _Walk:
             self.say("anti-spoofing", f"DTXSWC.VLANAS bit {pool}", f"the pool is in VLAN {self.vid}")
         return False
 
-    # Addresses and VLANs.
-
-    def _exact(self, mac: int) -> set[int]:
-        found: set[int] = set()
-        for entry in range(24):
-            low, high = (Regs.RAL, Regs.RAH) if entry < 16 else (Regs.RALX, Regs.RAHX)
-            rah = RAH(self.sight.peek(high, entry % 16))
-            if rah.AV and self.sight.peek(low, entry % 16) | rah.RAH << 32 == mac:
-                found |= {n for n in _ALL if rah.POOLSEL >> n & 1} or {0}
-        return found
-
-    def _entries(self, vid: int) -> list[tuple[int, VLVF]]:
-        entries = ((i, VLVF(self.sight.peek(Regs.VLVF, i))) for i in range(Regs.VLVF.count))
-        return [(i, entry) for i, entry in entries if entry.VI_EN and vid == entry.VID]
-
-    def _members(self, vid: int) -> set[int]:
-        return {n for _, entry in self._entries(vid) for n in _ALL if entry.POOLSEL >> n & 1}
-
-    def _hashed(self, table: str, mac: int) -> bool:
-        bits = mac >> _HASH_SHIFTS[self.flag(RCTL, "MO")] & 0xFFF
-        return bool(self.sight.peek(getattr(Regs, table), bits >> 5) >> (bits & 31) & 1)
-
-    def _in_filter(self, vid: int) -> bool:
-        return bool(self.sight.peek(Regs.VFTA, vid >> 5) >> (vid & 31) & 1)
-
-    def _address(self) -> set[int]:
-        """Find the pools that the destination reaches, VLANs aside."""
-        mac, pools = self.mac, self._exact(self.mac)
-        if pools:
-            self.say("address", "RAL/RAH", f"exact: pools {_names(pools)}")
-        if mac == BROADCAST:
-            pools |= self._add("VMOLR.BAM", "broadcast", self.accepting("BAM"))
-        elif mac & 1:
-            if not pools and self._hashed("MTA", mac):
-                pools = self._add("MTA, VMOLR.ROMPE", "multicast, by its hash", self.accepting("ROMPE"))
-            pools |= self._add("VMOLR.MPME", "takers of all multicasts", self.accepting("MPME"))
-        elif not pools and self._hashed("UTA", mac):
-            pools = self._add("UTA, VMOLR.ROPE", "unicast, by its hash", self.accepting("ROPE"))
-        if self.flag(VT_CTL, "IGN_MAC"):
-            pools = self._add("VT_CTL.IGN_MAC", "addresses are ignored", set(_ALL))
-        if not pools:
-            self.say("address", "RAL/RAH, MTA, UTA", "nobody has the address")
-        return pools
-
-    def _add(self, register: str, words: str, pools: set[int]) -> set[int]:
-        self.say("address", register, f"{words}: pools {_names(pools)}")
-        return pools
-
-    def _select(self) -> tuple[set[int], str]:
-        """Find the pools for destination and VLAN; return them, and why there are none."""
-        filtering = self.flag(RCTL, "VFE")
-        if filtering and self.vid is not None and not self._in_filter(self.vid):
-            self.say("VLAN filter", "RCTL.VFE, VFTA", f"VLAN {self.vid} is in nobody's filter")
-            return set(), "vlan-filter"
-        pools = self._address()
-        if not pools:
-            return set(), "no-match"
-        if filtering:
-            register = "VMOLR.AUPE" if self.vid is None else "VLVF"
-            allowed = self.accepting("AUPE") if self.vid is None else self._members(self.vid)
-            pools &= allowed
-            words = "takers of untagged frames" if self.vid is None else f"members of VLAN {self.vid}"
-            self.say("VLAN", register, f"{words}: {_names(allowed)}; left are {_names(pools)}")
-        return pools, "vlan-membership"
-
-    def _first(self, pools: set[int]) -> set[int]:
-        if len(pools) > 1 and not self.flag(VT_CTL, "RPL_EN"):
-            self.say("switch", "VT_CTL.RPL_EN", f"no replication: pool {min(pools)} alone")
-            return {min(pools)}
-        return pools
-
-    def _mirror(self, pools: set[int], wire: bool) -> set[int]:
-        added: set[int] = set()
-        for i in range(Regs.VMRCTL.count):
-            rule = VMRCTL(self.sight.peek(Regs.VMRCTL, i))
-            watched = self.sight.peek(Regs.VMRVM, i)
-            entries = self.sight.peek(Regs.VMRVLAN, i)
-            in_vlan = self.vid is not None and any(entries >> e & 1 for e, _ in self._entries(self.vid))
-            hit = (
-                (rule.VPME and any(watched >> n & 1 for n in pools))
-                or (rule.UPME and self.source is None)
-                or (rule.DPME and wire)
-                or (rule.VLME and in_vlan)
-            )
-            if hit:
-                self.say("mirror", f"VMRCTL[{i}]", f"the rule adds pool {rule.MP}")
-                added.add(int(rule.MP))
-        return pools | added
-
-    def _enabled(self, pools: set[int]) -> set[int]:
-        left = pools & self.bitmap("VFRE")
-        if left != pools:
-            self.say("switch", "VFRE", f"pools {_names(pools - left)} may not receive")
-        return left
-
     # The switch.
 
     def _switch(self, pool: int) -> tuple[set[int], bool]:
@@ -324,6 +191,8 @@ class _Walk:
             self.say("wire", "loopback", "the port sends to itself")
             back, why = self._receive_pools(pool, quiet=True)
             pools |= back
+        if self._storms(pools):
+            return set(), False
         leaves = wire and self.sight.wire_up and not self.sight.self_loop
         if leaves:
             self.say("wire", "STATUS.LU", "leaves by the wire")
@@ -332,6 +201,18 @@ class _Walk:
             reason = "no-uplink" if nowhere else why
             self._drop("switch", "", "nobody is left", reason)
         return pools, leaves
+
+    def _storms(self, pools: set[int]) -> bool:
+        """Drop the frame if it is one too many of those to many."""
+        verdict = check_storm(self.sight, self.mac, self._unresolved(pools), len(self.frame))
+        if verdict is None:
+            return False
+        self.unknown.append(_OTHERS)
+        if verdict.too_many:
+            self._drop("storm control", verdict.register, verdict.words, "storm")
+        else:
+            self.say("storm control", verdict.register, f"{verdict.words}: passes")
+        return verdict.too_many
 
     def _transmit_pools(self, pool: int) -> tuple[set[int], bool, str]:
         if not self.pooled:
@@ -346,7 +227,7 @@ class _Walk:
         if local:
             self.say("switch", "VLVF.LVLAN", "a local VLAN: never to the wire")
             wire = False
-        others = set(_ALL) if DTXSWC(self.sight.peek(Regs.DTXSWC, 0)).LLE >> pool & 1 else set(_ALL) - {pool}
+        others = set(ALL) if DTXSWC(self.sight.peek(Regs.DTXSWC, 0)).LLE >> pool & 1 else set(ALL) - {pool}
         if pools and not pools & others:
             why = "echo"
         if pools - others:

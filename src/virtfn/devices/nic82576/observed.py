@@ -8,6 +8,7 @@ import numpy.typing as npt
 from virtfn.devices.nic82576.ats import AddressTranslation
 from virtfn.devices.nic82576.port import Port
 from virtfn.devices.nic82576.sight import READ, CardState
+from virtfn.devices.nic82576.stormcheck import storm_state
 from virtfn.devices.pci import Endpoint, Place
 from virtfn.hw.eth import FCS_BYTES
 from virtfn.hw.i82576 import VFS
@@ -149,6 +150,7 @@ class Observed:
             "self_loop": bool(port["self_loop"]),
             "blocked": int(port["blocked"]),
             "driven": driven,
+            "storm": storm_state(port, self.port.now()),
             "registers": {decl.name: [peek(decl, i) for i in range(decl.count)] for decl in READ},
         }
 

@@ -60,7 +60,7 @@ class Port(Handlers):
         now: Callable[[], Ps],
         vfs: bool = True,
     ) -> None:
-        self._now = now
+        self.now = now
         self._timer_due: int | None = None
         self._link_seen = 0
         self._pooled = False
@@ -204,24 +204,24 @@ class Port(Handlers):
 
     @on_read(Regs.FRTIMER)
     def _free_running(self, index: int) -> int:
-        return (self._now() - self._started_ps) // US_PS & 0xFFFFFFFF
+        return (self.now() - self._started_ps) // US_PS & 0xFFFFFFFF
 
     @on_write(Regs.TCPTIMER)
     def _tcp_timer(self, index: int, written: int, old: int) -> None:
         timer = TCPTIMER(written)
         if timer.FINISH:
-            self._timer_due = self._now()
+            self._timer_due = self.now()
         elif timer.KICKSTART and timer.ENABLE:
-            self._timer_due = self._now() + timer.DURATION * _TIMER_TICK_PS
+            self._timer_due = self.now() + timer.DURATION * _TIMER_TICK_PS
         elif not timer.ENABLE:
             self._timer_due = None
 
     def tick(self) -> None:
         """Let timers expire that are due."""
-        if self._timer_due is not None and self._now() >= self._timer_due:
+        if self._timer_due is not None and self.now() >= self._timer_due:
             timer = TCPTIMER(self.registers.peek(Regs.TCPTIMER))
             again = timer.LOOP and timer.DURATION
-            self._timer_due = self._now() + timer.DURATION * _TIMER_TICK_PS if again else None
+            self._timer_due = self.now() + timer.DURATION * _TIMER_TICK_PS if again else None
             self.interrupts.raise_timer()
 
     @on_write(Regs.RCTL)
@@ -384,7 +384,7 @@ class Port(Handlers):
         self.phy.reset()
         self._reset(())
         self.interrupts.reset(throttles=True)
-        self._started_ps = self._now()
+        self._started_ps = self.now()
 
     def close(self) -> None:
         """Release memory."""

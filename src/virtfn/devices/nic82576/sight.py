@@ -9,15 +9,25 @@ from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import Regs
 from virtfn.hw.i82576.rxtx import RXDCTL, TXDCTL
 
-__all__ = ["READ", "CardState", "Dropped", "Outcome", "Sight", "Step", "Target"]
+__all__ = ["READ", "CardState", "Dropped", "Outcome", "Sight", "Step", "StormState", "Target"]
 
 READ: tuple[Decl, ...] = (
     Regs.CTRL, Regs.CTRL_EXT, Regs.VET, Regs.RCTL, Regs.TCTL, Regs.VT_CTL, Regs.MRQC, Regs.DTXSWC, Regs.RPLOLR,
     Regs.RLPML, Regs.VFRE, Regs.VFTE, Regs.QDE, Regs.VMOLR, Regs.VMVIR, Regs.VLVF, Regs.VFTA, Regs.MTA, Regs.UTA,
     Regs.RAL, Regs.RAH, Regs.RALX, Regs.RAHX, Regs.VMRCTL, Regs.VMRVLAN, Regs.VMRVM, Regs.RETA, Regs.RSSRK,
     Regs.SRRCTL, Regs.RDLEN, Regs.RDH, Regs.RDT, Regs.RXDCTL, Regs.TXDCTL,
+    Regs.SCCRL, Regs.BSCTRH, Regs.MSCTRH,
 )  # fmt: skip
 """The registers that decide."""
+
+
+class StormState(TypedDict):
+    """What storm control has seen in the window of now, in bytes; and of what there was too much in the one before."""
+
+    broadcasts: int
+    multicasts: int
+    broadcasts_before: bool
+    multicasts_before: bool
 
 
 class CardState(TypedDict):
@@ -28,6 +38,7 @@ class CardState(TypedDict):
     self_loop: bool
     blocked: int
     driven: int
+    storm: StormState
     registers: dict[str, list[int]]
 
 
@@ -56,7 +67,10 @@ class Dropped(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What becomes of a frame. outcome: forwarded, dropped, or waits (it stays in its sender's ring)."""
+    """What becomes of a frame. outcome: forwarded, dropped, or waits (it stays in its sender's ring).
+
+    unknown: what only shows when it moves, in words.
+    """
 
     source: int | None
     frame: str
@@ -66,6 +80,7 @@ class Outcome(TypedDict):
     to: list[Target]
     wire: bool
     dropped: list[Dropped]
+    unknown: list[str]
 
 
 class Queue(NamedTuple):
@@ -85,6 +100,9 @@ class Sight:
         self.vfs = int(state["vfs"])
         self.wire_up, self.self_loop = bool(state["wire_up"]), bool(state["self_loop"])
         self.blocked, self._driven = int(state["blocked"]), int(state["driven"])
+        storm = state["storm"]
+        self.storm = int(storm["broadcasts"]), int(storm["multicasts"])
+        self.storm_before = bool(storm["broadcasts_before"]), bool(storm["multicasts_before"])
         for decl in READ:
             values = self._registers[decl.name]
             if len(values) != decl.count or not all(isinstance(v, int) and 0 <= v < 1 << 32 for v in values):
