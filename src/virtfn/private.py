@@ -206,7 +206,9 @@ def _in_tmpdir(name: str) -> Path:
 def environment() -> dict[str, str]:
     """Return the environment for another Python with -P: what this one finds, it finds, wherever it starts."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # empty: the working folder
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_SOURCES), *map(os.path.abspath, paths)])}
+    if not _SOURCES.name.endswith("-packages"):  # what is installed is found anyway, behind Python's own modules
+        paths.append(str(_SOURCES))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))}
 
 
 # What the user names. It may lie anywhere, but is not taken from a stranger by mistake.

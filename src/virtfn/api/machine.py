@@ -358,8 +358,8 @@ class Machine:
             pf.vfs = []
         if count:
             pf.vfs = self.iovm.create(rid, count)
-        if all(n < count for n in switch.named()):
-            pf.driver.set_switch(switch)
+            if all(n < count for n in switch.named()):
+                pf.driver.set_switch(switch)
 
     def model(self, pf: LabPf, name: str) -> IoModel:
         """Find the model by which guests reach a PF, or open it. Raises VirtfnError as `open_model`."""
