@@ -36,7 +36,7 @@ def served(monkeypatch: pytest.MonkeyPatch, runtime: Path) -> None:
     """A lab that serves HTTP itself."""
     kept = Kept("shown", os.getpid(), 1, 0.0, "", http="http://127.0.0.1:8256")
     monkeypatch.setattr("virtfn.api.control.only_lab", lambda lab: "shown")
-    monkeypatch.setattr(service, "find_kept", lambda name: kept)
+    monkeypatch.setattr(service, "find_up", lambda name: kept)
     monkeypatch.setattr(service, "read_token", lambda name: "a&token")
 
 
