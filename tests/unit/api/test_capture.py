@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from virtfn.api.capture import record
 from virtfn.api.control import Control, Handed, ask_handed
 from virtfn.api.explain import StateError, explain, frame_of_capture, frame_of_hex, load_state
 from virtfn.api.lab import parse_lab
-from virtfn.api.session import ReadCard, Session, StartCapture
+from virtfn.api.session import ReadCard, Session, StartCapture, captures
 from virtfn.drivers.policy import StormLimits, SwitchPolicy
 from virtfn.machine.captures import CaptureError, read_capture
 from virtfn.machine.ports import VirtfnError
@@ -134,6 +135,23 @@ def test_a_tap_ends_with_its_reader_and_there_are_four_at_most() -> None:
             handed.close()
         session.run_until(lambda: not _open_taps(session), 10**13)
         assert not _open_taps(session)
+        session.ask(StartCapture("pf0/vf0")).close()
+
+
+@pytest.mark.parametrize("fails", ["socketpair", "dup"])
+def test_a_capture_without_descriptors_leaves_no_tap(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with Session(parse_lab(lab_text())) as session:
+        session.start()
+        for _ in range(5):  # more than there can be
+            with monkeypatch.context() as without:
+                without.setattr(captures.socket if fails == "socketpair" else captures.os, fails, refuse)
+                with pytest.raises(VirtfnError, match="Too many open files") as refused:
+                    session.ask(StartCapture("pf0/vf0"))
+            assert refused.value.errno_name == "EMFILE"
+            assert not _open_taps(session)
         session.ask(StartCapture("pf0/vf0")).close()
 
 

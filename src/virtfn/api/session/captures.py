@@ -6,10 +6,12 @@ socket   closes with its reader, and so the tap ends; and with the lab, and so t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
@@ -120,7 +122,7 @@ class StartCapture(Request[object]):
         return cls(interface, tuple(points), number(params, "snap", 16), mib)
 
     def answer(self, session: Answering) -> Handed:
-        """Open the tap."""
+        """Open the tap. Raises VirtfnError (EMFILE) if there is no descriptor left for it."""
         pf, n = find_function(session.machine, self.interface)
         owners = owners_of(session)
         interfaces = _interfaces(pf, n, owners)
@@ -128,16 +130,20 @@ class StartCapture(Request[object]):
         bits = sum(1 << number for interface in interfaces.values() for number in interface["numbers"])
         size = (self.mib or _MIB) << 20
         tap = pf.nic.open_tap(sum({POINTS[point] for point in wanted}), bits, self.snap or _SNAP, size)
-        document: TapDocument = {
-            "lab": session.lab.name,
-            "interfaces": list(interfaces.values()),
-            "wanted": list(wanted),
-            "names": [_describe(pf, interface, owners)[0] for interface in pf.nic.tap_interfaces()],
-            "reasons": list(pf.nic.drop_reasons()),
-            "epoch_ps": epoch_ps(session.world.clock),  # type: ignore[arg-type]  # a lab's clock is one of both
-            "bytes": size,
-        }
-        return Handed(document, _TapKeeper.hand(tap, session.world))
+        with ExitStack() as at_first:
+            at_first.callback(tap.close)
+            document: TapDocument = {
+                "lab": session.lab.name,
+                "interfaces": list(interfaces.values()),
+                "wanted": list(wanted),
+                "names": [_describe(pf, interface, owners)[0] for interface in pf.nic.tap_interfaces()],
+                "reasons": list(pf.nic.drop_reasons()),
+                "epoch_ps": epoch_ps(session.world.clock),  # type: ignore[arg-type]  # a lab's clock is one of both
+                "bytes": size,
+            }
+            handed = Handed(document, _TapKeeper.hand(tap, session.world))
+            at_first.pop_all()
+        return handed
 
 
 def _interfaces(pf: LabPf, n: int | None, owners: Mapping[Rid, str]) -> dict[str, InterfaceDocument]:
@@ -213,12 +219,23 @@ class _TapKeeper(Actor):
 
     @staticmethod
     def hand(tap: Tap, world: World) -> tuple[int, int]:
-        """Keep a tap; return the descriptors for its reader: of the memory, and of the socket."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        refuse_rights(ours)
-        _TapKeeper(tap, world, ours)
-        return os.dup(tap.fd), theirs.detach()
+        """Keep a tap; return the descriptors for its reader: of the memory, and of the socket.
+
+        Raises VirtfnError if the system has none left.
+        """
+        with ExitStack() as at_first:
+            try:
+                ours, theirs = map(at_first.enter_context, socket.socketpair())
+                memory = os.dup(tap.fd)
+                at_first.callback(os.close, memory)
+            except OSError as error:
+                name = errno.errorcode.get(error.errno or 0, "EMFILE")
+                raise VirtfnError(f"a capture: {error.strerror}", errno_name=name) from None
+            ours.setblocking(False)
+            refuse_rights(ours)
+            _TapKeeper(tap, world, ours)
+            at_first.pop_all()
+        return memory, theirs.detach()
 
     def turn(self, now: Ps) -> int:
         """Look whether the reader is there."""
