@@ -116,6 +116,11 @@ class ServedGuest:
         """Whether a QEMU is there."""
         return self.vm.connected if self.plug.connected is None else self.plug.connected()
 
+    @property
+    def refusal(self) -> str:
+        """Why the QEMU that is there, or was last, was refused something, in words; empty if it was not."""
+        return self.vm.refusal if self.plug.refusal is None else self.plug.refusal()
+
 
 class ServedGuests(Actor):
     """All guests under QEMU of a lab, at their sockets. An actor of `world`; tell: takes events."""
@@ -153,7 +158,7 @@ class ServedGuests(Actor):
         return 0
 
     def _gone(self, guest: ServedGuest) -> Event:
-        return GuestDisconnected(guest.lab.name, guest.vm.refusal)
+        return GuestDisconnected(guest.lab.name, guest.refusal)
 
     def words(self) -> str:
         """Say who is there."""

@@ -144,7 +144,8 @@ class Plug:
     """A virtual machine's interface to the NIC, which its own driver finds.
 
     mac: its address. moved: counts frames that it sent and received. connected: whether somebody is at its back end;
-    None: its function knows. The rest is as of a `Connection`.
+    refusal: why it was refused something last, in words; None for both: its function knows. The rest is as of a
+    `Connection`.
     """
 
     vm: VirtualMachine
@@ -156,6 +157,7 @@ class Plug:
     claims: Callable[[], int] = _none
     vf: Vf | None = None
     connected: Callable[[], bool] | None = None
+    refusal: Callable[[], str] | None = None
 
 
 class IoModel(Protocol):

@@ -101,6 +101,7 @@ class Model(IoModel):
             moved=moved,
             drops=lambda: bridge.drops(port),
             connected=lambda: server.connected,
+            refusal=lambda: server.last_refusal,
         )
 
     def unplug(self, plugs: Sequence[Plug]) -> None:

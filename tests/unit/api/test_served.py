@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,25 @@ def test_memory_beyond_the_labs_is_refused_and_said(rig: Rig) -> None:
     assert isinstance(gone, GuestDisconnected)
     assert gone.refusal
     os.close(huge)
+    peer = Peer(rig.server("e"))
+    rig.turns()
+    peer.sock.close()
+    settle(rig.server("e"))
+    assert rig.turns() == [GuestDisconnected("e", "")], "of each client its own"
+
+
+def test_what_a_front_end_is_refused_is_said(rig: Rig, tmp_path: Path) -> None:
+    said = []
+    for request in (200, 1):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "c.sock"))
+            assert rig.turns() == [GuestConnected("c")]
+            client.send(struct.pack("=III", request, 1, 0))
+            told = rig.turns()
+        [gone] = told or rig.turns()
+        assert isinstance(gone, GuestDisconnected)
+        said.append(gone.refusal)
+    assert said == ["unknown-request", ""]
 
 
 def test_front_ends_come_and_go(rig: Rig, tmp_path: Path) -> None:

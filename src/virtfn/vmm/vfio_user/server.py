@@ -169,7 +169,7 @@ class Server:
         session, self._session, self._client_fd = self._session, None, -1
         if session is not None:
             self._counters[f"dropped:{reason}"] += 1
-            self._last_refusal = session.last_refusal or self._last_refusal
+            self._last_refusal = session.last_refusal  # of each client its own
             self._ending = session.end()
 
     def _open_door(self) -> None:
