@@ -74,10 +74,11 @@ class LinuxRig:
         mapped: bool = True,
         copies: int = 2,
         unshared: Sequence[int] = (),
+        boot_s: float = 300.0,
     ) -> None:
         self._qemu, self._image, self._logs = qemu, image, logs
         self._memory_mib, self._cpus, self._extra, self._append = memory_mib, cpus, tuple(extra), append
-        self._mapped, self._unshared = mapped, unshared
+        self._mapped, self._unshared, self._boot_s = mapped, unshared, boot_s
         self._whole, self._is_host, self._reboot = whole or host, host, reboot
         self._stack = ExitStack()
         self.acceleration = choose_acceleration(qemu, image.kernel)
@@ -165,7 +166,7 @@ class LinuxRig:
         for vm in vms:
             vm.run()
         for vm in vms:
-            vm.guest.agent.wait_ready(timeout_s=300.0, tick=self.pump)
+            vm.guest.agent.wait_ready(timeout_s=self._boot_s, tick=self.pump)
 
     def drop_guest(self, vm: QemuVm) -> None:
         """Forget a guest that has ended."""

@@ -5,79 +5,17 @@ One machine for all tests, which go on from each other; the VFs' interfaces are 
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from typing import Any
 
 import pytest
 
+from guest.hostrig import CARD, Host
 from guest.rig import CARD_MAC, LinuxRig
 from virtfn.hw.types import format_mac
 from virtfn.machine.ports import VirtfnError
 
 pytestmark = pytest.mark.guest
-
-COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|NETDEV WATCHDOG|DMAR:.*fault")
-CARD = "/sys/bus/pci/devices/0000:01:00.0"
-FUNCTIONS = """
-give() { # NAMESPACE VF ADDRESS: put the interface of a VF there
-    for i in $(seq 200); do
-        dev=$(ls /sys/bus/pci/devices/0000:01:$2/net 2>/dev/null); [ -n "$dev" ] && break; sleep .1
-    done
-    ip netns del $1 2>/dev/null; ip netns add $1; ip link set $dev netns $1 name v0
-    ip -n $1 addr add $3/24 dev v0; ip -n $1 link set dev v0 up
-}
-linked() {
-    for i in $(seq 400); do
-        [ "$(ip netns exec $1 cat /sys/class/net/v0/carrier)" = 1 ] && return; sleep .1
-    done
-    false
-}
-"""
-
-
-class Host:
-    """The host in the rig, and what its administrator does."""
-
-    def __init__(self, rig: LinuxRig) -> None:
-        self.rig = rig
-
-    def run(self, command: str, timeout_s: float = 120.0) -> str:
-        return self.rig.run(0, FUNCTIONS + command, timeout_s=timeout_s)
-
-    def number(self, count: int) -> None:
-        self.run(f"echo {count} > {CARD}/sriov_numvfs", 200)
-
-    def two(self, first: str = "10.0", second: str = "10.2") -> None:
-        """Put two VFs into namespaces a and b, with links."""
-        self.run(f"give a {first} 10.0.0.2; give b {second} 10.0.0.3; linked a && linked b", 200)
-
-    def answered(self, target: str, count: int = 5) -> int:
-        said = self.rig.attempt(0, f"ip netns exec a ping -q -c {count} -i 0.2 -W 2 {target}").output
-        found = re.search(r"(\d+) received", said)
-        assert found is not None, said
-        return int(found[1])
-
-    def reaches(self, target: str = "10.0.0.3") -> bool:
-        return self.answered(target) == 5 or self.answered(target) == 5  # after a reset the first may find no address
-
-    def iperf(self) -> float:
-        """Send TCP from a to b for two seconds; return Mb/s that were sent."""
-        self.rig.start(0, "ip netns exec b timeout 30 iperf3 -s -1 >/dev/null")
-        said = self.run("sleep 1; ip netns exec a timeout 20 iperf3 -J -t 2 -c 10.0.0.3", 60)
-        return float(json.loads(said)["end"]["sum_received"]["bits_per_second"]) / 1e6
-
-    def vf(self, n: int) -> dict[str, Any]:
-        return dict(self.rig.json(0, "ip -j link show eth0")[0]["vfinfo_list"][n])
-
-    def vfs_seen(self) -> list[str]:
-        return re.findall(r"^01:(\S+) .*Virtual Function", self.rig.run(0, "lspci"), re.MULTILINE)
-
-    def open_bars(self) -> int:
-        """Count BARs of VFs that QEMU lets answer. (`info mtree -f` would leave QEMU with functions it never frees.)"""
-        said = self.rig.vms[0].guest.qmp("human-monitor-command", {"command-line": "info mtree"}, tick=self.rig.pump)
-        return len(set(re.findall(r"/(02[0-9a-f]{2}) BAR ([03])\b", str(said))))
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +30,7 @@ def host(qemu, image, logs):
 @pytest.fixture(autouse=True)
 def no_complaint(host: Host):
     yield
-    if host.rig.vms[0].guest.running:
-        # While VFs are being enabled, queue 0 is VF 0's already, and igb waits for it: long, on a busy machine.
-        said = host.rig.run(0, "dmesg -c")
-        assert not [line for line in said.splitlines() if COMPLAINT.search(line)], said[-8000:]
-        assert not host.rig.host.iommu.faults()
+    assert host.complaints() == []
 
 
 def test_lspci_and_sysfs_show_the_capability_as_on_silicon(host: Host):
