@@ -116,7 +116,7 @@ def test_policy_is_changed_alone_or_not_at_all(virtfn_pair) -> None:
 def test_what_is_wrong_is_named(virtfn_pair, virtfn_lab) -> None:
     for call, words in [
         (lambda: virtfn_pair.guest("z"), "no guest called z; there are a, b"),
-        (lambda: virtfn_pair.pf("pf7"), "no PF called pf7; there are pf0"),
+        (lambda: virtfn_pair.pf("pf7"), "no PF is named pf7; there are pf0"),
         (lambda: virtfn_pair.vf("pf0/vf9"), "pf0 has no VF 9: 4 are enabled"),
         (lambda: virtfn_pair.vf("pf0"), "is no VF like pf0/vf1"),
         (lambda: virtfn_pair.guest("a").run("ls"), "is embedded, and runs no commands"),
