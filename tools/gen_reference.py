@@ -226,10 +226,11 @@ did not hear whom, how much, and for which [drop reasons](drops.md): `b heard 0 
 | `none` | nothing arrives: guests that are to be kept apart |
 | `90%`, `0.9` | so much arrives, or more; `0` asks for nothing |
 
-What a guest's own key says counts before the workload's. The default is `all-but-overruns`, since many senders to one
-receiver, or a flood, are there to find how much a receiver takes: what it cannot take is the result, and is counted.
-Every other reason is a lab that does not do what it seems to. Of an attack, this is about the neighbours' frames: the
-attempts have their own verdict. Pings go one at a time, and the first that is lost ends them.
+What a guest's own key says counts before the workload's; that of a guest that is a host is about what its VFs hear, and
+the senders are VFs: `{"a vf2": none}`. The default is `all-but-overruns`, since many senders to one receiver, or a
+flood, are there to find how much a receiver takes: what it cannot take is the result, and is counted. Every other
+reason is a lab that does not do what it seems to. Of an attack, this is about the neighbours' frames: the attempts have
+their own verdict. Pings go one at a time, and the first that is lost ends them.
 
 ### Who sends what of a capture
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from virtfn.api.lab import VfPolicy
+from virtfn.api.labhosts import vf_name
 from virtfn.api.linux import MTU, SET_UP_S, LinuxGuest, LinuxGuests, words
 from virtfn.api.linuxwork import IPERF_S, Ping, iperf_mbps, read_ping, read_statistics, report_of
 from virtfn.api.machine import Machine
@@ -79,7 +80,7 @@ class _HostVf:
     @property
     def name(self) -> str:
         """What reports call it."""
-        return f"{self.host.lab.name} vf{self.n}"
+        return vf_name(self.host.lab.name, self.n)
 
     def run(self, command: str) -> Job:
         """Start a command there."""
@@ -207,7 +208,7 @@ class HostWork:
             "unit": "pings",
             "sent": ping.sent,
             "heard": heard,
-            "expected": self._work.expect,
+            "expected": self._machine.lab.expected(a.name, b.host.lab.name),
             "reasons": dict(dropped) if heard < ping.sent else {},
         }
         if heard < ping.sent and a.policy.vlan_id != b.policy.vlan_id:

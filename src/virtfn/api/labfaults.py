@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from virtfn.api.labfile import Fault, KeyPath, quote
-from virtfn.api.labhosts import cable_faults, host_faults
+from virtfn.api.labhosts import cable_faults, host_faults, senders_to_host
 from virtfn.api.labimages import image_faults
 from virtfn.api.labmodel import (
     STACK_FRAME,
@@ -220,11 +220,13 @@ def _expect_faults(lab: Lab) -> Iterator[Fault]:
 
 
 def _senders_to(lab: Lab, guest: Guest) -> list[str]:
-    """Name the guests that send to a guest in the lab's work, or may."""
+    """Name the guests that send to a guest in the lab's work, or may; of a host, VFs."""
     team = [other for other in lab.guests if other.nic.pf == guest.nic.pf and other.vmm == guest.vmm]
     place = team.index(guest)
     if lab.workload.kind == "none":
         return []
+    if guest.nic.io == "host":
+        return senders_to_host(lab, guest)
     if lab.workload.kind == "pcap":
         return [other.name for other in team if other is not guest]
     if guest.vmm == "qemu" and lab.workload.kind != "fan-in":

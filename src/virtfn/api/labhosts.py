@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from virtfn.api.labfile import KeyPath
-from virtfn.api.labmodel import Lab, Pf
+from virtfn.api.labmodel import Guest, Lab, Pf
 from virtfn.cards import MODELS
 
-__all__ = ["cable_faults", "host_faults"]
+__all__ = ["cable_faults", "host_faults", "senders_to_host", "vf_name"]
 
 _HOST_WORK = ("pairs", "ping", "none")
+
+
+def vf_name(host: str, n: int) -> str:
+    """Return what a VF is called that a host makes."""
+    return f"{host} vf{n}"
+
+
+def senders_to_host(lab: Lab, host: Guest) -> list[str]:
+    """Name the VFs that send to those of a host: its own, or where a cable leads to another host, that one's."""
+    pf = lab.pf(host.nic.pf)
+    other = lab.host_of(cable := lab.cable_of(pf.name))
+    if not other:
+        return [vf_name(host.name, n) for n in range(pf.total_vfs)]
+    return [vf_name(other, n) for n in range(min(pf.total_vfs, lab.pf(cable).total_vfs))]
 
 
 def host_faults(lab: Lab, *, works: bool = True) -> Iterator[tuple[KeyPath, str]]:

@@ -85,6 +85,14 @@ def test_hosts_and_cables_are_a_lab() -> None:
             "pfs[1].uplink: guest d is embedded; a cable joins",
         ),
         ("trust: true", "link-state: enable", None),
+        ("{pf: p, io: host}", "{pf: p, io: host}, expect: {a vf1: none}", None),
+        ("{pf: q, io: host}", "{pf: q, io: host}, expect: {c vf0: none}", None),
+        (
+            "{pf: q, io: host}",
+            "{pf: q, io: host}, expect: {c vf1: none}",
+            "'c vf1' does not send to b; who does: c vf0",
+        ),
+        ("{pf: p, io: host}", "{pf: p, io: host}, expect: {b: none}", "'b' does not send to a; who does: a vf0, a vf1"),
     ],
 )
 def test_what_does_not_fit_is_refused(old: str, new: str, words: str | None) -> None:
@@ -212,6 +220,15 @@ def test_pings_that_nothing_explains_are_lost_and_vlans_are_named() -> None:
     assert "VLAN 7" in flow["note"]
     document: Any = {"guests": [report], "flows": hosts.work.flows, "totals": {"frames": 1}, "pfs": []}
     assert not verdict(document).passed
+
+
+def test_what_vfs_are_to_hear_is_the_hosts_own_word() -> None:
+    hosts = Hosts(HOSTS.replace("{pf: p, io: host}", "{pf: p, io: host}, expect: {a vf1: none}"), answered=0)
+    hosts.dropped = {"vlan-membership": 3}
+    hosts.work.set_up()
+    hosts.work.run()
+    expected = {flow["sender"]: flow["expected"] for flow in hosts.work.flows if flow["sender"].startswith("a ")}
+    assert expected == {"a vf0": "all-but-overruns", "a vf1": "none"}
 
 
 def test_policies_of_a_card_that_is_a_guests_are_not_set_from_outside() -> None:
