@@ -31,7 +31,7 @@ def image() -> Image:
     """A guest of Debian's kernel and programs, with compiled kernels of ours, so that no guest waits for them."""
     warm.load()
     try:
-        return build_image(cache=cache_folder(), extra_modules=("macvlan",))
+        return build_image(cache=cache_folder())
     except VirtfnError as error:
         pytest.skip(f"not run: {error}")
 

@@ -29,7 +29,7 @@ TESTPMD = (
 @pytest.fixture(scope="module")
 def image_with_dpdk() -> Image:
     try:
-        return build_image(cache=cache_folder(), extra_modules=("macvlan", "uio_pci_generic"), extra_packages=PACKAGES)
+        return build_image(cache=cache_folder(), extra_modules=("uio_pci_generic",), extra_packages=PACKAGES)
     except VirtfnError as error:
         pytest.skip(f"not run: {error}")
 
