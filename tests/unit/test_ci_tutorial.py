@@ -34,7 +34,7 @@ def workflow() -> dict[str, Any]:
 def checkout(tmp_path: Path) -> Path:
     """A repository of the reader's: the files where the workflow says that they are to be."""
     (tmp_path / "ci").mkdir()
-    for name in ("policy.yaml", "linux.yaml", "test_policy.py"):
+    for name in ("policy.yaml", "linux.yaml", "host.yaml", "test_policy.py"):
         shutil.copy(FILES / name, tmp_path / "ci")
     return tmp_path
 
@@ -91,7 +91,8 @@ def test_the_job_with_linux_guests(checkout: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     try:
         said = run_job("linux", checkout)
-        assert any("3 packets transmitted, 3 received" in text for text in said)
+        assert sum("3 packets transmitted, 3 received" in text for text in said) == 2
+        assert sum("what arrived is what the lab expects" in text for text in said) == 2
         assert list((runtime / "virtfn").iterdir()) == []
     finally:
         shutil.rmtree(runtime)
@@ -101,6 +102,10 @@ def test_the_tutorial_shows_what_the_files_say() -> None:
     text = (FILES.parent / "tutorial" / "ci.md").read_text()
     code = (FILES / "test_policy.py").read_text()
     steps = [step.get("run", step.get("uses")) for job in workflow()["jobs"].values() for step in job["steps"]]
+    shell = "\n".join(steps)
+    for line in ("virtfn exec host -- ip link set eth0 vf 1 vlan 30", "10.83.0.2 || exit 1", "10.82.0.3 || exit 1"):
+        assert line in text
+        assert line in shell
     for line in ("pip install virtfn pytest", "virtfn run ci/policy.yaml --json policy.json", "pytest ci"):
         assert line in text
         assert line in steps
