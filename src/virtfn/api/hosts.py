@@ -61,7 +61,7 @@ soon linked "VF {n}, {device}, has no link"
 
 @dataclass(slots=True)
 class _HostVf:
-    """A VF that a host has made. device: its interface, as its host calls it."""
+    """A VF that a host has made. device: its interface, as its host calls it. flow: what it has sent, and to whom."""
 
     host: LinuxGuest
     n: int
@@ -70,7 +70,7 @@ class _HostVf:
     policy: VfPolicy
     device: str = ""
     ping: Ping | None = None
-    mbps: float | None = None
+    flow: FlowReport | None = None
 
     @property
     def space(self) -> str:
@@ -198,7 +198,8 @@ class HostWork:
                 a.ping.answered or not dropped
             ):  # else it was the address that was not resolved, and most were never sent
                 self._host_of(a).lost += max(0, missing - dropped.total())
-            self.flows.append(self._flow(a, b, a.ping, dropped))
+            a.flow = self._flow(a, b, a.ping, dropped)
+            self.flows.append(a.flow)
 
     def _flow(self, a: _HostVf, b: _HostVf, ping: Ping, dropped: Counter[str]) -> FlowReport:
         heard = ping.answered
@@ -210,7 +211,10 @@ class HostWork:
             "heard": heard,
             "expected": self._machine.lab.expected(a.name, b.host.lab.name),
             "reasons": dict(dropped) if heard < ping.sent else {},
+            "policy": ", ".join(_clauses(a)),
         }
+        if ping.ms is not None:
+            flow["ping_ms"] = ping.ms
         if heard < ping.sent and a.policy.vlan_id != b.policy.vlan_id:
             flow["note"] = f"{a.name} is in VLAN {a.policy.vlan_id}, {b.name} in {b.policy.vlan_id}; 0 is none"
         return flow
@@ -219,7 +223,7 @@ class HostWork:
         return next(host for host in self._hosts if host.guest is vf.host)
 
     def _iperf(self, a: _HostVf, b: _HostVf) -> None:
-        if a.ping is None or not a.ping.answered:
+        if a.flow is None or not a.flow["heard"]:
             return
         listening = (
             f"sh -c 'iperf3 -s -1 -D -p {_PORT} --idle-timeout 60; "
@@ -232,7 +236,7 @@ class HostWork:
         job = a.run(f"iperf3 -J -c {b.ip} -p {_PORT} -t {IPERF_S} --connect-timeout 5000")
         (outcome,) = self._linux.wait([job], "iperf3", IPERF_S + _ANSWER_S)
         try:
-            a.mbps = iperf_mbps(outcome.output)
+            a.flow["iperf_mbps"] = round(iperf_mbps(outcome.output), 1)
         except VirtfnError as error:
             self._host_of(a).failure = f"{a.name} to {b.name}: {error}"
 
@@ -261,7 +265,7 @@ class HostWork:
         pings = [vf.ping.ms for vf in host.vfs if vf.ping is not None and vf.ping.ms is not None]
         if pings:
             report["ping_ms"] = round(sum(pings) / len(pings), 3)
-        streams = [vf.mbps for vf in host.vfs if vf.mbps is not None]
+        streams = [vf.flow["iperf_mbps"] for vf in host.vfs if vf.flow is not None and "iperf_mbps" in vf.flow]
         if streams:
             report["iperf_mbps"] = round(sum(streams) / len(streams), 1)
         if host.failure:

@@ -114,6 +114,9 @@ class FlowReport(TypedDict):
     expected: str | float
     reasons: dict[str, int]
     note: NotRequired[str]
+    policy: NotRequired[str]
+    ping_ms: NotRequired[float]
+    iperf_mbps: NotRequired[float]
 
 
 class IommuReport(TypedDict):

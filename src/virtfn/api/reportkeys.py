@@ -82,6 +82,9 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         "expected": ("word or share", "what [the lab expects](lab.md#what-a-lab-expects): 1 is everything"),
         "reasons": ("unit by reason", "why the rest did not arrive, as far as counters tell; [reasons](drops.md)"),
         "note": ("text", "what in the lab keeps the two apart"),
+        "policy": ("text", "what a host has set for its VF, the sender, in the words of `ip link set PF vf N`"),
+        "ping_ms": ("milliseconds", "mean round trip, between VFs that hosts make"),
+        "iperf_mbps": ("Mb/s", "of payload, as the receiver counted, between VFs that hosts make"),
     },
     "IommuReport": {
         "domains": ("domains", "[sets of addresses](../explain/glossary.md#the-iommu) of guests"),

@@ -201,6 +201,9 @@ def test_vfs_of_one_card_talk_in_twos_and_over_a_cable_with_those_of_the_other()
     flows = [(flow["sender"], flow["receiver"], flow["heard"]) for flow in hosts.work.flows]
     there = [("a vf0", "a vf1", 100), ("b vf0", "c vf0", 100)]
     assert flows == there + [(b, a, n) for a, b, n in there]
+    first = hosts.work.flows[0]
+    assert (first["ping_ms"], first["iperf_mbps"]) == (2.5, 40.0)
+    assert first["policy"] == "mac 02:00:00:00:00:00, vlan 7 qos 3, max_tx_rate 40, spoofchk on, trust off"
     reports = list(hosts.work.reports())
     assert [(report["vfs"], report["ping_ms"], report["iperf_mbps"]) for report in reports] == [
         (2, 2.5, 40.0),

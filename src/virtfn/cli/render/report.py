@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from virtfn.api.frames import TRAFFIC
-from virtfn.api.report import AttackReport, BenchReport, GuestReport, Report, verdict
+from virtfn.api.report import AttackReport, BenchReport, FlowReport, GuestReport, Report, verdict
 from virtfn.cli.render.table import Listing, facts
 
 __all__ = ["render_bench", "render_report"]
@@ -23,6 +23,7 @@ def render_report(report: Report) -> RenderableType:
         _guest_table(report["guests"]),
         Text(""),
         *_linux(report["guests"]),
+        *_host_vfs(report["flows"]),
         *_attacks(report.get("attacks", [])),
         _facts(report),
         Text(""),
@@ -79,8 +80,8 @@ def _linux(guests: list[GuestReport]) -> list[RenderableType]:
             g["name"],
             f"{g['io']}, {_plural(g['vfs'], 'VF')}" if "vfs" in g else g["io"],
             "-" if (boot_s := g["boot_s"]) is None else f"{boot_s:.1f} s",
-            f"{g['ping_ms']:.2f} ms" if "ping_ms" in g else "-",
-            f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g else "-",
+            f"{g['ping_ms']:.2f} ms" if "ping_ms" in g and "vfs" not in g else "-",  # of VFs: each has its own
+            f"{g['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in g and "vfs" not in g else "-",
             "-" if "self_test" in g or "exits_per_frame" not in g else f"{g['exits_per_frame']:.2f}",
         )
     tests = [
@@ -89,6 +90,24 @@ def _linux(guests: list[GuestReport]) -> list[RenderableType]:
         if "self_test" in g
     ]
     return [table, *tests, Text("")]
+
+
+def _host_vfs(flows: list[FlowReport]) -> list[RenderableType]:
+    """Lay out what VFs that hosts have made sent to each other, and under which policies."""
+    vfs = [flow for flow in flows if "policy" in flow]
+    if not vfs:
+        return []
+    table = Listing("VF", "to", "set by its host", right=("answered", "ping", "iperf3"), prose=("set by its host",))
+    for flow in vfs:
+        table.add_row(
+            flow["sender"],
+            flow["receiver"],
+            Text(flow["policy"], style="dim"),
+            f"{_count(flow['heard'])} of {_count(flow['sent'])}",
+            f"{flow['ping_ms']:.2f} ms" if "ping_ms" in flow else "-",
+            f"{flow['iperf_mbps']:.0f} Mb/s" if "iperf_mbps" in flow else "-",
+        )
+    return [table, Text("")]
 
 
 def _facts(report: Report) -> Table:

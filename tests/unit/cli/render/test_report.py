@@ -9,7 +9,7 @@ import pytest
 
 from unit.cli.render.text import text
 from unit.reports import REPORT, attack_report
-from virtfn.api.report import BenchReport, Report
+from virtfn.api.report import BenchReport, FlowReport, Report
 from virtfn.cli.render.report import render_bench, render_report
 
 
@@ -34,6 +34,25 @@ def test_linux_guests_have_a_table_of_their_own() -> None:
     assert "b: self-test of its link passed" in shown
     second["io"] = "passthrough"
     assert "b: self-test of the card passed" in text(render_report(report))
+
+
+def test_vfs_of_hosts_have_a_table_with_their_policies_and_what_came_of_them() -> None:
+    report = copy.deepcopy(REPORT)
+    assert "set by its host" not in text(render_report(report))
+    report["guests"][0].update(vmm="qemu", boot_s=7.84, ping_ms=2.25, iperf_mbps=626.4, vfs=2)
+    flow: FlowReport = {
+        "sender": "a vf0", "receiver": "a vf1", "unit": "pings", "sent": 100, "heard": 100, "expected": "all",
+        "reasons": {}, "policy": "vlan 7 qos 0, max_tx_rate 40", "ping_ms": 1.5, "iperf_mbps": 38.2,
+    }  # fmt: skip
+    silent: FlowReport = {**flow, "sender": "a vf1", "receiver": "a vf0", "heard": 0}
+    del silent["ping_ms"], silent["iperf_mbps"]
+    report["flows"] = [flow, silent]
+    shown = text(render_report(report), 120).splitlines()
+    first, second = (line.split("  ") for line in shown if line.startswith("a vf"))
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in (first, second)]
+    assert cells[0] == ["a vf0", "a vf1", "vlan 7 qos 0, max_tx_rate 40", "100 of 100", "1.50 ms", "38 Mb/s"]
+    assert cells[1][3:] == ["0 of 100", "-", "-"]
+    assert "626" not in "".join(shown), "a mean of VFs says nothing"
 
 
 def test_a_slow_link_is_said_not_to_slow_frames_between_vfs() -> None:
