@@ -38,6 +38,12 @@ guests:
   - {{name: b, vmm: qemu, memory-mib: {MEMORY_MIB}, nic: {{pf: pf1, io: host}}}}
 workload: {{kind: none}}
 """
+ALONE = f"""
+name: hosts
+pfs: [{{name: pf0}}]
+guests: [{{name: a, vmm: qemu, memory-mib: {MEMORY_MIB}, nic: {{pf: pf0, io: host}}}}]
+workload: {{kind: none}}
+"""
 # What the scripts of clauses are made of: VF n is v0 in network namespace vn, and knows its neighbours for good.
 FUNCTIONS = r"""
 card=/sys/bus/pci/devices/0000:01:00.0
@@ -97,7 +103,7 @@ class Hosts:
     tick: Tick = rest
     drops: Callable[[], dict[str, int]] = dict
 
-    def ask(self, script: str, n: int = 0, seconds: float = 120.0) -> str:
+    def ask(self, script: str, n: int = 0, seconds: float = 600.0) -> str:
         """Run a script over `FUNCTIONS` in host `n`; return what it printed.
 
         Raises RefusedError if a clause was refused, VirtfnError if it fails otherwise.
@@ -116,7 +122,7 @@ class Hosts:
             raise VirtfnError(f"{script}: it does not say what was heard")
         return int(found[1])
 
-    def timed(self, script: str, seconds: float = 200.0) -> float:
+    def timed(self, script: str, seconds: float = 600.0) -> float:
         """Return the seconds that a script takes, by this machine's clock."""
         began = time.monotonic()
         self.ask(script, seconds=seconds)
@@ -135,7 +141,7 @@ class Hosts:
         host, vf = to
         listening = f"in_vf {vf} ss -ltn | grep -q :{PORT}"
         self.ask(f"soon '! {listening}'; in_vf {vf} iperf3 -s -1 -D --idle-timeout 60; soon '{listening}'", host)
-        return iperf_mbps(self.ask(f"in_vf 0 iperf3 -J -t {seconds} -c {ip} {options}", seconds=seconds + 60.0))
+        return iperf_mbps(self.ask(f"in_vf 0 iperf3 -J -t {seconds} -c {ip} {options}", seconds=seconds + 120.0))
 
     def stop(self) -> None:
         """Stop the processors, so that others have the machine."""
@@ -148,8 +154,8 @@ class Hosts:
             guest.resume(tick=self.tick)
 
     def prepare(self) -> None:
-        """Bring both PFs up."""
-        for n in (0, 1):
+        """Bring the PFs up."""
+        for n in range(len(self.guests)):
             self.run(n, f"cat >/tmp/functions <<'END'\n{FUNCTIONS}\nEND", 60)
             self.ask("ip link set $pf up; soon '[ $(cat /sys/class/net/$pf/carrier) = 1 ]'", n)
 
@@ -161,10 +167,10 @@ def find_hosts_platform(qemu: Qemu) -> Platform:
 
 
 @contextmanager
-def on_this_card(platform: Platform) -> Iterator[Hosts]:
-    """Boot two hosts with a card of virtfn's each."""
+def on_this_card(platform: Platform, *, alone: bool) -> Iterator[Hosts]:
+    """Boot two hosts with a card of virtfn's each, or one."""
     warm.load()
-    with Machine(parse_lab(LAB), WallClock()) as machine:
+    with Machine(parse_lab(ALONE if alone else LAB), WallClock()) as machine:
         world = World(machine.host.clock)
         guests = LinuxGuests(machine, platform, world, lambda phase, since: None)
         try:
@@ -183,8 +189,8 @@ def on_this_card(platform: Platform) -> Iterator[Hosts]:
 
 
 @contextmanager
-def on_qemus_igb(platform: Platform) -> Iterator[Hosts]:
-    """Boot two hosts with QEMU's own card each, on its stream network."""
+def on_qemus_igb(platform: Platform, *, alone: bool) -> Iterator[Hosts]:
+    """Boot two hosts with QEMU's own card each, on its stream network, or one, at a hub."""
     guests: list[QemuGuest] = []
     assert platform.image is not None
     image = platform.image
@@ -194,12 +200,13 @@ def on_qemus_igb(platform: Platform) -> Iterator[Hosts]:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for n, name in enumerate("ab"):
-                ends = f"server={'off' if n else 'on'},addr.type=unix,addr.path={Path(folder) / 's'}"
+            for n, name in enumerate("a" if alone else "ab"):
+                ends = f"stream,server={'off' if n else 'on'},addr.type=unix,addr.path={Path(folder) / 's'}"
+                network = f"{'hubport,hubid=0' if alone else ends},id=n0"
                 card = f"igb,netdev=n0,mac=52:54:00:00:00:0{n + 1},bus=rp0"
                 parts = QemuMachine(
                     name, image.kernel, image.initrd, append=f"virtfn.name={name} quiet", memory_mib=MEMORY_MIB,
-                    slots=1, native_hotplug=True, extra=("-netdev", f"stream,id=n0,{ends}", "-device", card),
+                    slots=1, native_hotplug=True, extra=("-netdev", network, "-device", card),
                 )  # fmt: skip
                 guests.append(QemuGuest(parts, platform.qemu, platform.acceleration))
                 guests[n].start()

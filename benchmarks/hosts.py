@@ -2,7 +2,8 @@
 
     python benchmarks/hosts.py [ROUNDS] [--seconds S] [--only clauses|figures] [--card this|qemu] [--json FILE]
 
-Two hosts of each, with the same kernel and image: stock igb makes VFs, stock igbvf drives them. Then, once,
+Two hosts of each, or one for the clauses alone, with the same kernel and image: stock igb makes VFs, stock igbvf drives
+them. Then, once,
 
     clauses    each that `ip` has is said, and measured by frames between VFs, never read back: hostclauses.py
 
@@ -105,7 +106,6 @@ def figure_table(found: Mapping[str, Sequence[Round]]) -> list[str]:
 
 
 def main() -> int:
-    """Measure, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rounds", nargs="?", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3)
@@ -129,11 +129,12 @@ def main() -> int:
         booted: dict[str, Hosts] = {}
         for name, start in cards.items():
             tell(f"booting {name}")
-            booted[name] = hosts = stack.enter_context(start(platform))
+            booted[name] = hosts = stack.enter_context(start(platform, alone=given.only == "clauses"))
             if given.only != "figures":
                 clauses[name] = run_all(hosts, lambda clause, name=name: tell(f"{name}: {clause}"))  # type: ignore[misc]
                 traffic[name] = traffic_counters(hosts)
-            hosts.ask(f"none; make 1; arrange 1 {FAR}", 1)
+            if given.only != "clauses":
+                hosts.ask(f"none; make 1; arrange 1 {FAR}", 1)
             hosts.stop()
         for n in range(given.rounds if given.only != "clauses" else 0):
             for name, hosts in booted.items():
