@@ -22,7 +22,7 @@ BUDGETS = {
     "iovm": 2600,
     "iomodels": 2320,
     "sim": 300,
-    "api": 9600,
+    "api": 9700,
     "cli": 2300,
     "web": 560,
     "pytest": 350,
