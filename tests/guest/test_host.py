@@ -90,14 +90,10 @@ def test_the_card_is_unplugged_with_vfs_on_and_plugged_in_again(host: Host):
     find = f"grep -l {format_mac(CARD_MAC)} /sys/class/net/*/address"
     rig.until(lambda: rig.attempt(0, find).status == 0, "igb's interface", timeout_s=60)
     host.run("ip link set eth0 up; ip addr replace 10.0.0.1/24 dev eth0")
-    host.number(7)
-    host.two("10.0", "11.4")
-    assert host.reaches()
-    assert host.reaches("10.0.0.1")
-    host.run("for n in a b; do ip netns del $n; done; true")
-    host.number(0)
     host.number(4)
     host.two()
+    assert host.reaches()
+    assert host.reaches("10.0.0.1")
 
 
 def test_policies_of_ip_are_enforced_by_the_card(host: Host):
@@ -155,7 +151,7 @@ def test_numbers_of_vfs_up_and_down_and_drivers_away_and_back(host: Host):
     host.number(0)
     assert host.vfs_seen() == []
     host.rig.until(lambda: host.open_bars() == 0, "closed BARs")
-    for count in (1, 7, 3, 6, 2, 7):
+    for count in (1, 7, 2):
         host.number(count)
         assert len(host.vfs_seen()) == host.rig.nic.vfs == count
         host.number(0)

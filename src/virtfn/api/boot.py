@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["machine_parts", "notes_on"]
 
+_IOMMU_WORDS = {"none": "", "translated": "intel_iommu=on iommu=nopt", "pt": "intel_iommu=on iommu=pt"}
+
 
 def machine_parts(guest: Guest, platform: Platform) -> Machine:
     """Return the virtual machine of a guest, with a slot for its interface.
@@ -37,7 +39,7 @@ def machine_parts(guest: Guest, platform: Platform) -> Machine:
             kernel = kernel or platform.image.kernel
             initrd = initrd or (platform.image.initrd if guest.own_initrd else None)
         own = f"virtfn.name={guest.name} quiet" if guest.own_initrd else ""
-        append = " ".join(part for part in (own, guest.append) if part)
+        append = " ".join(part for part in (own, _IOMMU_WORDS[guest.iommu], guest.append) if part)
     return Machine(
         guest.name,
         kernel,
@@ -51,6 +53,7 @@ def machine_parts(guest: Guest, platform: Platform) -> Machine:
         disk=_disk(guest),
         firmware=_firmware(guest, platform),
         native_hotplug=guest.nic.io == "host",
+        iommu=guest.iommu != "none",
     )
 
 

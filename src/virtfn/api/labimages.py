@@ -13,7 +13,7 @@ __all__ = ["image_faults"]
 
 LEAST_MIB = 64
 _LONGEST_PATH = 96
-_FOR_QEMU = ("cpus", "kernel", "initrd", "append", "disk", "firmware", "agent", "qemu_args")
+_FOR_QEMU = ("cpus", "kernel", "initrd", "append", "disk", "firmware", "iommu", "agent", "qemu_args")
 
 
 def image_faults(lab: Lab) -> Iterator[tuple[KeyPath, str]]:
@@ -51,9 +51,11 @@ def _file_faults(key: KeyPath, guest: Guest) -> Iterator[tuple[KeyPath, str]]:
     if guest.append and not guest.append.isprintable():
         yield (*key, "append"), "is not one printable line; kernels have no other"
     if guest.boots_disk:
-        for name in ("initrd", "append"):
+        for name in ("initrd", "append", "iommu"):
             if name in guest.model_fields_set:
                 yield (*key, name), "is for a kernel, and the disk boots its own; add kernel, or disk: {boot: false}"
+    if guest.iommu != "none" and guest.nic.io == "split":
+        yield (*key, "iommu"), "is for functions; a virtio device goes past it; leave it out, or use another io"
 
 
 def _disk_faults(key: KeyPath, guest: Guest, writers: dict[str, str]) -> Iterator[tuple[KeyPath, str]]:

@@ -4,7 +4,7 @@ Lab
  |- pfs[]      Pf        name, model, link-mbps, uplink, watch (`labwatch.py`)
  |   `- sr-iov SrIov     total-vfs, mirrors[]: Mirror, storm-control: StormControl
  |       `- vfs[]        VfPolicy, in the words of `ip link set PF vf ID`, and watch; TrunkTag in those of nmstate
- |- guests[]   Guest     name, vmm, memory-mib, expect; cpus, kernel, initrd, append, firmware, agent, qemu-args
+ |- guests[]   Guest     name, vmm, memory-mib, expect; cpus, kernel, initrd, append, firmware, iommu, agent, qemu-args
  |   |- nic    Nic       pf, io, vf, attached, map-rings
  |   `- disk   Disk      file, format, snapshot, boot
  |- workload   Workload  kind, frame-bytes, frames, pcap, rewrite, expect
@@ -188,6 +188,12 @@ class Guest(Section):
     )
     firmware: Firmware = Field(
         default="seabios", description="seabios, which QEMU brings along; ovmf, as Debian packs it; or a file"
+    )
+    iommu: Literal["none", "translated", "pt"] = Field(
+        default="none",
+        description="an IOMMU of the guest's own (QEMU's intel-iommu), and how its Linux uses it for its own drivers: "
+        "translated, or pt, passed through; either way vfio-pci can have functions, each in a group of its own. append "
+        "may say otherwise (iommu=pt, iommu.strict=0)",
     )
     agent: bool | None = Field(
         default=None,

@@ -10,7 +10,16 @@ from typing import NotRequired, TypedDict, cast
 
 from virtfn.api.control import ask
 
-__all__ = ["LinkDocument", "Stats64", "VfInfoDocument", "VfStats", "VlanDocument", "ask_set", "ask_show"]
+__all__ = [
+    "LinkDocument",
+    "PolicyDocument",
+    "Stats64",
+    "VfInfoDocument",
+    "VfStats",
+    "VlanDocument",
+    "ask_set",
+    "ask_show",
+]
 
 
 class RxStats(TypedDict):
@@ -81,19 +90,24 @@ class RateDocument(TypedDict):
     min_tx: int
 
 
-class VfInfoDocument(TypedDict):
-    """One VF, as an entry of `vfinfo_list`."""
+class PolicyDocument(TypedDict):
+    """What of a VF is policy. link_state, trust: not of a PF that a guest drives; no register says them."""
 
-    vf: int
-    link_type: str
     address: str
-    broadcast: str
     vlan_list: list[VlanDocument]
     tx_rate: NotRequired[int]
     rate: RateDocument
     spoofchk: bool
-    link_state: str
-    trust: bool
+    link_state: NotRequired[str]
+    trust: NotRequired[bool]
+
+
+class VfInfoDocument(PolicyDocument):
+    """One VF, as an entry of `vfinfo_list`."""
+
+    vf: int
+    link_type: str
+    broadcast: str
     query_rss_en: bool
     stats: VfStats
 

@@ -15,7 +15,7 @@ from virtfn.api.boot import machine_parts
 from virtfn.api.image import Platform, find_platform
 from virtfn.api.lab import Guest, Lab
 from virtfn.api.machine import guest_mac
-from virtfn.api.served import protocol_of, socket_of, sockets_folder
+from virtfn.api.served import protocol_of, refuse_host, socket_of, sockets_folder
 from virtfn.hw.types import format_mac
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Function, Machine, VirtioNic, rest
@@ -45,11 +45,7 @@ def _guest(lab: Lab, name: str, platform: Platform | None) -> tuple[Guest, Platf
         raise VirtfnError(f"lab {lab.name} has no guest called {name}; there are {there}", errno_name="ENOENT")
     if guest.vmm != "qemu":
         raise VirtfnError(f"guest {name} is embedded, and no QEMU runs it; use vmm: qemu", errno_name="EINVAL")
-    if guest.nic.io == "host":
-        raise VirtfnError(
-            f"guest {name} is a host, and needs a QEMU whose monitor virtfn has: let virtfn start it",
-            errno_name="EOPNOTSUPP",
-        )
+    refuse_host(guest)
     return guest, platform or find_platform(rest, [guest])
 
 
@@ -81,6 +77,8 @@ def libvirt_domain(lab: Lab, name: str, sockets: Path | None = None, *, platform
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
+    if machine.iommu:
+        _add(features, "ioapic", driver="qemu")
     _add(domain, "cpu", mode="host-passthrough" if platform.acceleration.kind == "kvm" else "maximum")
     _add(domain, "on_reboot", "restart" if machine.reboot else "destroy")
     devices = _add(domain, "devices")
@@ -88,6 +86,8 @@ def libvirt_domain(lab: Lab, name: str, sockets: Path | None = None, *, platform
         str(platform.qemu.path),
     ):  # one that is unpacked needs a loader: libvirt finds its own
         _add(devices, "emulator", str(platform.qemu.path))
+    if machine.iommu:
+        _add(_add(devices, "iommu", model="intel"), "driver", intremap="on", caching_mode="on")
     _add_disk(devices, machine)
     for network in networks:
         _add_network(devices, network)

@@ -36,6 +36,7 @@ __all__ = [
     "ServiceDocument",
     "SocketDocument",
     "protocol_of",
+    "refuse_host",
     "serve_lab",
     "socket_of",
     "sockets_folder",
@@ -78,6 +79,15 @@ def socket_of(guest: Guest, folder: Path) -> Path:
 def protocol_of(guest: Guest) -> str:
     """Return what is spoken at a guest's socket."""
     return "vhost-user" if guest.nic.io == "split" else "vfio-user"
+
+
+def refuse_host(guest: Guest) -> None:
+    """Raise VirtfnError (EOPNOTSUPP) for a guest that is a host: somebody else's QEMU is not enough for it."""
+    if guest.nic.io == "host":
+        raise VirtfnError(
+            f"guest {guest.name} is a host, and needs a QEMU whose monitor virtfn has: let virtfn start it",
+            errno_name="EOPNOTSUPP",
+        )
 
 
 def _make_folder(lab: Lab, folder: Path, *, own: bool) -> None:
@@ -216,12 +226,14 @@ def serve_lab(
 
     sockets: their folder; without it, one of the lab's name. capture, trace: as for `run_lab`. ready: gets where the
     sockets are, once they stand. While it is up, others can ask it. Raises VirtfnError if the lab has no such guest, a
-    socket cannot be had, or others can ask a lab of that name already.
+    socket cannot be had, others can ask a lab of that name already, or a guest is a host (EOPNOTSUPP).
     """
     if all(guest.vmm != "qemu" for guest in lab.guests):
         raise VirtfnError(
             f"lab {lab.name} has no guest with vmm: qemu to serve; virtfn run runs it", errno_name="EINVAL"
         )
+    for guest in lab.guests:
+        refuse_host(guest)
     folder = sockets_folder(lab, sockets)
     _make_folder(lab, folder, own=sockets is None)
     try:

@@ -106,6 +106,16 @@ class Tally(NamedTuple):
     messages: int
 
 
+class InForce(NamedTuple):
+    """What a card's registers say of a VF, whoever has written them. max_tx_rate: in Mb/s; 0: no limit."""
+
+    mac: Mac
+    vlan: int = 0
+    qos: int = 0
+    spoof_check: bool = False
+    max_tx_rate: int = 0
+
+
 class Captured(NamedTuple):
     """A frame that a card has recorded. n: the VF, None for the wire. time_ps: of its passing."""
 
@@ -258,6 +268,15 @@ class Card(Device, CountsFrames, Carrier, Protocol):
     def device_tlb(self) -> dict[str, int]:
         """Count what the card's device TLB did; nothing where there is none."""
         return {}
+
+    @property
+    def link_up(self) -> bool:
+        """Whether the port has a link."""
+        return False
+
+    def in_force(self, n: int | None) -> InForce:
+        """Read what is in force for a VF; of the PF (None), its address alone."""
+        return InForce(Mac(0))
 
     def start_capture(self) -> None:
         """Record what each function sends and receives from now on; `take_capture` must keep up."""

@@ -98,13 +98,18 @@ class Member(ServedFunction):
         self._follow_command()
 
     @property
+    def masters(self) -> bool:
+        """Whether it masters the bus."""
+        self._follow_command()
+        return self._masters
+
+    @property
     def reaches_memory(self) -> bool:
         """Whether its DMA goes to memory as it is: it masters the bus, and no IOMMU of the guest's translates.
 
         Where one does, it is told of what the guest maps for it, and not of memory from address 0 on.
         """
-        self._follow_command()
-        return self._masters and self._client is not None and any(known.iova == 0 for known in self._client.ranges)
+        return self.masters and self._client is not None and any(known.iova == 0 for known in self._client.ranges)
 
     def write_memory(self, address: int, content: bytes) -> Future[None]:
         """Write where the function's DMA goes; a VirtfnError, errno named, comes of what is refused."""
@@ -217,7 +222,7 @@ class Placement:
             self._tried, self._tries = writes, 0
         if not writes or self._tries == _TRIES:
             self._look = False
-        elif direct or self._rested(_PATIENCE_PS if self._opens() else _CLOSING_PS):
+        elif direct or self._rested(self._patience_ps):
             self._look = False
             self._tries += 1
             commands = {write.function: write.value for write in writes if write.offset == Type0.COMMAND.offset}
@@ -230,9 +235,12 @@ class Placement:
         now = self._clock.now()
         return now - self._since >= patience_ps and now - self._rested_ps >= self._rest_ps
 
-    def _opens(self) -> bool:
-        """Tell whether a VF's BARs are to answer."""
-        return any(self._space.vf_memory(n) for n in range(len(self._vfs)))
+    @property
+    def _patience_ps(self) -> int:
+        """How long to wait for a PF whose DMA reaches memory."""
+        if not any(self._space.vf_memory(n) for n in range(len(self._vfs))):
+            return _CLOSING_PS
+        return 0 if self._pf.masters else _PATIENCE_PS  # it is the guest's IOMMU that is in the way
 
     def _changes(self, *, early: bool) -> Iterator[ConfigWrite]:
         """List what has to be written. early: place BARs of VFs that are not enabled yet, too."""

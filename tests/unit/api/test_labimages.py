@@ -76,11 +76,15 @@ def test_what_a_guest_boots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def boots(keys: str) -> tuple[Path | None, Path | None, str]:
         parts = machine_parts(lab_of(folder, keys).guests[1], platform)
+        assert parts.iommu is ("iommu:" in keys)
         return parts.kernel, parts.initrd, parts.append
 
     own = "virtfn.name=b quiet"
     assert boots("") == (ours.kernel, ours.initrd, own)
     assert boots("append: debug") == (ours.kernel, ours.initrd, f"{own} debug")
+    translated = f"{own} intel_iommu=on iommu=nopt"
+    assert boots("iommu: translated\nappend: iommu=pt") == (ours.kernel, ours.initrd, f"{translated} iommu=pt")
+    assert boots("iommu: pt") == (ours.kernel, ours.initrd, f"{own} intel_iommu=on iommu=pt")
     assert boots("kernel: vmlinuz") == (folder / "vmlinuz", ours.initrd, own)
     assert boots("kernel: vmlinuz\ninitrd: initrd.cpio") == (folder / "vmlinuz", folder / "initrd.cpio", "")
     assert boots("initrd: initrd.gz\nappend: x=1") == (ours.kernel, folder / "initrd.gz", "x=1")
@@ -156,6 +160,8 @@ def test_what_is_missing_is_said(folder: Path) -> None:
         ("disk: [disk.raw]", "guests[1].disk: must be"),
         ("disk: disk.raw\nappend: quiet", "guests[1].append: is for a kernel, and the disk boots its own"),
         ("disk: disk.raw\ninitrd: initrd.gz", "guests[1].initrd: is for a kernel"),
+        ("disk: disk.raw\niommu: pt", "guests[1].iommu: is for a kernel"),
+        ("iommu: off", "guests[1].iommu: must be one of 'none', 'translated' or 'pt', not 'off'"),
         ("firmware: coreboot", "guests[1].firmware: '{0}/coreboot' is no file; use seabios, ovmf"),
         ('append: "a\\nb"', "guests[1].append: is not one printable line"),
         ("cpus: 0", "guests[1].cpus: must be at least 1"),
@@ -182,7 +188,15 @@ def test_what_is_wrong_is_said_with_file_line_and_key(folder: Path, keys: str, s
 
 
 def test_embedded_guests_boot_nothing(folder: Path) -> None:
-    for keys in ("cpus: 2", "kernel: vmlinuz", "disk: disk.raw", "qemu-args: []", "agent: true", "firmware: ovmf"):
+    for keys in (
+        "cpus: 2",
+        "kernel: vmlinuz",
+        "disk: disk.raw",
+        "qemu-args: []",
+        "agent: true",
+        "firmware: ovmf",
+        "iommu: pt",
+    ):
         with pytest.raises(LabError, match=r"guests\[1\]\..*: is for guests with vmm: qemu"):
             lab_of(folder, keys, "ping", "embedded")
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -15,10 +16,12 @@ from unit.rig import lab_text
 from virtfn.api.control import ask
 from virtfn.api.lab import parse_lab
 from virtfn.api.session import Clauses, Session, SetLinks, ShowLinks, set_policies
-from virtfn.api.session.changes import AttachGuest, DetachGuest
+from virtfn.api.session.changes import AttachGuest, DetachGuest, SetVfs
+from virtfn.api.session.events import VfCountWatch, VfsChanged
 from virtfn.api.session.service import StartTraffic
+from virtfn.api.session.watching import ListVfs, QuarantineVf, ReleaseVf
 from virtfn.drivers.policy import LinkState, VfPolicy
-from virtfn.hw.types import parse_mac
+from virtfn.hw.types import Ps, parse_mac
 from virtfn.machine.clock import S_PS
 from virtfn.machine.ports import VirtfnError
 
@@ -80,6 +83,42 @@ def test_several_clauses_hold_at_once_and_are_told(session: Session) -> None:
         "vlan_list": [{}], "rate": {"max_tx": 0, "min_tx": 0}, "spoofchk": True, "link_state": "auto",
         "trust": False, "query_rss_en": False, "stats": None,
     }  # fmt: skip
+
+
+def test_of_a_pf_that_a_guest_drives_registers_say_what_is_in_force(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pf = session.machine.pfs[0]
+    for rate in (1, 7, 333, 999):
+        setting(session, mac="02:00:00:00:00:55", vlan=20, qos=1, max_tx_rate=rate, spoofchk=rate > 7)
+        (driven,) = session.ask(ShowLinks())
+        for each in driven["vfinfo_list"]:
+            del each["trust"], each["link_state"]  # Linux's igb has neither in a register
+        with monkeypatch.context() as patched:
+            patched.setattr(pf, "driven", False)
+            assert session.ask(ShowLinks()) == [driven]
+            listed = session.ask(ListVfs())
+            assert [(each["vf"], each["state"], each["watch"]) for each in listed[4:]] == [
+                (n, "assigned", {}) for n in range(4)
+            ]
+            for refused in (
+                SetLinks("pf0", ((9, Clauses(mac="nonsense")),)), SetVfs("pf0", 2), QuarantineVf("pf0", 0),
+                ReleaseVf("pf0", 7),
+            ):  # fmt: skip
+                with pytest.raises(VirtfnError, match="pf0 is a guest's, whole") as caught:
+                    session.ask(refused)
+                assert caught.value.errno_name == "EBUSY"
+    setting(session, mac="00:00:00:00:00:00", vlan=0, max_tx_rate=0, spoofchk=True)
+
+
+def test_vfs_that_a_guest_makes_are_told_of() -> None:
+    told: list[Any] = []
+    card = SimpleNamespace(vfs=0)
+    watch = VfCountWatch(told.append, "pf0", cast(Any, card))
+    for count in (0, 3, 3, 0):
+        card.vfs = count
+        watch.turn(Ps(0))
+    assert told == [VfsChanged("pf0", 0, 3), VfsChanged("pf0", 3, 0)]
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,20 @@ def test_a_lab_without_guests_under_qemu_is_not_served(runtime: Path) -> None:
         serve_lab(parse_lab(embedded), ready=lambda _: pytest.fail("is served"))
 
 
+def test_a_host_is_refused_before_anything_stands(runtime: Path, platform: Platform) -> None:
+    host = "name: l\npfs: [{name: p}]\nguests: [{name: h, vmm: qemu, nic: {pf: p, io: host}}]\nworkload: {kind: none}\n"
+    ways: list[Callable[[], object]] = [
+        lambda: serve_lab(parse_lab(host), ready=lambda _: pytest.fail("is served")),
+        lambda: qemu_command(parse_lab(host), "h", platform=platform),
+        lambda: libvirt_domain(parse_lab(host), "h", platform=platform),
+    ]
+    for way in ways:
+        with pytest.raises(VirtfnError, match="guest h is a host, and needs a QEMU whose monitor virtfn has") as caught:
+            way()
+        assert caught.value.errno_name == "EOPNOTSUPP"
+    assert not list(runtime.glob("served/*"))
+
+
 # Command lines.
 
 
@@ -302,6 +316,10 @@ def test_a_domain_for_libvirt(platform: Platform, tmp_path: Path) -> None:
     values = [e.get("value") for e in domain.findall("{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*")]
     assert values[-1] == "-usb"
     assert json.loads(values[3] or "")["socket"]["path"] == "/s/a.sock"
+    assert domain.find("devices/iommu") is None
+    iommu = parse_lab(LAB.replace("name: a,", "name: a, iommu: translated,"))
+    domain = ElementTree.fromstring(libvirt_domain(iommu, "a", Path("/s"), platform=platform))
+    assert domain.find("devices/iommu/driver").get("caching_mode") == "on"  # type: ignore[union-attr]
     split = ElementTree.fromstring(libvirt_domain(lab, "c", Path("/s"), platform=platform))
     assert split.find("devices/interface/source").get("path") == "/s/c.sock"  # type: ignore[union-attr]
     assert split.find("os/cmdline").text.startswith("console=ttyS0")  # type: ignore[union-attr]

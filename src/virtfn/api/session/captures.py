@@ -89,7 +89,10 @@ def find_function(machine: Machine, name: str) -> tuple[LabPf, int | None]:
 def owners_of(session: Answering) -> dict[Rid, str]:
     """Say who has which VF, by routing ID."""
     owners = {run.link.vf.rid: run.lab.name for run in list(session.machine.guests) if run.link.vf is not None}
-    return owners | {guest.plug.vf.rid: guest.lab.name for guest in session.linux_guests if guest.plug.vf is not None}
+    linux = session.linux_guests
+    owners |= {guest.plug.vf.rid: guest.lab.name for guest in linux if guest.plug.vf is not None}
+    hosts = [guest for guest in linux if guest.lab.nic.io == "host"]
+    return owners | {rid: guest.lab.name for guest in hosts for _, rid in guest.pf.functions()}
 
 
 @dataclass(frozen=True, slots=True)

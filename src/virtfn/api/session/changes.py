@@ -14,6 +14,7 @@ from virtfn.api.running import lab_document
 from virtfn.api.session.asking import Answering, Params, Request, known, number
 from virtfn.api.session.change import change
 from virtfn.api.session.difference import DifferenceDocument, differences, refuse_fixed
+from virtfn.api.session.policy import refuse_whole
 from virtfn.api.session.service import standing_of
 from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import VirtfnError
@@ -190,6 +191,7 @@ class SetVfs(Request[ChangeDocument]):
     def pieces(self, session: Answering) -> InPieces[ChangeDocument]:
         """Change it."""
         pf = session.machine.pf(self.pf)
+        refuse_whole(pf)
         most = pf.model.limits.vfs
         if session.lab.pf(self.pf).sr_iov is None:
             raise VirtfnError(f"{self.pf} has no SR-IOV; give it sr-iov in the lab's file", errno_name="EOPNOTSUPP")

@@ -9,7 +9,7 @@ STATE_CHANGED    the session's
 STATE_UNWRITTEN  a change holds that the lab's state file does not know
 GUEST_ATTACHED   a VF was plugged into a guest; GUEST_DETACHED: and unplugged
 GUEST_ENDED      a guest under QEMU has ended by itself, or was killed; its VF is free
-VFS_CHANGED      a PF has another number of VFs
+VFS_CHANGED      a PF has another number of VFs, whoever has made them
 VF_...           what a VF's owner does too often, and what is done about it: SPOOFED, WARNED, THROTTLED, QUARANTINED,
                  RELEASED; a few a second for each VF at most
 """
@@ -26,6 +26,7 @@ from virtfn.drivers.policy import Claim
 from virtfn.hw.types import Ps, format_mac, format_rid
 from virtfn.hw.vtd.regs import Fault
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock, epoch_ps
+from virtfn.machine.netports import Card
 from virtfn.machine.ports import Actor
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "StateChanged",
     "StateUnwritten",
     "Told",
+    "VfCountWatch",
     "VfQuarantined",
     "VfReleased",
     "VfSpoofed",
@@ -349,6 +351,21 @@ class FaultWatch(_Watch[Fault]):
     def event(self, count: int, latest: Fault) -> Event:
         """Make the event of the latest fault."""
         return FaultsRecorded(count, format_rid(latest.rid), latest.iova, latest.reason.text, latest.write)
+
+
+class VfCountWatch(Actor):
+    """Tells of VFs that a guest makes, or takes away, of a PF that it has. An actor of the world."""
+
+    def __init__(self, tell: Callable[[Event], None], pf: str, card: Card) -> None:
+        self._tell, self._pf, self._card = tell, pf, card
+        self._known = card.vfs
+
+    def turn(self, now: Ps) -> int:
+        """Look."""
+        known, self._known = self._known, self._card.vfs
+        if self._known != known:
+            self._tell(VfsChanged(self._pf, known, self._known))
+        return 0
 
 
 class ClaimWatch(_Watch[Claim]):

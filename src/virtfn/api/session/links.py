@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from virtfn.api.link import LinkDocument, Stats64, VfInfoDocument, VlanDocument
+from virtfn.api.link import LinkDocument, PolicyDocument, Stats64, VfInfoDocument, VlanDocument
 from virtfn.api.machine import LabPf, Machine, card_mac
 from virtfn.api.session.asking import Answering, Params, Request, known, number, text
 from virtfn.api.session.policy import Clauses, refuse_whole, set_policies
 from virtfn.drivers.policy import VfPolicy
-from virtfn.hw.types import format_mac, format_rid
-from virtfn.iovm.iovm import Vf
+from virtfn.hw.types import Mac, format_mac, format_rid
 from virtfn.machine.netports import Tally
 from virtfn.machine.ports import VirtfnError
 
@@ -84,9 +83,13 @@ class SetLinks(Request[list[LinkDocument]]):
 
 
 def _describe(machine: Machine, pf: LabPf) -> LinkDocument:
-    """Describe a PF of a machine that is up, with its VFs, their policy in force, and what the card has counted."""
+    """Describe a PF of a machine that is up, with its VFs, their policy in force, and what the card has counted.
+
+    Of a PF whose driver is a guest's, registers say it, and what they do not say is left out.
+    """
     number = machine.pfs.index(pf)
-    up = pf.driver.link_up
+    up = pf.driver.link_up if pf.driven else pf.nic.link_up
+    mac = card_mac(number) if pf.driven else pf.nic.in_force(None).mac
     document: LinkDocument = {
         "ifindex": number + 1,
         "ifname": pf.name,
@@ -97,7 +100,7 @@ def _describe(machine: Machine, pf: LabPf) -> LinkDocument:
         "linkmode": "DEFAULT",
         "group": "default",
         "link_type": "ether",
-        "address": format_mac(card_mac(number)),
+        "address": format_mac(mac),
         "broadcast": _BROADCAST,
         "promiscuity": 0,
         "min_mtu": _LEAST_MTU,
@@ -106,9 +109,9 @@ def _describe(machine: Machine, pf: LabPf) -> LinkDocument:
         "parentdev": format_rid(pf.nic.pf_rid),
         "stats64": _port_stats(pf),
     }
-    if pf.vfs:
-        vfs = zip(pf.vfs, pf.nic.tally(), strict=True)
-        document["vfinfo_list"] = [_describe_vf(pf, vf, machine.policy(pf, vf), tally) for vf, tally in vfs]
+    if vfs := pf.functions():
+        tallies = zip(vfs, pf.nic.tally(), strict=True)
+        document["vfinfo_list"] = [_describe_vf(machine, pf, n, tally) for (n, _), tally in tallies]
     return document
 
 
@@ -135,21 +138,16 @@ def _port_stats(pf: LabPf) -> Stats64:
     }
 
 
-def _describe_vf(pf: LabPf, vf: Vf, policy: VfPolicy, tally: Tally) -> VfInfoDocument:
-    """Describe a VF. policy: that holds for it, or will for the guest that gets it."""
-    moved, drops = tally.moved, tally.drops
+def _describe_vf(machine: Machine, pf: LabPf, n: int, tally: Tally) -> VfInfoDocument:
+    policy, moved, drops = _policy(machine, pf, n), tally.moved, tally.drops
     received = sum(drops.get(reason, 0) for reason in _RECEIVED)
     sent = sum(drops.values()) - received
-    document: VfInfoDocument = {
-        "vf": vf.index,
+    return {
+        "vf": n,
         "link_type": "ether",
-        "address": format_mac(pf.driver.address(vf.index) or policy.mac),
+        "address": policy["address"],
         "broadcast": _BROADCAST,
-        "vlan_list": [_vlan(policy)],
-        "rate": {"max_tx": policy.max_tx_rate, "min_tx": 0},
-        "spoofchk": policy.spoof_check,
-        "link_state": policy.link_state.value,
-        "trust": policy.trust,
+        **policy,
         "query_rss_en": False,
         "stats": {
             "rx": {
@@ -162,12 +160,33 @@ def _describe_vf(pf: LabPf, vf: Vf, policy: VfPolicy, tally: Tally) -> VfInfoDoc
             "tx": {"tx_bytes": moved.tx_bytes, "tx_packets": moved.tx_frames, "dropped": sent},
         },
     }
-    if policy.max_tx_rate:
-        document["tx_rate"] = policy.max_tx_rate
+
+
+def _policy(machine: Machine, pf: LabPf, n: int) -> PolicyDocument:
+    """Describe the policy that holds, or will for the guest that gets the VF; of a guest's PF, what registers say."""
+    if not pf.driven:
+        said = pf.nic.in_force(n)
+        return _in_words(said.mac, said.vlan, said.qos, said.max_tx_rate, said.spoof_check)
+    policy = machine.policy(pf, pf.vfs[n])
+    mac = pf.driver.address(n) or policy.mac
+    document = _in_words(mac, policy.vlan, policy.qos, policy.max_tx_rate, policy.spoof_check)
+    document["link_state"], document["trust"] = policy.link_state.value, policy.trust
     return document
 
 
-def _vlan(policy: VfPolicy) -> VlanDocument:
-    if not policy.vlan:
+def _in_words(mac: Mac, vlan: int, qos: int, max_tx_rate: int, spoof_check: bool) -> PolicyDocument:
+    document: PolicyDocument = {
+        "address": format_mac(mac),
+        "vlan_list": [_vlan(vlan, qos)],
+        "rate": {"max_tx": max_tx_rate, "min_tx": 0},
+        "spoofchk": spoof_check,
+    }
+    if max_tx_rate:
+        document["tx_rate"] = max_tx_rate
+    return document
+
+
+def _vlan(vlan: int, qos: int) -> VlanDocument:
+    if not vlan:
         return {}
-    return {"vlan": policy.vlan, "qos": policy.qos} if policy.qos else {"vlan": policy.vlan}
+    return {"vlan": vlan, "qos": qos} if qos else {"vlan": vlan}

@@ -43,7 +43,7 @@ class ReadStatus(Request[StatusDocument]):
             "pid": os.getpid(),
             "uptime_s": round(session.elapsed_s, 3),
             "pfs": len(machine.pfs),
-            "vfs": sum(len(pf.vfs) for pf in machine.pfs),
+            "vfs": sum(pf.nic.vfs for pf in machine.pfs),
             "guests": len(machine.lab.guests),
             "attached": len(machine.guests) + len(linux),
             "traffic": standing.counts if standing is not None else None,

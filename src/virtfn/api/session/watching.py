@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
-from virtfn.api.machine import Machine
+from virtfn.api.machine import LabPf, Machine
 from virtfn.api.session.asking import Answering, Params, Request, known, number
 from virtfn.api.session.events import Event, VfQuarantined, VfReleased, VfSpoofed, VfThrottled, VfWarned
-from virtfn.hw.types import format_rid
-from virtfn.iovm.iovm import Vf
+from virtfn.api.session.policy import refuse_whole
+from virtfn.hw.types import Rid, format_rid
+from virtfn.iovm.iovm import Vf, VfState
 from virtfn.iovm.watch import Deed, Notice
 from virtfn.machine.ports import VirtfnError
 
@@ -60,6 +61,20 @@ def _describe(machine: Machine, pf: str, vf: Vf) -> VfDocument:
     }
 
 
+def _of_a_host(machine: Machine, pf: LabPf, n: int, rid: Rid) -> VfDocument:
+    """Describe a VF that a guest has made: it is that guest's, which nobody watches."""
+    return {
+        "pf": pf.name,
+        "vf": n,
+        "address": format_rid(rid),
+        "guest": machine.lab.host_of(pf.name),
+        "state": VfState.ASSIGNED.value,
+        "throttled_mbps": None,
+        "why": "",
+        "watch": {},
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class ListVfs(Request[list[VfDocument]]):
     """Tell how VFs are, and how much of what they are watched for they do. pf: its VFs alone."""
@@ -77,7 +92,8 @@ class ListVfs(Request[list[VfDocument]]):
         """Look."""
         machine = session.machine
         pfs = [machine.pf(self.pf)] if self.pf else machine.pfs
-        return [_describe(machine, pf.name, vf) for pf in pfs for vf in list(pf.vfs)]
+        found = [_describe(machine, pf.name, vf) for pf in pfs for vf in list(pf.vfs)]
+        return found + [_of_a_host(machine, pf, n, rid) for pf in pfs if not pf.driven for n, rid in pf.functions()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +150,13 @@ def _name(params: Params) -> str:
 
 
 def find_vf(machine: Machine, name: str, n: int) -> Vf:
-    """Find a VF by its PF's name and its number. Raises VirtfnError (ENODEV) if there is none."""
-    vfs = machine.pf(name).vfs
+    """Find a VF by its PF's name and its number.
+
+    Raises VirtfnError: ENODEV if there is none, EBUSY for the VFs of a guest that is a host.
+    """
+    pf = machine.pf(name)
+    refuse_whole(pf)
+    vfs = pf.vfs
     if n >= len(vfs):
         raise VirtfnError(f"{name} has no VF {n}: {len(vfs)} are enabled", errno_name="ENODEV")
     return vfs[n]

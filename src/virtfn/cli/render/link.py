@@ -82,12 +82,10 @@ def _vf(vf: VfInfoDocument) -> str:
         parts.append(f"tx rate {vf['tx_rate']} (Mbps)")
     parts += [f"{name} {rate}Mbps" for name, rate in _rates(vf) if rate]
     on = {True: "on", False: "off"}
-    parts += [
-        f"spoof checking {on[vf['spoofchk']]}",
-        f"link-state {vf['link_state']}",
-        f"trust {on[vf['trust']]}",
-        f"query_rss {on[vf['query_rss_en']]}",
-    ]
+    parts.append(f"spoof checking {on[vf['spoofchk']]}")
+    parts += [f"link-state {vf['link_state']}"] if "link_state" in vf else []
+    parts += [f"trust {on[vf['trust']]}"] if "trust" in vf else []
+    parts.append(f"query_rss {on[vf['query_rss_en']]}")
     return ", ".join(parts)
 
 

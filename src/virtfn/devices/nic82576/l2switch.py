@@ -40,14 +40,17 @@ from virtfn.hw.i82576.rxtx import (
     VMVIR,
     VT_CTL,
 )
+from virtfn.hw.types import Mac
 from virtfn.kernels.csum import toeplitz_key
 from virtfn.kernels.i82576.state import DROP_WITHDRAWN, MAC_SLOTS, PLAIN_TAG_AT, POOLS
 from virtfn.kernels.i82576.switch import IN_VFTA, LOCAL_VLAN, mac_slot
+from virtfn.machine.netports import InForce
 from virtfn.machine.regfile import Handlers, on_read, on_write
 
 __all__ = ["L2Switch"]
 
 STANDARD_FRAME = 1518
+_ENTRIES = 24  # receive addresses
 PS_PER_BIT_AT_1_MBPS = 1_000_000
 _MULTICAST_SHIFTS = (36, 35, 34, 32)  # RCTL.MO: which 12 bits of the address's end
 _PROPERTIES = (
@@ -132,6 +135,22 @@ class L2Switch(Handlers):
         rah = RAH(self._registers.peek(high, entry % 16))
         return self._registers.peek(low, entry % 16) | rah.RAH << 32, rah
 
+    def in_force(self, n: int | None) -> InForce:
+        """Read what is in force for the VF that has pool `n`; of the PF (None), its address alone.
+
+        Of several receive addresses of a pool the last is the VF's own, as PF drivers give them out: 23 - n.
+        """
+        if n is None:
+            return InForce(Mac(self.address(0)[0]))
+        peek = self._registers.peek
+        entries = (self.address(entry) for entry in reversed(range(_ENTRIES)))
+        mac = next((mac for mac, rah in entries if rah.AV and rah.POOLSEL >> n & 1), 0)
+        vmvir, factor = VMVIR(peek(Regs.VMVIR, n)), self._rates[n]
+        tag = vmvir.PORT_VLAN if vmvir.VLANA == VlanInsert.ALWAYS else 0
+        checked = bool(DTXSWC(peek(Regs.DTXSWC)).MACAS >> n & 1)
+        rate = round(self.link_mbps * (1 << 14) / factor) if factor else 0
+        return InForce(Mac(mac), tag & 0xFFF, tag >> 13, checked, rate)
+
     def settle(self) -> None:
         """Make stale tables anew; called before frames move."""
         if not self._stale:
@@ -143,7 +162,7 @@ class L2Switch(Handlers):
     def _settle_macs(self) -> None:
         table = self._nic["macs"]
         table[:] = -1
-        for entry in range(24):
+        for entry in range(_ENTRIES):
             mac, rah = self.address(entry)
             if not rah.AV:
                 continue

@@ -23,7 +23,7 @@ from virtfn.kernels.i82576.state import (
     TAPS,
     WIRE,
 )
-from virtfn.machine.netports import Captured, Conduct, Moved, Tally, Ways
+from virtfn.machine.netports import Captured, Conduct, InForce, Moved, Tally, Ways
 from virtfn.machine.ports import VirtfnError
 from virtfn.machine.taps import Tap, TapInterface
 
@@ -107,6 +107,15 @@ class Observed:
     def device_tlb(self) -> dict[str, int]:
         """Count what the device TLB did; nothing where there is none."""
         return dict(self.ats.counts()) if self.ats is not None else {}
+
+    @property
+    def link_up(self) -> bool:
+        """Whether the port has a link."""
+        return self.port.link
+
+    def in_force(self, n: int | None) -> InForce:
+        """Read what is in force for a VF; of the PF (None), its address alone."""
+        return self.port.l2switch.in_force(n)
 
     def drops(self, pool: int | None) -> dict[str, int]:
         """Count dropped frames of a pool (None: of the wire) by reason; reasons without any are left out."""

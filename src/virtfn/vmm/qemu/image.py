@@ -36,7 +36,8 @@ __all__ = ["MODULES", "TOOLS", "Image", "build_image"]
 KERNEL_PACKAGE = "linux-image-amd64"
 
 MODULES = (
-    "8021q", "e1000e", "igb", "igbvf", "macvlan", "tun", "virtio_blk", "virtio_net", "virtio_pci",
+    "8021q", "e1000e", "igb", "igbvf", "macvlan", "tun", "vfio_iommu_type1", "vfio_pci", "virtio_blk", "virtio_net",
+    "virtio_pci",
 )  # fmt: skip
 """Kernel modules that every image loads at boot."""
 

@@ -35,6 +35,7 @@ MESSAGE_TIMEOUT_MS = 600_000  # QEMU drops the connection for good after an answ
 RECONNECT_MS = 500  # between attempts of QEMU's to find a back end that has gone
 _FIRST_PORT = 0x10
 _DISK_AT = 0xF
+_IOMMU = "intel-iommu,caching-mode=on"  # caching: the guest tells of what it maps, too, and so QEMU tells us
 _RING = 1024  # the most that QEMU gives a virtio network device
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -150,7 +151,7 @@ class Machine:
     functions: plugged in from the start, into slots 0, 1, ...; extra: further arguments for QEMU as they are; those of
     a -device may name bus pcie.0 with addr 1 to 0xe. reboot: whether a guest's reboot restarts it or ends QEMU. shared:
     whether others can map its memory. native_hotplug: let the root ports do hot-plug, as the guest's PCI Express driver
-    knows it, and not firmware, which takes out no function beyond the first eight of a slot.
+    knows it, and not firmware, which takes out no function beyond the first eight of a slot. iommu: the guest has one.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Machine:
     disk: Disk | None = None
     firmware: Path | None = None
     native_hotplug: bool = False
+    iommu: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; raise VirtfnError."""
@@ -217,8 +219,9 @@ class Machine:
         return [
             "-name", self.name, "-nodefaults", "-no-user-config", "-vga", "none", "-display", "none",
             *acceleration.arguments(), "-smp", str(self.cpus), "-m", f"{self.memory_mib}M",
-            "-M", "q35,memory-backend=ram,sata=off,smbus=off",
+            "-M", "q35,memory-backend=ram,sata=off,smbus=off" + (",kernel-irqchip=split" if self.iommu else ""),
             "-object", f"{backend},id=ram,size={self.memory_mib}M{share}",
+            *(["-device", _IOMMU] if self.iommu else []),
         ]  # fmt: skip
 
     def _boot(self) -> list[str]:

@@ -99,14 +99,18 @@ class DmaRanges:
         bisect.insort(self._starts, new.iova)
         self._ranges[new.iova] = new
 
-    def exactly(self, iova: int, size: int) -> DmaRange:
-        """Find the range that was added with these very numbers.
+    def inside(self, iova: int, size: int) -> list[DmaRange]:
+        """List the ranges that are inside, as Linux takes an unmap: none are, where a guest's IOMMU empties a space.
 
-        Raises RefusedError.
+        Raises RefusedError for what would cut one.
         """
-        found = self._ranges.get(iova)
-        if found is None or found.size != size:
-            raise RefusedError(errno.ENOENT, "unmap-of-nothing")
+        check(size > 0 and not (iova | size) % PAGE, "unmap-not-whole-pages")
+        check(iova + size <= U64, "unmap-wraps")
+        first = bisect.bisect_left(self._starts, iova)
+        found = [self._ranges[start] for start in self._starts[first : bisect.bisect_left(self._starts, iova + size)]]
+        before = self._starts[first - 1 : first] if first else []
+        cut = any(self._ranges[start].end > iova for start in before) or any(old.end > iova + size for old in found)
+        check(not cut, "unmap-cuts-a-range")
         return found
 
     def remove(self, old: DmaRange) -> None:

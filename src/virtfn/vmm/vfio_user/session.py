@@ -310,13 +310,12 @@ class Session:
         exactly(DMA_UNMAP, body)
         check(argsz >= DMA_UNMAP.size, "argsz")
         check(flags in (0, UnmapFlags.ALL), "unmap-flags")
-        if flags & UnmapFlags.ALL:
-            check(iova == size == 0, "unmap-all-of-some")
-            for old in list(self.client.ranges):
-                yield from self._unmap(old)
+        check(not flags & UnmapFlags.ALL or iova == size == 0, "unmap-all-of-some")
+        ranges = self.client.ranges
+        for n, old in enumerate(list(ranges) if flags & UnmapFlags.ALL else ranges.inside(iova, size)):
+            if n:
                 yield
-        else:
-            yield from self._unmap(self.client.ranges.exactly(iova, size))
+            yield from self._unmap(old)
         return _Answer(body)
 
     def _unmap(self, old: DmaRange) -> Steps[None]:

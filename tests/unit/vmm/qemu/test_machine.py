@@ -35,6 +35,13 @@ def test_memory_can_be_shared_and_nothing_comes_by_default(kernel: Path) -> None
     assert values(argv(Machine("a", kernel), "kvm"), "-cpu") == ["host"]
 
 
+def test_an_iommu_is_there_before_what_it_translates(kernel: Path) -> None:
+    arguments = argv(Machine("a", kernel, iommu=True, functions=(Function("n0", Path("/s")),)))
+    assert values(arguments, "-device")[0] == "intel-iommu,caching-mode=on"
+    assert values(arguments, "-M")[0].endswith("kernel-irqchip=split")
+    assert not any("intel-iommu" in word for word in argv(Machine("a", kernel)))
+
+
 def test_functions_sit_behind_root_ports(kernel: Path) -> None:
     functions = (Function("n0", Path("/s,0")), Function("n1", Path("/s1"), {"bootindex": 1}))
     devices = values(

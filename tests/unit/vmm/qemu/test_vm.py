@@ -75,6 +75,14 @@ class PlayedQemu:
         if self.fate == "leaves":
             peer.close()
 
+    def plug_card(self, functions, *, tick) -> int:
+        for function in functions:
+            served = self._vm_of().functions[int(function.id[1:], 16)]
+            peer = self.peers[function.id] = Peer(served.server)
+            peer.call(Command.DEVICE_RESET)
+            peer.map(0x100000, 3 * CHUNK, self.memory, offset=0x100000)
+        return 0
+
     @contextmanager
     def stopped(self, *, timeout_s, tick) -> Iterator[None]:
         if not self.running:
