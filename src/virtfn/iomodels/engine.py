@@ -63,6 +63,7 @@ class Engine:
             nic.follow_time(breath_ps)
         self.pace = PACE
         self._met = 0, 0
+        self._met_drivers: list[NetDriver] = []
         self._trapping: list[NetDriver] = []
         self._progress = (0, 0)
         self._idle_steps = 0
@@ -96,7 +97,8 @@ class Engine:
     def begin(self) -> bool:
         """Do what comes before a breath."""
         self.nic.settle()
-        self._trapping = [driver for driver in self._drivers() if driver.traps]
+        self._met_drivers = self._drivers()
+        self._trapping = [driver for driver in self._met_drivers if driver.traps]
         return True
 
     def work(self) -> None:
@@ -154,7 +156,7 @@ class Engine:
         done = 0
         if self.host.now() < self._retry_ps:
             return done
-        for driver in self._drivers():
+        for driver in self._met_drivers:
             if driver.broken:
                 try:
                     driver.recover()

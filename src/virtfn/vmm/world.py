@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
 from virtfn.hw.types import Ps
@@ -59,6 +59,7 @@ class World:
         self._actors: list[Actor] = []
         self._rester: Rester | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._idle: set[int] = set()  # lanes that had nothing to do in the last step: a thread each would cost more
         self._side_by_side = len(os.sched_getaffinity(0)) > 1 and not CHECKED  # which knows one call at a time
 
     @classmethod
@@ -100,20 +101,24 @@ class World:
 
     def _work(self) -> int:
         lanes = [lane for lane in self._lanes if lane.begin()]
-        if len(lanes) > 1 and self._side_by_side:
+        here = lanes
+        others: list[Future[None]] = []
+        busy = [lane for lane in lanes if id(lane) not in self._idle] if self._side_by_side else []
+        if len(busy) > 1:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "lane")
-            others = [self._threads.submit(lane.work) for lane in lanes[1:]]
-            try:
-                lanes[0].work()
-            finally:
-                wait(others)  # whatever happens here, what they work on must not go away
-            for other in others:
-                other.result()
-        else:
-            for lane in lanes:
+            others = [self._threads.submit(lane.work) for lane in busy[1:]]
+            here = [busy[0], *(lane for lane in lanes if id(lane) in self._idle)]
+        try:
+            for lane in here:
                 lane.work()
-        return sum([lane.end() for lane in lanes])
+        finally:
+            wait(others)  # whatever happens here, what they work on must not go away
+        for other in others:
+            other.result()
+        done = [lane.end() for lane in lanes]
+        self._idle = {id(lane) for lane, moved in zip(lanes, done, strict=True) if not moved}
+        return sum(done)
 
     def serve(self, limit_ps: int) -> None:
         """Let lanes and the rester go on for a moment, at most `limit_ps`: an actor waits in the middle of its turn."""
