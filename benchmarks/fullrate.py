@@ -134,20 +134,28 @@ class Asker:
         self.process.wait()
 
 
-def shares(lab: FullRate, asker: Asker, pairs: int, seconds: float) -> list[tuple[float, float]]:
-    """Let somebody ask and rest in turn; return what the lab keeps: of its rate, and for its processor time."""
-    kept = []
+def costs(lab: FullRate, asker: Asker, pairs: int, seconds: float) -> list[tuple[float, float]]:
+    """Let somebody ask and rest in turn; return what one question a second takes from the lab.
+
+    As shares: of its rate, and of its frames for its processor time. Where others are at work, fewer questions come
+    than are wanted: those that came count.
+    """
+    found = []
     lab.go_on(asker.ready)
     for pair in range(pairs):
-        got = {}
+        got, asked = {}, 0
         for asks in (False, True) if pair % 2 else (True, False):
             (asker.ask if asks else asker.rest)()
             lab.go_on(lambda: False, 0.1)
+            asker.ready()
+            before = len(asker.said)
             got[asks] = lab.slice(seconds)
-        kept.append((got[True][0] / got[False][0], got[True][1] / got[False][1]))
+            asker.ready()
+            asked += (len(asker.said) - before) * asks
+        rate = max(asked, 1) / seconds
+        found.append(((1 - got[True][0] / got[False][0]) / rate, (1 - got[True][1] / got[False][1]) / rate))
     asker.ask()
-    asker.ready()
-    return kept
+    return found
 
 
 def captured(lab: FullRate, interface: str, name: str, pairs: int, seconds: float) -> list[tuple[float, int, int]]:
@@ -166,9 +174,11 @@ def captured(lab: FullRate, interface: str, name: str, pairs: int, seconds: floa
                 return words in said
 
             lab.go_on(lambda: told(b"capturing"))
+            lab.go_on(lambda: False, 0.5)
             rate, _ = lab.slice(seconds)
             process.send_signal(signal.SIGINT)
             lab.go_on(lambda: told(b"frames captured"))
+        assert b"frames captured" in said, f"the capture said: {said.decode()}"
         numbers = [int(word) for word in bytes(said).decode().replace(",", "").split() if word.isdecimal()]
         found.append((rate / alone, numbers[0], numbers[1] if len(numbers) > 1 else 0))
     return found

@@ -23,7 +23,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from fullrate import COMMAND, Asker, at_full_rate, captured, shares, spread
+from fullrate import COMMAND, Asker, at_full_rate, captured, costs, spread
 
 from virtfn.api.control import ask
 from virtfn.api.service import find_kept, read_token, serve_web
@@ -171,20 +171,19 @@ def measure_looks(only: set[str], pairs: int, seconds: float) -> None:
             row("`link.set`, beside that, ms", spread(asker.said))
         if "looks" in only:
             asker = Asker.start("snapshots")
-            say_costs("a snapshot each second", shares(full, asker, pairs, seconds), asker)
+            say_costs("a snapshot each second", costs(full, asker, pairs, seconds), asker)
             with serve_web(NAME, 0) as web:
                 busy = busy_s(web.process.pid)
                 asker = Asker.start("page", web.where, read_token(NAME))
-                say_costs("the page", shares(full, asker, pairs, seconds), asker)
+                say_costs("the page", costs(full, asker, pairs, seconds), asker)
                 spent = 1e3 * (busy_s(web.process.pid) - busy) / max(len(asker.said), 1)
             row("processor time of HTTP for a look of the page, ms", f"{spent:.1f}")
 
 
-def say_costs(what: str, kept: list[tuple[float, float]], asker: Asker) -> None:
+def say_costs(what: str, found: list[tuple[float, float]], asker: Asker) -> None:
     asker.end()
     for k, of in enumerate(("its rate", "frames for its processor time")):
-        costs = [(1 - pair[k]) / LOOKS for pair in kept]
-        row(f"{what} costs the lab, % of {of}", spread(costs, 100, 2))
+        row(f"{what} costs the lab, % of {of}", spread([pair[k] for pair in found], 100, 2))
     row(f"{what}: until the answer, ms", spread(asker.said))
 
 
