@@ -22,7 +22,7 @@ BUDGETS = {
     "iovm": 2600,
     "iomodels": 2320,
     "sim": 300,
-    "api": 9700,
+    "api": 9800,
     "cli": 2300,
     "web": 560,
     "pytest": 350,
