@@ -45,7 +45,14 @@ def a_host(heard: list[int], refused: str = "", drops: Callable[[], dict[str, in
 
 def test_what_is_held_back_and_let_through_is_enforced() -> None:
     check = next(each for each in CHECKS if each.clause == "vlan 7")
-    for heard, enforced in (([0, 20], True), ([20, 20], False), ([0, 0], False), ([1, 20], False), ([0, 19], False)):
+    for heard, enforced in (
+        ([0, 20], True),
+        ([20, 20], False),
+        ([0, 0], False),
+        ([1, 20], False),
+        ([0, 19], False),
+        ([0, 21], True),
+    ):
         finding = check.run(a_host(list(heard)))
         assert finding.accepted
         assert finding.enforced is enforced
