@@ -6,6 +6,7 @@ go on from each other. What was set is read in the card's registers, and felt by
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,7 @@ LINE = (
     "systemd.log_color=no systemd.mask=systemd-binfmt.service"
 )
 VFS = ("0000:01:10.0", "0000:01:10.2", "0000:01:10.4")
+VIRSH = "LC_ALL=C virsh -q"
 
 
 class Userland(Host):
@@ -178,3 +180,53 @@ def test_networkmanager_makes_vfs_and_gives_them_policies(userland: Userland) ->
     userland.run("nmcli -w 200 connection down card", 240)
     assert userland.rig.nic.vfs == 0
     userland.run("nmcli connection delete card; systemctl stop NetworkManager")
+
+
+def test_libvirt_finds_the_functions_and_makes_a_pool_of_them(userland: Userland) -> None:
+    """Devices of nodes, a network of kind hostdev, and a VF that goes to vfio-pci and back."""
+    userland.number(3)
+    userland.run("ip link set pf0 up; udevadm settle; libvirtd -d", 120)
+    userland.settled(f"{VIRSH} -c nodedev:///system nodedev-list >/dev/null", 120)
+
+    def devices(capability: str) -> list[str]:
+        return userland.run(f"{VIRSH} -c nodedev:///system nodedev-list --cap {capability}").split()
+
+    def dumped(words: str) -> ET.Element:
+        return ET.fromstring(userland.run(f"{VIRSH} -c {words}"))
+
+    def addresses(parent: ET.Element | None) -> list[str]:
+        assert parent is not None
+        parts = [[int(at.attrib[key], 16) for key in ("bus", "slot", "function")] for at in parent.iter("address")]
+        return ["0000:{:02x}:{:02x}.{:x}".format(*part) for part in parts]
+
+    names = [f"pci_{address.replace(':', '_').replace('.', '_')}" for address in VFS]
+    assert {"pci_0000_01_00_0", *names} <= set(devices("pci"))
+    assert devices("vports") == [], "those are of Fibre Channel"
+    card = dumped("nodedev:///system nodedev-dumpxml pci_0000_01_00_0")
+    has = card.find(".//capability[@type='virt_functions']")
+    assert has is not None
+    assert has.attrib["maxCount"] == "7"
+    assert addresses(has) == list(VFS)
+    assert card.findtext("driver/name") == "igb"
+    groups = set()
+    for address, name in zip(VFS, names, strict=True):
+        vf = dumped(f"nodedev:///system nodedev-dumpxml {name}")
+        assert addresses(vf.find(".//capability[@type='phys_function']")) == ["0000:01:00.0"]
+        assert vf.findtext("driver/name") == "igbvf"
+        group = vf.find(".//iommuGroup")
+        assert group is not None
+        assert addresses(group) == [address], "each VF is in a group of its own"
+        groups.add(group.attrib["number"])
+    assert len(groups) == len(VFS)
+
+    networks = f"{VIRSH} -c network:///system"
+    pool = "<network><name>vfs</name><forward mode='hostdev' managed='yes'><pf dev='pf0'/></forward></network>"
+    userland.run(f'echo "{pool}" >/tmp/pool.xml; {networks} net-define /tmp/pool.xml && {networks} net-start vfs')
+    assert addresses(dumped("network:///system net-dumpxml vfs").find("forward")) == list(VFS)
+    userland.run(f"{networks} net-destroy vfs; {networks} net-undefine vfs")
+
+    driver = f"basename $(readlink /sys/bus/pci/devices/{VFS[1]}/driver)"
+    for command, then in (("detach", "vfio-pci"), ("reset", "vfio-pci"), ("reattach", "igbvf")):
+        userland.run(f"{VIRSH} -c qemu:///system nodedev-{command} {names[1]}", 120)
+        assert userland.run(driver).strip() == then
+    userland.run("kill $(pidof libvirtd)")
