@@ -6,6 +6,7 @@ go on from each other. What was set is read in the card's registers, and felt by
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ LINE = (
 )
 VFS = ("0000:01:10.0", "0000:01:10.2", "0000:01:10.4")
 VIRSH = "LC_ALL=C virsh -q"
+TESTPMD = "dpdk-testpmd --lcores 0@0,1@0 --no-telemetry -m 128"
 
 
 class Userland(Host):
@@ -230,3 +232,73 @@ def test_libvirt_finds_the_functions_and_makes_a_pool_of_them(userland: Userland
         userland.run(f"{VIRSH} -c qemu:///system nodedev-{command} {names[1]}", 120)
         assert userland.run(driver).strip() == then
     userland.run("kill $(pidof libvirtd)")
+
+
+class Testpmd:
+    """DPDK's testpmd over some functions of the card, at its prompt."""
+
+    __test__ = False
+
+    def __init__(self, host: Userland, functions: tuple[str, ...], options: str = "") -> None:
+        self.host = host
+        named = " ".join(f"-a {function}" for function in functions)
+        host.run("rm -f /tmp/ask; mkfifo /tmp/ask")
+        host.rig.start(0, "sleep 9999 >/tmp/ask")
+        more = "--total-num-mbufs=4096 --no-mlockall"
+        host.rig.start(0, f"{TESTPMD} {named} {options} -- -i {more} </tmp/ask >/tmp/said 2>&1; echo over >>/tmp/said")
+        host.settled("grep -q -e 'testpmd>' -e '^over$' /tmp/said", 200)
+        self.said = host.run("cat /tmp/said")
+        assert "over" not in self.said.splitlines(), self.said
+
+    def say(self, *commands: str) -> str:
+        """Give commands at the prompt, and return what came of them."""
+        size = int(self.host.run("wc -c </tmp/said"))
+        lines = "".join(f"{command}\\n" for command in (*commands, "show port summary 99"))
+        self.host.run(f"printf '{lines}' >/tmp/ask")
+        self.host.settled(f"tail -c +{size + 1} /tmp/said | grep -q 'Invalid port 99'")
+        return self.host.run(f"tail -c +{size + 1} /tmp/said")
+
+    def addresses(self) -> list[str]:
+        """Return the addresses of its ports."""
+        return [mac.lower() for mac in re.findall(r"^Port \d+: (\S+)", self.said, re.MULTILINE)]
+
+    def circle(self, first: int, second: int, seconds: int = 3) -> tuple[int, int]:
+        """Let frames go around between two ports that are VFs 0 and 1; count what the card took in from each."""
+        macs = self.addresses()
+        nic = self.host.rig.nic
+        self.say(
+            f"set portlist {first},{second}", "set fwd mac",
+            f"set eth-peer {first} {macs[second]}", f"set eth-peer {second} {macs[first]}",
+        )  # fmt: skip
+        before = [nic.moved(nic.vf_rid(n)).tx_frames for n in range(2)]
+        self.say("start tx_first")
+        self.host.rig.pause(1000 * seconds)
+        self.say("stop")
+        after = [nic.moved(nic.vf_rid(n)).tx_frames for n in range(2)]
+        return after[0] - before[0], after[1] - before[1]
+
+    def quit(self) -> None:
+        """End it."""
+        self.host.run("echo quit >/tmp/ask")
+        self.host.settled("grep -q '^over$' /tmp/said")
+        self.host.run("pkill -x sleep; true")
+
+
+def test_dpdk_forwards_between_two_vfs(userland: Userland) -> None:
+    """dpdk-devbind gives two VFs to vfio-pci; testpmd lets frames go around; the PF is igb's, and its policies hold."""
+    userland.run("ip link set pf0 vf 0 mac 02:00:00:00:00:d0; ip link set pf0 vf 1 mac 02:00:00:00:00:d1")
+    userland.run(f"modprobe vfio-pci; dpdk-devbind.py -b vfio-pci {VFS[0]} {VFS[1]}", 200)
+    status = userland.run("dpdk-devbind.py --status-dev net", 120)
+    assert len(re.findall(r"0000:01:10\.[02] '82576 Virtual Function 10ca' drv=vfio-pci", status)) == 2, status
+    testpmd = Testpmd(userland, VFS[:2])
+    assert "Probe PCI driver: net_e1000_igb_vf (8086:10ca) device: 0000:01:10.2" in testpmd.said
+    assert testpmd.addresses() == ["02:00:00:00:00:d0", "02:00:00:00:00:d1"]
+    there, back = testpmd.circle(0, 1)
+    assert min(there, back) > 1000
+    userland.run("ip link set pf0 vf 0 vlan 7")
+    there, back = testpmd.circle(0, 1)
+    assert max(there, back) < 1000, "they are in different VLANs: what is sent first comes to nobody"
+    userland.run("ip link set pf0 vf 0 vlan 0")
+    assert min(testpmd.circle(0, 1)) > 1000
+    testpmd.quit()
+    userland.run(f"dpdk-devbind.py -b igbvf {VFS[0]} {VFS[1]}", 200)
