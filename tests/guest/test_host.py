@@ -12,6 +12,10 @@ import pytest
 
 from guest.hostrig import CARD, Host
 from guest.rig import CARD_MAC, LinuxRig
+from unit.rig import lab_text
+from virtfn.api.lab import parse_lab
+from virtfn.api.session import Session, ShowLinks
+from virtfn.cli.render.link import render_links
 from virtfn.hw.types import format_mac
 from virtfn.machine.ports import VirtfnError
 
@@ -126,6 +130,54 @@ def test_policies_of_ip_are_enforced_by_the_card(host: Host):
     host.run("ip link set eth0 vf 2 spoofchk on; ip -n c link del spoof")
     for refused in ("min_tx_rate 5", "state disable"):
         assert host.rig.attempt(0, f"ip link set eth0 vf 0 {refused}").status, "igb has neither"
+
+
+# What no card has, but Linux's network devices.
+OF_LINUX = {
+    "txqlen", "allmulti", "inet6_addr_gen_mode", "num_tx_queues", "num_rx_queues", "gso_max_size", "gso_max_segs",
+    "tso_max_size", "tso_max_segs", "gro_max_size", "gso_ipv4_max_size", "gro_ipv4_max_size",
+}  # fmt: skip
+
+
+def test_virtfn_link_shows_what_ip_shows(host: Host):
+    """The same settings, once in Linux with stock igb, and once in a lab with the driver of virtfn's own."""
+    host.run("ip link set eth0 vf 0 vlan 7 qos 3 max_tx_rate 100; ip link set eth0 vf 1 spoofchk off")
+    host.run("ip link set eth0 vf 2 trust on vlan 20 mac 02:00:00:00:00:12; ip link set eth0 vf 3 mac 02:00:00:00:00:13")
+    (theirs,) = host.rig.json(0, "ip -j -d -s link show eth0")
+    brief = host.run("ip link show eth0").splitlines()
+    full = host.run("ip -d -s link show eth0").splitlines()
+    host.run("ip link set eth0 vf 0 vlan 0 max_tx_rate 0; ip link set eth0 vf 1 spoofchk on")
+    host.run("ip link set eth0 vf 2 trust off vlan 0")
+    macs = [vf["address"] for vf in theirs["vfinfo_list"]]
+    settings = ("vlan-id: 7, qos: 3, max-tx-rate: 100", "spoof-check: false", "trust: true, vlan-id: 20", "qos: 0")
+    vfs = ", ".join(
+        f'{{id: {n}, mac-address: "{mac}", {words}}}' for n, (mac, words) in enumerate(zip(macs, settings, strict=True))
+    )
+    with Session(parse_lab(lab_text(policies=f"[{vfs}]", link_mbps=1000))) as session:
+        session.start()
+        (ours,) = session.ask(ShowLinks())
+    for name in ("ifindex", "ifname", "qdisc", "address", "max_mtu"):
+        ours[name] = theirs[name]
+    for vf in ours["vfinfo_list"]:
+        assert vf.pop("query_rss_en") is False, "igb says nothing of it"
+    assert ours["vfinfo_list"] == theirs["vfinfo_list"]
+    assert set(theirs) - set(ours) <= OF_LINUX
+    assert {way: set(counts) for way, counts in ours["stats64"].items()} == {
+        way: set(counts) for way, counts in theirs["stats64"].items()
+    }
+    assert {name: ours[name] for name in ours if name not in ("stats64", "vfinfo_list")} == {
+        name: theirs.get(name) for name in ours if name not in ("stats64", "vfinfo_list")
+    }
+    # And as text.
+    for vf in ours["vfinfo_list"]:
+        vf["query_rss_en"] = False
+    ours["stats64"] = theirs["stats64"]
+    shown = render_links([ours], details=False, statistics=False).replace(", query_rss off", "").splitlines()
+    assert shown == [line.replace(f" qlen {theirs['txqlen']}", "").rstrip() for line in brief]
+    shown = render_links([ours], details=True, statistics=True).replace(", query_rss off", "").splitlines()
+    assert shown[2:] == full[2:]
+    details = iter(full[1].split())
+    assert all(word in details for word in shown[1].split()), "in the same order, with what is Linux's between"
 
 
 def test_resets_of_a_vf_and_of_the_pf(host: Host):
