@@ -142,7 +142,9 @@ OF_LINUX = {
 def test_virtfn_link_shows_what_ip_shows(host: Host):
     """The same settings, once in Linux with stock igb, and once in a lab with the driver of virtfn's own."""
     host.run("ip link set eth0 vf 0 vlan 7 qos 3 max_tx_rate 100; ip link set eth0 vf 1 spoofchk off")
-    host.run("ip link set eth0 vf 2 trust on vlan 20 mac 02:00:00:00:00:12; ip link set eth0 vf 3 mac 02:00:00:00:00:13")
+    host.run(
+        "ip link set eth0 vf 2 trust on vlan 20 mac 02:00:00:00:00:12; ip link set eth0 vf 3 mac 02:00:00:00:00:13"
+    )
     (theirs,) = host.rig.json(0, "ip -j -d -s link show eth0")
     brief = host.run("ip link show eth0").splitlines()
     full = host.run("ip -d -s link show eth0").splitlines()
