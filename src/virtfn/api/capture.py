@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from virtfn.api.control import Handed, ask_handed
+from virtfn.api.signals import ended_by_signals
 from virtfn.kernels.tapring import TAP_DROP, TAP_SWITCH
 from virtfn.machine.recorder import Direction, Packet, Recorder
 from virtfn.machine.taps import Seen, TapReader
@@ -84,7 +85,7 @@ def record(
         recorder.flush()
         if started is not None:
             started(document)
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), ended_by_signals():  # the signal has arrived: what comes now is not cut off
             _Copier(document, reader, recorder).run(end, count)
         lost = _tell_lost(document["interfaces"], reader, recorder)
         return {

@@ -6,20 +6,26 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
+import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from unit.rig import lab_text
+from virtfn.api import capture
 from virtfn.api.capture import record
 from virtfn.api.control import Control, Handed, ask_handed
 from virtfn.api.explain import StateError, explain, frame_of_capture, frame_of_hex, load_state
 from virtfn.api.lab import parse_lab
 from virtfn.api.session import ReadCard, Session, StartCapture, captures
+from virtfn.api.signals import ended_by_signals
 from virtfn.drivers.policy import StormLimits, SwitchPolicy
 from virtfn.machine.captures import CaptureError, read_capture
 from virtfn.machine.ports import VirtfnError
@@ -237,3 +243,16 @@ def test_a_state_without_an_end_is_not_read_to_it(more: bool, monkeypatch: pytes
                 load_state(Path(f"/proc/self/fd/{come}"))
         else:
             assert load_state(Path(f"/proc/self/fd/{come}"))["lab"] == "rig"
+
+
+def test_ctrl_c_ends_a_capture_that_takes_its_time_to_say_what_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face = {"name": "pf0", "description": "", "numbers": [0]}
+    document = {"lab": "x", "interfaces": [face], "wanted": [], "names": [], "reasons": [], "bytes": 0, "epoch_ps": 0}
+    handed = SimpleNamespace(document=document, descriptors=(0, 0))
+    slow = SimpleNamespace(lost=lambda number: time.sleep(0.1) or 7)
+    monkeypatch.setattr(capture, "TapReader", lambda *_: nullcontext(slow))
+    monkeypatch.setattr(capture._Copier, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with ended_by_signals():  # as the command line does
+        assert record(cast(Handed, handed), tmp_path / "x.pcapng")["lost"] == 7
