@@ -10,7 +10,8 @@ import pytest
 from guest.rig import LinuxRig
 from virtfn.kernels import warm
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Qemu, cache_folder, find_qemu, install_qemu
+from virtfn.vmm.qemu import Qemu, cache_folder, find_ovmf, find_qemu, install_qemu
+from virtfn.vmm.qemu.debian import fetch, unpack
 from virtfn.vmm.qemu.image import Image, build_image
 
 
@@ -34,6 +35,20 @@ def image() -> Image:
         return build_image(cache=cache_folder())
     except VirtfnError as error:
         pytest.skip(f"not run: {error}")
+
+
+@pytest.fixture(scope="session")
+def ovmf(qemu: Qemu, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian's UEFI firmware for virtual machines: the machine's own, or unpacked."""
+    try:
+        return find_ovmf(qemu)
+    except VirtfnError:
+        folder = tmp_path_factory.mktemp("ovmf")
+    try:
+        unpack(fetch(["ovmf"], depends=False, cache=cache_folder()), folder)
+    except VirtfnError as error:
+        pytest.skip(f"not run: {error}")
+    return folder / "usr/share/ovmf/OVMF.fd"
 
 
 @pytest.fixture(scope="module")

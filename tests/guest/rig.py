@@ -71,6 +71,7 @@ class LinuxRig:
         whole: bool = False,
         host: bool = False,
         reboot: bool = False,
+        iommu: bool = False,
         mapped: bool = True,
         copies: int = 2,
         unshared: Sequence[int] = (),
@@ -78,7 +79,7 @@ class LinuxRig:
     ) -> None:
         self._qemu, self._image, self._logs = qemu, image, logs
         self._memory_mib, self._cpus, self._extra, self._append = memory_mib, cpus, tuple(extra), append
-        self._mapped, self._unshared, self._boot_s = mapped, unshared, boot_s
+        self._mapped, self._unshared, self._boot_s, self._iommu = mapped, unshared, boot_s, iommu
         self._whole, self._is_host, self._reboot = whole or host, host, reboot
         self._stack = ExitStack()
         self.acceleration = choose_acceleration(qemu, image.kernel)
@@ -151,6 +152,7 @@ class LinuxRig:
                 memory_mib=self._memory_mib,
                 cpus=self._cpus,
                 native_hotplug=self._is_host,
+                iommu=self._iommu,
                 reboot=self._reboot,
                 extra=("-S", *self._extra),
             )

@@ -105,11 +105,18 @@ def _vfs(document: dict[str, Any]) -> list[dict[str, Any]]:
         for guest in document["guests"]
         if guest["nic"].get("attached", True)
     }
+    hosts = {guest["nic"]["pf"]: guest["name"] for guest in document["guests"] if guest["nic"].get("io") == "host"}
     vfs = []
     for pf in document["pfs"]:
         sr_iov = pf.get("sr-iov", {"total-vfs": 0})
         policies = {policy["id"]: policy for policy in sr_iov.get("vfs", ())}
         for n in range(sr_iov["total-vfs"]):
             policy = {key: value for key, value in policies.get(n, {}).items() if key != "id"}
-            vfs.append({"vf": f"{pf['name']}/vf{n}", "guest": owners.get((pf["name"], n)), "policy": policy})
+            vfs.append(
+                {
+                    "vf": f"{pf['name']}/vf{n}",
+                    "guest": owners.get((pf["name"], n), hosts.get(pf["name"])),
+                    "policy": policy,
+                }
+            )
     return vfs
