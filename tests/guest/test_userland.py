@@ -1,7 +1,7 @@
 """What people use judges the card of a host: udev, networkd, NetworkManager, libvirt and DPDK, of Debian's packages.
 
-One machine with systemd and an IOMMU of its own, which takes a minute or more to boot, for all tests but the last; they
-go on from each other. What was set is read in the card's registers, and felt by traffic.
+One machine with systemd and an IOMMU of its own, which takes a minute or more to boot, for all tests, which go
+on from each other. What was set is read in the card's registers, and felt by traffic.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guest.hostrig import Host
+from guest.hostrig import CARD, Host
 from guest.rig import LinuxRig
 from virtfn.hw.i82576.regs import Regs
 from virtfn.hw.i82576.rxtx import DTXSWC, VMVIR
@@ -43,6 +43,7 @@ LINE = (
 )
 VFS = ("0000:01:10.0", "0000:01:10.2", "0000:01:10.4")
 VIRSH = "LC_ALL=C virsh -q"
+TOKEN = "14d63f20-8445-11ea-8900-1f9ce7d5650d"
 TESTPMD = "dpdk-testpmd --lcores 0@0,1@0 --no-telemetry -m 128"
 
 
@@ -302,3 +303,29 @@ def test_dpdk_forwards_between_two_vfs(userland: Userland) -> None:
     assert min(testpmd.circle(0, 1)) > 1000
     testpmd.quit()
     userland.run(f"dpdk-devbind.py -b igbvf {VFS[0]} {VFS[1]}", 200)
+
+
+def test_dpdk_is_the_driver_of_the_pf_as_well(userland: Userland) -> None:
+    """vfio-pci makes the VFs, and DPDK's igb serves their mailboxes. It has no `set vf` commands, and says so."""
+    userland.number(0)
+    userland.run(
+        f"dpdk-devbind.py -b vfio-pci 0000:01:00.0 && echo 1 >/sys/module/vfio_pci/parameters/enable_sriov && "
+        f"echo 2 >{CARD}/sriov_numvfs",
+        200,
+    )
+    assert userland.rig.nic.vfs == 2
+    testpmd = Testpmd(userland, ("0000:01:00.0", *VFS[:2]), f"--vfio-vf-token={TOKEN}")
+    assert "Probe PCI driver: net_e1000_igb (8086:10c9) device: 0000:01:00.0" in testpmd.said
+    for n, mac in enumerate(testpmd.addresses()[1:]):
+        assert mac in userland.addresses(n), "the PF has given it"
+    assert min(testpmd.circle(1, 2)) > 1000
+    before = userland.vlan(0), userland.spoof_check(0), userland.addresses(0)
+    for command in (
+        "set vf vlan insert 0 0 7", "set vf vlan antispoof 0 0 on", "set vf mac antispoof 0 0 on",
+        "set vf mac addr 0 0 02:00:00:00:00:99", "set port 0 vf 0 rate 10 queue_mask 0x1",
+    ):  # fmt: skip
+        answer = testpmd.say(command)
+        assert re.search("not implemented|not supported|ENOTSUP|failed", answer, re.IGNORECASE), answer
+    assert (userland.vlan(0), userland.spoof_check(0), userland.addresses(0)) == before
+    testpmd.quit()
+    userland.run(f"echo 0 >{CARD}/sriov_numvfs; dpdk-devbind.py -b igb 0000:01:00.0", 200)
