@@ -1,6 +1,6 @@
 # make run    set everything up and run the main job: virtfn run, on the built-in lab
 # make test   set everything up and run the tests
-# make userland  judge the card by what people use on hosts with SR-IOV: minutes, not part of make test
+# make long   tests with guests that take minutes more: systemd, libvirt and DPDK on a host's card, every recipe
 # make check  format, lint, types, imports, generated documents fresh, line budget
 # make bench  data-plane rates; make docs: write the generated reference anew
 
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # What calls kernels, and is run with their checked build as well.
 KERNEL_TESTS := $(addprefix tests/unit/,devices drivers iomodels iovm kernels machine vmm)
 
-.PHONY: run test userland check bench docs clean
+.PHONY: run test long check bench docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -20,15 +20,14 @@ test: $(VENV)/.installed-dev
 	tools/judges.sh
 	$(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
 	$(BIN)/pytest -n 2 -m "not slow and not guest"
-	$(BIN)/pytest -n 2 --dist loadfile -m "(slow or guest) and not alone and not userland"
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest -n 2 --dist loadfile -m "(slow or guest) and not alone and not long"
+	$(BIN)/pytest -m "alone and not long"
 	VIRTFN_CHECKED=1 $(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
 	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest and not slow" $(KERNEL_TESTS)
 	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest" tests/property tests/conformance tests/fuzz
 
-# Guests in which systemd, NetworkManager, libvirt and DPDK run; fetches some 200 MB of Debian's packages once.
-userland: $(VENV)/.installed-dev
-	$(BIN)/pytest -m userland
+long: $(VENV)/.installed-dev
+	$(BIN)/pytest -m long
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

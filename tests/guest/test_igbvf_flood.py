@@ -8,7 +8,7 @@ import pytest
 
 from guest.rig import LinuxRig, address
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 SECONDS = 60
 PORTS = {0: 5301, 1: 5302}

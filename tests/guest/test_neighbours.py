@@ -31,7 +31,13 @@ def street(qemu: Qemu, image: Image) -> Iterator[linuxneighbours.LinuxStreet]:
         yield made
 
 
-@pytest.mark.parametrize("name", ["FLR", "mailbox requests", "tiny segments", "frames to nobody"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FLR",
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("mailbox requests", "tiny segments", "frames to nobody")),
+    ],
+)
 def test_a_linux_pair_keeps_half(street, name):
     flood = neighbours.descriptors if name in neighbours.DESCRIPTORS else neighbours.client
     kept = street.measure(flood(street, name), ROUNDS, SECONDS)

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.guest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = read_recipes(PAGE.read_text(encoding="utf-8"))
+LONG = ("No uplink", "Two labs", "A virtual machine")
 ANSWERED = re.compile(r"(\d+) packets transmitted, \1 received")
 
 
@@ -75,7 +76,9 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
-@pytest.mark.parametrize("title", RECIPES)
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=pytest.mark.long if title.startswith(LONG) else ()) for title in RECIPES]
+)
 def test_a_recipe_does_what_the_page_says(title: str, environ: Mapping[str, str], folder: Path, tmp_path: Path) -> None:
     lines = RECIPES[title]
     typed = "\n".join(line for _, _, line in lines)

@@ -22,7 +22,7 @@ from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Qemu, cache_folder
 from virtfn.vmm.qemu.image import Image, build_image
 
-pytestmark = [pytest.mark.guest, pytest.mark.userland]
+pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 FILES = Path(__file__).with_name("userland")
 PYTHON = (

@@ -158,7 +158,8 @@ def setting(tmp_path) -> Iterator[Setting]:
 
 
 @pytest.mark.parametrize(
-    ("cycles", "surprise"), [(40, False), (20, True), pytest.param(200, False, marks=pytest.mark.slow)]
+    ("cycles", "surprise"),
+    [(40, False), (20, True), pytest.param(200, False, marks=[pytest.mark.slow, pytest.mark.long])],
 )
 def test_functions_that_come_and_go_leave_nothing(setting, cycles, surprise):
     for cycle in range(cycles):
