@@ -10,7 +10,7 @@ import pytest
 from guest.hostrig import Host
 from guest.rig import LinuxRig
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 DEVICES = "/sys/bus/pci/devices/0000:01:"
 GROUP = f"basename $(readlink {DEVICES}{{}}/iommu_group)"
