@@ -17,7 +17,7 @@ from virtfn.api.control import ask
 from virtfn.api.lab import parse_lab
 from virtfn.api.session import Clauses, Session, SetLinks, ShowLinks, set_policies
 from virtfn.api.session.changes import AttachGuest, DetachGuest, SetVfs
-from virtfn.api.session.events import VfCountWatch, VfsChanged
+from virtfn.api.session.events import HostWatch, VfsChanged, VfSpoofed
 from virtfn.api.session.service import StartTraffic
 from virtfn.api.session.watching import ListVfs, QuarantineVf, ReleaseVf
 from virtfn.drivers.policy import LinkState, VfPolicy
@@ -113,12 +113,28 @@ def test_of_a_pf_that_a_guest_drives_registers_say_what_is_in_force(
 
 def test_vfs_that_a_guest_makes_are_told_of() -> None:
     told: list[Any] = []
-    card = SimpleNamespace(vfs=0)
-    watch = VfCountWatch(told.append, "pf0", cast(Any, card))
+    card = SimpleNamespace(vfs=0, conduct=list)
+    watch = HostWatch(told.append, "pf0", "host", cast(Any, card))
     for count in (0, 3, 3, 0):
         card.vfs = count
         watch.turn(Ps(0))
     assert told == [VfsChanged("pf0", 0, 3), VfsChanged("pf0", 3, 0)]
+
+
+def test_what_vfs_of_a_host_spoof_is_told_of_some_times_a_second() -> None:
+    told: list[Any] = []
+    spoofed = [0, 0]
+    card = SimpleNamespace(
+        vfs=2, conduct=lambda: [SimpleNamespace(spoofed=n) for n in spoofed], vf_rid=lambda n: 0x180 + 2 * n
+    )
+    watch = HostWatch(told.append, "pf0", "host", cast(Any, card))
+    watch.turn(Ps(0))
+    spoofed[1] = 20
+    watch.turn(Ps(1))
+    assert told == []
+    for s in (1, 2):
+        watch.turn(Ps(s * S_PS))
+    assert told == [VfSpoofed("pf0", 1, "0000:01:10.2", "host", 20)]
 
 
 @pytest.mark.parametrize(

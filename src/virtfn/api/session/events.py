@@ -43,11 +43,11 @@ __all__ = [
     "GuestDetached",
     "GuestDisconnected",
     "GuestEnded",
+    "HostWatch",
     "Reading",
     "StateChanged",
     "StateUnwritten",
     "Told",
-    "VfCountWatch",
     "VfQuarantined",
     "VfReleased",
     "VfSpoofed",
@@ -353,19 +353,31 @@ class FaultWatch(_Watch[Fault]):
         return FaultsRecorded(count, format_rid(latest.rid), latest.iova, latest.reason.text, latest.write)
 
 
-class VfCountWatch(Actor):
-    """Tells of VFs that a guest makes, or takes away, of a PF that it has. An actor of the world."""
+class HostWatch(Actor):
+    """Tells of VFs that a guest makes of its PF, or takes away, and of what they spoof. An actor of the world."""
 
-    def __init__(self, tell: Callable[[Event], None], pf: str, card: Card) -> None:
-        self._tell, self._pf, self._card = tell, pf, card
+    def __init__(self, tell: Callable[[Event], None], pf: str, guest: str, card: Card) -> None:
+        self._tell, self._pf, self._guest, self._card = tell, pf, guest, card
         self._known = card.vfs
+        self._spoofed: list[int] = []
+        self._next = Ps(0)
 
     def turn(self, now: Ps) -> int:
-        """Look."""
+        """Look: at how many VFs there are each time, at what they did a few times a second."""
         known, self._known = self._known, self._card.vfs
         if self._known != known:
             self._tell(VfsChanged(self._pf, known, self._known))
+        if now >= self._next:
+            self._next = Ps(now + _QUIET_PS)
+            self._look()
         return 0
+
+    def _look(self) -> None:
+        before, self._spoofed = self._spoofed, [conduct.spoofed for conduct in self._card.conduct()]
+        for n, (had, has) in enumerate(zip(before, self._spoofed, strict=False)):
+            if has > had:
+                rid = format_rid(self._card.vf_rid(n))
+                self._tell(VfSpoofed(self._pf, n, rid, self._guest, has - had))
 
 
 class ClaimWatch(_Watch[Claim]):

@@ -14,7 +14,7 @@ from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
 from virtfn.api.report import AttackReport, Report
 from virtfn.api.running import policy_words
-from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted, GuestEnded, VfCountWatch
+from virtfn.api.session.events import ClaimWatch, Event, FaultWatch, GuestBooted, GuestEnded, HostWatch
 from virtfn.api.session.quarantine import stop_again
 from virtfn.api.session.standing import Standing
 from virtfn.api.session.telling import Teller
@@ -198,8 +198,8 @@ class Live:
         """Tell of what the watch over all VFs sees and does, and of VFs that guests make."""
         machine = self.machine
         for pf in machine.pfs:
-            if machine.lab.host_of(pf.name):
-                self._world.add(VfCountWatch(self.tell_event, pf.name, pf.nic))
+            if host := machine.lab.host_of(pf.name):
+                self._world.add(HostWatch(self.tell_event, pf.name, host, pf.nic))
 
         def note(notice: Notice) -> None:
             self.tell_event(event_of(machine, notice))
