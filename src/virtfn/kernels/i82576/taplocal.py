@@ -14,11 +14,11 @@ from virtfn.kernels.i82576.forward import tag_of, tap_receiver
 from virtfn.kernels.i82576.offload import TAG_BYTES, area_of, finish_advanced
 from virtfn.kernels.i82576.ring import forget_chain
 from virtfn.kernels.i82576.seen import tap_frame, tap_missed, tap_sent
-from virtfn.kernels.i82576.state import LOWEST, NIC, QUEUES
+from virtfn.kernels.i82576.state import LOWEST, NIC, QUEUES, WIRE
 from virtfn.kernels.i82576.switch import MAC, switch_transmit
 from virtfn.kernels.tapring import TAP_DROP, TAP_RX, TAP_SWITCH, TAP_TX
 
-__all__ = ["tap_local", "tap_unseen"]
+__all__ = ["tap_left_unseen", "tap_local", "tap_unseen"]
 
 
 @apart(NIC, int, int, int, gives=0)
@@ -67,7 +67,7 @@ def tap_local(nic: Row, q: int, source: int, q1: int) -> None:
 
 @apart(NIC, int, gives=0)
 def tap_unseen(nic: Row, pool: int) -> None:
-    """Count frames that `local.py` has moved for `pool` in this visit, where the taps had no room."""
+    """Count frames that `local.py` has moved for `pool`, or WIRE, in this visit, where the taps had no room."""
     moved = 0
     for k in range(QUEUES):
         if nic.turn.touched >> k & 1 and nic.rx[k].frames:
@@ -75,3 +75,11 @@ def tap_unseen(nic: Row, pool: int) -> None:
             moved += nic.rx[k].frames
     tap_missed(nic, TAP_TX, pool, moved)
     tap_missed(nic, TAP_SWITCH, pool, moved)
+
+
+@apart(NIC, int, int, gives=0)
+def tap_left_unseen(nic: Row, pool: int, frames: int) -> None:
+    """Count frames of `pool` that have left by the wire in this visit, where the taps had no room."""
+    tap_missed(nic, TAP_TX, pool, frames)
+    tap_missed(nic, TAP_SWITCH, pool, frames)
+    tap_missed(nic, TAP_RX, WIRE, frames)

@@ -26,7 +26,7 @@ from virtfn.kernels.i82576.offload import is_context, keep_context
 from virtfn.kernels.i82576.ring import move_head, next_stretch
 from virtfn.kernels.i82576.seen import drop, taps_take
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, PLAIN_TAG_AT, QUEUES
-from virtfn.kernels.i82576.taplocal import tap_local, tap_unseen
+from virtfn.kernels.i82576.taplocal import tap_left_unseen, tap_local, tap_unseen
 from virtfn.kernels.i82576.wire import leave, settle_left
 from virtfn.kernels.i82576.work import DESCRIPTOR_WORK, FAULT_WORK, LOCAL_WORK, copy_work
 from virtfn.kernels.vtd.ats import awaits_page
@@ -55,10 +55,10 @@ def switches(nic: Row) -> bool:
 
 @kernel
 def has_wire(nic: Row, pool: int) -> bool:
-    """Tell whether frames of `pool` may leave as they are, and nobody paces them, or watches."""
+    """Tell whether frames of `pool` may leave as they are, and nobody paces them, or could watch them."""
     p = nic.port
     return (
-        nic.seen.points == 0
+        (nic.seen.points == 0 or taps_take(nic) == 0)
         and p.wire_up != 0
         and p.self_loop == 0
         and p.wire_ps_per_byte == 0
@@ -140,6 +140,8 @@ def serve_run(nic: Row, q: int, budget: int, outward: bool) -> tuple[int, bool]:
     move_head(t, at)
     if outward:
         settle_left(nic, t.pool, moved, size)
+        if unlikely(nic.seen.points != 0):
+            tap_left_unseen(nic, t.pool, moved)
         return frames, asked & TXD_RS != 0
     if unlikely(nic.seen.points != 0) and not tapped:
         tap_unseen(nic, t.pool)

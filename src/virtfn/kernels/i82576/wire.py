@@ -17,8 +17,9 @@ from virtfn.kernels.i82576.departures import book
 from virtfn.kernels.i82576.forward import count_size
 from virtfn.kernels.i82576.head import SHORTEST, copy_short
 from virtfn.kernels.i82576.local import OUT, find_route, move_packet, move_plain, settle_received
-from virtfn.kernels.i82576.seen import drop
+from virtfn.kernels.i82576.seen import drop, taps_take
 from virtfn.kernels.i82576.state import DROP_UPLINK_FULL, PLAIN_TAG_AT, QUEUES, WIRE
+from virtfn.kernels.i82576.taplocal import tap_unseen
 from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["come", "leave", "settle_came", "settle_left"]
@@ -96,7 +97,9 @@ def come(nic: Row, frame: int, length: int) -> bool:
     What pools got is in the counters when `settle_came` has been called.
     """
     p = nic.port
-    if p.stalled | p.capture | p.mirror | p.wire_ps_per_byte | nic.seen.points or p.tag_at != PLAIN_TAG_AT:
+    if p.stalled | p.capture | p.mirror | p.wire_ps_per_byte or p.tag_at != PLAIN_TAG_AT:
+        return True
+    if unlikely(nic.seen.points != 0) and taps_take(nic) != 0:
         return True
     if length < SHORTEST or length > MAX_FRAME:
         return True
@@ -124,6 +127,8 @@ def settle_came(nic: Row) -> None:
     touched = nic.turn.touched
     if touched == 0:
         return
+    if unlikely(nic.seen.points != 0):
+        tap_unseen(nic, WIRE)
     for k in range(QUEUES):
         if touched >> k & 1:
             settle_received(nic, k, False)

@@ -214,3 +214,25 @@ def test_a_frame_whose_offload_makes_no_sense_touches_no_other_queues_chain(rig:
     rig.post(0, data(at + 500, 500, EOP | RS | IFCS, 1000))
     rig.serve(now=2 * 10**12)
     assert [got.data for got in rig.frames(4)] == [theirs]
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_what_a_reader_misses_of_the_wire_is_counted_and_takes_the_short_path(rig: Rig, way: str) -> None:
+    rig.set(wire_up=1)
+    reader = rig.tap(size=4096)
+    kept = 0
+    for turn in range(40):
+        if way == "out":
+            rig.send(0, *[ether(mac(15), mac(0), size=1000)] * 5)
+            rig.serve()
+        else:
+            rig.wire(*[ether(mac(1), mac(15), size=1000)] * 5)
+            assert len(rig.frames(1)) == 5
+            rig.refill(1, 5)
+        if turn == 20:
+            kept = len(rig.seen())
+    kept += len(rig.seen())
+    assert 0 < kept < 40
+    assert kept + sum(reader.lost(n) for n in range(9)) == 3 * 200
+    assert rig.drops() == {}
+    assert rig.stat(0, "gptc") == (200 if way == "out" else 0)
