@@ -58,4 +58,4 @@ def test_a_rate_is_kept_to_two_hundredths_over_a_second(rig: Rig, mbps: int, way
     if way == "to a VF":
         assert int(rig.nic.port.nic["pools"][1]["gorc"]) - received == nbytes, "and nothing is lost"
     else:
-        assert rig.nic.ways(0).tx_wire_bytes > 0
+        assert rig.nic.tally()[0].ways.tx_wire_bytes > 0

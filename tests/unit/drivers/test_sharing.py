@@ -138,7 +138,7 @@ def test_a_storm_that_is_dropped_takes_no_time_on_the_wire(rig: Rig) -> None:
         Saturating(rig.driver(i), frame(to, rig.driver(i).mac, length=1514))
         for i, to in enumerate((BROADCAST, ELSEWHERE))
     ]
-    before, drops = rig.nic.ways(1).tx_wire_bytes, rig.drops(0).get("storm", 0)
+    before, drops = rig.nic.tally()[1].ways.tx_wire_bytes, rig.drops(0).get("storm", 0)
     for _ in range(1000):
         for sender in senders:
             sender.go_on()
@@ -146,7 +146,7 @@ def test_a_storm_that_is_dropped_takes_no_time_on_the_wire(rig: Rig) -> None:
         rig.clock.sleep(100 * US_PS)
     rig.igb.set_switch(SwitchPolicy())
     assert rig.drops(0)["storm"] - drops > 1000
-    assert rig.nic.ways(1).tx_wire_bytes - before > 0.95 * 1514 / 1538 * 0.1 * 125e6
+    assert rig.nic.tally()[1].ways.tx_wire_bytes - before > 0.95 * 1514 / 1538 * 0.1 * 125e6
 
 
 def test_who_asks_for_less_than_its_share_gets_it(rig: Rig) -> None:
@@ -187,7 +187,7 @@ def test_a_receiver_that_stops_delays_nobody(rig: Rig, stop: str) -> None:
     stopped, other = Sink(b), Sink(c)
     STOPS[stop](rig, 1)
     for turn in range(200):
-        wire = rig.nic.ways(0).tx_wire_frames
+        wire = rig.nic.tally()[0].ways.tx_wire_frames
         send(
             a,
             *[frame(b.mac, a.mac, length=size) for size in (60, 1514)],
@@ -201,7 +201,7 @@ def test_a_receiver_that_stops_delays_nobody(rig: Rig, stop: str) -> None:
             stopped.take(1)
         heard = [body[14:].rstrip(b"\0") for body in other.take(64)]
         assert sorted(heard) == sorted([b"local %d" % turn, *[b"wire %d" % turn] * 2])
-        assert rig.nic.ways(0).tx_wire_frames == wire + 1
+        assert rig.nic.tally()[0].ways.tx_wire_frames == wire + 1
     rig.igb.start_vf(1)
     rig.igb.set_link_state(1, LinkState.AUTO)
     assert sum(rig.drops(1).values()) + sum(rig.drops(0).values()) > 200, "and what it does not take is counted"
@@ -211,14 +211,14 @@ def test_a_wire_that_is_slow_delays_only_what_is_for_it(rig: Rig) -> None:
     rig.nic.set_wire(True, 10)
     wanting = Saturating(rig.driver(0), frame(ELSEWHERE, rig.driver(0).mac, length=1514))
     a, b, sink = rig.driver(1), rig.driver(2), Sink(rig.driver(2))
-    before = rig.nic.ways(0).tx_wire_frames
+    before = rig.nic.tally()[0].ways.tx_wire_frames
     for turn in range(200):
         wanting.go_on()
         send(a, frame(b.mac, a.mac, b"%d" % turn))
         rig.nic.serve()
         assert len(sink.take(64)) == 1
         rig.clock.sleep(100 * US_PS)
-    assert 0 < rig.nic.ways(0).tx_wire_frames - before < 40, "it is slow"
+    assert 0 < rig.nic.tally()[0].ways.tx_wire_frames - before < 40, "it is slow"
 
 
 def test_a_vf_with_a_limit_delays_only_itself(rig: Rig) -> None:
