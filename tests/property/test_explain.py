@@ -138,6 +138,9 @@ def test_the_end_is_the_cards(
         port.l2switch.settle()
         end, *counts = window  # of the storm control: open; just over; and long over
         rig.set(**dict(zip(_STORM, (end if end >= 0 else -9 * int(rig.port["storm_ps"]), *counts), strict=True)))
+        if end > 0:  # then what there is too much of is what the counts say
+            over = (rig.port[f"storm_{kind}"] > rig.port[f"storm_most_{kind}"] for kind in ("broadcasts", "multicasts"))
+            rig.set(storm_over=sum(1 << i for i, too_many in enumerate(over) if too_many))
         state = state_of(port)
         told = explain_frame(Sight(state), source, frame)
         drops = {(entry["interface"], entry["reason"]) for entry in told["dropped"]}
