@@ -82,6 +82,7 @@ def test_resets_and_removals_under_traffic(pair: LinuxRig):
         assert pair.reaches(n, address(peer))
 
 
+@pytest.mark.alone
 def test_a_whole_card_tests_itself(qemu, image, logs):
     with LinuxRig(qemu, image, logs, guests=1, whole=True, unshared=[0]) as rig:
         rig.nic.port.set_wire(True, 0)
