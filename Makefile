@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev
 	tools/judges.sh
 	$(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
 	$(BIN)/pytest -n 2 -m "not slow and not guest"
-	$(BIN)/pytest -n 2 --dist loadfile -m "(slow or guest) and not alone and not long"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "(slow or guest) and not alone and not long"
 	$(BIN)/pytest -m "alone and not long"
 	VIRTFN_CHECKED=1 $(BIN)/python -c 'from virtfn.kernels import warm; warm.load()'
 	VIRTFN_CHECKED=1 $(BIN)/pytest -n 2 -m "not guest and not slow" $(KERNEL_TESTS)

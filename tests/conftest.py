@@ -20,3 +20,10 @@ def _own_runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, with `--dist loadgroup`, what shares a pair of guests, whom nobody serves meanwhile, and files."""
+    for item in items:
+        shared = "pair" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("pair" if shared else str(item.path)))
