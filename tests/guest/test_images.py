@@ -107,6 +107,7 @@ def boot_disk(disk: Path, tools: Path) -> None:
     run("syslinux", "-i", disk)
 
 
+@pytest.mark.long
 def test_anybodys_image(tools: Path, tmp_path: Path, runtime: Path) -> None:
     """A kernel of Debian's backports by keys, a disk, and UEFI: three kinds of boot, igbvf in each."""
     boot_disk(tmp_path / "boot.raw", tools)

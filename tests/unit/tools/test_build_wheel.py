@@ -62,6 +62,7 @@ def test_the_first_run_compiles_nothing(python: Path, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.long
 def test_another_processor_compiles_and_says_so(python: Path, tmp_path: Path) -> None:
     code = "\n".join(line[4:] for line in PLAIN_PROCESSOR.splitlines())
     report, _ = run([python, "-c", code], tmp_path)
