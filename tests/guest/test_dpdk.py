@@ -54,6 +54,7 @@ def test_testpmd_echoes_over_a_vf(qemu, image, image_with_dpdk, logs):
         assert not rig.host.iommu.faults()
 
 
+@pytest.mark.long
 def test_testpmd_echoes_over_the_whole_card(qemu, image_with_dpdk, logs):
     with LinuxRig(qemu, image_with_dpdk, logs, guests=1, whole=True, memory_mib=512, append="hugepages=100") as rig:
         rig.nic.port.set_wire(True, 0)

@@ -103,6 +103,7 @@ def test_linux_guests_beside_embedded_ones(tmp_path: Path, runtime: Path) -> Non
     assert "VTCTRL" in Path(files["trace"]).read_text() or "VTEIMS" in Path(files["trace"]).read_text()
 
 
+@pytest.mark.long
 def test_a_kept_lab_has_shells_and_ends_with_a_guest_that_panics(tmp_path: Path, runtime: Path) -> None:
     with subprocess.Popen(
         [*VIRTFN, "run", str(EXAMPLE), "--keep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

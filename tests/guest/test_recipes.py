@@ -25,7 +25,7 @@ pytestmark = pytest.mark.guest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = read_recipes(PAGE.read_text(encoding="utf-8"))
-LONG = ("No uplink", "Two labs", "Two guests", "A virtual machine")
+LONG = ("No uplink", "This machine's", "Two labs", "Two guests", "A virtual machine")
 ANSWERED = re.compile(r"(\d+) packets transmitted, \1 received")
 
 
