@@ -121,7 +121,7 @@ def test_vfs_that_a_guest_makes_are_told_of() -> None:
     assert told == [VfsChanged("pf0", 0, 3), VfsChanged("pf0", 3, 0)]
 
 
-def test_what_vfs_of_a_host_spoof_is_told_of_some_times_a_second() -> None:
+def test_what_vfs_of_a_host_spoof_is_told_of_once_a_second() -> None:
     told: list[Any] = []
     spoofed = [0, 0]
     card = SimpleNamespace(
@@ -135,6 +135,12 @@ def test_what_vfs_of_a_host_spoof_is_told_of_some_times_a_second() -> None:
     for s in (1, 2):
         watch.turn(Ps(s * S_PS))
     assert told == [VfSpoofed("pf0", 1, "0000:01:10.2", "host", 20)]
+    for ms in range(2001, 2999, 100):
+        spoofed[1] += 1
+        watch.turn(Ps(ms * S_PS // 1000))
+    assert len(told) == 1, "once a second, however often it does it"
+    watch.turn(Ps(3 * S_PS))
+    assert told[1:] == [VfSpoofed("pf0", 1, "0000:01:10.2", "host", 10)]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self, TypeVar
 
 from virtfn.api.lab import Lab
 from virtfn.api.machine import Machine
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from virtfn.api.session.live import Live
     from virtfn.api.session.session import State
 
-__all__ = ["Answering", "Params", "Request", "known", "number", "text"]
+__all__ = ["AT_ONCE", "Answering", "Params", "ReadSince", "Request", "known", "number", "text"]
 
 T = TypeVar("T")
 Params = Mapping[str, object]
+AT_ONCE = 256  # of what is numbered, in an answer
 
 
 class Answering(Protocol):
@@ -100,6 +102,19 @@ class Request(Generic[T]):
         """Carry it out in pieces, each a fraction of a millisecond. Raises VirtfnError to refuse."""
         return self.answer(session)
         yield  # makes it a generator: of one piece
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSince(Request[T]):
+    """A request for what is numbered and kept for a while, from a sequence number on; `AT_ONCE` at a time."""
+
+    since: int = 0
+
+    @classmethod
+    def from_params(cls, params: Params) -> Self:
+        """Make it from JSON."""
+        known(params, "since")
+        return cls(number(params, "since", 63))
 
 
 def known(params: Params, *names: str) -> None:

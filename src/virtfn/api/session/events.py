@@ -363,12 +363,12 @@ class HostWatch(Actor):
         self._next = Ps(0)
 
     def turn(self, now: Ps) -> int:
-        """Look: at how many VFs there are each time, at what they did a few times a second."""
+        """Look: at how many VFs there are each time, at what they did once a second."""
         known, self._known = self._known, self._card.vfs
         if self._known != known:
             self._tell(VfsChanged(self._pf, known, self._known))
         if now >= self._next:
-            self._next = Ps(now + _QUIET_PS)
+            self._next = Ps(now + S_PS)
             self._look()
         return 0
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
-from virtfn.api.session.asking import Answering, Params, Request, known, number
+from virtfn.api.session.asking import AT_ONCE, Answering, ReadSince
 from virtfn.hw.types import format_rid
 from virtfn.machine.clock import S_PS, US_PS
 
 __all__ = ["MessageDocument", "MessagesDocument", "ReadMailbox"]
-
-_AT_ONCE = 256
 
 
 class MessageDocument(TypedDict):
@@ -33,21 +31,14 @@ class MessagesDocument(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadMailbox(Request[MessagesDocument]):
+class ReadMailbox(ReadSince[MessagesDocument]):
     """Read messages of mailboxes from a sequence number on; 256 at a time, and the latest 512 are kept."""
 
     method: ClassVar[str] = "mailbox.read"
-    since: int = 0
-
-    @classmethod
-    def from_params(cls, params: Params) -> ReadMailbox:
-        """Make it from JSON."""
-        known(params, "since")
-        return cls(number(params, "since", 63))
 
     def answer(self, session: Answering) -> MessagesDocument:
         """Read."""
-        found, lost, following = session.machine.messages.since(self.since, _AT_ONCE)
+        found, lost, following = session.machine.messages.since(self.since, AT_ONCE)
         messages: list[MessageDocument] = [
             {
                 "sequence": message.sequence,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
-from virtfn.api.session.asking import Answering, Params, Request, known, number
+from virtfn.api.session.asking import AT_ONCE, Answering, ReadSince
 from virtfn.api.session.events import EventDocument
 
 __all__ = ["EventsDocument", "ReadEvents"]
-
-_AT_ONCE = 256
 
 
 class EventsDocument(TypedDict):
@@ -22,19 +20,12 @@ class EventsDocument(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadEvents(Request[EventsDocument]):
+class ReadEvents(ReadSince[EventsDocument]):
     """Read events from a sequence number on; 256 at a time."""
 
     method: ClassVar[str] = "events.read"
-    since: int = 0
-
-    @classmethod
-    def from_params(cls, params: Params) -> ReadEvents:
-        """Make it from JSON."""
-        known(params, "since")
-        return cls(number(params, "since", 63))
 
     def answer(self, session: Answering) -> EventsDocument:
         """Read."""
-        reading = session.events.since(self.since, _AT_ONCE)
+        reading = session.events.since(self.since, AT_ONCE)
         return {"events": [told.document() for told in reading.events], "lost": reading.lost, "next": reading.next}

@@ -282,8 +282,10 @@ class L2Switch(Handlers):
         for q in (n, n + POOLS):
             t = self._nic["tx"][q]
             if t["whole"] and t["segments_done"]:
-                t["chain_bytes"] = t["chain_header"] + t["segments_done"] * t["chain_mss"]
-                self._nic["drops"][n, DROP_WITHDRAWN] += 1
+                gone = t["chain_header"] + t["segments_done"] * t["chain_mss"]
+                if gone < t["chain_bytes"]:
+                    t["chain_bytes"] = gone
+                    self._nic["drops"][n, DROP_WITHDRAWN] += 1
             elif t["whole"]:
                 for name in ("walked", "gathered", "whole"):
                     t[name] = 0
