@@ -115,19 +115,18 @@ class RootPort(Function):
             return None
         return Rid(self.device.bus << 8 | rid & 0xFF)
 
-    def forwards(self, address: int, *, io: bool) -> bool:
-        """Tell whether an address of memory or I/O space lies in a window that is open."""
+    def windows(self, *, io: bool) -> list[range]:
+        """List the addresses of memory or I/O space that go down the port now."""
+        peek = self.header.peek
         if io:
-            base, limit = self.header.peek(Type1.IO_BASE) >> 4, self.header.peek(Type1.IO_LIMIT) >> 4
-            return self.io_enabled and base <= address >> 12 <= limit
+            base, limit = peek(Type1.IO_BASE) >> 4, peek(Type1.IO_LIMIT) >> 4
+            return [range(base << 12, limit + 1 << 12)] if self.io_enabled else []
         if not self.memory_enabled:
-            return False
-        low = Window(self.header.peek(Type1.MEMORY_BASE)).BITS, Window(self.header.peek(Type1.MEMORY_LIMIT)).BITS
-        if low[0] <= address // MIB <= low[1]:
-            return True
-        base = Window(self.header.peek(Type1.PREFETCH_BASE)).BITS | self.header.peek(Type1.PREFETCH_BASE_HIGH) << 12
-        limit = Window(self.header.peek(Type1.PREFETCH_LIMIT)).BITS | self.header.peek(Type1.PREFETCH_LIMIT_HIGH) << 12
-        return base <= address // MIB <= limit
+            return []
+        base, limit = Window(peek(Type1.PREFETCH_BASE)).BITS, Window(peek(Type1.PREFETCH_LIMIT)).BITS
+        base, limit = base | peek(Type1.PREFETCH_BASE_HIGH) << 12, limit | peek(Type1.PREFETCH_LIMIT_HIGH) << 12
+        low = range(Window(peek(Type1.MEMORY_BASE)).BITS * MIB, (Window(peek(Type1.MEMORY_LIMIT)).BITS + 1) * MIB)
+        return [low, range(base * MIB, (limit + 1) * MIB)]
 
     def saw_no_answer(self) -> None:
         """Record that a request below the port ended as unsupported."""
@@ -147,6 +146,10 @@ class RootComplex:
         self.ports = [RootPort(i) for i in range(slots)]
         self._bus0: dict[int, Function] = {make_rid(0, 0, 0): host_bridge()}
         self._bus0 |= {make_rid(0, 1 + i, 0): port for i, port in enumerate(self.ports)}
+        self._open: dict[bool, list[tuple[range, Device]]] = {}  # windows by kind of space; one not there: read anew
+        for port in self.ports:
+            port.on_change.append(self._open.clear)
+            port.on_reset.append(lambda _: self._open.clear())
 
     def attach(self, device: Device, slot: int | None = None) -> int:
         """Plug a card into a slot, the first free one if none is named, and return its number.
@@ -160,6 +163,7 @@ class RootComplex:
         if self.ports[slot].device is not None:
             raise VirtfnError(f"slot {slot} is taken", errno_name="EBUSY")
         self.ports[slot].device = device
+        self._open.clear()
         return slot
 
     def detach(self, slot: int) -> None:
@@ -170,6 +174,7 @@ class RootComplex:
         if not 0 <= slot < len(self.ports):
             raise VirtfnError(f"no slot {slot}: the machine has {len(self.ports)}", errno_name="ENODEV")
         self.ports[slot].device = None
+        self._open.clear()
 
     def config_read(self, rid: Rid, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes of the configuration space of whatever answers to `rid`; all ones if nothing does."""
@@ -201,11 +206,14 @@ class RootComplex:
 
     def decode(self, address: int, *, io: bool = False) -> Target | None:
         """Find who claims an address of memory or I/O space, through the ports' windows."""
-        for port in self.ports:
-            if port.device is not None and port.forwards(address, io=io):
-                found = port.device.bar_at(address, io=io)
+        if io not in self._open:
+            cards = [(port, port.device) for port in self.ports if port.device is not None]
+            self._open[io] = [(window, card) for port, card in cards for window in port.windows(io=io)]
+        for window, card in self._open[io]:
+            if address in window:
+                found = card.bar_at(address, io=io)
                 if found is not None:
-                    return Target(port.device, *found)
+                    return Target(card, *found)
         return None
 
     def mmio_read(self, address: int, size: int) -> int:

@@ -3,7 +3,7 @@ import pytest
 from unit.slotrig import PlainCard, build
 from virtfn.hw.pci import Type1
 from virtfn.hw.types import Rid, make_rid, parse_rid
-from virtfn.machine.ports import VirtfnError
+from virtfn.machine.ports import Reset, VirtfnError
 from virtfn.machine.rootcomplex import RootComplex
 
 PORT = make_rid(0, 1, 0)
@@ -55,8 +55,12 @@ def test_memory_goes_to_the_bar_that_claims_it():
     rig.root.mmio_write(bar0.address + 0x10, 4, 7)
     assert rig.card.written == {(rig.pf, 0, 0x10): 7}
     assert rig.root.mmio_read(bar0.address + 0x10, 4) == 7
-    rig.root.ports[0].header.poke(Type1.COMMAND, 0, 0)
+    rig.root.config_write(PORT, Type1.COMMAND.offset, 2, 0)
     assert rig.root.mmio_read(bar0.address + 0x10, 4) == ONES, "the port no longer forwards"
+    rig.root.config_write(PORT, Type1.COMMAND.offset, 2, 2)
+    assert rig.root.mmio_read(bar0.address + 0x10, 4) == 7
+    rig.root.ports[0].reset(Reset.POWER_ON)
+    assert rig.root.mmio_read(bar0.address + 0x10, 4) == ONES
 
 
 def test_io_space_is_its_own():
