@@ -119,6 +119,7 @@ def test_vfs_that_a_guest_makes_are_told_of() -> None:
         card.vfs = count
         watch.turn(Ps(0))
     assert told == [VfsChanged("pf0", 0, 3), VfsChanged("pf0", 3, 0)]
+    assert watch.due() is None, "nobody is there who could spoof"
 
 
 def test_what_vfs_of_a_host_spoof_is_told_of_once_a_second() -> None:
@@ -133,6 +134,7 @@ def test_what_vfs_of_a_host_spoof_is_told_of_once_a_second() -> None:
     watch.turn(Ps(1))
     assert told == []
     for s in (1, 2):
+        assert watch.due() == s * S_PS
         watch.turn(Ps(s * S_PS))
     assert told == [VfSpoofed("pf0", 1, "0000:01:10.2", "host", 20)]
     for ms in range(2001, 2999, 100):

@@ -372,6 +372,10 @@ class HostWatch(Actor):
             self._look()
         return 0
 
+    def due(self) -> Ps | None:
+        """Say when to look again at what they did; nobody is woken while there are none."""
+        return self._next if self._card.vfs else None
+
     def _look(self) -> None:
         before, self._spoofed = self._spoofed, [conduct.spoofed for conduct in self._card.conduct()]
         for n, (had, has) in enumerate(zip(before, self._spoofed, strict=False)):
