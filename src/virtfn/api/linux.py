@@ -33,13 +33,14 @@ from virtfn.vmm.qemu.hostprobe import probe_host_cards
 from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.world import World
 
-__all__ = ["MTU", "SET_UP_S", "LinuxGuest", "LinuxGuests", "meet", "words"]
+__all__ = ["MTU", "SET_UP_S", "LinuxGuest", "LinuxGuests", "clean", "meet", "words"]
 
 BOOT_S = 300.0
 SET_UP_S = 60.0
 PEER_S = 60.0
 MTU = range(576, 9217)  # IPv4 asks for the least; igb and igbvf take no more
 _FCS_AND_HEADER = 18
+_SAID = 300  # characters of what a guest has said, in an error
 _SET_UP = """
 mac={mac}
 find_device() {{
@@ -203,8 +204,8 @@ class LinuxGuests(Actor):
                 booted(guest)
             if waiting and since > BOOT_S:
                 name, said = waiting[0].lab.name, waiting[0].vm.guest.console.text(2)
-                words = "; ".join([f"guest {name} does not answer after {BOOT_S:g} s", *waiting[0].notes])
-                raise VirtfnError(f"{words}; it said last: {said}", errno_name="ETIMEDOUT")
+                silent = "; ".join([f"guest {name} does not answer after {BOOT_S:g} s", *waiting[0].notes])
+                raise VirtfnError(f"{silent}; it said last: {clean(said)}", errno_name="ETIMEDOUT")
 
     def _with_agents(self) -> list[LinuxGuest]:
         return [guest for guest in self.guests if guest.lab.has_agent]
@@ -338,8 +339,15 @@ def meet(device: str, other: LinuxGuest) -> str:
 
 def words(outcome: Outcome) -> str:
     """Shorten what a guest's command said to a line: the last that it said, or how it ended."""
-    said = [line.strip() for line in outcome.output.splitlines() if line.strip()]
-    return "; ".join(said[-3:]) if said else f"ended with status {outcome.status}"
+    said = [line for line in outcome.output.splitlines() if line.strip()]
+    return clean("\n".join(said[-3:])) or f"ended with status {outcome.status}"
+
+
+def clean(said: str) -> str:
+    """Make a line of what a guest has said, for errors: the end of it, with what no terminal should get escaped."""
+    whole = "; ".join(part for line in said.splitlines() if (part := " ".join(line.split())))
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole[-_SAID:])
+    return line if max(len(line), len(whole)) <= _SAID else f"...{line[-_SAID:]}"
 
 
 def _how_it_ended(guest: QemuGuest) -> str:
@@ -347,7 +355,7 @@ def _how_it_ended(guest: QemuGuest) -> str:
     name = guest.machine.name
     panic = re.search(r"Kernel panic.*", guest.console.text())
     if panic is not None:
-        return f"guest {name}: its kernel has given up: {panic[0].strip()}"
+        return f"guest {name}: its kernel has given up: {clean(panic[0][:_SAID])}"
     if not guest.errors and "SHUTDOWN" in guest.events:
         return f"guest {name} has switched itself off"
     try:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from virtfn.api.flows import flow_report
-from virtfn.api.linux import LinuxGuest, LinuxGuests, words
+from virtfn.api.linux import LinuxGuest, LinuxGuests, clean, words
 from virtfn.api.machine import Machine
 from virtfn.api.report import FlowReport, GuestReport
 from virtfn.hw.types import format_mac
@@ -66,7 +66,7 @@ def iperf_mbps(said: str) -> float:
     try:
         document = json.loads(said)
         if "error" in document:
-            raise VirtfnError(f"iperf3: {document['error']}")
+            raise VirtfnError(f"iperf3: {clean(str(document['error']))}")
         mbps = float(document["end"]["sum_received"]["bits_per_second"]) / 1e6
         if not 0 <= mbps < _MOST_MBPS:
             raise ValueError

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from virtfn.api import linux
-from virtfn.api.linux import LinuxGuests, meet
+from virtfn.api.linux import LinuxGuests, meet, words
 from virtfn.hw.types import parse_mac
 from virtfn.machine.clock import S_PS, VirtualClock
 from virtfn.machine.ports import VirtfnError
@@ -94,6 +94,23 @@ def test_a_guest_that_cannot_be_told_ends_the_run(monkeypatch: pytest.MonkeyPatc
     rig.answer = Outcome(1, "sh: ip: not found\n")
     with pytest.raises(VirtfnError, match="guest g0: ip neigh: sh: ip: not found"):
         rig.guests.set_up(1518)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("", "ended with status 1"),
+        (" \n\t\n", "ended with status 1"),
+        ("one\n\n two\tand a half \nthree\nfour\n", "two and a half; three; four"),
+        ("\x1b]0;owned\x07\x1b[2Jsh: gone\r\n", r"\x1b]0;owned\x07\x1b[2Jsh: gone"),
+        ("\u202etxt.exe\x00\ufffd", "\\u202etxt.exe\\x00\ufffd"),
+        ("x" * (1 << 20), "..." + "x" * 300),
+        ("\x00" * 400, "..." + r"\x00" * 75),
+        ("begin\n" + " " * (1 << 20) + "\nend", "begin; end"),
+    ],
+)
+def test_what_a_guest_says_is_a_line_that_no_terminal_obeys(said: str, told: str) -> None:
+    assert words(Outcome(1, said)) == told
 
 
 def one_set_up(rig: Rig, guest: Any) -> None:
