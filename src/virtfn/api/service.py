@@ -210,16 +210,21 @@ def describe_loss(kept: Kept) -> str:
 
 
 def serve_lab(
-    lab: Lab, *, rate: int = 0, http: int | None = None, progress: OnProgress | None = None, ready: Callable[[], None]
+    lab: Lab,
+    *,
+    rate: int = 0,
+    http: int | None = None,
+    progress: OnProgress | None = None,
+    ready: Callable[[StatusEntry], None],
 ) -> None:
     """Keep a lab up until it is told to end. rate: of its traffic; http: the port for HTTP, 0 for any; None: none.
 
-    ready: is told when it is up. If a lab of that name was lost, its VFs in quarantine stay there, as far as the same
-    guests have them. Raises VirtfnError if a part refuses, or a lab of that name is up; one that fails once it was up
-    is lost, and its state says why.
+    ready: is told when it is up, and how it is. If a lab of that name was lost, its VFs in quarantine stay there, as
+    far as the same guests have them. Raises VirtfnError if a part refuses, or a lab of that name is up; one that fails
+    once it was up is lost, and its state says why.
     """
     from virtfn.api.session import Session
-    from virtfn.api.session.service import StartTraffic
+    from virtfn.api.session.service import ReadStatus, StartTraffic
 
     before = find_kept(lab.name)
     stopped = before.stopped if before is not None and not before.alive else ()
@@ -230,7 +235,7 @@ def serve_lab(
         with contextlib.ExitStack() as closes:
             where = closes.enter_context(serve_web(lab.name, http)).where if http is not None else None
             with _kept(session, where):
-                session.keep(ready)
+                session.keep(lambda: ready(_entry_of_status(session.ask(ReadStatus()), find_kept(lab.name))))
                 closes.close()
                 session.stop()
 
@@ -320,12 +325,16 @@ def _entry(name: str, kept: Kept | None, running: bool) -> StatusEntry:
         status = cast("StatusDocument", ask("lab.status", {}, name, _ASK_S))
     except VirtfnError:
         status = None
-    if kept is not None and status is not None and status["pid"] != kept.pid:
-        kept = None
-    since, http = (kept.since, kept.http) if kept is not None else (None, None)
-    if status is None:
-        return _entry_of(name, "starting", kept.pid if kept is not None else 0, since=since, http=http)
-    return _entry_of(name, status["state"], status["pid"], since=since, http=http, status=status)
+    if status is not None:
+        return _entry_of_status(status, kept)
+    since, http, pid = (kept.since, kept.http, kept.pid) if kept is not None else (None, None, 0)
+    return _entry_of(name, "starting", pid, since=since, http=http)
+
+
+def _entry_of_status(status: StatusDocument, kept: Kept | None) -> StatusEntry:
+    """Describe a lab that has answered. kept: what the state file of its name says, if it is its own."""
+    since, http = (kept.since, kept.http) if kept is not None and kept.pid == status["pid"] else (None, None)
+    return _entry_of(status["lab"], status["state"], status["pid"], since=since, http=http, status=status)
 
 
 def _entry_of(

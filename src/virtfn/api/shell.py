@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from virtfn.api.control import AskError, ask, running_labs
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import attach, console_doors
+
+if TYPE_CHECKING:  # who only asks needs no machine
+    from virtfn.api.session.requests import OutcomeDocument
 
 __all__ = ["ConsoleDocument", "attach", "find_console", "list_consoles", "run_in_guest"]
 
@@ -45,8 +48,8 @@ def _nobody(guest: str) -> VirtfnError:
     return VirtfnError(f"no Linux guest called {guest!r} runs; {instead}", errno_name="ENOENT")
 
 
-def run_in_guest(guest: str, words: Sequence[str], lab: str | None = None) -> tuple[int, str]:
-    """Run a command in a guest of a lab that runs, to its end; return its status and output.
+def run_in_guest(guest: str, words: Sequence[str], lab: str | None = None) -> OutcomeDocument:
+    """Run a command in a guest of a lab that runs, to its end; return what came of it.
 
     words: one is a line for the guest's shell, several are a command and its arguments. lab: which; without, the first
     that has such a guest. Raises VirtfnError if there is none, or the guest takes no commands.
@@ -56,10 +59,8 @@ def run_in_guest(guest: str, words: Sequence[str], lab: str | None = None) -> tu
     for name in labs:
         try:
             found = ask("guest.exec", {"guest": guest, "command": command}, name, _LONGEST_S)
+            return cast("OutcomeDocument", found)
         except VirtfnError as error:
             if error.errno_name != "ENOENT" or isinstance(error, AskError):
                 raise
-            continue
-        outcome = cast("dict[str, object]", found)
-        return int(cast(int, outcome["status"])), str(outcome["output"])
     raise _nobody(guest)

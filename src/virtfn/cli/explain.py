@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from virtfn.cli.inputs import lab_option
-from virtfn.cli.outputs import STDOUT, claim, deliver, json_option, writing
+from virtfn.cli.outputs import STDOUT, claim, deliver, json_option, write_json, writing
 
 if TYPE_CHECKING:
     from virtfn.api.session.snapshot import Snapshot
@@ -66,12 +66,19 @@ def explain(
 @click.command()
 @click.option("--sriov", is_flag=True, help="With the names of the SR-IOV network metrics exporter, too.")
 @lab_option
-def metrics(sriov: bool, lab: str | None) -> None:
+@json_option
+def metrics(sriov: bool, lab: str | None, json_to: str | None) -> None:
     """Print the counters of a lab that is up, in Prometheus' text format.
 
-    The same is at /metrics, where the lab has HTTP. Here it is for a text file that node_exporter reads.
+    The same is at /metrics, where the lab has HTTP. Here it is for a text file that node_exporter reads. --json writes
+    the counters as session.snapshot has them.
     """
+    claim({"--json": json_to})
     from virtfn.api.control import ask
     from virtfn.api.metrics import render_metrics
 
-    click.echo(render_metrics(cast("Snapshot", ask("session.snapshot", {}, lab)), sriov=sriov), nl=False)
+    snapshot = cast("Snapshot", ask("session.snapshot", {}, lab))
+    if json_to is not None:
+        write_json(json_to, snapshot)
+    if json_to != STDOUT:
+        click.echo(render_metrics(snapshot, sriov=sriov), nl=False)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from virtfn.cli.outputs import claim, console, deliver, json_option
+from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, write_json
 
 __all__ = ["exec_in_guest", "image", "shell"]
 
@@ -83,17 +83,19 @@ def shell(guest: str | None, json_to: str | None) -> None:
 @click.argument("guest", metavar="GUEST")
 @click.argument("words", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--lab", metavar="NAME", help="Name of the lab, if several have such a guest.")
-def exec_in_guest(guest: str, words: tuple[str, ...], lab: str | None) -> None:
+@json_option
+def exec_in_guest(guest: str, words: tuple[str, ...], lab: str | None, json_to: str | None) -> NoReturn:
     """Run a command in a Linux guest that runs; its output and exit status are this command's.
 
     One word is a line for the guest's shell; several are a command and its arguments: virtfn exec a -- ip -s link.
+    --json writes both, and tells so an exit status of the guest's command from one of virtfn's.
     """
+    claim({"--json": json_to})
     from virtfn.api.shell import run_in_guest
 
-    _finish(*run_in_guest(guest, words, lab))
-
-
-def _finish(status: int, output: str) -> NoReturn:
-    """Pass on what a command in a guest has said, and how it ended."""
-    click.echo(output, nl=False)
-    raise click.exceptions.Exit(status)
+    outcome = run_in_guest(guest, words, lab)
+    if json_to is not None:
+        write_json(json_to, outcome)
+    if json_to != STDOUT:
+        click.echo(outcome["output"], nl=False)
+    raise click.exceptions.Exit(outcome["status"])

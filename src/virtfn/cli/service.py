@@ -17,6 +17,7 @@ from virtfn.cli.outputs import STDOUT, claim, console, deliver, json_option, wri
 
 if TYPE_CHECKING:
     from virtfn.api.lab import Lab
+    from virtfn.api.service import StatusEntry
     from virtfn.api.session.standing import TrafficCounts
 
 __all__ = ["down", "require_web", "status", "traffic", "up"]
@@ -60,12 +61,10 @@ def up(
     """Bring a lab up as a service, and return when it is ready.
 
     Its guests rest, and can be changed, until virtfn down. Without a file: the built-in lab; -: standard input.
-    --json writes its entry of virtfn status.
+    --json writes its entry of virtfn status, as soon as it is ready.
     """
     if again is not None and lab_file is not None:
         raise click.UsageError("--again names a lab that was; leave LAB.yaml out")
-    if foreground and json_to is not None:
-        raise click.UsageError("--foreground stays, and has nothing to write; virtfn status --json tells how it is")
     claim({"--json": json_to}, lab_file)
     lab = _lab(lab_file, again, called, folder)
     if again is not None:
@@ -75,7 +74,7 @@ def up(
     if ready_fd is None:
         _say_what_was_lost(lab.name)
     if ready_fd is not None or foreground:
-        _hold(lab, rate or 0, http, ready_fd)
+        _hold(lab, rate or 0, http, ready_fd, json_to)
         return
     from virtfn.api.control import running_labs
     from virtfn.api.lab import refuse_unsupported
@@ -140,16 +139,18 @@ def _as_it_was(name: str, rate: int | None, http: int | None) -> tuple[int | Non
     return rate or kept.rate or None, port if http is None else http
 
 
-def _hold(lab: Lab, rate: int, http: int | None, ready_fd: int | None) -> None:
+def _hold(lab: Lab, rate: int, http: int | None, ready_fd: int | None, json_to: str | None) -> None:
     """Hold a lab in this process until it is told to end."""
     from virtfn.api.service import serve_lab
     from virtfn.cli.progress import Watcher
 
-    def ready() -> None:
+    def ready(entry: StatusEntry) -> None:
+        if json_to is not None:
+            write_json(json_to, entry)
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
-        else:
+        elif json_to != STDOUT:
             click.echo(f"ready: {lab.name} is up")
             _say_where(lab.name)
         sys.stdout.flush()

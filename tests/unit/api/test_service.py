@@ -213,6 +213,9 @@ def test_a_change_that_cannot_be_kept_holds_and_is_told(monkeypatch: pytest.Monk
         assert session.machine.pf("pf0").driver.policy(1).vlan == 9
         (why,) = session.unwritten
         assert "rig.state: cannot be written (No space left on device)" in why
+        assert session.ask(ReadStatus())["unwritten"] == why
+        session.ask(StopTraffic())
+        assert session.ask(ReadStatus())["unwritten"] is None, "the next change is written with all before it"
         told = [each.event for each in session.events.since(0).events if each.event.name == "STATE_UNWRITTEN"]
         assert [asdict(event) for event in told] == [{"why": why}] * 3
 
@@ -223,7 +226,7 @@ def test_a_lab_that_fails_is_lost_and_says_why(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Session, "keep", fail)
     with pytest.raises(VirtfnError, match="no more"):
-        serve_lab(parse_lab(lab_text()), ready=lambda: None)
+        serve_lab(parse_lab(lab_text()), ready=lambda _: None)
     kept = find_kept("rig")
     assert kept is not None
     assert "it failed: no more" in describe_loss(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -50,6 +51,8 @@ def run(*arguments: str) -> int:
 def test_a_lab_that_serves_http_has_its_page_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     assert capsys.readouterr().out == "http://127.0.0.1:8256/#token=a&token\n"
+    assert run("--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == {"lab": "shown", "http": "http://127.0.0.1:8256"}, "and no token"
     assert run("--port", "8256") == 0
     assert run("--port", "9000") == 2
     assert "serves HTTP at http://127.0.0.1:8256 already" in capsys.readouterr().err

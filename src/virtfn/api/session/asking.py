@@ -44,6 +44,10 @@ class Answering(Protocol):
         """How long ago the session was made."""
 
     @property
+    def behind(self) -> str | None:
+        """Why whoever keeps the lab in a file has not written the latest change; None: it is written, or not kept."""
+
+    @property
     def live(self) -> Live:
         """What stands. Raises VirtfnError if nothing is up."""
 

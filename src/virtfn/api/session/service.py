@@ -14,7 +14,10 @@ __all__ = ["EndLab", "EndedDocument", "ReadStatus", "StartTraffic", "StatusDocum
 
 
 class StatusDocument(TypedDict):
-    """What `lab.status` answers. vfs: enabled; attached: guests with an interface; traffic: null if it cannot be."""
+    """What `lab.status` answers. vfs: enabled; attached: guests with an interface; traffic: null if it cannot be.
+
+    unwritten: why the lab's state file does not know the latest change; null: it does.
+    """
 
     lab: str
     state: str
@@ -25,6 +28,7 @@ class StatusDocument(TypedDict):
     guests: int
     attached: int
     traffic: TrafficCounts | None
+    unwritten: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class ReadStatus(Request[StatusDocument]):
             "guests": len(machine.lab.guests),
             "attached": len(machine.guests) + len(linux),
             "traffic": standing.counts if standing is not None else None,
+            "unwritten": session.behind,
         }
 
 

@@ -123,6 +123,7 @@ class Session:
         self._closes = ExitStack()
         self._live: Live | None = None  # exists as long as the lab is up; `live` is how to reach it
         self.unwritten: list[str] = []
+        self._behind: str | None = None
         self._notes: list[str] = []
         self._reading = threading.Lock()  # what snapshots read does not go away meanwhile
         self._look: Callable[[], Snapshot] = self._see_nothing
@@ -149,6 +150,11 @@ class Session:
     def elapsed_s(self) -> float:
         """How long ago the session was made."""
         return (self.clock.now() - self._began) / S_PS
+
+    @property
+    def behind(self) -> str | None:
+        """Why the lab's file does not know the latest change; None if it does, or there is none."""
+        return self._behind
 
     @property
     def machine(self) -> Machine:
@@ -348,9 +354,11 @@ class Session:
 
     def changed(self) -> None:
         """Tell `on_change` that the lab is not as it was. The change holds, whatever becomes of its file."""
+        self._behind = None
         try:
             self.on_change()
         except VirtfnError as error:
+            self._behind = str(error)
             if str(error) not in self.unwritten:
                 self.unwritten.append(str(error))
             self.events.tell(StateUnwritten(str(error)))

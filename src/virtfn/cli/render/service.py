@@ -46,6 +46,8 @@ def render_status(labs: Sequence[StatusEntry]) -> RenderableType:
                 f"{rate:,}/s" if rate else "none",
                 entry["http"] or "",
             )
+            if status.get("unwritten"):  # a lab of before has none
+                notes.append(Text(f"{entry['lab']}: its latest change is in no file: {status['unwritten']}"))
         if entry["lost"]:
             lab = entry["lab"]
             notes.append(Text(f"{lab} was lost: {entry['lost']}"))
