@@ -12,10 +12,11 @@ from ruamel.yaml import YAML
 
 from virtfn.api.lab import Lab, VfPolicy
 from virtfn.api.labpolicy import trunk_tags
+from virtfn.api.labsection import Section
 from virtfn.drivers.policy import VfPolicy as DriverPolicy
 from virtfn.hw.types import format_mac
 
-__all__ = ["lab_document", "policy_words", "write_document", "write_lab"]
+__all__ = ["Documents", "lab_document", "policy_words", "write_document", "write_lab"]
 
 _WORDS = {"mac": "mac_address", "vlan": "vlan_id", "trunk": "trunk_tags"}
 """What a driver's policy calls otherwise than a lab file does."""
@@ -36,19 +37,45 @@ def policy_words(n: int, policy: DriverPolicy) -> VfPolicy:
     return VfPolicy.model_validate(words, by_name=True)
 
 
-def lab_document(lab: Lab, *, defaults: bool = False) -> dict[str, Any]:
-    """Return a lab as JSON can hold it, with the keys of a lab file.
+class Documents:
+    """Makes documents of a lab again and again, as JSON can hold it, with the keys of a lab file.
 
-    defaults: keys that have their defaults, too. File names are absolute: it means the same wherever it is read.
+    PFs and guests that are the same objects as the last time are not made anew. defaults: keys that have their
+    defaults, too. File names are absolute: it means the same wherever it is read.
     """
-    document: dict[str, Any] = _plain(lab.model_dump(by_alias=True, exclude_defaults=not defaults))
-    for pf in document["pfs"]:
-        kind, _, rest = str(pf.get("uplink", "none")).partition(":")
+
+    def __init__(self, *, defaults: bool = False) -> None:
+        self._defaults = defaults
+        self._made: dict[int, tuple[Section, dict[str, Any]]] = {}
+
+    def make(self, lab: Lab) -> dict[str, Any]:
+        """Make the document of a lab, in which parts may be those of the last one."""
+        before, self._made = self._made, {}
+        for part in (*lab.pfs, *lab.guests):
+            known = before.get(id(part))
+            self._made[id(part)] = known if known is not None and known[0] is part else (part, self._part(lab, part))
+        document = self._dump(lab.model_copy(update={"pfs": (), "guests": ()}))
+        document["pfs"] = [self._made[id(pf)][1] for pf in lab.pfs]
+        document["guests"] = [self._made[id(guest)][1] for guest in lab.guests]
+        return document
+
+    def _part(self, lab: Lab, part: Section) -> dict[str, Any]:
+        document = self._dump(part)
+        kind, _, rest = str(document.get("uplink", "none")).partition(":")
         if kind in ("pcap", "stream") and not rest.startswith("listen:"):
-            pf["uplink"] = f"{kind}:{_absolute(lab, rest)}"
+            document["uplink"] = f"{kind}:{_absolute(lab, rest)}"
         elif kind == "stream":
-            pf["uplink"] = f"stream:listen:{_absolute(lab, rest.removeprefix('listen:'))}"
-    return document
+            document["uplink"] = f"stream:listen:{_absolute(lab, rest.removeprefix('listen:'))}"
+        return document
+
+    def _dump(self, part: Section) -> dict[str, Any]:
+        plain: dict[str, Any] = _plain(part.model_dump(by_alias=True, exclude_defaults=not self._defaults))
+        return plain
+
+
+def lab_document(lab: Lab, *, defaults: bool = False) -> dict[str, Any]:
+    """Make the document of a lab, once."""
+    return Documents(defaults=defaults).make(lab)
 
 
 def _plain(value: Any) -> Any:

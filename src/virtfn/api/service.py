@@ -113,18 +113,20 @@ def _started(pid: int) -> int:
 # State files.
 
 
-def _put(name: str, text: str) -> Path:
-    path = runtime_folder() / name
+def _put(name: str, text: str, folder: Path | None = None) -> Path:
+    """Write a file beside the sockets. folder: where they are, of who has it open, so that nobody need look again."""
+    path = (folder or runtime_folder()) / name
     try:
         private.write(path, text)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "EIO")
-        raise VirtfnError(f"{path}: cannot be written ({error.strerror})", errno_name=name) from None
+        where = path if folder is None else folder.readlink() / path.name
+        raise VirtfnError(f"{where}: cannot be written ({error.strerror})", errno_name=name) from None
     return path
 
 
-def _write(kept: Kept) -> None:
-    _put(kept.name + _SUFFIX, json.dumps(asdict(kept)))
+def _write(kept: Kept, folder: Path | None = None) -> None:
+    _put(kept.name + _SUFFIX, json.dumps(asdict(kept)), folder)
 
 
 def _read(path: Path) -> Kept | None:
@@ -243,26 +245,30 @@ def serve_lab(
 @contextlib.contextmanager
 def _kept(session: Session, http: str | None) -> Iterator[None]:
     """Keep the state of a lab in its file, at each change, until it ends in good order."""
-    from virtfn.api.running import lab_document
+    from virtfn.api.running import Documents
     from virtfn.api.session.quarantine import stopped_vfs
 
-    began, since, changes = _started(os.getpid()), time.time(), count()
+    began, since, changes, documents = _started(os.getpid()), time.time(), count(), Documents()
 
     def write(error: str = "") -> None:
         rate = session.live.standing.counts["rate"] if session.live.standing is not None else 0
         lab = session.lab
-        text = json.dumps(lab_document(lab))  # JSON is YAML, and is written in a hundredth of the time
+        text = json.dumps(documents.make(lab))  # JSON is YAML, and is written in a hundredth of the time
         stopped = tuple(stopped_vfs(session.machine))
-        _write(Kept(lab.name, os.getpid(), began, since, text, next(changes), rate, http, error, stopped))
+        _write(Kept(lab.name, os.getpid(), began, since, text, next(changes), rate, http, error, stopped), folder)
 
-    write()
-    session.on_change = write
+    held = os.open(runtime_folder(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = Path(f"/proc/self/fd/{held}")
     try:
+        write()
+        session.on_change = write
         yield
     except Exception as error:
         with contextlib.suppress(VirtfnError):
             write(str(error))
         raise
+    finally:
+        os.close(held)
     forget(session.lab.name)
 
 

@@ -30,7 +30,7 @@ from virtfn.api.machine import Machine
 from virtfn.api.running import lab_document, write_lab
 from virtfn.api.service import Kept, bring_down, describe_loss, find_kept, list_labs, serve_lab
 from virtfn.api.session import Session, SetLinks
-from virtfn.api.session.changes import DetachGuest
+from virtfn.api.session.changes import AttachGuest, DetachGuest
 from virtfn.api.session.service import EndLab, ReadStatus, StartTraffic, StopTraffic
 from virtfn.api.session.watching import ListVfs, QuarantineVf, ReleaseVf
 from virtfn.api.stopped import Stopped
@@ -218,6 +218,31 @@ def test_a_change_that_cannot_be_kept_holds_and_is_told(monkeypatch: pytest.Monk
         assert session.ask(ReadStatus())["unwritten"] is None, "the next change is written with all before it"
         told = [each.event for each in session.events.since(0).events if each.event.name == "STATE_UNWRITTEN"]
         assert [asdict(event) for event in told] == [{"why": why}] * 3
+
+
+def test_the_state_file_has_the_lab_as_each_change_leaves_it() -> None:
+    def link(*settings: dict[str, object]) -> SetLinks:
+        return SetLinks.from_params({"pf": "pf0", "settings": list(settings)})  # type: ignore[return-value]
+
+    changes: list[tuple[Any, int, int, bool]] = [  # and the limit of VF 0, the VLAN of VF 1, whether guest a has its VF
+        (link({"vf": 1, "vlan": 9}), 0, 9, True),
+        (link({"vf": 0, "max_tx_rate": 7}, {"vf": 1, "trust": True}), 7, 9, True),
+        (StartTraffic(rate=7), 7, 9, True),
+        (DetachGuest("a"), 7, 9, False),
+        (link({"vf": 1, "vlan": 0}), 7, 0, False),
+        (AttachGuest("a"), 7, 0, True),
+        (link({"vf": 1, "vlan": 9}), 7, 9, True),
+    ]
+    with standing() as session, service._kept(session, None):
+        for change, limit, vlan, attached in changes:
+            session.ask(change)
+            kept = find_kept("rig")
+            assert kept is not None
+            assert json.loads(kept.lab) == lab_document(session.lab), "nothing is what it was before"
+            lab = parse_lab(kept.lab)
+            pf = lab.pf("pf0")
+            assert (pf.policy(0).max_tx_rate, pf.policy(1).vlan_id) == (limit, vlan)
+            assert {guest.name: guest.nic.attached for guest in lab.guests}["a"] is attached
 
 
 def test_a_lab_that_fails_is_lost_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

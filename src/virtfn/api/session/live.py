@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtfn.api.accounts import Group, account
-from virtfn.api.lab import Lab, VfPolicy
+from virtfn.api.lab import Lab, Pf, VfPolicy
 from virtfn.api.labchange import detached
 from virtfn.api.machine import LabGuestRun, LabPf, Machine
 from virtfn.api.recording import Recording
@@ -73,6 +73,7 @@ class Live:
         self.changing = False
         self.ended: set[str] = set()
         self.on_stop: Callable[[], None] | None = None
+        self._reworded: dict[str, tuple[Pf | None, dict[int, DriverPolicy], Pf]] = {}
         self._compile_ps = compile_ps
         self._moving_ps = 0
         self._world = world
@@ -96,21 +97,22 @@ class Live:
 
     def running_lab(self) -> Lab:
         """Return the lab as it is now, with the policies that were changed since it was read."""
-        lab = self.machine.lab
-        changed = {
-            pf.name: {n: _reworded(lab.pf(pf.name).policy(n), each) for n, each in pf.policies.items()}
-            for pf in self.machine.pfs
-        }
-        if not any(changed.values()):
-            return lab
-        pfs = []
-        for pf in lab.pfs:
-            if pf.sr_iov is not None and (new := changed[pf.name]):
-                policies = {policy.id: policy for policy in pf.sr_iov.vfs} | new
-                vfs = tuple(policy for _, policy in sorted(policies.items()))
-                pf = pf.model_copy(update={"sr_iov": pf.sr_iov.model_copy(update={"vfs": vfs})})
-            pfs.append(pf)
-        return lab.model_copy(update={"pfs": tuple(pfs)})
+        lab, policies = self.machine.lab, {pf.name: pf.policies for pf in self.machine.pfs}
+        pfs = tuple(self._reworded_pf(pf, policies[pf.name]) for pf in lab.pfs)
+        return lab if pfs == lab.pfs else lab.model_copy(update={"pfs": pfs})
+
+    def _reworded_pf(self, pf: Pf, policies: dict[int, DriverPolicy]) -> Pf:
+        """Return a PF with these policies: as long as nothing changes, the same object, which `Documents` knows."""
+        if pf.sr_iov is None or not policies:
+            return pf
+        said, had, found = self._reworded.get(pf.name, (None, {}, pf))
+        if said is not pf or had != policies:
+            vfs = {policy.id: policy for policy in pf.sr_iov.vfs}
+            vfs |= {n: _reworded(pf.policy(n), each) for n, each in policies.items()}
+            ordered = tuple(policy for _, policy in sorted(vfs.items()))
+            found = pf.model_copy(update={"sr_iov": pf.sr_iov.model_copy(update={"vfs": ordered})})
+            self._reworded[pf.name] = pf, dict(policies), found
+        return found
 
     @property
     def served(self) -> Sequence[ServedGuest]:
