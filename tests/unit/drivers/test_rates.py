@@ -35,8 +35,9 @@ def frames(to: Mac, source: Mac) -> list[bytes]:
 
 
 @pytest.mark.parametrize("way", ["to a VF", "to the wire"])
-@pytest.mark.parametrize("mbps", [10, 100, 1000])
-def test_a_rate_is_kept_to_two_hundredths_over_a_second(rig: Rig, mbps: int, way: str) -> None:
+@pytest.mark.parametrize(("mbps", "late_ms"), [(10, 1), (100, 1), (1000, 1), (10, 10), (100, 10)])
+def test_a_rate_is_kept_to_two_hundredths_over_a_second(rig: Rig, mbps: int, way: str, late_ms: int) -> None:
+    """late_ms: from one service to the next, as on a machine that others use, too."""
     a, b = rig.driver(0), rig.driver(1)
     sink = Sink(b)
     rig.nic.set_wire(way == "to the wire", 0)
@@ -49,13 +50,37 @@ def test_a_rate_is_kept_to_two_hundredths_over_a_second(rig: Rig, mbps: int, way
             sender.go_on()
             sink.open()
             rig.nic.serve(512)
-            rig.clock.sleep(MS_PS)
+            rig.clock.sleep(late_ms * MS_PS)
         return int(pool["gotc"])
 
-    before, received = go(rig.clock.now() + 10 * MS_PS), int(rig.nic.port.nic["pools"][1]["gorc"])
+    before, received = go(rig.clock.now() + 20 * MS_PS), int(rig.nic.port.nic["pools"][1]["gorc"])
     nbytes = go(rig.clock.now() + S_PS) - before
     assert nbytes * 8 / 1e6 == pytest.approx(mbps, rel=0.02)
     if way == "to a VF":
         assert int(rig.nic.port.nic["pools"][1]["gorc"]) - received == nbytes, "and nothing is lost"
     else:
         assert rig.nic.tally()[0].ways.tx_wire_bytes > 0
+
+
+@pytest.mark.parametrize(("pause_ms", "worth_ms"), [(40, 15), (200, 2), (60_000, 2)])
+def test_what_a_limited_sender_catches_up_on_is_bounded(rig: Rig, pause_ms: int, worth_ms: int) -> None:
+    """Nobody serves it for a while: of that time it has a little left, more if it was waiting just before."""
+    a, b = rig.driver(0), rig.driver(1)
+    sink = Sink(b)
+    rig.igb.set_rate(0, 10)
+    sender = Saturating(a, *frames(b.mac, a.mac))
+    pool = rig.nic.port.nic["pools"][0]
+
+    def serve() -> int:
+        for _ in range(20):
+            sender.go_on()
+            sink.open()
+            rig.nic.serve(512)
+        return int(pool["gotc"])
+
+    serve()
+    rig.clock.sleep(MS_PS)
+    before = serve()
+    rig.clock.sleep(pause_ms * MS_PS)
+    nbytes = serve() - before
+    assert worth_ms - 2 <= nbytes * 8 / 10e3 <= worth_ms + 2

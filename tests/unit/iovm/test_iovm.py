@@ -19,7 +19,8 @@ from virtfn.machine.ports import VirtfnError
 MAC = parse_mac("02:00:00:00:00:66")
 # What the port counts or lets run on for the PF's eyes only; VTEIMS shows the true mask, not what was written.
 OBSERVED = {"VTEIMS", "ICR", "IAC", "VFLRE", "MBVFICR", "WVBR", "LVMMC", "RTTDQSEL", "RTTBCNRC", "SWSM"}
-RUNNING_ON = {"gprc", "gorc", "mprc", "gptc", "gotc", "gprlbc", "gorlbc", "gptlbc", "gotlbc", "bprc", "next_ps"}
+COUNTED = {"gprc", "gorc", "mprc", "gptc", "gotc", "gprlbc", "gorlbc", "gptlbc", "gotlbc", "bprc"}
+RUNNING_ON = {*COUNTED, "next_ps", "held_ps"}
 PER_CALL = {"drops", "epoch", "win_lo", "win_hi", "win_hpa"}
 
 

@@ -110,7 +110,9 @@ TURN = row_of(
 )
 
 POOL = row_of(
-    "rid strip max_frame max_tagged rsse vlan_mode vlan_tag ps_per_byte next_ps "
+    "rid strip max_frame max_tagged rsse vlan_mode vlan_tag "
+    # its rate, when it may send again, and when that last held it up (`tx.py`)
+    "ps_per_byte next_ps held_ps "
     "gprc gorc mprc gptc gotc gprlbc gorlbc gptlbc gotlbc bprc"
 )
 

@@ -60,6 +60,8 @@ from virtfn.kernels.vtd.iommu import iommu_at
 
 __all__ = ["serve_queue"]
 
+_LATE_PS = 15_000_000_000  # credit of a sender that its rate holds up: it is served late, and makes up for that
+_LATELY_PS = 100_000_000_000  # as long as it was held up not longer ago than this
 _PATIENCE = 4  # frames that were not for `whole.py`, before a call stops asking it
 _PLAIN_MASK = TXD_DTYP_MASK | TXD_EOP | TXD_DEXT | TXD_VLE | TXD_TSE | TXD_IXSM | TXD_TXSM
 _PLAIN = TXD_DTYP_DATA | TXD_EOP | TXD_DEXT
@@ -220,6 +222,13 @@ def keep_waiting(nic: Row, q: int, verdict: int, used: int, event: int) -> int:
     return events
 
 
+@part
+def pay(owner: Row, now: int, size: int) -> None:
+    """Let a pool that has a rate pay for bytes that it has sent, and forget time that it has not used."""
+    held = owner.held_ps != 0 and now - owner.held_ps <= _LATELY_PS
+    owner.next_ps = max(owner.next_ps, now - (_LATE_PS if held else BURST_PS)) + size * owner.ps_per_byte
+
+
 @apart(NIC, int, gives=3)
 def serve_one(nic: Row, q: int) -> tuple[bool, bool, int]:
     """Send the frame at the head of transmit queue `q`, and finish its descriptors.
@@ -231,6 +240,7 @@ def serve_one(nic: Row, q: int) -> tuple[bool, bool, int]:
     r = nic.tx[q]
     owner = nic.pools[r.pool]
     if owner.ps_per_byte and owner.next_ps > p.now and not p.stalled:
+        owner.held_ps = p.now
         return False, False, EV_TIMER
     at = window_hot(nic, r)
     if at == 0 and r.enabled:
@@ -242,8 +252,7 @@ def serve_one(nic: Row, q: int) -> tuple[bool, bool, int]:
     q1 = load64(at + 8)
     verdict, used, event = send_one(nic, q, r.pool, load64(at), q1)
     if owner.ps_per_byte:
-        cost = (owner.gotc - sent) * owner.ps_per_byte
-        owner.next_ps = max(owner.next_ps, p.now - BURST_PS) + cost
+        pay(owner, p.now, owner.gotc - sent)
     if verdict != FORWARDED or used == 0:
         return False, False, event | keep_waiting(nic, q, verdict, used, event)
     p.stalled = 0
