@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -298,8 +299,10 @@ class Session:
             try:
                 check_file(fd, offset, size, prot)
                 yield from self._offer.mapper.map(fd, offset, iova, size, prot) or ()
-            finally:
+            except BaseException:
                 self._connection.closer.close(fd)
+                raise
+            os.close(fd)  # a guest with an IOMMU sends more of them than the closer's thread may have time for
         self.client.ranges.add(DmaRange(iova, size, prot, fd is not None))
         self._offer.device.dma_mapped(iova, size, prot)
         return _Answer()

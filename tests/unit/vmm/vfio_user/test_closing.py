@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from unit.vmm.vfio_user.peer import Lingering, ToldError
-from virtfn.vmm.vfio_user.messages import DMA_MAP, HEADER, IRQ_SET, Command
+from unit.vmm.vfio_user.peer import Lingering, ToldError, memory_file
+from virtfn.vmm.vfio_user.messages import DMA_MAP, DMA_UNMAP, HEADER, IRQ_SET, Command
 
 
 @pytest.fixture
@@ -131,6 +131,22 @@ def test_who_holds_up_too_much_is_let_in_no_more(server, peer, lingering, hurry)
         assert server.counters["connected"] == 2
         again.close()
     os.close(null)
+
+
+def test_memory_that_is_mapped_is_closed_at_once(server, peer, lingering, hurry):
+    """Else a client that maps page by page, as QEMU does for a guest's IOMMU, holds up too much on a busy machine."""
+    with hurry(5):
+        lingering().put(peer.sock, message(Command.DEVICE_RESET))  # the thread has no time
+        serve(server)
+        memory = memory_file(4096)
+        for _ in range(100):
+            peer.raw(message(Command.DMA_MAP, DMA_MAP.pack(32, 3, 0, 0, 4096)), [memory])
+            peer.raw(message(Command.DMA_UNMAP, DMA_UNMAP.pack(24, 0, 0, 4096)))
+            serve(server, 2)
+        os.close(memory)
+        assert server.client is not None, server.counters
+        assert server.counters["DMA_UNMAP"] == 100
+    assert server.closing == 1
 
 
 def test_a_pipe_is_no_memory_and_no_eventfd(server, peer):
