@@ -1,19 +1,22 @@
-"""UNIX sockets at a path: made so that only their owner can connect, and taken away by whoever made them."""
+"""UNIX sockets at a path: made so that only their owner can connect, taken away by whoever made them, and found."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import stat
-from os import fchmod
+import struct
 from pathlib import Path
 
+from virtfn import private
 from virtfn.machine.ports import VirtfnError
 
-__all__ = ["Identity", "listen", "remove"]
+__all__ = ["Identity", "connect", "listen", "peer_process", "remove"]
 
 _WAITING = 8  # connections that nobody has accepted yet
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 
 Identity = tuple[int, int]
 """What tells a socket's file from another's at the same path: device and inode."""
@@ -27,7 +30,7 @@ def listen(path: Path) -> tuple[socket.socket, Identity]:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         # The mode of the descriptor becomes that of the file: there is no moment in which others could connect.
-        fchmod(listening.fileno(), 0o600)
+        os.fchmod(listening.fileno(), 0o600)
         _remove_stale(path)
         listening.bind(str(path))
         listening.listen(_WAITING)
@@ -41,6 +44,29 @@ def listen(path: Path) -> tuple[socket.socket, Identity]:
         listening.close()
         raise
     return listening, (state.st_dev, state.st_ino)
+
+
+def connect(path: Path) -> socket.socket:
+    """Connect to a socket of somebody's whom `private.found` lets pass; who has a long line of others is a refusal.
+
+    Raises OSError.
+    """
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        there = private.found(path)
+        try:
+            peer.connect(f"/proc/self/fd/{there}")
+        finally:
+            os.close(there)
+    except OSError:
+        peer.close()
+        raise
+    return peer
+
+
+def peer_process(sock: socket.socket) -> int:
+    """Return the process at the other end, as it was when it connected or listened; 0: one that is not seen here."""
+    return int(_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0])
 
 
 def remove(path: Path, identity: Identity) -> None:

@@ -13,7 +13,6 @@ that is shorter than its frame, and TCP then stops after one window, for want of
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections import Counter
 from pathlib import Path
@@ -21,14 +20,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from virtfn import private
 from virtfn.hw.eth import MIN_FRAME
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.streams import LENGTH_BYTES, MAX_STREAM_FRAME, cut_stream, whole_frames
 from virtfn.machine.clock import MS_PS
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.vmm.closing import Closer, close_listening, close_socket, receive_into, take_all_rights
-from virtfn.vmm.listening import listen, remove
+from virtfn.vmm.listening import connect, listen, remove
 from virtfn.vmm.uplink.uplink import NOTHING, Burst
 
 __all__ = ["StreamUplink"]
@@ -68,15 +66,9 @@ class StreamUplink:
         self._lengths = np.zeros(_BURST, np.int64)
 
     def _connect(self) -> socket.socket:
-        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            there = private.found(self._path)
-            try:
-                peer.connect(f"/proc/self/fd/{there}")
-            finally:
-                os.close(there)
+            peer = connect(self._path)
         except OSError as e:
-            peer.close()
             raise VirtfnError(
                 f"no uplink at {self._path}: {e.strerror or e}; start what listens there first, "
                 f"like passt --socket {self._path}, or let this side listen: stream:listen:{self._path}; "
