@@ -61,7 +61,7 @@ class QemuGuest:
         self._child: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, Port] = {}
         self._stderr = Recording(STDERR_BYTES)
-        self._plugged: dict[str, int] = {function.id: slot for slot, function in enumerate(machine.functions)}
+        self._plugged: dict[str, int] = {function.id: slot for slot, function in machine.placed()}
         self._refused: set[str] = set()
         self._monitor = Monitor(machine.name, self._on_event)
         self.processors = Processors(self._monitor.execute)

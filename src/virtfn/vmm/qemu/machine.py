@@ -10,14 +10,14 @@ messages, slowly. There is no display and no default device, and a disk only whe
 are the console and the agent.
 
     argv      QEMU as virtfn starts it: QMP, console and agent at sockets that it inherits
-    command   QEMU as somebody else starts it: its console is the terminal; no agent
+    command   QEMU as somebody else starts it: its console is the terminal; no agent; QMP at a path, for a host
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,7 @@ RECONNECT_MS = 500  # between attempts of QEMU's to find a back end that has gon
 _FIRST_PORT = 0x10
 _DISK_AT = 0xF
 _IOMMU = "intel-iommu,caching-mode=on"  # caching: the guest tells of what it maps, too, and so QEMU tells us
+_QMP = "qmp"
 _RING = 1024  # the most that QEMU gives a virtio network device
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -148,10 +149,12 @@ class Machine:
     """A guest to be started. append: the kernel's command line, after the console; slots: hot-plug slots.
 
     kernel: without one, the firmware boots from the disk. firmware: a file in place of QEMU's own, SeaBIOS.
-    functions: plugged in from the start, into slots 0, 1, ...; extra: further arguments for QEMU as they are; those of
-    a -device may name bus pcie.0 with addr 1 to 0xe. reboot: whether a guest's reboot restarts it or ends QEMU. shared:
-    whether others can map its memory. native_hotplug: let the root ports do hot-plug, as the guest's PCI Express driver
-    knows it, and not firmware, which takes out no function beyond the first eight of a slot. iommu: the guest has one.
+    functions: plugged in from the start, into slots 0, 1, ...; those of a card share one, that at place 0 the last of
+    them. extra: further arguments for QEMU as they are; those of a -device may name bus pcie.0 with addr 1 to 0xe.
+    reboot: whether a guest's reboot restarts it or ends QEMU. shared: whether others can map its memory.
+    native_hotplug: let the root ports do hot-plug, as the guest's PCI Express driver knows it, and not firmware, which
+    takes out no function beyond the first eight of a slot. iommu: the guest has one. monitor: where a QEMU that
+    somebody else starts listens for QMP of virtfn's.
     """
 
     name: str
@@ -169,6 +172,7 @@ class Machine:
     firmware: Path | None = None
     native_hotplug: bool = False
     iommu: bool = False
+    monitor: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; raise VirtfnError."""
@@ -185,7 +189,7 @@ class Machine:
         for what, value, low, high in (
             ("memory-mib", self.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB),
             ("cpus", self.cpus, 1, 255),
-            ("slots", self.slots, len(self.functions), MAX_SLOTS),
+            ("slots", self.slots, self.taken_slots, MAX_SLOTS),
         ):
             if not low <= value <= high:
                 raise VirtfnError(f"guest {self.name}: {what} {value} is not in {low}..{high}", errno_name="EINVAL")
@@ -195,11 +199,11 @@ class Machine:
     def argv(self, qemu: Qemu, acceleration: Acceleration, *, qmp: int, console: int, agent: int) -> list[str]:
         """Return the command line. qmp, console, agent: file descriptors of connected sockets that QEMU inherits."""
         channels = [
-            "-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp",
+            "-chardev", f"socket,id={_QMP},fd={qmp}", "-qmp", f"chardev:{_QMP}",
             "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
             "-chardev", f"socket,id=agent,fd={agent}", "-serial", "chardev:agent",
         ]  # fmt: skip
-        return [*qemu.command, *self._board(acceleration), *channels, *self._boot(), *self._slots(), *self.extra]
+        return [*qemu.command, *self._board(acceleration), *channels, *self._boot(), *self.plugged(), *self.extra]
 
     def command(self, qemu: Qemu, acceleration: Acceleration, networks: Sequence[VirtioNic] = ()) -> list[str]:
         """Return the command line for whoever starts QEMU; its console is the terminal, Ctrl-A X ends it.
@@ -207,10 +211,10 @@ class Machine:
         networks: virtio network devices, in the slots after those of functions.
         """
         environ = [f"{name}={value}" for name, value in qemu.environ.items()]
-        plugged = [word for n, nic in enumerate(networks) for word in nic.arguments(len(self.functions) + n)]
+        plugged = [word for n, nic in enumerate(networks) for word in nic.arguments(self.taken_slots + n)]
         return [
             *(["env", *environ] if environ else []), *qemu.command, *self._board(acceleration),
-            "-serial", "mon:stdio", *self._boot(), *self._slots(), *plugged, *self.extra,
+            "-serial", "mon:stdio", *self._boot(), *self.plugged(), *plugged, *self.extra,
         ]  # fmt: skip
 
     def _board(self, acceleration: Acceleration) -> list[str]:
@@ -242,11 +246,29 @@ class Machine:
         # Linux gives up if its timer does not tick in time, as it may not on a busy machine.
         return f"console=ttyS0 panic=-1 no_timer_check {self.append}".rstrip()
 
-    def _slots(self) -> list[str]:
-        argv = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"] if self.native_hotplug else []
+    def placed(self) -> Iterator[tuple[int, Function]]:
+        """List the functions with their slots."""
+        slot = 0
+        for function in self.functions:
+            yield slot, function
+            slot += function.place == 0
+
+    @property
+    def taken_slots(self) -> int:
+        """How many slots the functions take."""
+        return sum(function.place == 0 for function in self.functions)
+
+    def plugged(self) -> list[str]:
+        """Return the arguments of QEMU for slots and functions, with the monitor that a card of a host needs."""
+        argv = []
+        if self.monitor is not None:
+            channel = f"socket,id={_QMP},path={_escaped(self.monitor.absolute())},server=on,wait=off"
+            argv += ["-chardev", channel, "-qmp", f"chardev:{_QMP}"]
+        if self.native_hotplug:
+            argv += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
         for slot in range(self.slots):
             argv += ["-device", root_port(slot)]
-        for slot, function in enumerate(self.functions):
+        for slot, function in self.placed():
             argv += ["-device", json.dumps(function.device(slot))]
         return argv
 
