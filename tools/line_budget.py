@@ -18,7 +18,7 @@ BUDGETS = {
     "machine": 2100,
     "devices": 5000,
     "drivers": 2850,
-    "vmm": 7100,
+    "vmm": 7300,
     "iovm": 2600,
     "iomodels": 2320,
     "sim": 300,
