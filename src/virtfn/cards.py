@@ -59,6 +59,7 @@ class NicDriver(Protocol):
 class Model:
     """A model of card. report: how reports name it. nic_drivers: by vendor and device ID.
 
+    vf_function: where a guest that makes VFs finds one, its function number on the PF's bus; None: it makes none.
     explain: what becomes of a frame of a VF's, or another function's, pool, or of the wire (None), by `Card.state`.
     stack: makes the host's own network device on a PF that its driver drives, perhaps with VFs; None: it cannot be.
     """
@@ -69,6 +70,7 @@ class Model:
     pf_driver: Callable[[Bar, Clock], BoundDriver]
     nic_drivers: Mapping[tuple[int, int], NicDriver]
     stack: Callable[[BoundDriver, Bar, DmaMemory, Clock], NetDriver] | None = None
+    vf_function: Callable[[int], int] | None = None
     explain: Callable[[Mapping[str, Any], int | None, bytes], Mapping[str, Any]] | None = None
 
 
@@ -78,6 +80,12 @@ def _make_82576(host: DeviceHost, iommu: Iommu, agent: TranslationAgent, options
 
     nvm = Nvm(options.mac, total_vfs=options.total_vfs, ats=options.ats, device_tlb_entries=options.device_tlb_entries)
     return Nic82576(host, iommu, nvm, agent)
+
+
+def _vf_function_82576(n: int) -> int:
+    from virtfn.devices.nic82576.config import FIRST_VF_OFFSET, VF_STRIDE
+
+    return FIRST_VF_OFFSET[1] + n * VF_STRIDE
 
 
 def _igb(bar: Bar, clock: Clock) -> BoundDriver:
@@ -122,6 +130,7 @@ MODELS: dict[str, Model] = {
         pf_driver=_igb,
         nic_drivers={(0x8086, 0x10CA): _igbvf, (0x8086, 0x10C9): _igb_whole},
         stack=_igb_stack,
+        vf_function=_vf_function_82576,
         explain=_explain_82576,
     )
 }

@@ -11,6 +11,8 @@
     what --json, --capture, --trace and    results                     `opener`
       --save-iommu name, logs of consoles
     stream:PATH                            the uplink's peer           `found`; the peer is not trusted
+    SOCKETS/GUEST.qmp                      a host's QEMU, that      `found`; it has to be the process that has the
+                                           somebody else starts     function plugged in
     stream:listen:PATH                     a socket of ours            mode 0600 from the first moment; replaces nothing
                                                                        but a dead socket
     TMPDIR, without a name; memfd          words of QEMU, memory       none: there is no name to open it by

@@ -6,17 +6,21 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from guest.hostrig import CARD, FUNCTIONS
+from virtfn.api.control import ask
 from virtfn.api.image import current_image, make_image
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Qemu, cache_folder
@@ -52,6 +56,12 @@ pfs: [{name: pf0, sr-iov: {total-vfs: 2}}]
 guests:
   - {name: a, vmm: qemu, nic: {pf: pf0, vf: 0}}
   - {name: b, vmm: qemu, nic: {pf: pf0, io: split}}
+workload: {kind: none}
+"""
+HOST = """\
+name: abroad
+pfs: [{name: pf0}]
+guests: [{name: h, vmm: qemu, memory-mib: 384, nic: {pf: pf0, io: host}}]
 workload: {kind: none}
 """
 SYSLINUX = "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\n  KERNEL vmlinuz\n  APPEND initrd=initrd.gz {line}\n"
@@ -248,6 +258,81 @@ def test_qemus_that_somebody_else_starts(tmp_path: Path, runtime: Path) -> None:
         assert list(sockets.iterdir()) == []
 
 
+@pytest.mark.long
+def test_a_host_in_a_qemu_that_somebody_else_starts(tmp_path: Path, runtime: Path) -> None:
+    """Its stock igb makes VFs. QEMU is killed with them on and comes again; so is virtfn serve, whose next one serves a
+    QEMU without a monitor: that guest has a PF alone.
+    """
+    lab = tmp_path / "lab.yaml"
+    lab.write_text(HOST)
+    words = _line(lab)
+    with ExitStack() as stack:
+        killed = stack.enter_context(_serving(lab))
+        with Terminal(shlex.join(words)) as host:
+            _vfs_ping(host)
+            assert _events("VFS_CHANGED")[-1]["vfs"] == 2
+        # It was killed, with VFs on.
+        _until(lambda: _events("GUEST_DISCONNECTED") and _events("VFS_CHANGED")[-1]["vfs"] == 0)
+        with Terminal(shlex.join(words)) as host:
+            _vfs_ping(host)
+            assert len(_events("GUEST_CONNECTED")) == 2
+            assert not _events("VFS_REFUSED")
+            killed.kill()
+            killed.wait()
+            serve = stack.enter_context(_serving(lab))
+        at = words.index("-qmp")
+        with Terminal(shlex.join(words[: at - 2] + words[at + 2 :])) as host:
+            host.until(r":~# ")
+            host.run(
+                "ip link set eth0 up; for i in $(seq 100); do grep -qx 1 /sys/class/net/eth0/carrier && break; done"
+            )
+            host.run(f"[ ! -e {CARD}/sriov_numvfs ] && ethtool -i eth0 | grep -qx 'driver: igb'")
+            (refused,) = _events("VFS_REFUSED")
+            assert refused["why"].startswith("no monitor of its QEMU listens at ")
+            serve.send_signal(signal.SIGINT)
+            assert serve.wait(60) == 0
+        assert not (runtime / "served").exists()
+
+
+def _line(lab: Path) -> list[str]:
+    done = subprocess.run([*VIRTFN, "qemu-args", str(lab), "h", "--json", "-"], stdout=-1, text=True, check=True)
+    return [str(word) for word in json.loads(done.stdout)]
+
+
+@contextmanager
+def _serving(lab: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([*VIRTFN, "serve", str(lab)], stdout=-1, text=True) as serve:
+        try:
+            assert serve.stdout is not None
+            assert any(said.startswith("ready: abroad is served") for said in serve.stdout)
+            yield serve
+        finally:
+            serve.kill()
+
+
+def _vfs_ping(host: Terminal) -> None:
+    """Make two VFs, and let one ping the other."""
+    host.until(r":~# ")
+    for line in FUNCTIONS.strip().splitlines():
+        host.type(f"{line}\n")
+    host.run(f"ip link set eth0 up; echo 2 > {CARD}/sriov_numvfs")
+    host.run("give a 10.0 10.0.0.2; give b 10.2 10.0.0.3; linked a && linked b", 200)
+    assert "igbvf" in host.run("readlink /sys/bus/pci/devices/0000:01:10.2/driver")
+    assert " 0% packet loss" in host.run("ip netns exec a ping -c 5 -i 0.2 10.0.0.3")
+
+
+def _events(name: str) -> list[Any]:
+    found = ask("events.read", {}, "abroad")
+    return [event["data"] for event in found["events"] if event["event"] == name]  # type: ignore[index]
+
+
+def _until(done: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_libvirt_takes_the_domains(tmp_path: Path) -> None:
     """Libvirt's own schema, of Debian's packages, is the judge."""
     try:
@@ -257,8 +342,10 @@ def test_libvirt_takes_the_domains(tmp_path: Path) -> None:
     (tmp_path / "disk.raw").write_bytes(bytes(1024))
     (tmp_path / "OVMF.fd").write_bytes(bytes(1024))
     disk = "{name: c, vmm: qemu, disk: disk.raw, firmware: OVMF.fd, qemu-args: [-usb], nic: {pf: pf0, io: split}}"
-    (tmp_path / "lab.yaml").write_text(SERVED.replace("workload", f"  - {disk}\nworkload"))
-    for guest in "abc":
+    whole = SERVED.replace("]\nguests", ", {name: pf1}]\nguests")
+    host = "{name: h, vmm: qemu, nic: {pf: pf1, io: host}}"
+    (tmp_path / "lab.yaml").write_text(whole.replace("workload", f"  - {disk}\n  - {host}\nworkload"))
+    for guest in "abch":
         domain = subprocess.run(
             [*VIRTFN, "qemu-args", str(tmp_path / "lab.yaml"), guest, "--libvirt"], capture_output=True, check=True
         )

@@ -39,6 +39,7 @@ __all__ = [
     "find_platform",
     "get_qemu",
     "make_image",
+    "require_hosts",
 ]
 
 _CURRENT = "current"
@@ -71,6 +72,14 @@ class Platform:
     qemu: Qemu
     image: Image | None
     acceleration: Acceleration
+
+
+def require_hosts(platform: Platform) -> None:
+    """Raise VirtfnError (EOPNOTSUPP) if the QEMU that is here cannot give a guest VFs to make; it is asked."""
+    from virtfn.vmm.qemu.hostprobe import probe_host_cards
+
+    if words := probe_host_cards(platform.qemu):
+        raise VirtfnError(f"{platform.qemu} cannot give a guest VFs to make: {words}", errno_name="EOPNOTSUPP")
 
 
 def make_image(

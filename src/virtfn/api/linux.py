@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from virtfn.api.boot import machine_parts, notes_on
-from virtfn.api.image import Platform
+from virtfn.api.image import Platform, require_hosts
 from virtfn.api.lab import Guest as LabGuest
 from virtfn.api.machine import LabPf, Machine
 from virtfn.hw.types import Mac, Ps, format_mac
@@ -29,7 +29,6 @@ from virtfn.machine.pieces import InPieces
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
 from virtfn.vmm.qemu import Job, Outcome, QemuGuest
-from virtfn.vmm.qemu.hostprobe import probe_host_cards
 from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.world import World
 
@@ -162,12 +161,11 @@ class LinuxGuests(Actor):
         for i, guest in enumerate(lab.guests):
             if guest.nic.io == "host":
                 self._tell("asking QEMU for hosts", self._clock.now())
-                if words := probe_host_cards(self._platform.qemu):
-                    where = lab.where(("guests", i, "nic", "io"))
-                    raise VirtfnError(
-                        f"{where}: {self._platform.qemu} cannot give a guest VFs to make: {words}",
-                        errno_name="EOPNOTSUPP",
-                    )
+                try:
+                    require_hosts(self._platform)
+                except VirtfnError as error:
+                    error.args = (f"{lab.where(('guests', i, 'nic', 'io'))}: {error}",)
+                    raise
                 return
 
     def _start(self, lab_guest: LabGuest) -> None:

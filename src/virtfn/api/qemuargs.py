@@ -1,25 +1,27 @@
 """How somebody else starts the QEMU of a lab's guest: its command line, or libvirt's domain.
 
 The sockets are those of `virtfn serve` with the same lab and folder; all else is as if virtfn started it, but that the
-console is the terminal, or libvirt's, and that there is no agent.
+console is the terminal, or libvirt's, and that there is no agent. The QEMU of a guest that is a host has a monitor for
+virtfn, besides all others.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from virtfn.api.boot import machine_parts
-from virtfn.api.image import Platform, find_platform
+from virtfn.api.image import Platform, find_platform, require_hosts
 from virtfn.api.lab import Guest, Lab
 from virtfn.api.machine import guest_mac
-from virtfn.api.served import protocol_of, refuse_host, socket_of, sockets_folder
+from virtfn.api.served import protocol_of, socket_of, sockets_folder, vf_sockets
+from virtfn.cards import MODELS
 from virtfn.hw.types import format_mac
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.qemu import Function, Machine, VirtioNic, rest
-from virtfn.vmm.qemu.machine import RECONNECT_MS, root_port
+from virtfn.vmm.qemu.elsewhere import monitor_socket
+from virtfn.vmm.qemu.machine import RECONNECT_MS
 
 __all__ = ["libvirt_domain", "qemu_command"]
 
@@ -31,7 +33,8 @@ def qemu_command(lab: Lab, name: str, sockets: Path | None = None, *, platform: 
     """Return the command line that starts the QEMU of a guest; its console is the terminal.
 
     sockets: of `virtfn serve`; without it, its default. platform: to start it on; found if None. Raises VirtfnError:
-    ENOENT (no such guest; what QEMU needs is not there), EINVAL (the guest is not for QEMU), EOPNOTSUPP (it is a host).
+    ENOENT (no such guest; what QEMU needs is not there), EINVAL (the guest is not for QEMU), EOPNOTSUPP (it is a host,
+    and this QEMU cannot give it VFs to make).
     """
     guest, platform = _guest(lab, name, platform)
     machine, networks = _parts(lab, guest, sockets, platform)
@@ -45,14 +48,23 @@ def _guest(lab: Lab, name: str, platform: Platform | None) -> tuple[Guest, Platf
         raise VirtfnError(f"lab {lab.name} has no guest called {name}; there are {there}", errno_name="ENOENT")
     if guest.vmm != "qemu":
         raise VirtfnError(f"guest {name} is embedded, and no QEMU runs it; use vmm: qemu", errno_name="EINVAL")
-    refuse_host(guest)
-    return guest, platform or find_platform(rest, [guest])
+    platform = platform or find_platform(rest, [guest])
+    if guest.nic.io == "host":
+        require_hosts(platform)
+    return guest, platform
 
 
 def _parts(lab: Lab, guest: Guest, sockets: Path | None, platform: Platform) -> tuple[Machine, list[VirtioNic]]:
     """Return the machine of a guest, and its virtio devices; plugged in from the start."""
-    socket = socket_of(guest, sockets_folder(lab, sockets))
+    folder = sockets_folder(lab, sockets)
+    socket = socket_of(guest, folder)
     machine = machine_parts(guest, platform)
+    if guest.nic.io == "host":
+        place = MODELS[str(lab.pf(guest.nic.pf).model)].vf_function
+        if place is None:
+            raise VirtfnError(f"a guest makes no VFs of {guest.nic.pf}", errno_name="EOPNOTSUPP")
+        vfs = [Function(f"{_NIC}-vf{n}", path, place=place(n)) for n, path in enumerate(vf_sockets(lab, guest, folder))]
+        return replace(machine, functions=(*vfs, Function(_NIC, socket)), monitor=monitor_socket(socket)), []
     if protocol_of(guest) == "vhost-user":
         return machine, [VirtioNic(_NIC, socket, format_mac(guest_mac(lab, guest)))]
     return replace(machine, functions=(Function(_NIC, socket),)), []
@@ -140,11 +152,7 @@ def _add_network(devices: ElementTree.Element, network: VirtioNic) -> None:
 
 def _add_arguments(domain: ElementTree.Element, machine: Machine) -> None:
     """Add what libvirt has no words for."""
-    arguments: list[str] = []
-    for slot, function in enumerate(machine.functions):
-        arguments += ["-device", root_port(slot), "-device", json.dumps(function.device(slot))]
-    arguments += machine.extra
-    if arguments:
+    if arguments := [*(machine.plugged() if machine.functions else ()), *machine.extra]:
         line = _add(domain, f"{{{_QEMU_XML}}}commandline")
         for argument in arguments:
             _add(line, f"{{{_QEMU_XML}}}arg", value=argument)

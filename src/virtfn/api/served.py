@@ -1,6 +1,7 @@
 """Labs whose QEMUs somebody else starts: sockets at paths that stay, and what QEMU needs to find them.
 
     SOCKETS/GUEST.sock    vfio-user: the guest's function; or vhost-user: the back end of its virtio device, io split
+    SOCKETS/GUEST.vfN     io host: the VFs that the guest may make; GUEST.qmp: where its QEMU listens for virtfn
 
 SOCKETS is what the user says, or a folder of the lab's name in the runtime folder: `virtfn serve` and `virtfn
 qemu-args` come to the same without asking each other.
@@ -19,14 +20,15 @@ from virtfn import private
 from virtfn.api.lab import Guest, Lab
 from virtfn.api.machine import LabPf, Machine
 from virtfn.api.progress import OnProgress
-from virtfn.api.session.events import Event, GuestConnected, GuestDisconnected
+from virtfn.api.session.events import Event, GuestConnected, GuestDisconnected, VfsRefused
+from virtfn.cards import MODELS
 from virtfn.hw.types import Ps, format_mac
 from virtfn.iomodels.hoststack import HostStack
 from virtfn.iomodels.model import Plug
 from virtfn.machine.places import runtime_folder
 from virtfn.machine.ports import Actor, VirtfnError
 from virtfn.vmm.pump import Pump
-from virtfn.vmm.qemu.elsewhere import VmElsewhere
+from virtfn.vmm.qemu.elsewhere import VmElsewhere, monitor_socket, vf_socket
 from virtfn.vmm.qemu.folder import MAX_SOCKET_PATH
 from virtfn.vmm.world import World
 
@@ -36,15 +38,18 @@ __all__ = [
     "ServiceDocument",
     "SocketDocument",
     "protocol_of",
-    "refuse_host",
     "serve_lab",
     "socket_of",
     "sockets_folder",
+    "vf_sockets",
 ]
 
 
 class SocketDocument(TypedDict):
-    """One socket. protocol: vfio-user or vhost-user; address: of the function, as the machine sees it."""
+    """The socket of a guest. protocol: vfio-user or vhost-user; address: of the function, as the machine sees it.
+
+    Of a host it is the PF's. vfs: those of its VFs; monitor: where its QEMU is to listen, null for others.
+    """
 
     guest: str
     io: str
@@ -52,6 +57,8 @@ class SocketDocument(TypedDict):
     path: str
     address: str
     mac: str
+    vfs: list[str]
+    monitor: str | None
 
 
 class ServiceDocument(TypedDict):
@@ -81,19 +88,17 @@ def protocol_of(guest: Guest) -> str:
     return "vhost-user" if guest.nic.io == "split" else "vfio-user"
 
 
-def refuse_host(guest: Guest) -> None:
-    """Raise VirtfnError (EOPNOTSUPP) for a guest that is a host: somebody else's QEMU is not enough for it."""
-    if guest.nic.io == "host":
-        raise VirtfnError(
-            f"guest {guest.name} is a host, and needs a QEMU whose monitor virtfn has: let virtfn start it",
-            errno_name="EOPNOTSUPP",
-        )
+def vf_sockets(lab: Lab, guest: Guest, folder: Path) -> list[Path]:
+    """Return the sockets of the VFs that a host may make; none for another guest."""
+    if guest.nic.io != "host":
+        return []
+    return [vf_socket(socket_of(guest, folder), n) for n in range(MODELS[str(lab.pf(guest.nic.pf).model)].limits.vfs)]
 
 
 def _make_folder(lab: Lab, folder: Path, *, own: bool) -> None:
     """Make the folder of sockets. own: it is virtfn's, and else the user's. Raises VirtfnError."""
     for guest in lab.guests:
-        length = len(os.fsencode(socket_of(guest, folder)))
+        length = len(os.fsencode(socket_of(guest, folder)))  # those of VFs and monitors are no longer
         if length > MAX_SOCKET_PATH:
             raise VirtfnError(
                 f"{socket_of(guest, folder)} has {length} bytes, and a path of a socket {MAX_SOCKET_PATH} at most; "
@@ -112,13 +117,17 @@ def _make_folder(lab: Lab, folder: Path, *, own: bool) -> None:
 
 @dataclass(slots=True)
 class ServedGuest:
-    """A guest of the lab whose QEMU somebody else starts, and its interface to the PF, which stays."""
+    """A guest of the lab whose QEMU somebody else starts, and its interface to the PF, which stays.
+
+    without_vfs: why a host that is there has no VFs that work, as was told.
+    """
 
     lab: Guest
     vm: VmElsewhere
     pf: LabPf
     plug: Plug
     was_connected: bool = False
+    without_vfs: str = ""
     attached: bool = True
 
     @property
@@ -159,22 +168,28 @@ class ServedGuests(Actor):
             self.guests.append(ServedGuest(guest, vm, pf, model.plug(vm, machine.wish(pf, guest))))
 
     def turn(self, now: Ps) -> int:
-        """Tell of QEMUs that have come or gone."""
+        """Tell of QEMUs that have come or gone, and of hosts whose VFs are none."""
         for guest in self.guests:
             if guest.connected is not guest.was_connected:
                 guest.was_connected = not guest.was_connected
                 event = GuestConnected(guest.lab.name) if guest.was_connected else self._gone(guest)
                 self._tell(event)
+            if guest.was_connected and guest.lab.nic.io == "host":
+                before, guest.without_vfs = guest.without_vfs, guest.vm.without_vfs
+                if guest.without_vfs not in ("", before):
+                    self._tell(VfsRefused(guest.lab.name, guest.without_vfs))
         return 0
 
     def _gone(self, guest: ServedGuest) -> Event:
-        return GuestDisconnected(guest.lab.name, guest.refusal)
+        refusal, guest.without_vfs = guest.without_vfs or guest.refusal, ""
+        return GuestDisconnected(guest.lab.name, refusal)
 
     def words(self) -> str:
         """Say who is there."""
         there = [guest.lab.name for guest in self.guests if guest.was_connected]
         waiting = [guest.lab.name for guest in self.guests if not guest.was_connected]
         parts = [f"{', '.join(there)} connected"] if there else []
+        parts += [f"{each.lab.name} has no VFs: {each.without_vfs}" for each in self.guests if each.without_vfs]
         parts += [f"waiting for {', '.join(waiting)}"] if waiting else []
         return "; ".join(parts)
 
@@ -190,6 +205,8 @@ class ServedGuests(Actor):
                     "path": str(guest.vm.socket),
                     "address": guest.plug.address,
                     "mac": format_mac(guest.plug.mac),
+                    "vfs": [str(path) for path in vf_sockets(self._machine.lab, guest.lab, self._folder)],
+                    "monitor": str(monitor_socket(guest.vm.socket)) if guest.lab.nic.io == "host" else None,
                 }
                 for guest in self.guests
             ],
@@ -226,14 +243,12 @@ def serve_lab(
 
     sockets: their folder; without it, one of the lab's name. capture, trace: as for `run_lab`. ready: gets where the
     sockets are, once they stand. While it is up, others can ask it. Raises VirtfnError if the lab has no such guest, a
-    socket cannot be had, others can ask a lab of that name already, or a guest is a host (EOPNOTSUPP).
+    socket cannot be had, or others can ask a lab of that name already.
     """
     if all(guest.vmm != "qemu" for guest in lab.guests):
         raise VirtfnError(
             f"lab {lab.name} has no guest with vmm: qemu to serve; virtfn run runs it", errno_name="EINVAL"
         )
-    for guest in lab.guests:
-        refuse_host(guest)
     folder = sockets_folder(lab, sockets)
     _make_folder(lab, folder, own=sockets is None)
     try:

@@ -12,7 +12,6 @@ from virtfn.hw.types import format_rid
 from virtfn.iomodels.model import Connection, IoModel, Nic, Parts, Plug, VirtualMachine, Wish
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.guest import Guest
-from virtfn.vmm.qemu.vm import QemuVm
 
 __all__ = ["Model"]
 
@@ -33,13 +32,8 @@ class Model(IoModel):
     def plug(self, vm: VirtualMachine, wish: Wish) -> Plug:
         """Give the card with its VFs to a virtual machine; `wish` knows the card's address.
 
-        Raises VirtfnError: EOPNOTSUPP for a machine that others start, EBUSY if another has it, and as the IOVM does.
+        Raises VirtfnError: EBUSY if another has it, and as the IOVM does.
         """
-        if not isinstance(vm, QemuVm):
-            raise VirtfnError(
-                f"guest {vm.name} is in a QEMU of others; a host needs one whose monitor virtfn has",
-                errno_name="EOPNOTSUPP",
-            )
         if self._owner:
             raise VirtfnError(f"the whole card is {self._owner}'s: it has one host", errno_name="EBUSY")
         card = self._nic.card

@@ -22,7 +22,7 @@ from virtfn.drivers.policy import VfPolicy
 from virtfn.drivers.ports import BoundDriver
 from virtfn.hw.types import Mac, Rid
 from virtfn.iomodels.hoststack import STACK_BYTES, HostStack
-from virtfn.iovm.iovm import Iovm, Vf, Vm
+from virtfn.iovm.iovm import HostVm, Iovm, Vf
 from virtfn.iovm.pcim import Found, Pcim
 from virtfn.machine.meter import Meter
 from virtfn.machine.netports import Card, Moved, NetDriver, Served
@@ -36,7 +36,7 @@ __all__ = ["MODELS", "Connection", "IoModel", "Nic", "Plug", "VirtualMachine", "
 MODELS = ("split", "direct", "passthrough", "sriov")
 
 
-class VirtualMachine(Vm, Protocol):
+class VirtualMachine(HostVm, Protocol):
     """A virtual machine of another process, whoever starts it."""
 
     meter: Meter

@@ -19,6 +19,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.closing import RIGHTS_ROOM, Closer, close_socket, take_all_rights
+from virtfn.vmm.listening import peer_process
 
 __all__ = ["Connection", "DroppedError", "Framed", "Framing", "Message"]
 
@@ -80,7 +81,7 @@ class Connection(Generic[H]):
 
     framing: how it is cut. max_fds: in a message; max_output: bytes not yet taken.
     closer: of descriptors that come. largest: the size that a message may have now. backlog: bytes that wait for the
-    client. lost: why the connection came to its end, or empty.
+    client. lost: why the connection came to its end, or empty. process: who has connected, 0 if it is not seen here.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Connection(Generic[H]):
         sock.setblocking(False)
         take_all_rights(sock)
         self.closer = closer
+        self.process = peer_process(sock)
         self._sock = sock
         self._epoll = epoll
         self._max_fds = max_fds

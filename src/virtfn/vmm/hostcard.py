@@ -25,7 +25,7 @@ from virtfn.machine.clock import MS_PS, S_PS
 from virtfn.machine.ports import Clock, VirtfnError
 from virtfn.machine.wholecard import PfSpace, VfSpace
 from virtfn.vmm.served import ServedFunction
-from virtfn.vmm.vfio_user import Going, RegionIndex, Steps
+from virtfn.vmm.vfio_user import Client, Going, RegionIndex, Steps
 
 __all__ = ["ConfigWrite", "Machinery", "Member", "Placement"]
 
@@ -62,11 +62,16 @@ class Machinery(Protocol):
 class Member(ServedFunction):
     """A function of such a card; extended capabilities are revealed by the first reset.
 
-    after: called when its messages were answered, and none is in the middle; on_reset: when the machine resets it.
+    after: called when its messages were answered, and none is in the middle; on_reset: when the machine resets it;
+    on_gone: when the machine is gone. obstacle: asked before the first reset, why this machine's guest can make no VFs;
+    if it cannot, extended capabilities stay hidden. without_vfs: the answer, in words.
     """
 
     after: Callable[[], None] = staticmethod(lambda: None)
     on_reset: Callable[[], None] = staticmethod(lambda: None)
+    on_gone: Callable[[], None] = staticmethod(lambda: None)
+    obstacle: Callable[[], str] = staticmethod(lambda: "")
+    without_vfs = ""
 
     def serve(self, budget: int, going: Going = lambda: True) -> int:
         """Answer messages, and do what comes after them; return how much there was to do."""
@@ -77,20 +82,38 @@ class Member(ServedFunction):
     def region_read(self, region: int, offset: int, count: int) -> Steps[bytes]:
         """Read registers or configuration space."""
         found = yield from super().region_read(region, offset, count)
-        if region != RegionIndex.CONFIG or not self._hidden:
+        if region != RegionIndex.CONFIG or not (self._hidden or self.without_vfs):
             return found
         shown = max(0, EXTENDED_START - offset)
         return found[:shown] + bytes(len(found[shown:]))
 
+    def region_write(self, region: int, offset: int, data: bytes) -> Steps[None]:
+        """Write registers or configuration space; what is hidden takes nothing."""
+        if region != RegionIndex.CONFIG or offset < EXTENDED_START or not self.without_vfs:
+            yield from super().region_write(region, offset, data)
+
     def reset(self) -> None:
         """Reset the function, as the machine's reset does."""
+        if self._hidden:
+            self.without_vfs = self.obstacle()
         super().reset()
         self.on_reset()
+
+    def connected(self, client: Client) -> None:
+        """Take note of the virtual machine."""
+        self.without_vfs = ""
+        super().connected(client)
 
     def disconnected(self) -> None:
         """Stop the function; the next machine finds it as new."""
         super().disconnected()
         self.on_reset()
+        self.on_gone()
+
+    @property
+    def process(self) -> int:
+        """The process that has it plugged in; -1: none has."""
+        return -1 if self._client is None else self._client.process
 
     def forget(self) -> None:
         """Take note that the VF is gone, and what its guest made of it."""
@@ -146,7 +169,8 @@ def _settle(future: Future[T], found: T, number: int) -> None:
 class Placement:
     """Keeps what QEMU knows of VFs' BARs equal to what the PF's capability says, as long as the card is plugged in.
 
-    counts: rounds of writes by the way they went, `by dma` and `by ports`, and `failed`. why: of the last that failed.
+    counts: rounds of writes by the way they went, `by dma` and `by ports`, and `failed`. why: of the last that failed,
+    until one does not.
     A round begins when the last is over; one that changes nothing is tried a few times, until something else changes.
     The more rounds there have been lately that stop the processors, the longer the next of them waits; the PF pays.
     """
@@ -208,6 +232,11 @@ class Placement:
     def end(self) -> None:
         """Do no more: a round that is under way is given up."""
         self._look, self._ended = False, True
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Give up what is under way, for a machine that is no more."""
+        self.why = ""
         if self._round is not None:
             self._round.close()
             self._round = None
@@ -217,11 +246,13 @@ class Placement:
 
     def _begin(self) -> None:
         direct = self._pf.reaches_memory
-        writes = tuple(self._changes(early=direct))
+        writes = tuple(self._changes(early=direct)) if self._pf.connected_now else ()
         if writes != self._tried:
             self._tried, self._tries = writes, 0
         if not writes or self._tries == _TRIES:
             self._look = False
+            if not self.why and any(self._opens(write) for write in writes):
+                self.why = "QEMU takes what is written, and no VF hears of it; is the card where virtfn has it?"
         elif direct or self._rested(self._patience_ps):
             self._look = False
             self._tries += 1
@@ -229,6 +260,11 @@ class Placement:
             for _, vf in self._vfs:
                 vf.ours = commands.get(vf.function, -1)
             self._round = self._place(writes, direct=direct)
+
+    @staticmethod
+    def _opens(write: ConfigWrite) -> bool:
+        """Tell whether a write lets a VF's BARs answer."""
+        return write.offset == Type0.COMMAND.offset and bool(Command(write.value).MEM)
 
     def _rested(self, patience_ps: int) -> bool:
         """Tell whether a round by ports may begin."""
@@ -270,6 +306,7 @@ class Placement:
                 self.why = str(error)
             else:
                 self.counts[name] += 1
+                self.why = ""
                 return
         self.counts["failed"] += 1
 

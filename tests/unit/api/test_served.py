@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import socket
 import stat
 import struct
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
 
 from unit.vmm.vfio_user.peer import Peer, ToldError, memory_file, settle
+from virtfn.api.boot import machine_parts
 from virtfn.api.image import Platform
 from virtfn.api.lab import parse_lab
 from virtfn.api.machine import Machine
 from virtfn.api.qemuargs import libvirt_domain, qemu_command
 from virtfn.api.running import lab_document
 from virtfn.api.served import ServedGuests, ServiceDocument, serve_lab, sockets_folder
-from virtfn.api.session import Event, GuestConnected, GuestDisconnected, RunInGuest, Session
+from virtfn.api.session import Event, GuestConnected, GuestDisconnected, RunInGuest, Session, VfsRefused
 from virtfn.api.session.changes import ApplyLab, DetachGuest
 from virtfn.machine.clock import WallClock
 from virtfn.machine.memory import CHUNK
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Acceleration, Qemu
+from virtfn.vmm.hostcard import Member
+from virtfn.vmm.qemu import Acceleration, Function, Qemu
 from virtfn.vmm.qemu.image import Image
+from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.vfio_user.messages import Command
 from virtfn.vmm.world import World
 
@@ -42,15 +52,21 @@ guests:
   - {name: e, vmm: qemu, nic: {pf: pf1, io: passthrough}}
 workload: {kind: none}
 """
-CONFIG = 7
+HOST = """
+name: hosts
+pfs: [{name: pf0}]
+guests: [{name: h, vmm: qemu, nic: {pf: pf0, io: host}}]
+workload: {kind: none}
+"""
+CONFIG, SRIOV = 7, 0x160
 Call = Callable[..., tuple[int, str, str]]
 
 
 class Rig:
     """A lab that is served in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.machine = Machine(parse_lab(LAB), WallClock())
+    def __init__(self, folder: Path, lab: str = LAB) -> None:
+        self.machine = Machine(parse_lab(lab), WallClock())
         self.world = World(self.machine.host.clock)
         self.told: list[Event] = []
         self.served = ServedGuests(self.machine, folder, self.world, self.told.append)
@@ -253,18 +269,261 @@ def test_a_lab_without_guests_under_qemu_is_not_served(runtime: Path) -> None:
         serve_lab(parse_lab(embedded), ready=lambda _: pytest.fail("is served"))
 
 
-def test_a_host_is_refused_before_anything_stands(runtime: Path, platform: Platform) -> None:
-    host = "name: l\npfs: [{name: p}]\nguests: [{name: h, vmm: qemu, nic: {pf: p, io: host}}]\nworkload: {kind: none}\n"
+# A guest that is a host, and makes VFs of a whole card.
+
+
+class Qmp(threading.Thread):
+    """The monitor of a QEMU that is played here, at a path: notes what it is told, and reads 0 from each port.
+
+    greets: whether it says that it is there. heard: commands, those of the human monitor as they are.
+    """
+
+    def __init__(self, path: Path, *, greets: bool = True) -> None:
+        super().__init__(daemon=True)
+        self.heard: list[str] = []
+        self.greets = greets
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(path))
+        self._listening.listen(1)
+        self.start()
+
+    def run(self) -> None:
+        """Serve one connection to its end."""
+        sock, _ = self._listening.accept()
+        with sock, self._listening:
+            if self.greets:
+                self._say(sock, {"QMP": {"version": {}, "capabilities": []}})
+            text = ""
+            while received := sock.recv(4096):
+                text += received.decode()
+                while text := text.lstrip():  # nothing but braces parts one from the next
+                    try:
+                        request, end = json.JSONDecoder().raw_decode(text)
+                    except ValueError:
+                        break
+                    text = text[end:]
+                    self._say(sock, {"return": self._answer(request), "id": request.get("id")})
+
+    def _answer(self, request: dict[str, Any]) -> object:
+        line = request.get("arguments", {}).get("command-line", request["execute"])
+        self.heard.append(line)
+        if line == "query-status":
+            return {"running": True, "status": "running"}
+        return "portl[0x0cf8] = 0x00000000" if line.startswith("i/") else "" if line.startswith("o/") else {}
+
+    @staticmethod
+    def _say(sock: socket.socket, message: dict[str, object]) -> None:
+        sock.sendall(json.dumps(message).encode() + b"\r\n")
+
+
+class HostRig(Rig):
+    """A host that is served, and the QEMU that comes; enable: what its guest does."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, HOST)
+        [self.guest] = self.served.guests
+        self.members = [served for served in self.guest.vm.functions.values() if isinstance(served, Member)]
+        self.path = folder / "h.qmp"
+
+    def come(self, members: int = 9) -> list[Peer]:
+        """Plug in VFs and the PF, as QEMU does when it starts, and reset them; the guest lets memory be mapped."""
+        peers = [Peer(member.server) for member in self.members[9 - members :]]
+        for peer in peers:
+            peer.call(Command.DEVICE_RESET)
+        return peers
+
+    def shown(self, pf: Peer) -> int:
+        """Return what the guest finds where SR-IOV is."""
+        return int.from_bytes(pf.read(CONFIG, SRIOV, 2), "little")
+
+    def enable(self, pf: Peer) -> None:
+        """Place VFs and enable two."""
+        for at, value, size in (
+            (8, 0x10, 2),
+            (0x24, 0xFD82_4000, 4),
+            (0x30, 0xFD84_4000, 4),
+            (0x10, 2, 2),
+            (8, 0x19, 2),
+        ):
+            pf.write(CONFIG, SRIOV + at, value.to_bytes(size, "little"))
+
+    def until(self, done: Callable[[], object]) -> list[Event]:
+        """Let the world turn until something is so; return what was told."""
+        told, end = [], time.monotonic() + 20
+        while not done():
+            assert time.monotonic() < end
+            told += self.turns()
+        return told + self.turns()
+
+    def go(self, peers: list[Peer]) -> None:
+        """End QEMU, as a kill does."""
+        for peer in peers:
+            peer.sock.close()
+        for member in self.members:
+            settle(member.server)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[HostRig]:
+    made = HostRig(tmp_path)
+    yield made
+    made.close()
+
+
+def test_the_monitor_of_each_qemu_that_comes_is_called_and_let_go(host: HostRig) -> None:
+    for _ in range(2):
+        qmp = Qmp(host.path)
+        *vfs, pf = peers = host.come()
+        assert host.turns() == [GuestConnected("h")]
+        assert host.shown(pf) == 0x10
+        assert vfs[0].read(CONFIG, 0, 4) == b"\xff" * 4
+        host.enable(pf)
+        told = host.until(lambda q=qmp: "cont" in q.heard)  # type: ignore[misc]
+        assert told == []
+        first = qmp.heard.index("stop")
+        assert qmp.heard[:first] == ["qmp_capabilities", "query-status"]
+        assert "o/w 0xcfc 0xfd824000" in qmp.heard
+        host.until(lambda: host.guest.without_vfs)
+        assert "no VF hears of it" in host.guest.without_vfs, "this QEMU does nothing"
+        assert host.machine.pfs[0].nic.vfs == 2
+        host.go(peers)
+        [gone] = host.turns()
+        assert isinstance(gone, GuestDisconnected)
+        assert host.guest.without_vfs == ""
+        qmp.join(10)
+        assert not qmp.is_alive(), "it was left"
+        assert host.machine.pfs[0].nic.vfs == 0
+        host.path.unlink()
+
+
+def test_without_a_monitor_the_card_is_an_ordinary_one_and_it_is_said_why(host: HostRig) -> None:
+    *_, pf = peers = host.come()
+    connected, refused = host.turns()
+    why = f"no monitor of its QEMU listens at {host.path}: No such file or directory; start it by the line of virtfn "
+    assert (connected, refused) == (GuestConnected("h"), VfsRefused("h", f"{why}qemu-args"))
+    assert host.served.words() == f"h connected; h has no VFs: {why}qemu-args"
+    assert host.shown(pf) == 0
+    assert pf.read(CONFIG, 0, 2) == b"\x86\x80"
+    assert pf.read(CONFIG, 0x70, 1) == b"\x11", "MSI-X"
+    host.enable(pf)
+    assert host.machine.pfs[0].nic.vfs == 0
+    assert host.turns() == []
+    host.go(peers)
+    assert host.turns() == [GuestDisconnected("h", f"{why}qemu-args")]
+    Qmp(host.path)
+    *_, pf = peers = host.come()
+    assert host.turns() == [GuestConnected("h")], "the next has one"
+    assert host.shown(pf) == 0x10
+    host.go(peers)
+
+
+def test_the_monitor_of_another_process_is_not_called(host: HostRig) -> None:
+    line = "import socket, sys; s = socket.socket(1); s.bind(sys.argv[1]); s.listen(); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", line, str(host.path)], stdin=-1, stdout=-1) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            *_, pf = peers = host.come()
+            assert host.guest.vm.without_vfs.startswith(f"who listens at {host.path} is not its QEMU")
+            assert host.shown(pf) == 0
+            host.go(peers)
+        finally:
+            other.kill()
+
+
+def test_a_qemu_without_vfs_plugged_in_has_none(host: HostRig) -> None:
+    Qmp(host.path)
+    *_, pf = peers = host.come(8)
+    assert host.guest.vm.without_vfs.startswith("its QEMU has not all VFs plugged in")
+    assert host.shown(pf) == 0
+    host.go(peers)
+
+
+def test_a_monitor_that_talks_to_somebody_else_is_waited_for_by_nobody(
+    host: HostRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtfn.vmm.qemu.monitor._GREETING_S", 0.5)
+    Qmp(host.path, greets=False)
+    *_, pf = peers = host.come()
+    assert host.turns() == [GuestConnected("h")]
+    host.enable(pf)
+    told = host.until(lambda: host.guest.without_vfs)
+    assert told == [VfsRefused("h", host.guest.without_vfs)]
+    assert "has not greeted within 0.5 s" in host.guest.without_vfs
+    host.go(peers)
+
+
+def test_what_a_killed_qemu_leaves_at_the_monitors_path_goes_and_nothing_else(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "h.qmp"))
+    rig = HostRig(tmp_path)
+    assert not rig.path.exists()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(rig.path))
+    rig.served.stop()
+    assert list(tmp_path.iterdir()) == []
+    rig.close()
+    rig.path.write_text("mine")
+    with pytest.raises(VirtfnError, match=r"h\.qmp exists and is not a socket"):
+        HostRig(tmp_path)
+    assert rig.path.read_text() == "mine"
+
+
+def test_the_line_for_a_host_has_the_machine_that_virtfn_starts_itself(
+    host: HostRig, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtfn.vmm.qemu.hostprobe.probe_host_cards", lambda qemu: "")
+    lab = parse_lab(HOST)
+    command = qemu_command(lab, "h", tmp_path, platform=platform)
+    [ours] = lab.guests
+    own = machine_parts(ours, platform).argv(platform.qemu, platform.acceleration, qmp=5, console=6, agent=7)
+    channel = re.compile(r"-(chardev|serial|qmp|device)|(socket,|chardev:|mon:|\{).*")
+    assert [word for word in own if not channel.fullmatch(word)] == [
+        word for word in command if not channel.fullmatch(word)
+    ]
+    pairs = list(itertools.pairwise(command))
+    assert ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off") in pairs
+    assert ("-chardev", f"socket,id=qmp,path={host.path},server=on,wait=off") in pairs
+    assert ("-qmp", "chardev:qmp") in pairs
+    printed = [json.loads(word) for option, word in pairs if option == "-device" and word.startswith("{")]
+    # As it would be plugged in, at its places and in its order, were QEMU ours.
+    plugged: list[Function] = []
+
+    def plug_card(functions: list[Function], *, tick: object) -> int:
+        plugged.extend(functions)
+        raise VirtfnError("enough")
+
+    document = host.served.document()["sockets"][0]
+    pf = host.machine.pfs[0]
+    made = SimpleNamespace(name="h", memory_mib=0)
+    played = cast(Any, SimpleNamespace(machine=made, folder=tmp_path, plug_card=plug_card))
+    vm = QemuVm(host.machine.host, played, lambda: None)
+    host.served.stop()
+    with pytest.raises(VirtfnError, match="enough"):
+        host.machine.iovm.assign_host(pf.found, pf.nic, vm)
+    names = ("id", "socket")
+    assert [{k: v for k, v in function.device(0).items() if k not in names} for function in plugged] == [
+        {k: v for k, v in device.items() if k not in names} for device in printed
+    ]
+    assert [device["socket"]["path"] for device in printed] == [*document["vfs"], document["path"]]
+    assert document["monitor"] == str(host.path)
+    domain = ElementTree.fromstring(libvirt_domain(lab, "h", tmp_path, platform=platform))
+    words = [e.get("value") for e in domain.findall("{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*")]
+    at = command.index("-chardev")
+    assert words == command[at : at + len(words)]
+    assert words[-1] == json.dumps(printed[-1])
+
+
+def test_a_qemu_that_cannot_have_a_host_is_refused(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtfn.vmm.qemu.hostprobe.probe_host_cards", lambda qemu: "it does not")
     ways: list[Callable[[], object]] = [
-        lambda: serve_lab(parse_lab(host), ready=lambda _: pytest.fail("is served")),
-        lambda: qemu_command(parse_lab(host), "h", platform=platform),
-        lambda: libvirt_domain(parse_lab(host), "h", platform=platform),
+        lambda: qemu_command(parse_lab(HOST), "h", platform=platform),
+        lambda: libvirt_domain(parse_lab(HOST), "h", platform=platform),
     ]
     for way in ways:
-        with pytest.raises(VirtfnError, match="guest h is a host, and needs a QEMU whose monitor virtfn has") as caught:
+        with pytest.raises(VirtfnError, match="cannot give a guest VFs to make: it does not") as caught:
             way()
         assert caught.value.errno_name == "EOPNOTSUPP"
-    assert not list(runtime.glob("served/*"))
 
 
 # Command lines.

@@ -25,6 +25,7 @@ from virtfn.api.session.events import (
     GuestDisconnected,
     Reading,
     StateChanged,
+    VfsRefused,
     WorkDone,
 )
 from virtfn.api.session.links import SetLinks, ShowLinks
@@ -57,6 +58,7 @@ __all__ = [
     "StartCapture",
     "State",
     "StateChanged",
+    "VfsRefused",
     "WorkDone",
     "set_policies",
 ]

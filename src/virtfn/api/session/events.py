@@ -2,6 +2,7 @@
 
 GUEST_BOOTED     a guest works: an embedded one at once, Linux when it takes commands
 GUEST_CONNECTED, GUEST_DISCONNECTED  a QEMU that somebody else has started comes to a guest's socket, and goes
+VFS_REFUSED      the guest of such a QEMU can make no VFs, or those that it has made do not work
 WORK_DONE        the work of the lab is over
 FAULTS_RECORDED  the remapping unit refused something; up to ten such events a second, however many faults there are
 ADDRESS_REFUSED  a guest asked for an address that is another's; as often at most
@@ -54,6 +55,7 @@ __all__ = [
     "VfThrottled",
     "VfWarned",
     "VfsChanged",
+    "VfsRefused",
     "WorkDone",
 ]
 
@@ -104,6 +106,15 @@ class GuestDisconnected:
     name: ClassVar[str] = "GUEST_DISCONNECTED"
     guest: str
     refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class VfsRefused:
+    """A guest that is a host, in a QEMU that somebody else has started, has no VFs that work. why: in words."""
+
+    name: ClassVar[str] = "VFS_REFUSED"
+    guest: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +260,7 @@ Event = (
     | GuestBooted
     | GuestConnected
     | GuestDisconnected
+    | VfsRefused
     | WorkDone
     | FaultsRecorded
     | AddressRefused

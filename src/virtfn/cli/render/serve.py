@@ -15,4 +15,7 @@ def render_service(document: ServiceDocument) -> RenderableType:
     table = facts()
     for socket in document["sockets"]:
         table.add_row(socket["guest"], f"{socket['protocol']} at {socket['path']}")
+        if socket["monitor"] is not None:
+            count = len(socket["vfs"])
+            table.add_row("", f"with {count} VFs that it may make; its QEMU is to listen at {socket['monitor']}")
     return table

@@ -10,26 +10,39 @@ have been stopped between the two.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from typing import Protocol, TypeVar
 
 from virtfn.hw.pci import Type1
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.hostcard import ConfigWrite
-from virtfn.vmm.qemu.launch import QemuGuest
 from virtfn.vmm.qemu.processors import Execute, Processors
 
 __all__ = ["QemuMachinery", "write_ports"]
 
 _ADDRESS, _VALUE, _ENABLE = 0xCF8, 0xCFC, 1 << 31
 _UNMAPPED = (1 << 64) - 1
+T = TypeVar("T")
+
 _SAID = re.compile(r"= 0x([0-9a-fA-F]{1,8})\s*$")
+
+
+class Asked(Protocol):
+    """A QEMU whose monitor virtfn has, whoever has started it."""
+
+    @property
+    def processors(self) -> Processors:
+        """The guest's processors, for work that `ask` starts."""
+
+    def ask(self, work: Callable[[Execute], Coroutine[object, object, T]]) -> Future[T]:
+        """Start work on QMP commands, and return what will come of it; a VirtfnError if QEMU refuses or is gone."""
 
 
 class QemuMachinery:
     """What a QEMU does; a `Machinery`. port: function number on bus 0 of the root port that the card is behind."""
 
-    def __init__(self, guest: QemuGuest, port: int) -> None:
+    def __init__(self, guest: Asked, port: int) -> None:
         self.port = port
         self._guest = guest
 

@@ -19,7 +19,6 @@ from virtfn.machine.ports import ConfigSpace, Device, DmaDomain, VirtfnError
 from virtfn.machine.wholecard import CardPf, CardVf
 from virtfn.vmm.guest import Emulation
 from virtfn.vmm.host import Host, room_for
-from virtfn.vmm.hostcard import Member, Placement
 from virtfn.vmm.qemu.launch import QemuGuest
 from virtfn.vmm.qemu.machine import Function, VirtioNic, port_function
 from virtfn.vmm.qemu.machinery import QemuMachinery
@@ -36,8 +35,6 @@ _SURPRISE_S = 2.0
 class QemuVm(ServedVm):
     """One virtual machine. tick: serves every function while something of QEMU's is waited for.
 
-    placements: by PF, how QEMU learns of the VFs that the guest makes.
-
     room: bytes of memory that it may share, of the host's foreign bytes; by default `room_for` its memory. Raises
     VirtfnError when there are not so many left.
     """
@@ -45,8 +42,6 @@ class QemuVm(ServedVm):
     def __init__(self, host: Host, guest: QemuGuest, tick: Tick, room: int | None = None) -> None:
         super().__init__(host, guest.machine.name, room_for(guest.machine.memory_mib << 20) if room is None else room)
         self.guest = guest
-        self.placements: dict[Rid, Placement] = {}
-        self._cards: dict[Rid, list[Rid]] = {}
         self._asked: set[Rid] = set()  # to be let go of
         self._tick = tick
 
@@ -98,13 +93,10 @@ class QemuVm(ServedVm):
 
         Raises VirtfnError as `plug`; then nothing of it is left here.
         """
-        made: list[Member] = []
-        try:
-            parts: list[CardPf | CardVf] = [*vfs, pf]
-            for part in parts:
-                made.append(self._member(device, part))
-                self.functions[part.rid] = made[-1]
-            places = [*(vf.config.function for vf in vfs), 0]
+        places = [*(vf.config.function for vf in vfs), 0]
+        parts: list[CardPf | CardVf] = [*vfs, pf]
+        paths = [self.door(f"{part.rid:04x}") for part in parts]
+        with self._serve_card(device, pf, vfs, paths) as made:
             slot = self.guest.plug_card(
                 [
                     Function(_device_name(member.function.rid), member.server.path, place=place)
@@ -112,19 +104,7 @@ class QemuVm(ServedVm):
                 ],
                 tick=self._tick,
             )
-        except BaseException:
-            for member in made:
-                self.functions.pop(member.function.rid, None)
-                member.close()
-            raise
-        machinery = QemuMachinery(self.guest, port_function(slot))
-        spaces = [(member, vf.config) for member, vf in zip(made, vfs, strict=False)]
-        self.placements[pf.rid] = Placement(made[-1], pf.config, spaces, machinery, self.host.clock)
-        self._cards[pf.rid] = [member.function.rid for member in made]
-
-    def _member(self, device: Device, part: CardPf | CardVf) -> Member:
-        path = self.guest.folder / f"{part.rid:04x}"
-        return Member(self.host, device, part.rid, part.config, part.domain, self._files, path, meter=self.meter)
+            self._place_card(made, pf, vfs, QemuMachinery(self.guest, port_function(slot)))
 
     def let_go(self, rid: Rid) -> InPieces[None]:
         """Ask the guest to let go of a function; each piece is a look whether it has, for half a minute at most.
@@ -150,9 +130,7 @@ class QemuVm(ServedVm):
         """
         if rid not in self.functions:
             raise VirtfnError(f"guest {self.name} does not have {format_rid(rid)}", errno_name="ENODEV")
-        rids = self._cards.pop(rid, [rid])
-        if rid in self.placements:
-            self.placements.pop(rid).end()
+        rids = self._forget_card(rid)
         asked = rid in self._asked
         self._asked.discard(rid)
         parts = [self.functions[each] for each in rids]
@@ -189,8 +167,7 @@ class QemuVm(ServedVm):
 
     def close(self) -> None:
         """End QEMU, and take back what it had."""
-        while self.placements:
-            self.placements.popitem()[1].end()
+        self._forget_cards()
         with ExitStack() as stack:
             stack.callback(self._files.close)
             stack.callback(self.guest.close, tick=self._tick)

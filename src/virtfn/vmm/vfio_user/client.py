@@ -69,6 +69,11 @@ class Client:
         if cut:
             self._connection.lose("stalled")
 
+    @property
+    def process(self) -> int:
+        """The process that has connected; 0: one that is not seen here."""
+        return self._connection.process
+
     # For its session.
 
     def agree(self, theirs: Capabilities) -> None:
