@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from guest.rig import LinuxRig, address, guest_mac
+from guest.test_igbvf_vlans import FAMILY, STRANGER, octets
 from virtfn.hw.types import format_mac
 from virtfn.iovm.iovm import VfState
 from virtfn.kernels.i82576.state import DROP_DMA_FAULT, DROP_NO_DESCRIPTOR, DROP_QUEUE_DISABLED, DROP_RX_DISABLED
@@ -65,6 +67,40 @@ def comes_back(rig: LinuxRig, n: int) -> None:
     rig.until(lambda: rig.attempt(n, "test -e /sys/class/net/eth0").status == 0, f"eth0 at vm{n}")
     rig.up(n)
     assert rig.reaches(n, address(0))
+
+
+@pytest.mark.parametrize("stop", ["is paused", pytest.param("is down", marks=pytest.mark.long)])
+def test_a_receiver_that_stops_delays_no_third(trio: LinuxRig, stop: str):
+    """Guest 0 sends to guests 1 and 2 in turn, and so does the wire; 2 takes nothing, and 1 is not held up."""
+    vm, frames = trio.vms[2], [octets(guest_mac(n)) + STRANGER + FAMILY + bytes(46) for n in (2, 1)]
+    trio.run(0, f"ip neigh replace {address(2)} lladdr {trio.mac(2)} dev eth0 nud permanent")
+    quick, before = delays(trio), trio.nic.drops(2)
+    if stop == "is paused":
+        vm.guest.pause(tick=trio.pump)
+        trio.inject(*[frames[0]] * 1100)  # igbvf has 1024 descriptors
+    else:
+        trio.run(2, "ip link set eth0 down")
+    try:
+        beside = delays(trio)
+        with trio.listen(1, "ether proto 0x88b5") as seen:
+            trio.inject(*frames * 20)
+    finally:
+        vm.guest.resume(tick=trio.pump)
+    comes_back(trio, 2)
+    trio.run(0, f"ip neigh del {address(2)} dev eth0")
+    reason = "no-descriptor" if stop == "is paused" else "queue-disabled"
+    assert trio.nic.drops(2).get(reason, 0) - before.get(reason, 0) > 300, "what it does not take is counted"
+    assert len(seen) == 20
+    assert (len(quick), len(beside)) == (80, 80), "all are answered"
+    assert statistics.median(beside) < 2 * statistics.median(quick), (quick, beside)
+
+
+def delays(rig: LinuxRig) -> list[float]:
+    """Let guest 0 send 400 frames to guest 2, and ping guest 1 beside that; return the round trips, in ms."""
+    job = rig.start(0, f"ping -q -i 0.005 -c 400 -W 1 -s 1000 {address(2)} >/dev/null; true")
+    said = rig.run(0, f"ping -i 0.02 -c 80 {address(1)}")
+    rig.finish(0, job)
+    return [float(ms) for ms in re.findall(r"time=([\d.]+) ms", said)]
 
 
 def test_hot_remove_and_hot_add_under_traffic(trio: LinuxRig):
