@@ -64,6 +64,36 @@ pfs: [{name: pf0}]
 guests: [{name: h, vmm: qemu, memory-mib: 384, nic: {pf: pf0, io: host}}]
 workload: {kind: none}
 """
+LIBVIRT = """\
+tools=$1 scratch=$2 domain=$3
+mount -t tmpfs scratch $scratch
+for folder in etc run var; do
+    over=$scratch/$folder
+    mkdir $over $over.work
+    mount -t overlay over -o lowerdir=/$folder,upperdir=$over,workdir=$over.work /$folder || exit
+done
+mount -t overlay usr -o lowerdir=$tools/usr:/usr /usr || exit
+mkdir -p /etc/libvirt /run/libvirt /var/cache/libvirt /var/lib/libvirt /var/log/libvirt
+echo libvirt-qemu:x:64055:64055::/:/bin/false >> /etc/passwd
+echo libvirt-qemu:x:64055: >> /etc/group
+echo kvm:x:64054: >> /etc/group
+cat > /etc/libvirt/qemu.conf <<END
+user = "root"
+group = "root"
+security_driver = "none"
+cgroup_controllers = [ ]
+namespaces = [ ]
+remember_owner = 0
+stdio_handler = "file"
+END
+libvirtd 2> /var/log/libvirt/own &
+for i in $(seq 120); do virsh list > /dev/null 2>&1 && break; sleep 0.5; done
+virsh define $domain && virsh start h || { tail /var/log/libvirt/own /var/log/libvirt/qemu/h.log; exit; }
+tty=$(virsh ttyconsole h | head -n 1)
+stty -F $tty raw -echo
+cat $tty &
+exec cat > $tty
+"""
 SYSLINUX = "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\n  KERNEL vmlinuz\n  APPEND initrd=initrd.gz {line}\n"
 
 
@@ -313,12 +343,55 @@ def _serving(lab: Path) -> Iterator[subprocess.Popen[str]]:
 def _vfs_ping(host: Terminal) -> None:
     """Make two VFs, and let one ping the other."""
     host.until(r":~# ")
-    for line in FUNCTIONS.strip().splitlines():
+    found = re.search(r"0000:(\w\w):00\.0/sriov", host.run("ls -d /sys/bus/pci/devices/*/sriov_numvfs"))
+    assert found is not None
+    bus = f"0000:{found[1]}:"
+    for line in FUNCTIONS.replace("0000:01:", bus).strip().splitlines():
         host.type(f"{line}\n")
-    host.run(f"ip link set eth0 up; echo 2 > {CARD}/sriov_numvfs")
+    host.run(f"ip link set eth0 up; echo 2 > /sys/bus/pci/devices/{bus}00.0/sriov_numvfs")
     host.run("give a 10.0 10.0.0.2; give b 10.2 10.0.0.3; linked a && linked b", 200)
-    assert "igbvf" in host.run("readlink /sys/bus/pci/devices/0000:01:10.2/driver")
+    assert "igbvf" in host.run(f"readlink /sys/bus/pci/devices/{bus}10.2/driver")
     assert " 0% packet loss" in host.run("ip netns exec a ping -c 5 -i 0.2 10.0.0.3")
+
+
+@pytest.fixture
+def libvirt(qemu: Qemu, tmp_path: Path) -> Path:
+    """Debian's libvirt, unpacked, with QEMU where libvirt looks for it; it is mounted over this system, for itself."""
+    probe = f"mount -t tmpfs t {tmp_path} && mount -t overlay t -o lowerdir=/usr:/etc /usr"
+    if subprocess.run(["unshare", "-m", "-p", "-f", "sh", "-c", probe], capture_output=True).returncode:
+        pytest.skip("not run: nobody may mount file systems here")
+    names = ["libvirt-clients", "libvirt-daemon", "libvirt-daemon-driver-qemu"]
+    folder = tmp_path / "libvirt"
+    try:
+        unpack(fetch(names, depends=True, cache=cache_folder()), folder)
+    except VirtfnError as error:
+        pytest.skip(f"not run: {error}")
+    if qemu.command != (str(qemu.path),):
+        words = [*(f"{name}={value}" for name, value in qemu.environ.items()), *qemu.command]
+        program = folder / "usr/bin/qemu-system-x86_64"
+        program.write_text(f'#!/bin/sh\nexec env {shlex.join(words)} "$@"\n')
+        program.chmod(0o755)
+    return folder
+
+
+@pytest.mark.long
+def test_a_host_that_libvirt_starts(libvirt: Path, tmp_path: Path, runtime: Path) -> None:
+    """Libvirt takes the domain as it is printed, without systemd; it is killed with all it has started, with VFs on."""
+    scratch, lab = tmp_path / "scratch", tmp_path / "lab.yaml"
+    scratch.mkdir()
+    lab.write_text(HOST)
+    done = subprocess.run([*VIRTFN, "qemu-args", str(lab), "h", "--libvirt"], stdout=-1, text=True, check=True)
+    (tmp_path / "h.xml").write_text(done.stdout)
+    (tmp_path / "start").write_text(LIBVIRT)
+    line = shlex.join(map(str, ["sh", tmp_path / "start", libvirt, scratch, tmp_path / "h.xml"]))
+    with _serving(lab) as serve:
+        with Terminal(f"unshare -m -p -f --mount-proc --kill-child {line}") as host:
+            _vfs_ping(host)
+            assert len(_events("GUEST_CONNECTED")) == 1
+        _until(lambda: _events("GUEST_DISCONNECTED") and _events("VFS_CHANGED")[-1]["vfs"] == 0)
+        assert not _events("VFS_REFUSED")
+        serve.send_signal(signal.SIGINT)
+        assert serve.wait(60) == 0
 
 
 def _events(name: str) -> list[Any]:
