@@ -112,3 +112,15 @@ def test_exec_and_metrics_write_what_the_lab_answers(
             assert out == text
             out = (tmp_path / "json").read_text()
         assert json.loads(out) == document
+
+
+def test_status_says_which_change_is_in_no_file(virtfn: Virtfn, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = {"uptime_s": 1.0, "pfs": 1, "vfs": 4, "guests": 2, "attached": 2, "traffic": None}
+    entries = [
+        service._entry_of(name, "ready", 7, since=None, status=status | {"unwritten": why})
+        for name, why in (("a", None), ("b", "b.state: cannot be written (No space left on device)"))
+    ]
+    monkeypatch.setattr(service, "list_labs", lambda: entries)
+    code, out, _ = virtfn("status")
+    assert (code, out.count("in no file")) == (0, 1)
+    assert "b: its latest change is in no file: b.state: cannot be written (No space left on device)" in out
