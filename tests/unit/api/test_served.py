@@ -38,7 +38,8 @@ from virtfn.vmm.hostcard import Member
 from virtfn.vmm.qemu import Acceleration, Function, Qemu
 from virtfn.vmm.qemu.image import Image
 from virtfn.vmm.qemu.vm import QemuVm
-from virtfn.vmm.vfio_user.messages import Command
+from virtfn.vmm.vfio_user.messages import IRQ_INFO, Command
+from virtfn.vmm.vfio_user.regions import IrqIndex
 from virtfn.vmm.world import World
 
 LAB = """
@@ -137,6 +138,8 @@ def test_a_qemu_comes_is_killed_and_comes_again(rig: Rig, memory: int) -> None:
         assert rig.turns() == [GuestConnected("a")]
         assert rig.served.words() == "a connected; waiting for b, c, d, e"
         identities.add(peer.read(CONFIG, 0, 4))
+        with pytest.raises(ToldError):  # what each QEMU asks
+            peer.call(Command.DEVICE_GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, IrqIndex.ERR, 0))
         peer.sock.close()  # as a kill does it
         settle(rig.server("a"))
         assert rig.turns() == [GuestDisconnected("a", "")]

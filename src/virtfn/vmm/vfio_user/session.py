@@ -58,6 +58,7 @@ from virtfn.vmm.vfio_user.steps import Going, Steps
 _DEVICE_FLAGS = 3  # can be reset, is a PCI device
 _CAP_SPARSE_MMAP = 1
 _MULTI_BYTES = 8
+_NO_SUCH_IRQ = "no-such-interrupt-type"
 _AT_THE_END = 256  # requests that are refused when the server hangs up
 
 
@@ -224,7 +225,8 @@ class Session:
         else:
             number, reason = getattr(errno, error.errno_name or "EIO", errno.EIO), "failed"
         self._counters[f"refused:{reason}"] += 1
-        self.last_refusal = str(error)
+        if reason != _NO_SUCH_IRQ:  # which is an answer to who asks what there is, as each QEMU does
+            self.last_refusal = str(error)
         if not header.flags & NO_REPLY:
             self._connection.send(error_reply(header, number))
         if self.client.capabilities is None:
@@ -279,10 +281,10 @@ class Session:
     def _irq_info(self, body: bytes, fds: list[int]) -> _Answer:
         argsz, _, index, _ = at_start(IRQ_INFO, body)
         check(argsz >= IRQ_INFO.size, "argsz")
-        check(index < self._num_irqs, "no-such-interrupt-type")
+        check(index < self._num_irqs, _NO_SUCH_IRQ)
         irq = self._offer.irqs.get(index, Irq())
         # As Linux says of a function without it. QEMU takes that in silence, and complains of a count of none.
-        check(irq.count > 0 or index != IrqIndex.ERR, "no-such-interrupt-type")
+        check(irq.count > 0 or index != IrqIndex.ERR, _NO_SUCH_IRQ)
         return _Answer(IRQ_INFO.pack(IRQ_INFO.size, irq.flags, index, irq.count))
 
     # Requests: memory and interrupts.
