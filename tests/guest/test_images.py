@@ -290,11 +290,12 @@ def test_qemus_that_somebody_else_starts(tmp_path: Path, runtime: Path) -> None:
 
 @pytest.mark.long
 def test_a_host_in_a_qemu_that_somebody_else_starts(tmp_path: Path, runtime: Path) -> None:
-    """Its stock igb makes VFs. QEMU is killed with them on and comes again; so is virtfn serve, whose next one serves a
-    QEMU without a monitor: that guest has a PF alone.
+    """Its stock igb makes VFs. QEMU is killed with them on and comes again, with an IOMMU, past which VFs are placed by
+    its monitor; so is virtfn serve, whose next one serves a QEMU without a monitor: that guest has a PF alone.
     """
-    lab = tmp_path / "lab.yaml"
+    lab, behind_iommu = tmp_path / "lab.yaml", tmp_path / "iommu.yaml"
     lab.write_text(HOST)
+    behind_iommu.write_text(HOST.replace("vmm: qemu", "vmm: qemu, iommu: translated"))
     words = _line(lab)
     with ExitStack() as stack:
         killed = stack.enter_context(_serving(lab))
@@ -303,9 +304,10 @@ def test_a_host_in_a_qemu_that_somebody_else_starts(tmp_path: Path, runtime: Pat
             assert _events("VFS_CHANGED")[-1]["vfs"] == 2
         # It was killed, with VFs on.
         _until(lambda: _events("GUEST_DISCONNECTED") and _events("VFS_CHANGED")[-1]["vfs"] == 0)
-        with Terminal(shlex.join(words)) as host:
+        with Terminal(shlex.join(_line(behind_iommu))) as host:
             _vfs_ping(host)
             assert len(_events("GUEST_CONNECTED")) == 2
+            assert _events("GUEST_DISCONNECTED") == [{"guest": "h", "refusal": ""}]
             assert not _events("VFS_REFUSED")
             killed.kill()
             killed.wait()
