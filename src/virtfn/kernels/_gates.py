@@ -26,6 +26,7 @@ __all__ = [
     "hash_words",
     "libc",
     "load",
+    "prefetch_write",
     "results",
     "row_at",
     "store",
@@ -160,6 +161,11 @@ def _add_lanes(builder: Any, values: list[Any], sums: Any) -> Any:
     return builder.add(builder.add(lane[0], lane[1]), builder.add(lane[2], lane[3]))
 
 
+def _lanes_at(builder: Any, address: Any, offset: Any) -> Any:
+    """See words at an address."""
+    return builder.inttoptr(builder.add(address, offset), ir.VectorType(ir.IntType(64), _LANES).as_pointer())
+
+
 def sum_blocks(copy: bool) -> Callable[..., Any]:
     """Make `sum_blocks`, or `copy_blocks`: blocks of 32 bytes, four 64-bit words at a time.
 
@@ -179,26 +185,27 @@ def sum_blocks(copy: bool) -> Callable[..., Any]:
         totals = [cgutils.alloca_once_value(builder, turned) for _ in range(_UNROLLED)]
         carries = cgutils.alloca_once_value(builder, none)
 
-        def add(block: Any, total: Any) -> None:
-            offset = builder.shl(block, word(5))
-            value = builder.load(builder.inttoptr(builder.add(source, offset), lanes.as_pointer()))
-            value.align = 1
+        def add(first: Any, into: list[Any]) -> None:
+            # All are loaded before one is stored: a load waits for a store whose address looks like its own.
+            offsets = [builder.shl(builder.add(first, word(i)), word(5)) for i in range(len(into))]
+            values = [builder.load(_lanes_at(builder, source, offset)) for offset in offsets]
+            for value in values:
+                value.align = 1
             for address in target:
-                builder.store(value, builder.inttoptr(builder.add(address, offset), lanes.as_pointer())).align = 1
-            before = builder.load(total)
-            after = builder.add(before, value)
-            carried = builder.sext(builder.icmp_signed("<", after, before), lanes)
-            builder.store(after, total)
-            builder.store(builder.sub(builder.load(carries), carried), carries)
+                for value, offset in zip(values, offsets, strict=True):
+                    builder.store(value, _lanes_at(builder, address, offset)).align = 1
+            for value, total in zip(values, into, strict=True):
+                after = builder.add(builder.load(total), value)
+                carried = builder.sext(builder.icmp_signed("<", after, builder.load(total)), lanes)
+                builder.store(after, total)
+                builder.store(builder.sub(builder.load(carries), carried), carries)
 
         whole = builder.sdiv(blocks, word(_UNROLLED))
         with cgutils.for_range(builder, whole) as loop:
-            first = builder.mul(loop.index, word(_UNROLLED))
-            for i, total in enumerate(totals):
-                add(builder.add(first, word(i)), total)
+            add(builder.mul(loop.index, word(_UNROLLED)), totals)
         begun = builder.mul(whole, word(_UNROLLED))
         with cgutils.for_range(builder, builder.sub(blocks, begun)) as loop:
-            add(builder.add(begun, loop.index), totals[0])
+            add(builder.add(begun, loop.index), totals[:1])
         return _add_lanes(
             builder, [builder.xor(builder.load(total), turned) for total in totals], builder.load(carries)
         )
@@ -297,6 +304,22 @@ def touch() -> Callable[..., Any]:
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64), codegen
+
+    return _intrinsic(typed)
+
+
+def prefetch_write() -> Callable[..., Any]:
+    """Make what brings a line of memory near."""
+
+    def typed(typingctx, address):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+            builder.call(function, [builder.inttoptr(args[0], byte), word(1), word(3), word(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
 
     return _intrinsic(typed)
 

@@ -8,6 +8,7 @@
     copy_32(target, source)         32 bytes, without a call
     sum_blocks(source, blocks)      adds blocks of 32 bytes as 32-bit words, many at a time
     copy_blocks(target, source, blocks)  the same, and copies them
+    prefetch_write(address)         brings a line near that is about to be written; touches nothing
     unlikely(condition)             the condition; registers and code go to the case that it is false
     hash_words(key, words)          the Toeplitz hash of a tuple of 64-bit words (`csum.py`)
     row_of(names)                   makes a dtype: a row of 64-bit integers
@@ -263,6 +264,7 @@ copy_blocks: Callable[[int, int, int], int] = _gate("sum_blocks", True)
 copy_32: Callable[[int, int], None] = _gate("copy_32")
 hash_words: Callable[[int, tuple[int, ...]], int] = _gate("hash_words", True)
 hash_words_by_bits: Callable[[int, tuple[int, ...]], int] = _gate("hash_words", False)
+prefetch_write: Callable[[int], None] = _gate("prefetch_write")
 unlikely: Callable[[bool], bool] = _gate("unlikely")
 fence: Callable[[], None] = _gate("fence")
 touch: Callable[[int, int, int], None] = _gate("touch")

@@ -39,6 +39,7 @@ from virtfn.kernels._jit import (
     kernel,
     load64,
     part,
+    prefetch_write,
     store64,
     store64_release,
     unlikely,
@@ -181,6 +182,10 @@ def finish(nic: Row, t: Row, q: int, place: int, run: int, q0: int, q1: int, siz
     store64(place, q0)
     store64_release(place + 8, q1 | (_LOOPED if looped else _DONE))
     r.place = place + 16
+    if not unlikely(r.place == r.stop):
+        offset = load64(place + 16) - r.near
+        if not unlikely(bool(np.uint64(offset) >= np.uint64(r.near_bytes))):
+            prefetch_write(r.near_hpa + offset)  # where the next frame goes, if to this page, too
     if unlikely(run == 0):
         drop(nic, r.pool, DROP_DMA_FAULT)
         nic.dropped_bytes[r.pool] += size
