@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
     "hw": 3000,
-    "kernels": 7790,
+    "kernels": 7830,
     "machine": 2100,
     "devices": 5000,
     "drivers": 2850,
@@ -22,7 +22,7 @@ BUDGETS = {
     "iovm": 2600,
     "iomodels": 2320,
     "sim": 300,
-    "api": 9800,
+    "api": 9850,
     "cli": 2300,
     "web": 560,
     "pytest": 350,
