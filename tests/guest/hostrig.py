@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
-from guest.rig import LinuxRig
+from guest.rig import CLOSED_WHILE_RESETTING, LinuxRig
+from virtfn.machine.ports import VirtfnError
 
 COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|NETDEV WATCHDOG|DMAR:.*fault")
 CARD = "/sys/bus/pci/devices/0000:01:00.0"
@@ -36,12 +38,48 @@ class Host:
     def run(self, command: str, timeout_s: float = 120.0) -> str:
         return self.rig.run(0, FUNCTIONS + command, timeout_s=timeout_s)
 
+    def linux(self) -> tuple[int, int]:
+        """Return the version of its kernel."""
+        major, minor, *_ = self.run("uname -r").split(".")
+        return int(major), int(minor)
+
     def number(self, count: int) -> None:
         self.run(f"echo {count} > {CARD}/sriov_numvfs", 200)
 
     def two(self, first: str = "10.0", second: str = "10.2") -> None:
         """Put two VFs into namespaces a and b, with links."""
         self.run(f"give a {first} 10.0.0.2; give b {second} 10.0.0.3; linked a && linked b", 200)
+
+    def all_seven(self) -> list[str]:
+        """Make all VFs anew, each in a namespace with an address of its own; return whose pings are not answered."""
+        self.run(
+            f"for n in $(ip netns list | cut -d' ' -f1); do ip netns del $n; done; echo 0 > {CARD}/sriov_numvfs", 200
+        )
+        self.number(7)
+        every = range(7)
+        given = "; ".join(f"give v{n} 1{n // 4}.{n % 4 * 2} 10.0.0.{2 + n}" for n in every)
+        self.run(f"{given}; for n in {' '.join(map(str, every))}; do linked v$n || exit; done", 300)
+        found = {self.run(f"ip netns exec v{n} cat /sys/class/net/v0/address").strip() for n in every}
+        assert len(found) == len(every)
+        pairs = " ".join(f"{n},{m}" for n in every for m in every if n < m)
+        ping = "ip netns exec v$n ping -q -c 3 -i .1 -W 2 10.0.0.$((2 + m)) >/dev/null || echo $n,$m"
+        said = self.run(f"for p in {pairs}; do n=${{p%,*}}; m=${{p#*,}}; {ping}; done", 300)
+        self.run("; ".join(f"ip netns del v{n}" for n in every))
+        return said.split()
+
+    def reboot(self) -> None:
+        """Reboot without a word to any driver; return when it takes commands again."""
+        boot_id = "cat /proc/sys/kernel/random/boot_id"
+        before, end = self.run(boot_id), time.monotonic() + 300
+        self.rig.start(0, "reboot -f")
+        while True:
+            assert time.monotonic() < end, "it does not come back"
+            try:
+                said = self.rig.attempt(0, boot_id, timeout_s=5)
+            except VirtfnError:
+                continue
+            if said.status == 0 and said.output != before:
+                return
 
     def answered(self, target: str, count: int = 5) -> int:
         said = self.rig.attempt(0, f"ip netns exec a ping -q -c {count} -i 0.2 -W 2 {target}").output
@@ -72,7 +110,8 @@ class Host:
     def complaints(self) -> list[str]:
         """Return what the guest's kernel, or the card's IOMMU, has complained of since the last time."""
         # While VFs are being enabled, queue 0 is VF 0's already, and igb waits for it: long, on a busy machine.
-        said = self.rig.run(0, "dmesg -c").splitlines() if self.rig.vms[0].guest.running else []
+        told = self.rig.run(0, "dmesg -c") if self.rig.vms[0].guest.running else ""
+        said = CLOSED_WHILE_RESETTING.sub("", told).splitlines()
         # A machine that had no time for the guest is no complaint: "rcu: INFO: ... stall" comes with a trace.
         stalled = any("rcu:" in line for line in said)
         found = [n for n, line in enumerate(said) if COMPLAINT.search(line) and not (stalled and "Call Trace" in line)]

@@ -37,7 +37,7 @@ from virtfn.vmm.qemu.vm import QemuVm
 from virtfn.vmm.uplink import Wire
 
 # igbvf warns of itself when an interface is closed just as it resets: a race of Linux's, after an FLR for example.
-_CLOSED_WHILE_RESETTING = re.compile(r"\[ cut here \](?:(?!cut here).)*? igbvf_close\+.*?end trace", re.DOTALL)
+CLOSED_WHILE_RESETTING = re.compile(r"\[ cut here \](?:(?!cut here).)*? igbvf_close\+.*?end trace", re.DOTALL)
 _STALLED = re.compile(r"rcu: INFO: .* stall")  # the machine had no time for the guest: traces of that are no complaint
 _COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|NETDEV WATCHDOG|Tx Unit Hang|lost CTS|DMAR:.*fault")
 CARD_MAC = parse_mac("00:1b:21:2b:46:e0")
@@ -310,7 +310,7 @@ class LinuxRig:
         assert not self.host.iommu.faults()
         for n, vm in enumerate(self.vms):
             if vm.guest.running:
-                said = _CLOSED_WHILE_RESETTING.sub("", self.run(n, "dmesg -c"))  # each is one test's
+                said = CLOSED_WHILE_RESETTING.sub("", self.run(n, "dmesg -c"))  # each is one test's
                 complaints = [line for line in said.splitlines() if _COMPLAINT.search(line)]
                 if _STALLED.search(said):
                     complaints = [line for line in complaints if "Call Trace" not in line]

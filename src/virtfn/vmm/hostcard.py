@@ -132,7 +132,8 @@ class Member(ServedFunction):
 
         Where one does, it is told of what the guest maps for it, and not of memory from address 0 on.
         """
-        return self.masters and self._client is not None and any(known.iova == 0 for known in self._client.ranges)
+        lowest = None if self._client is None else next(iter(self._client.ranges), None)
+        return self.masters and lowest is not None and lowest.iova == 0
 
     def write_memory(self, address: int, content: bytes) -> Future[None]:
         """Write where the function's DMA goes; a VirtfnError, errno named, comes of what is refused."""
