@@ -18,11 +18,11 @@ import numpy.typing as npt
 from virtfn.hw.types import Rid
 from virtfn.kernels.card import CHORES, EV_UPLINK, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
-from virtfn.kernels.posix import POLLIN
+from virtfn.kernels.posix import POLLIN, REVENTS_LSB
 from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.machine.clock import MS_PS, work_clock
-from virtfn.machine.netports import Card, Served
+from virtfn.machine.netports import Card, Served, Vectors
 from virtfn.machine.ports import Actor
 from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.emulated import EmulatedCard
@@ -220,11 +220,12 @@ class Pump(Actor):
         watched = self._host.iommu.interrupts.on_message is not None
         links = np.zeros((len(functions), 2), np.int64)
         asked = []
+        lent: list[tuple[ServedFunction, Vectors]] = []
         now = self._now()
         for i, served in enumerate(functions):
-            n = next(n for n, part in enumerate(parts) if part is served.carrier)
+            links[i, 1] = next(n for n, part in enumerate(parts) if part is served.carrier)
             vectors = served.carrier.vectors(served.function.rid)
-            links[i] = served.lend(vectors._replace(bits=0) if watched else vectors), n
+            lent.append((served, vectors._replace(bits=0) if watched else vectors))
             if served.mirror.running:
                 limit_ps = min(limit_ps, _MIRROR_PS)
             waits = served.allowance.in_debt and self._must_wait(served, functions, now)
@@ -238,24 +239,39 @@ class Pump(Actor):
             limit_ps = min(limit_ps, _DEBT_PS)
         kicks = [fd for stack in self._stacks for fd in stack.kicks()]
         asked += [*kicks, *(fd for stack in self._stacks for fd in stack.doors())]
+        others = len(asked)
         asked += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
         waited = np.array([fd | POLLIN for fd in asked], np.int64)
         address_of(waited, "what is waited for")
         cards = np.array([part.address for part in parts], np.int64)
         events = np.zeros(len(cards), np.int64)
-        run_pump(
-            self._state.ctypes.data,
-            self._scratch.ctypes.data,
-            cards,
-            links,
-            waited,
-            len(kicks),
-            events,
-            urgent,
-            limit_ps,
-        )
-        for served in functions:
-            served.take_back()
+        until = now + limit_ps
+        while limit_ps >= 0:
+            for i, (served, vectors) in enumerate(lent):
+                links[i, 0] = served.lend(vectors)
+            events[:] = 0
+            run_pump(
+                self._state.ctypes.data,
+                self._scratch.ctypes.data,
+                cards,
+                links,
+                waited,
+                len(kicks),
+                events,
+                urgent,
+                limit_ps,
+            )
+            for served, _ in lent:
+                served.take_back()
+            self._handle(parts, events)
+            told = int(np.bitwise_or.reduce(events, initial=0)) & urgent
+            by_wire = told == EV_UPLINK or (told == 0 and not (waited[:others] >> REVENTS_LSB).any())
+            if self._stacks or not by_wire or not sum([wire.serve(_BUDGET)[0] for wire in self._wires]):
+                return
+            limit_ps = until - self._now()  # a cable's frames went over; nobody else has anything for Python
+
+    def _handle(self, parts: Sequence[Served], events: npt.NDArray[np.int64]) -> None:
+        """Do what kernels asked for, on account of nobody in particular."""
         for part, event in zip(parts, events.tolist(), strict=True):
             if event:
                 began = self._now()

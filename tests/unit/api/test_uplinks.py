@@ -8,15 +8,18 @@ import threading
 import dpkt
 import pytest
 
-from unit.rig import Rig, frame, lab_text
+from unit.rig import Rig, frame, lab_text, send
 from unit.vmm.uplink.test_stream import OUTSIDE, Line, Peer
 from virtfn.api.lab import LabError, parse_lab
+from virtfn.api.machine import Machine
 from virtfn.api.report import Verdict, verdict
 from virtfn.api.run import run_lab
 from virtfn.iomodels.engine import Engine
 from virtfn.iomodels.workload import Station, Workload
+from virtfn.machine.clock import VirtualClock
 from virtfn.machine.ports import VirtfnError
 from virtfn.vmm.pump import Pump
+from virtfn.vmm.uplink import Wire, make_cable
 
 OUTSIDE_MAC = OUTSIDE.to_bytes(6, "little")
 US, GUEST = socket.inet_aton("10.0.0.9"), socket.inet_aton("10.0.0.1")
@@ -103,6 +106,35 @@ def test_the_pump_serves_wires(line):
     line.rig.clock.sleep(10**12)
     pump()  # rests on the wire's descriptor, which has nothing to say
     assert line.rig.nic.port.nic["counters"]["gprc"] == 1
+
+
+TWO_CARDS = """\
+name: two-cards
+pfs: [{name: p, sr-iov: {total-vfs: 2}}, {name: q, sr-iov: {total-vfs: 2}}]
+guests:
+  - {name: a, memory-mib: 4, nic: {pf: p, vf: 0}}
+  - {name: a1, memory-mib: 4, nic: {pf: p, vf: 1}}
+  - {name: b, memory-mib: 4, nic: {pf: q, vf: 0}}
+  - {name: b1, memory-mib: 4, nic: {pf: q, vf: 1}}
+workload: {kind: pairs}
+"""
+
+
+def test_frames_cross_a_cable_while_the_pump_rests():
+    with Machine(parse_lab(TWO_CARDS), VirtualClock()) as machine:
+        wires = [Wire(pf.nic, end) for pf, end in zip(machine.pfs, make_cable(), strict=True)]
+        pump = Pump(machine.host, [pf.nic for pf in machine.pfs], [], wires)
+        while pump.turn():
+            pass
+        a, _, b, _ = (run.driver for run in machine.guests)
+        before = [int(pf.nic.port.nic["counters"]["gprc"]) for pf in machine.pfs]
+        send(a, frame(b.mac, a.mac, b"there"))
+        send(b, frame(a.mac, b.mac, b"back"), frame(a.mac, b.mac, b"again"))
+        pump.rest(0)
+        after = [int(pf.nic.port.nic["counters"]["gprc"]) for pf in machine.pfs]
+        assert [now - then for then, now in zip(before, after, strict=True)] == [2, 1]
+        for wire in wires:
+            wire.close()
 
 
 # Whole runs.
