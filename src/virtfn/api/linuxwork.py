@@ -32,6 +32,7 @@ IPERF_S = 3
 _IPERF_PORT = 5201
 _ANSWER_S = 30.0
 _SELF_TEST_S = 120.0
+_TIMED_OUT = 124
 _MOST_MBPS = 1e9  # more is no rate
 _READ = (("tx", "packets"), ("tx", "bytes"), ("rx", "packets"), ("rx", "bytes"), ("rx", "errors"))
 _PINGS = re.compile(
@@ -170,7 +171,9 @@ class LinuxWork:
         drops = [self._drops_between(*way) for way in ways]
         jobs = [
             self._guests[a].start(
-                f"ping -A -q -c {count} -s {payload} -W 1 -w {limit} -I {self._guests[a].device} {self._guests[b].ip}"
+                # With a deadline of its own, ping goes on until it has so many answers, and one more may be on its way.
+                f"timeout -s INT {limit} "
+                f"ping -A -q -c {count} -s {payload} -W 1 -I {self._guests[a].device} {self._guests[b].ip}"
             )
             for a, b in ways
         ]
@@ -178,7 +181,8 @@ class LinuxWork:
         for (a, b), outcome, before in zip(ways, outcomes, drops, strict=True):
             found = self._found[a]
             found.ping = read_ping(outcome.output)
-            if found.ping is None or outcome.status > 1:  # 1: of its pings, some have no answer
+            # 1: of its pings, some have no answer; 124: it was ended after its time.
+            if found.ping is None or outcome.status not in (0, 1, _TIMED_OUT):
                 found.failure = f"ping {self._guests[b].lab.name}: {words(outcome)}"
                 continue
             self._note_flow(a, b, found, self._drops_between(a, b) - before)
