@@ -79,7 +79,7 @@ class Answers:
     def start(self, guest: str, command: str) -> Job:
         self.told[-1].append((guest, command))
         known = self.answer(guest, command)
-        if known is None and command.startswith("ping"):
+        if known is None and " ping " in command:
             known = Outcome(0, SUMMARY.format(sent=100, answered=100, more=""))
         if known is None and "iperf3 -J" in command:
             known = Outcome(0, '{"end": {"sum_received": {"bits_per_second": 1e8}}}')
@@ -121,7 +121,7 @@ def talks(answers: Answers, word: str) -> list[list[tuple[str, str]]]:
     """Who talked to whom, in turns."""
     found = []
     for turn in answers.told:
-        pairs = [(guest, "g" + str(int(c.partition("10.82.0.")[2][0]) - 1)) for guest, c in turn if c.startswith(word)]
+        pairs = [(guest, "g" + str(int(c.partition("10.82.0.")[2][0]) - 1)) for guest, c in turn if word in c]
         if pairs:
             found.append(pairs)
     return found
@@ -176,7 +176,7 @@ def test_all_send_to_the_first_at_once() -> None:
 def test_pings_have_the_size_and_number_that_the_lab_says(frame_bytes: str, count: str, payload: str) -> None:
     work, answers = work_of("ping", 2, **{"frame-bytes": frame_bytes, "frames": count})
     work.run()
-    command = next(c for turn in answers.told for _, c in turn if c.startswith("ping"))
+    command = next(c for turn in answers.told for _, c in turn if " ping " in c)
     assert f" -c {count} -s {payload} " in command
 
 
@@ -211,7 +211,7 @@ def report_of(work: LinuxWork) -> Report:
 def test_a_ping_that_fails_fails_the_run_in_the_guests_words() -> None:
     work, answers = work_of("pairs", 2)
     answers.answer = lambda guest, command: (
-        Outcome(2, "ping: connect: Network is unreachable\n") if command.startswith("ping") and guest == "g1" else None
+        Outcome(2, "ping: connect: Network is unreachable\n") if " ping " in command and guest == "g1" else None
     )
     work.run()
     judged = verdict(report_of(work))
@@ -229,12 +229,21 @@ def test_an_iperf3_that_fails_fails_the_run() -> None:
     assert verdict(report_of(work)).words == "g0: to g1: iperf3: unable to connect"
 
 
+def test_a_ping_that_is_ended_has_sent_what_it_says() -> None:
+    work, answers = work_of("ping", 2)
+    ended = Outcome(124, SUMMARY.format(sent=9, answered=8, more=""))
+    answers.answer = lambda _, command: ended if " ping " in command else None
+    work.run()
+    assert [guest["lost"] for guest in work.reports()] == [1, 1]
+    assert [(flow["sent"], flow["heard"]) for flow in work.flows] == [(9, 8), (9, 8)]
+
+
 def test_missing_pings_are_lost_unless_a_drop_counter_explains_them() -> None:
     drops: dict[str, int] = {"no-descriptor": 4}
     work, answers = work_of("ping", 2, drops)
 
     def answer(guest: str, command: str) -> Outcome | None:
-        if not command.startswith("ping"):
+        if " ping " not in command:
             return None
         drops["no-descriptor"] += 1 if guest == "g0" else 0  # both guests show it here: it counts twice
         return Outcome(0, SUMMARY.format(sent=100, answered=97, more=""))
@@ -250,7 +259,7 @@ def test_linux_guests_that_do_not_hear_each_other_are_named_with_the_reason() ->
     work, answers = work_of("pairs", 2, drops)
 
     def answer(guest: str, command: str) -> Outcome | None:
-        if not command.startswith("ping"):
+        if " ping " not in command:
             return None
         drops["echo"] += 3  # for an address that is not resolved
         return Outcome(1, SUMMARY.format(sent=100, answered=0, more=""))
