@@ -246,7 +246,7 @@ class Pump(Actor):
         cards = np.array([part.address for part in parts], np.int64)
         events = np.zeros(len(cards), np.int64)
         until = now + limit_ps
-        while limit_ps >= 0:
+        while True:
             for i, (served, vectors) in enumerate(lent):
                 links[i, 0] = served.lend(vectors)
             events[:] = 0
@@ -269,6 +269,8 @@ class Pump(Actor):
             if self._stacks or not by_wire or not sum([wire.serve(_BUDGET)[0] for wire in self._wires]):
                 return
             limit_ps = until - self._now()  # a cable's frames went over; nobody else has anything for Python
+            if limit_ps < 0:
+                return
 
     def _handle(self, parts: Sequence[Served], events: npt.NDArray[np.int64]) -> None:
         """Do what kernels asked for, on account of nobody in particular."""
