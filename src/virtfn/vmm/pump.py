@@ -9,7 +9,8 @@ that asks for much is answered slowly; alone, at once. What nobody's message ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import select
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from virtfn.hw.types import Rid
 from virtfn.kernels.card import CHORES, EV_UPLINK, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
-from virtfn.kernels.posix import POLLIN, REVENTS_LSB
+from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.machine.clock import MS_PS, work_clock
@@ -239,7 +240,7 @@ class Pump(Actor):
             limit_ps = min(limit_ps, _DEBT_PS)
         kicks = [fd for stack in self._stacks for fd in stack.kicks()]
         asked += [*kicks, *(fd for stack in self._stacks for fd in stack.doors())]
-        others = len(asked)
+        others = [fd for fd in asked if fd != NOBODY]
         asked += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
         waited = np.array([fd | POLLIN for fd in asked], np.int64)
         address_of(waited, "what is waited for")
@@ -265,11 +266,10 @@ class Pump(Actor):
                 served.take_back()
             self._handle(parts, events)
             told = int(np.bitwise_or.reduce(events, initial=0)) & urgent
-            by_wire = told == EV_UPLINK or (told == 0 and not (waited[:others] >> REVENTS_LSB).any())
-            if self._stacks or not by_wire or not sum([wire.serve(_BUDGET)[0] for wire in self._wires]):
+            if told & ~EV_UPLINK or self._stacks or not sum([wire.serve(_BUDGET)[0] for wire in self._wires]):
                 return
-            limit_ps = until - self._now()  # a cable's frames went over; nobody else has anything for Python
-            if limit_ps < 0:
+            limit_ps = until - self._now()
+            if limit_ps < 0 or _any_asks(others):  # who fills a cable holds up nobody's messages
                 return
 
     def _handle(self, parts: Sequence[Served], events: npt.NDArray[np.int64]) -> None:
@@ -280,3 +280,11 @@ class Pump(Actor):
                 part.handle(event)
                 if event & CHORES:
                     self._chores.take(self._now() - began)
+
+
+def _any_asks(descriptors: Iterable[int]) -> bool:
+    """Tell whether any of them can be read."""
+    poll = select.poll()
+    for fd in descriptors:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
