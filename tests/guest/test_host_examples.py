@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from guest.test_service import machines
+from guest.commands import kill, machines, up, virtfn
 from virtfn.api.control import ask
-from virtfn.api.service import find_kept
 
 pytestmark = [pytest.mark.guest, pytest.mark.long]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-COMMAND = [sys.executable, "-c", "from virtfn.cli.start import main; main()"]
 CARD = "/sys/bus/pci/devices/0000:01:00.0"
-
-
-def virtfn(*arguments: str) -> str:
-    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, f"{arguments}: {result.stdout}{result.stderr}"
-    return result.stdout + result.stderr
 
 
 @pytest.mark.usefixtures("qemu", "image")
@@ -58,25 +45,15 @@ def test_a_traced_host_shows_what_its_drivers_do(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("qemu", "image")
 def test_a_host_that_is_killed_leaves_the_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    try:
-        virtfn("up", str(EXAMPLES / "two-hosts.yaml"))
-        _kill_one()
-    finally:
-        subprocess.run([*COMMAND, "down", "two-hosts"], check=False)  # whatever is left, if something failed
+    with up("two-hosts", str(EXAMPLES / "two-hosts.yaml")) as process:
+        _kill_one(process)
 
 
-def _kill_one() -> None:
-    kept = find_kept("two-hosts")
-    assert kept is not None
-    a, _ = sorted(machines(kept.pid), key=lambda pid: b"virtfn.name=b" in Path(f"/proc/{pid}/cmdline").read_bytes())
+def _kill_one(process: int) -> None:
+    a, _ = sorted(machines(process), key=lambda pid: b"virtfn.name=b" in Path(f"/proc/{pid}/cmdline").read_bytes())
     far = "ip netns exec vf0 ping -q -c 5 -i 0.1 -W 2 10.83.0.17"
     assert " 5 received" in virtfn("exec", "a", "--", far)
-    os.kill(a, signal.SIGKILL)
-    end = time.monotonic() + 60
-    while "GUEST_ENDED" not in virtfn("events"):
-        assert time.monotonic() < end
-    (status,) = json.loads(virtfn("status", "--json", "-"))["labs"]
-    assert status["state"] == "ready"
+    assert kill(a)["state"] == "ready"
     snapshot = ask("session.snapshot", {}, "two-hosts")
     (first, second) = snapshot["pfs"]  # type: ignore[call-overload, index]
     assert (first["vfs"], [vf["guest"] for vf in second["vfs"]]) == ([], ["b", "b"])

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from guest.test_service import machines
+from guest.commands import COMMAND, machines, up, virtfn
 from virtfn.api.control import ask
-from virtfn.api.service import find_kept
 
 pytestmark = pytest.mark.guest
 
@@ -33,14 +31,7 @@ pfs:
 guests: [{{name: h, vmm: qemu, firmware: {firmware}, iommu: pt, nic: {{pf: pf0, io: host}}}}]
 workload: {{kind: none}}
 """
-COMMAND = [sys.executable, "-c", "from virtfn.cli.start import main; main()"]
 PING = "ip netns exec vf0 ping -q -c {count} -i 0.1 -W 2 10.83.0.2"
-
-
-def virtfn(*arguments: str, stdin: str = "", status: int = 0) -> str:
-    result = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=900)
-    assert result.returncode == status, f"{arguments}: {result.stdout}{result.stderr}"
-    return result.stdout + result.stderr
 
 
 def inside(command: str) -> str:
@@ -73,13 +64,8 @@ def lab(image: object, ovmf: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Bring the lab up; yield the process that has it."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        try:
-            assert "ready: live is up" in virtfn("up", "-", stdin=LAB.format(firmware=ovmf))
-            kept = find_kept("live")
-            assert kept is not None
-            yield kept.pid
-        finally:
-            subprocess.run([*COMMAND, "down", "live"], check=False)  # whatever is left, if something failed
+        with up("live", "-", stdin=LAB.format(firmware=ovmf)) as process:
+            yield process
 
 
 def test_it_is_what_the_lab_says() -> None:

@@ -7,13 +7,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from virtfn.api.service import find_kept
+from guest.commands import COMMAND, kill, machines, up, virtfn
 
 pytestmark = pytest.mark.guest
 
@@ -25,13 +24,6 @@ guests:
   - {name: b, vmm: qemu, memory-mib: 256, nic: {pf: pf0, vf: 1}}
 workload: {kind: ping}
 """
-COMMAND = [sys.executable, "-c", "from virtfn.cli.start import main; main()"]
-
-
-def virtfn(*arguments: str, stdin: str = "", status: int = 0) -> str:
-    result = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=900)
-    assert result.returncode == status, f"{arguments}: {result.stdout}{result.stderr}"
-    return result.stdout + result.stderr
 
 
 def pings() -> bool:
@@ -40,44 +32,22 @@ def pings() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def machines(parent: int) -> set[int]:
-    """List the virtual machines that a process has started."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            state, words = (path / "status").read_text(), (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"\nPPid:\t{parent}\n" in state and b"virtfn.name=" in words:
-            found.add(int(path.name))
-    return found
-
-
 @pytest.mark.usefixtures("qemu", "image")
 def test_a_service_of_linux_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    try:
-        assert "ready: served is up" in virtfn("up", "-", stdin=LAB)
+    with up("served", "-", stdin=LAB) as process:
         assert pings()
         _come_and_go()
         _become_another()
-        _lose_a_guest_then_all()
-    finally:
-        subprocess.run([*COMMAND, "down", "served"], check=False)  # whatever is left, if something failed
+        _lose_a_guest_then_all(process)
 
 
-def _lose_a_guest_then_all() -> None:
-    kept = find_kept("served")
-    assert kept is not None
-    ours = machines(kept.pid)
+def _lose_a_guest_then_all(process: int) -> None:
+    ours = machines(process)
     assert len(ours) == 2
-    os.kill(ours.pop(), signal.SIGKILL)
-    end = time.monotonic() + 60
-    while "GUEST_ENDED" not in virtfn("events"):
-        assert time.monotonic() < end
-    (status,) = json.loads(virtfn("status", "--json", "-"))["labs"]
+    status = kill(ours.pop())
     assert (status["state"], status["status"]["attached"]) == ("ready", 1)
-    os.kill(kept.pid, signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     end = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in ours):
         assert time.monotonic() < end, "virtual machines outlive their lab"
