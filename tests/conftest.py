@@ -22,6 +22,7 @@ def _own_runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks: else it takes no notice of them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together, with `--dist loadgroup`, what shares a pair of guests, whom nobody serves meanwhile, and files."""
     for item in items:
