@@ -203,6 +203,7 @@ class Server:
             self._counters["connected"] += 1
             connection = Connection(sock, self._epoll, self._closer, FRAMING, limits.max_msg_fds, limits.max_output)
             self._session, self._client_fd = Session(connection, self._offer, self._counters), connection.fileno()
+            return  # it may have hung up already: the next call sees that, before it turns anybody away
 
     def _tell_busy(self, fd: int) -> None:
         """Answer a client that has to go, and let it hang up: QEMU aborts if that is done to it while it starts."""

@@ -85,7 +85,9 @@ class Server:
             except DroppedError as e:
                 self._drop(e.reason)
                 served = 1
-        if self._door in ready:
+        # A client that has hung up is about to make room; the next one waits at the door meanwhile.
+        leaving = events & select.EPOLLHUP if self._session is not None else False
+        if self._door in ready and not leaving:
             served += self._accept()
         return served
 
@@ -128,6 +130,7 @@ class Server:
             self._session = Session(
                 connection, self.back, self._bridge, self._signals, limits, self._counters
             )  # fmt: skip
+            return done + 1  # it may have hung up already: the next call sees that, before it turns anybody away
         return _ACCEPTS
 
     def close(self) -> None:

@@ -101,6 +101,15 @@ def test_the_next_client_waits_for_what_the_last_one_left(server, board):
     second.close()
 
 
+def test_who_has_hung_up_at_the_door_keeps_nobody_out(server):
+    for _ in range(3):
+        gone = socket.socket(socket.AF_UNIX)
+        gone.connect(str(server.path))
+        gone.close()
+    Peer(server).close()
+    assert "turned-away" not in server.counters
+
+
 def test_the_device_hears_of_the_client(server, board):
     assert server.client is None
     with Peer(server, hello=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import time
 
@@ -203,6 +204,19 @@ def test_a_client_comes_again_and_another_is_turned_away(pair: Pair) -> None:
     pair.a.fill(4)
     pair.b.fill(4)
     pair.exchange()
+
+
+def test_who_has_hung_up_at_the_door_keeps_nobody_out(pair: Pair) -> None:
+    pair.a.close()
+    pair.b.turns()
+    for _ in range(3):
+        gone = socket.socket(socket.AF_UNIX)
+        gone.connect(str(pair.servers[0].path))
+        gone.close()
+    pair.a = Client(pair.switch, pair.servers[0].path)
+    pair.a.turns(10)
+    assert not pair.a.hung_up
+    assert "turned-away" not in pair.servers[0].counters
 
 
 def test_a_full_eventfd_that_waits_holds_nobody_up(pair: Pair) -> None:
