@@ -96,8 +96,17 @@ class ServedVm:
         parts: list[CardPf | CardVf] = [*vfs, pf]
         try:
             for part, path in zip(parts, paths, strict=True):
+                # Both ends are often on one processor: QEMU lets it go on after a write only if nothing is mapped.
                 served = Member(
-                    self.host, device, part.rid, part.config, part.domain, self._files, path, meter=self.meter
+                    self.host,
+                    device,
+                    part.rid,
+                    part.config,
+                    part.domain,
+                    self._files,
+                    path,
+                    mapped=False,
+                    meter=self.meter,
                 )
                 made.append(served)
                 self.functions[part.rid] = served
