@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
     "hw": 3000,
-    "kernels": 7830,
+    "kernels": 7900,
     "machine": 2100,
     "devices": 5000,
     "drivers": 2850,
-    "vmm": 7300,
+    "vmm": 7400,
     "iovm": 2600,
     "iomodels": 2320,
     "sim": 300,
