@@ -34,6 +34,8 @@ VECTORS = 32  # that a card has at most
 CARD = row_of(
     # the kernels: `entry` of each
     "serve fire doorbell ring "
+    # what carries frames that left to the card at the other end of a cable; 0: Python alone looks after the wire
+    "carry "
     # a clock to read, 0 if there is none: time is what the caller says
     "clock "
     # vectors that fired and wait to be sent, as bits; those that a received frame raises
@@ -49,6 +51,7 @@ call_serve = by_address(3, results=2)
 call_fire = by_address(2)
 call_doorbell = by_address(3)
 call_ring = by_address(5)
+call_carry = by_address(4, results=2)
 
 # A vector's entry of an MSI-X table. open: its message may leave now
 MSIX = row_of("open address message")

@@ -1,7 +1,7 @@
 """The pump's loop: cards are served, links to virtual machines answered, until something needs Python or time is up.
 
-    serve cards -> send vectors -> wait for descriptors -> take writes -+
-        ^--------------------------------------------------------------+
+    serve cards -> carry by cables -> send vectors -> wait for descriptors -> take writes -+
+        ^----------------------------------------------------------------------------------+
 
 How long it waits is what latency and processor time are made of. Tail writes to mapped pages come without a message, so
 they have to be looked for:
@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, kernel, part, row_at, row_of
-from virtfn.kernels.card import EV_INTERRUPT, EV_MORE, EV_TIMER, EV_UPLINK, call_fire, call_serve, card_at
-from virtfn.kernels.link import link_at, send_vectors, take_write
+from virtfn.kernels.card import EV_INTERRUPT, EV_MORE, EV_TIMER, EV_UPLINK, call_carry, call_fire, call_serve, card_at
+from virtfn.kernels.link import SPARE, link_at, send_vectors, take_write
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
 
 __all__ = ["NOBODY", "PUMP", "pump_at", "run_pump"]
@@ -46,6 +46,7 @@ def run_pump(
     address: int,
     scratch: int,
     cards: npt.NDArray[np.int64],
+    cabled: npt.NDArray[np.int64],
     links: npt.NDArray[np.int64],
     asked: npt.NDArray[np.int64],
     kicks: int,
@@ -55,10 +56,11 @@ def run_pump(
 ) -> None:
     """Serve until something needs Python, or `limit_ps` is over, and what is there now in any case.
 
-    address: of the PUMP row. scratch: address of SCRATCH_BYTES. cards: (n,) addresses of CARD rows. links: (m, 2)
-    addresses of LINK rows, and the number of the card of each. asked: (m + kicks + w,) what to wait for, as `poll`
-    takes it: the servers of the links, kicks of front ends, then wires and what else Python looks after. events: (n,)
-    filled with what each card asks Python for. urgent: those of them that Python is needed for at once.
+    address: of the PUMP row. scratch: address of SCRATCH_BYTES. cards: (n,) addresses of CARD rows. cabled: (n,) the
+    number of the card at the other end of each one's wire; -1: Python looks after the wire. links: (m, 2) addresses of
+    LINK rows, and the number of the card of each. asked: (m + kicks + w,) what to wait for, as `poll` takes it: the
+    servers of the links, kicks of front ends, then wires and what else Python looks after. events: (n,) filled with
+    what each card asks Python for. urgent: those of them that Python is needed for at once.
     """
     p = pump_at(address)
     wake_promptly()
@@ -66,7 +68,7 @@ def run_pump(
     until = now + limit_ps
     again = False
     while True:
-        moved, told, total = serve_all(cards, links, events, now, scratch)
+        moved, told, total = serve_all(cards, cabled, links, events, now, scratch)
         more = told & (EV_MORE | EV_TIMER) == EV_MORE  # a turn is over, and the next is due
         if moved or more:
             p.last = now
@@ -116,9 +118,13 @@ def take_writes(
 
 @part
 def serve_all(
-    cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], events: npt.NDArray[np.int64], now: int, scratch: int
-) -> tuple[int, int, int]:
-    """Serve each card once. Returns (frames, events for Python, frames forwarded since the start)."""
+    cards: npt.NDArray[np.int64], cabled: npt.NDArray[np.int64], links: npt.NDArray[np.int64],
+    events: npt.NDArray[np.int64], now: int, scratch: int,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Serve each card once, then carry what has left by cables.
+
+    Returns (frames, events for Python, frames forwarded since the start).
+    """
     told = 0
     moved = 0
     total = 0
@@ -128,12 +134,26 @@ def serve_all(
         frames, event = call_serve(card.serve, cards[n], now, _BUDGET)
         send_all(card, n, links, scratch)
         event = event | EV_INTERRUPT if card.fired else event & ~EV_INTERRUPT
-        if card.departed != departed:
+        if cabled[n] >= 0:
+            event &= ~EV_UPLINK
+        elif card.departed != departed:
             event |= EV_UPLINK
         events[n] |= event & ~EV_MORE
         told |= event
         moved += frames
         total += card.forwarded  # segments count, not what they were cut from
+    for n in range(len(cards)):
+        to = cabled[n]
+        if to < 0:
+            continue
+        frames, event = call_carry(card_at(cards[n]).carry, cards[n], cards[to], now, scratch + SPARE)
+        other = card_at(cards[to])
+        send_all(other, to, links, scratch)
+        event = event | EV_INTERRUPT if other.fired else event & ~EV_INTERRUPT
+        event &= ~EV_UPLINK
+        events[to] |= event
+        told |= event
+        moved += frames
     return moved, told, total
 
 

@@ -199,6 +199,9 @@ class Card(Device, CountsFrames, Carrier, Protocol):
     def set_carrier(self, up: bool) -> None:
         """Let whatever is at the other end of the wire come, or go."""
 
+    def carry_by_kernels(self) -> None:
+        """Let kernels carry what leaves to the card at the other end of a cable, where they are told of one."""
+
     def open_wire(self, *, bare: bool = False) -> None:
         """Keep frames that leave by the wire. bare: without what fills short IPv4 frames up.
 

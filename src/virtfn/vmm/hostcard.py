@@ -62,12 +62,12 @@ class Machinery(Protocol):
 class Member(ServedFunction):
     """A function of such a card; extended capabilities are revealed by the first reset.
 
-    after: called when its messages were answered, and none is in the middle; on_reset: when the machine resets it;
-    on_gone: when the machine is gone. obstacle: asked before the first reset, why this machine's guest can make no VFs;
-    if it cannot, extended capabilities stay hidden. without_vfs: the answer, in words.
+    after: called in each turn, when its messages were answered and none is in the middle; on_reset: when the machine
+    resets it; on_gone: when the machine is gone. obstacle: asked before the first reset, why this machine's guest can
+    make no VFs; if it cannot, extended capabilities stay hidden. without_vfs: the answer, in words.
     """
 
-    after: Callable[[], None] = staticmethod(lambda: None)
+    after: Callable[[], None] | None = None
     on_reset: Callable[[], None] = staticmethod(lambda: None)
     on_gone: Callable[[], None] = staticmethod(lambda: None)
     obstacle: Callable[[], str] = staticmethod(lambda: "")
@@ -76,8 +76,14 @@ class Member(ServedFunction):
     def serve(self, budget: int, going: Going = lambda: True) -> int:
         """Answer messages, and do what comes after them; return how much there was to do."""
         done = super().serve(budget, going)
-        self.after()
+        if self.after is not None:
+            self.after()
         return done
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has to be served though nobody asks at its socket."""
+        return self.after is not None or super().waits
 
     def region_read(self, region: int, offset: int, count: int) -> Steps[bytes]:
         """Read registers or configuration space."""

@@ -102,6 +102,11 @@ class Mirror:
         """Whether the function's queues work on the mirror."""
         return bool(self._queues)
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to look at, or may be, of which no message tells."""
+        return bool(self._wanted or self._placed or self._queues)
+
     # What the function hears of its client.
 
     def connected(self, client: Client) -> None:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from virtfn.hw.types import Rid
 from virtfn.kernels.card import CHORES, EV_UPLINK, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
-from virtfn.kernels.posix import POLLIN
+from virtfn.kernels.posix import POLLIN, poll
 from virtfn.kernels.pump import NOBODY, PUMP, run_pump
 from virtfn.kernels.ranges import address_of, row_address
-from virtfn.machine.clock import MS_PS, work_clock
+from virtfn.machine.clock import MS_PS, US_PS, work_clock
 from virtfn.machine.netports import Card, Served, Vectors
 from virtfn.machine.ports import Actor
 from virtfn.vmm.allowance import SLICE_PS, WHOLE_PS, Allowance, refill
@@ -41,6 +41,7 @@ _DEBT_PS = MS_PS // 2  # as long as somebody has to wait for others, who may hav
 _REFILL_PS = MS_PS // 5
 _WANTED_PS = 2 * MS_PS  # who has had something to do so lately may have more
 _PINGS_PS = 50 * MS_PS  # so long, where one step of another would hold it up: between pings, too
+_AGAIN_PS = 150 * US_PS  # for QEMU to take an answer to its guest, and what that asks next back
 _LONG_PS = MS_PS  # of a step, beyond the slice
 
 
@@ -141,13 +142,18 @@ class Pump(Actor):
         if not functions:
             return 0
         done, self._first = 0, (self._first + 1) % len(functions)
+        asking = _asking([fd for served in functions if (fd := served.server.fileno()) >= 0])
         for served in functions[self._first :] + functions[: self._first]:
+            if served.server.fileno() not in asking and not served.waits:
+                continue
             allowance = served.allowance
             if allowance.left_ps <= 0 and self._must_wait(served, functions, now):
                 continue
             self._slice = served, now, 0
             worked = self._worked()
             answered = served.serve(_MESSAGES, self._going)
+            if answered:
+                answered += self._answer_more(served)
             if answered:
                 done += answered
                 served.carrier.settle()  # filters that it had changed are its work, too
@@ -158,6 +164,20 @@ class Pump(Actor):
                 if self._worked() - worked > max(self._slice[2] - began, SLICE_PS) + _LONG_PS:
                     allowance.long_ps = now
         return done
+
+    def _answer_more(self, served: ServedFunction) -> int:
+        """Answer what comes at once: a driver that sets a card up asks again as soon as it has its answer."""
+        answered = 0
+        asked = np.array([served.server.fileno() | POLLIN], np.int64)
+        while self._going() and asked[0] & 0xFFFFFFFF != NOBODY:
+            if poll(address_of(asked, "who may ask again"), 1, _AGAIN_PS, self._scratch.ctypes.data) <= 0:
+                break
+            more = served.serve(_MESSAGES, self._going)
+            if not more:
+                break
+            answered += more
+            asked[0] = served.server.fileno() | POLLIN
+        return answered
 
     def _going(self) -> bool:
         """Tell whether the function that is served now has time left."""
@@ -220,11 +240,12 @@ class Pump(Actor):
         functions = [served for served in self._functions() if served.server.fileno() >= 0]
         watched = self._host.iommu.interrupts.on_message is not None
         links = np.zeros((len(functions), 2), np.int64)
+        numbers = {id(part): n for n, part in enumerate(parts)}
+        links[:, 1] = [numbers[id(served.carrier)] for served in functions]
         asked = []
         lent: list[tuple[ServedFunction, Vectors]] = []
         now = self._now()
-        for i, served in enumerate(functions):
-            links[i, 1] = next(n for n, part in enumerate(parts) if part is served.carrier)
+        for served in functions:
             vectors = served.carrier.vectors(served.function.rid)
             lent.append((served, vectors._replace(bits=0) if watched else vectors))
             if served.mirror.running:
@@ -233,6 +254,7 @@ class Pump(Actor):
             asked.append(NOBODY if waits else served.server.fileno())
             if waits:
                 limit_ps = min(limit_ps, _DEBT_PS)
+        cabled = self._cabled(parts)
         urgent = URGENT if self._wires else URGENT & ~EV_UPLINK
         waits = any(emulated.faults_wait for stack in self._stacks for emulated in stack.cards)
         if self._chores.in_debt or self._host.faults_wait or waits:
@@ -248,13 +270,13 @@ class Pump(Actor):
         events = np.zeros(len(cards), np.int64)
         until = now + limit_ps
         while True:
-            for i, (served, vectors) in enumerate(lent):
-                links[i, 0] = served.lend(vectors)
+            links[:, 0] = [served.lend(vectors) for served, vectors in lent]
             events[:] = 0
             run_pump(
                 self._state.ctypes.data,
                 self._scratch.ctypes.data,
                 cards,
+                cabled,
                 links,
                 waited,
                 len(kicks),
@@ -269,8 +291,19 @@ class Pump(Actor):
             if told & ~EV_UPLINK or self._stacks or not sum([wire.serve(_BUDGET)[0] for wire in self._wires]):
                 return
             limit_ps = until - self._now()
-            if limit_ps < 0 or _any_asks(others):  # who fills a cable holds up nobody's messages
+            if limit_ps < 0 or _asking(others):  # who fills a cable holds up nobody's messages
                 return
+
+    def _cabled(self, parts: Sequence[Served]) -> npt.NDArray[np.int64]:
+        """Find the card at the other end of the wire of each, by number, where kernels may carry frames there."""
+        numbers = {id(part): n for n, part in enumerate(parts)}
+        cabled = np.full(len(parts), -1, np.int64)
+        ends = {id(wire.uplink): wire for wire in self._wires}
+        for wire in self._wires:
+            other = ends.get(id(wire.other_end))
+            if other is not None and wire.cabled_to(other):
+                cabled[numbers[id(wire.nic)]] = numbers[id(other.nic)]
+        return cabled
 
     def _handle(self, parts: Sequence[Served], events: npt.NDArray[np.int64]) -> None:
         """Do what kernels asked for, on account of nobody in particular."""
@@ -282,9 +315,9 @@ class Pump(Actor):
                     self._chores.take(self._now() - began)
 
 
-def _any_asks(descriptors: Iterable[int]) -> bool:
-    """Tell whether any of them can be read."""
+def _asking(descriptors: Iterable[int]) -> set[int]:
+    """Find those that can be read."""
     poll = select.poll()
     for fd in descriptors:
         poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return {fd for fd, _ in poll.poll(0)}

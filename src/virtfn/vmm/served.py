@@ -213,6 +213,11 @@ class ServedFunction(VfioUserDevice):
             if owed >> i & 1:
                 self.send(int(self._routes[i]["guest_address"]), int(self._routes[i]["guest_message"]))
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has to be served though nobody asks at its socket."""
+        return self.mirror.waits
+
     def serve(self, budget: int, going: Going = lambda: True) -> int:
         """Answer up to `budget` messages while `going`, and fetch and send what goes by messages.
 

@@ -422,15 +422,47 @@ def test_a_function_that_is_being_torn_out_is_not_waited_for(line):
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_cable_that_never_ends_holds_up_nobodys_messages(line, monkeypatch, asks):
     carried = []
-    wire = SimpleNamespace(fileno=lambda: -1, serve=lambda budget: (carried.append(budget) or 1, 0))
+    wire = SimpleNamespace(
+        fileno=lambda: -1, serve=lambda budget: (carried.append(budget) or 1, 0), uplink=object(), other_end=None
+    )
     vm = SimpleNamespace(functions=dict(zip(line.rig.rids, line.rig.functions, strict=True)))
     pump = Pump(line.rig.host, [line.rig.nic], [vm], [wire])
 
     def frames_leave(*given):
-        given[6][0] = EV_UPLINK
+        given[7][0] = EV_UPLINK
 
     monkeypatch.setattr("virtfn.vmm.pump.run_pump", frames_leave)
     if asks:
         line.peers[1].send(Command.DEVICE_GET_INFO, bytes(16))
     pump.rest(MS_PS)
     assert len(carried) == 1 if asks else len(carried) > 1
+
+
+@pytest.mark.parametrize("more", [3, 10**6])
+def test_who_asks_again_at_once_is_answered_in_the_same_turn(line, monkeypatch, more):
+    peer, asked = line.peers[0], [0]
+
+    def ask() -> None:
+        peer.send(Command.DEVICE_GET_INFO, bytes(16))
+        settle_reader(peer)
+
+    def asks_again(*given: int) -> int:
+        if asked[0] == more:
+            return 0
+        asked[0] += 1
+        ask()
+        return 1
+
+    monkeypatch.setattr("virtfn.vmm.pump.poll", asks_again)
+    ask()
+    began = line.rig.host.now()
+    answered = line.pump.turn()
+    assert line.rig.host.now() - began < 100 * MS_PS, "its slice of time ends it"
+    assert 1 < answered <= 1 + more
+
+
+def settle_reader(peer: Peer) -> None:
+    """Read all that has come, so that the server's answers have room."""
+    with suppress(BlockingIOError):
+        while peer.sock.recv(1 << 16):
+            pass

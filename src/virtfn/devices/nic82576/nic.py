@@ -88,6 +88,7 @@ class Nic82576(WireEnd, Observed):
         if self._pf.sriov is not None:
             self._pf.sriov.on_change.append(self._vfs_changed)
         self._io_address = 0
+        self._vectors: dict[Rid, Vectors] = {}  # no more than is asked for again and again, until something is written
         self._give_queues()
 
     # Routing IDs and configuration space.
@@ -127,6 +128,7 @@ class Nic82576(WireEnd, Observed):
 
     def config_write(self, rid: Rid, offset: int, size: int, value: int) -> None:
         """Write 1, 2 or 4 bytes of configuration space."""
+        self._vectors.clear()
         self.endpoint.config_write(rid, offset, size, value)
         self._fire()
 
@@ -160,6 +162,7 @@ class Nic82576(WireEnd, Observed):
 
     def bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
         """Write to a BAR; ignored where no register can be. Interrupts that it causes leave before it returns."""
+        self._vectors.clear()
         self._bar_write(rid, bar, offset, size, value)
         self._fire()
 
@@ -246,6 +249,7 @@ class Nic82576(WireEnd, Observed):
     # Functions: enabled, disabled and reset.
 
     def _give_queues(self) -> None:
+        self._vectors.clear()
         vfs = [(self.vf_rid(n), self._pf.vfs[n]) for n in range(self._vfs)]
         self.port.give_queues(self.pf_rid, self._pf.function.bus_master, [(rid, vf.bus_master) for rid, vf in vfs])
         if self.ats is not None:
@@ -314,10 +318,13 @@ class Nic82576(WireEnd, Observed):
 
         No bits: Python alone has to look after them, since somebody watches, or one message stands for all causes.
         """
-        place = self.endpoint.find(rid)
-        function, first, bits = self.port.interrupts.vectors(None if place is None else place.vf)
-        seen = place is None or self.on_access is not None
-        return Vectors(function, self.port.msix + function * VECTORS * MSIX_BYTES, first, 0 if seen else bits)
+        found = self._vectors.get(rid)
+        if found is None:
+            place = self.endpoint.find(rid)
+            function, first, bits = self.port.interrupts.vectors(None if place is None else place.vf)
+            table = self.port.msix + function * VECTORS * MSIX_BYTES
+            found = self._vectors[rid] = Vectors(function, table, first, 0 if place is None else bits)
+        return found if self.on_access is None else found._replace(bits=0)
 
     def settle(self) -> None:
         """Bring what kernels look up in line with the registers, and let timers fire: before they are called."""

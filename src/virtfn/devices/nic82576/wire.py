@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from virtfn.devices.nic82576.port import Port
 from virtfn.hw.types import Ps
+from virtfn.kernels._jit import entry
+from virtfn.kernels.i82576.cable import carry
 from virtfn.kernels.i82576.farend import new_far_end
 from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_NO_UPLINK, WIRE
@@ -44,6 +46,10 @@ class WireEnd:
         """
         self.port.nic["port"]["departed_bare"] = bare
         self.port.nic["port"]["departures"] = self.port.nic["departed"].ctypes.data
+
+    def carry_by_kernels(self) -> None:
+        """Let kernels carry what leaves to the card at the other end of a cable, where they are told of one."""
+        self.port.nic["card"]["carry"] = entry(carry, 4)
 
     def departures(self) -> npt.NDArray[np.uint8]:
         """Look at the frames that left and wait: each after its length, 4 bytes, big-endian."""

@@ -11,13 +11,13 @@ Debian 12's passt drops packets that are shorter than their frame.
 from __future__ import annotations
 
 from virtfn.hw.eth import HEADER_BYTES, IPV4_LOADED, MIN_FRAME
-from virtfn.kernels._jit import Row, inlined, kernel, load16, store32, unlikely
+from virtfn.kernels._jit import Row, copy_bytes, inlined, kernel, load16, store32, unlikely
 from virtfn.kernels.csum import swap16, swap32
 from virtfn.kernels.i82576.seen import copy_frame, drop_seen
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_UPLINK_FULL, WIRE
 from virtfn.kernels.streams import LENGTH_BYTES
 
-__all__ = ["book", "depart"]
+__all__ = ["book", "depart", "forget"]
 
 _IPV4_HEADER = 20
 
@@ -55,3 +55,14 @@ def unpadded(head: int, length: int) -> int:
         return length
     total = swap16(load16(head + HEADER_BYTES + 2))
     return min(length, HEADER_BYTES + total) if total >= _IPV4_HEADER else length
+
+
+@kernel
+def forget(p: Row, head: int) -> None:
+    """Let the room of frames that were taken be used again. p: the port; head: where the first of the others starts."""
+    left = p.departed_tail - head
+    if left == 0 or (head > DEPARTURE_BYTES // 2 and left <= head):
+        copy_bytes(p.departures, p.departures + head, left)
+        head = 0
+    p.departed_head = head
+    p.departed_tail = head + left

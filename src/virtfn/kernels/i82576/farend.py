@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.i82576.desc import MAX_FRAME
-from virtfn.kernels._jit import copy_bytes, entry, kernel, load32, load64, row_at, row_of, store64
+from virtfn.kernels._jit import entry, kernel, load32, load64, row_at, row_of, store64
 from virtfn.kernels.csum import swap32
+from virtfn.kernels.i82576.departures import forget
 from virtfn.kernels.i82576.port import arrive, begin, finish
-from virtfn.kernels.i82576.state import DEPARTURE_BYTES, nic_at
+from virtfn.kernels.i82576.state import nic_at
 from virtfn.kernels.netdev import BATCH, ENTRY_BYTES, NETDEV_NAMES
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.streams import LENGTH_BYTES
@@ -122,10 +123,5 @@ def far_return(address: int, count: int) -> int:
     head = p.departed_head
     for _ in range(count):
         head += LENGTH_BYTES + swap32(load32(p.departures + head))
-    left = p.departed_tail - head
-    if left == 0 or (head > DEPARTURE_BYTES // 2 and left <= head):
-        copy_bytes(p.departures, p.departures + head, left)
-        head = 0
-    p.departed_head = head
-    p.departed_tail = head + left
+    forget(p, head)
     return 0

@@ -1,5 +1,7 @@
 """A cable between two cards of this machine: what leaves one by its wire arrives at the other.
 
+Between turns of a pump, kernels carry it at once (`kernels/i82576/cable.py`); in a turn it goes this way.
+
 What is on its way has a place in a buffer of fixed size; a card whose other end is slow keeps the rest, and drops what
 it has no room for, as ever.
 """
@@ -50,6 +52,11 @@ class CableEnd:
         """Tell whether the cable is whole."""
         return self._here and self.peer._here
 
+    @property
+    def waiting(self) -> bool:
+        """Whether frames are on their way to this end."""
+        return self._arrived > 0 or self._start < self._end
+
     def send(self, departures: npt.NDArray[np.uint8]) -> int:
         """Put whole frames on their way, as many as there is room for."""
         peer = self.peer
@@ -64,7 +71,9 @@ class CableEnd:
         return int(sent)
 
     def receive(self) -> Burst:
-        """Return frames that have arrived."""
+        """Return frames that have arrived; none once it is pulled out."""
+        if not self._here:
+            return NOTHING
         if self._start == self._end:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._bell)

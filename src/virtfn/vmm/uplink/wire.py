@@ -6,6 +6,7 @@ from pathlib import Path
 
 from virtfn.machine.netports import Card
 from virtfn.machine.ports import Clock, VirtfnError
+from virtfn.vmm.uplink.cable import CableEnd
 from virtfn.vmm.uplink.stream import StreamUplink
 from virtfn.vmm.uplink.tap import TapUplink
 from virtfn.vmm.uplink.uplink import NOTHING, Burst, PcapUplink, Uplink
@@ -45,11 +46,35 @@ class Wire:
         nic.set_wire(True, mbps)
         nic.set_carrier(self._up)
         nic.open_wire(bare=uplink.bare)
+        if isinstance(uplink, CableEnd):
+            nic.carry_by_kernels()
 
     @property
     def up(self) -> bool:
         """Whether somebody is at the other end."""
         return self._up
+
+    @property
+    def nic(self) -> Card:
+        """The card at this end."""
+        return self._nic
+
+    @property
+    def other_end(self) -> CableEnd | None:
+        """The other end of the cable that this wire is; None if it is none."""
+        return self.uplink.peer if isinstance(self.uplink, CableEnd) else None
+
+    def cabled_to(self, other: Wire) -> bool:
+        """Tell whether kernels may carry what leaves this card to that of `other`: nothing is on its way already."""
+        near, far = self.uplink, other.uplink
+        if not (isinstance(near, CableEnd) and isinstance(far, CableEnd)):
+            return False
+        return (
+            near.peer is far
+            and self._up
+            and other.up
+            and not (self.arriving or other.arriving or near.waiting or far.waiting)
+        )
 
     @property
     def arriving(self) -> bool:

@@ -1,0 +1,49 @@
+"""A cable between two cards: what has left one arrives at the other, from the store where it lies, without Python."""
+
+from __future__ import annotations
+
+from virtfn.hw.eth import HEADER_BYTES, MIN_FRAME
+from virtfn.kernels._jit import copy_bytes, kernel, load32, store8
+from virtfn.kernels.csum import swap32
+from virtfn.kernels.i82576.departures import forget
+from virtfn.kernels.i82576.port import WAITS, arrive, begin, finish
+from virtfn.kernels.i82576.state import nic_at
+from virtfn.kernels.streams import LENGTH_BYTES
+
+__all__ = ["carry"]
+
+
+@kernel
+def carry(address: int, to: int, now: int, spare: int) -> tuple[int, int]:
+    """Let what has left a card arrive at another, as far as that takes it.
+
+    address, to: of the NICs' rows. spare: address of MIN_FRAME bytes, where short frames are filled up. Returns (frames
+    taken, events of the other).
+    """
+    p = nic_at(address).port
+    at = p.departures + p.departed_head
+    end = p.departures + p.departed_tail
+    if at == end:
+        return 0, 0
+    other = nic_at(to)
+    begin(other, now)
+    frames = 0
+    events = 0
+    while at < end:
+        length = swap32(load32(at))
+        frame = at + LENGTH_BYTES
+        size = length
+        if HEADER_BYTES <= length < MIN_FRAME:
+            copy_bytes(spare, frame, length)
+            for i in range(length, MIN_FRAME):
+                store8(spare + i, 0)
+            frame = spare
+            size = MIN_FRAME
+        why = arrive(other, frame, size)
+        if why:
+            events = why & ~WAITS
+            break
+        at += LENGTH_BYTES + length
+        frames += 1
+    forget(p, at - p.departures)
+    return frames, events | finish(other)
