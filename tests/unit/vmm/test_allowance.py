@@ -11,6 +11,7 @@ from unit.vmm.test_served import Rig
 from virtfn.machine.clock import MS_PS, S_PS, US_PS
 from virtfn.vmm.allowance import BURST_PS, SLICE_PS, WHOLE_PS, Allowance, refill
 from virtfn.vmm.pump import Pump
+from virtfn.vmm.served import ServedFunction
 
 STEP_PS = 50 * US_PS
 
@@ -63,7 +64,9 @@ class Row:
 
 
 @pytest.fixture
-def row(tmp_path) -> Iterator[Row]:
+def row(tmp_path, monkeypatch) -> Iterator[Row]:
+    monkeypatch.setattr(ServedFunction, "waits", True)  # nobody asks at a socket here
+    monkeypatch.setattr("virtfn.vmm.pump.poll", lambda *_: 0)
     made = Row(tmp_path)
     yield made
     made.rig.close()
