@@ -28,3 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         shared = "pair" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("pair" if shared else str(item.path)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run what would not be kept together: xdist says so in the names of tests."""
+    apart = [item.nodeid for item in session.items if "@" not in item.nodeid]
+    if apart and getattr(session.config.option, "loadgroup", False):
+        raise pytest.UsageError(f"pytest-xdist does not keep {apart[0]} together with its group")
