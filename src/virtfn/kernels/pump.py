@@ -134,7 +134,7 @@ def serve_all(
         frames, event = call_serve(card.serve, cards[n], now, _BUDGET)
         send_all(card, n, links, scratch)
         event = event | EV_INTERRUPT if card.fired else event & ~EV_INTERRUPT
-        if cabled[n] >= 0:
+        if cabled[n] >= 0 and card.carry:
             event &= ~EV_UPLINK
         elif card.departed != departed:
             event |= EV_UPLINK
@@ -144,14 +144,15 @@ def serve_all(
         total += card.forwarded  # segments count, not what they were cut from
     for n in range(len(cards)):
         to = cabled[n]
-        if to < 0:
+        card = card_at(cards[n])
+        if to < 0 or card.carry == 0:
             continue
-        frames, event = call_carry(card_at(cards[n]).carry, cards[n], cards[to], now, scratch + SPARE)
+        frames, event = call_carry(card.carry, cards[n], cards[to], now, scratch + SPARE)
         other = card_at(cards[to])
         send_all(other, to, links, scratch)
         event = event | EV_INTERRUPT if other.fired else event & ~EV_INTERRUPT
         event &= ~EV_UPLINK
-        events[to] |= event
+        events[to] |= event & ~EV_MORE
         told |= event
         moved += frames
     return moved, told, total

@@ -9,7 +9,7 @@ from virtfn.hw.eth import HEADER_BYTES, MIN_FRAME
 from virtfn.kernels._jit import copy_bytes, kernel, load32, store8
 from virtfn.kernels.csum import swap32
 
-__all__ = ["LENGTH_BYTES", "MAX_STREAM_FRAME", "cut_stream", "whole_frames"]
+__all__ = ["LENGTH_BYTES", "MAX_STREAM_FRAME", "cut_stream", "fill_up", "whole_frames"]
 
 LENGTH_BYTES = 4
 MAX_STREAM_FRAME = 68 << 10  # what QEMU's stream sockets bear; longer ones mean that the two sides have lost step
@@ -27,6 +27,14 @@ def whole_frames(address: int, nbytes: int) -> tuple[int, int]:
         done += size
         frames += 1
     return frames, done
+
+
+@kernel
+def fill_up(target: int, frame: int, length: int) -> None:
+    """Copy a short frame of `length` bytes to where MIN_FRAME bytes are, and fill it up with zeros."""
+    copy_bytes(target, frame, length)
+    for i in range(length, MIN_FRAME):
+        store8(target + i, 0)
 
 
 @kernel
@@ -53,9 +61,7 @@ def cut_stream(
             break
         start = at + length
         if HEADER_BYTES <= length < MIN_FRAME:
-            copy_bytes(store + room, store + at, length)
-            for i in range(length, MIN_FRAME):
-                store8(store + room + i, 0)
+            fill_up(store + room, store + at, length)
             at = room
             room += MIN_FRAME
             length = MIN_FRAME

@@ -88,6 +88,18 @@ def test_frames_arrive_both_ways_in_order(two, monkeypatch, by_kernel):
     assert [nic.departures().size for nic in two.nics] == [0, 0]
 
 
+def test_many_frames_cross_in_bounded_steps(two):
+    sent = some_frames(7, 20) * 10, [bytes([n % 256]) * 60 for n in range(600)]
+    two.leave(0, *sent[0])
+    got: list[bytes] = []
+    two.leave(1, *sent[1])
+    for _ in range(10):
+        two.pump()
+        got += two.arrived(0)
+    assert got == sent[1]
+    assert two.arrived(1) == filled(sent[0])
+
+
 def test_what_python_has_on_its_way_arrives_first(two):
     old, new = some_frames(3, 300), some_frames(4, 5)
     two.leave(0, *old[:200])

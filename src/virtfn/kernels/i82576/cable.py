@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from virtfn.hw.eth import HEADER_BYTES, MIN_FRAME
-from virtfn.kernels._jit import copy_bytes, kernel, load32, store8
+from virtfn.kernels._jit import kernel, load32
+from virtfn.kernels.card import EV_MORE
 from virtfn.kernels.csum import swap32
 from virtfn.kernels.i82576.departures import forget
 from virtfn.kernels.i82576.port import WAITS, arrive, begin, finish
 from virtfn.kernels.i82576.state import nic_at
-from virtfn.kernels.streams import LENGTH_BYTES
+from virtfn.kernels.streams import LENGTH_BYTES, fill_up
 
 __all__ = ["carry"]
+
+_BUDGET = 256  # frames in a call: a line that was held up may have left many, and messages wait meanwhile
 
 
 @kernel
 def carry(address: int, to: int, now: int, spare: int) -> tuple[int, int]:
-    """Let what has left a card arrive at another, as far as that takes it.
+    """Let what has left a card arrive at another, as far as that takes it, at most 256 frames.
 
     address, to: of the NICs' rows. spare: address of MIN_FRAME bytes, where short frames are filled up. Returns (frames
     taken, events of the other).
@@ -30,13 +33,14 @@ def carry(address: int, to: int, now: int, spare: int) -> tuple[int, int]:
     frames = 0
     events = 0
     while at < end:
+        if frames == _BUDGET:
+            events = EV_MORE
+            break
         length = swap32(load32(at))
         frame = at + LENGTH_BYTES
         size = length
         if HEADER_BYTES <= length < MIN_FRAME:
-            copy_bytes(spare, frame, length)
-            for i in range(length, MIN_FRAME):
-                store8(spare + i, 0)
+            fill_up(spare, frame, length)
             frame = spare
             size = MIN_FRAME
         why = arrive(other, frame, size)
