@@ -254,7 +254,7 @@ class Pump(Actor):
             asked.append(NOBODY if waits else served.server.fileno())
             if waits:
                 limit_ps = min(limit_ps, _DEBT_PS)
-        cabled = self._cabled(parts)
+        cabled = self._cabled(numbers)
         urgent = URGENT if self._wires else URGENT & ~EV_UPLINK
         waits = any(emulated.faults_wait for stack in self._stacks for emulated in stack.cards)
         if self._chores.in_debt or self._host.faults_wait or waits:
@@ -294,10 +294,9 @@ class Pump(Actor):
             if limit_ps < 0 or _asking(others):  # who fills a cable holds up nobody's messages
                 return
 
-    def _cabled(self, parts: Sequence[Served]) -> npt.NDArray[np.int64]:
-        """Find the card at the other end of the wire of each, by number, where kernels may carry frames there."""
-        numbers = {id(part): n for n, part in enumerate(parts)}
-        cabled = np.full(len(parts), -1, np.int64)
+    def _cabled(self, numbers: Mapping[int, int]) -> npt.NDArray[np.int64]:
+        """Find the card at the other end of each one's wire, where kernels may carry frames. numbers: by identity."""
+        cabled = np.full(len(numbers), -1, np.int64)
         ends = {id(wire.uplink): wire for wire in self._wires}
         for wire in self._wires:
             other = ends.get(id(wire.other_end))
