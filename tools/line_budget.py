@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / "virtfn"
 
 BUDGETS = {
     "hw": 3000,
-    "kernels": 7900,
+    "kernels": 8000,
     "machine": 2100,
     "devices": 5000,
     "drivers": 2850,
