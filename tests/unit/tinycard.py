@@ -234,7 +234,7 @@ class TinyCard(Card):
                 self.tables[n].raise_vector(0)
 
     def vectors(self, rid: Rid) -> Vectors:
-        return Vectors(0, 0, 0, 0)
+        return Vectors(0, 0, 0, 0, False)
 
     def set_wire(self, connected: bool, mbps: int) -> None:
         return None

@@ -36,6 +36,7 @@ class Access(enum.Enum):
     RW = "read, write"
     WO = "write only, reads 0"
     RC = "read clears"
+    RS = "read sets"
     W1C = "write 1 clears"
     RC_W1C = "read clears, write 1 clears"
     W1S = "write 1 sets"
@@ -234,7 +235,7 @@ class Decl:
     @property
     def write_mask(self) -> int:
         """Bits that a write stores."""
-        bits = self.mask(Access.RW, Access.RC)
+        bits = self.mask(Access.RW, Access.RC, Access.RS)
         return bits if self.writable is None else bits & self.writable
 
     def label(self, index: int) -> str:

@@ -1,10 +1,11 @@
 """The link of a function to a virtual machine of another process: the messages that come with frames all the time.
 
     guest writes a doorbell   REGION_WRITE --> answered, and done: an interrupt mask, a tail where no page is mapped
+    guest reads a register    REGION_READ  --> answered, and done, where the card's kernel can tell
     vector fires              MSI-X table --> interrupt remapping --> DMA_WRITE of the guest's message
 
 They are what Python does too (`vmm/served.py`), without Python: a message costs a microsecond instead of a hundred. All
-other messages are left where they are, unread. Spec: vfio-user protocol 0.9.2, REGION_WRITE, DMA_WRITE.
+other messages are left where they are, unread. Spec: vfio-user protocol 0.9.2, REGION_READ, REGION_WRITE, DMA_WRITE.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import numpy as np
 
 from virtfn.hw.eth import MIN_FRAME
 from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store64
-from virtfn.kernels.card import MSIX_BYTES, VECTORS, call_doorbell, call_ring, card_at
+from virtfn.kernels.card import MSIX_BYTES, VECTORS, call_doorbell, call_read, call_ring, card_at
 from virtfn.kernels.posix import MSGHDR_BYTES, peek_bytes, receive_bytes, send_bytes
 from virtfn.kernels.vtd.iommu import iommu_at
 from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
 
-__all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "SPARE", "link_at", "send_vectors", "take_write"]
+__all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "SPARE", "link_at", "send_vectors", "take_access"]
 
 ROUTES = 32
 _MESSAGE_BYTES = 64
@@ -28,10 +29,10 @@ _ROUTE = row_of("address message guest_address guest_message")
 LINK = np.dtype(
     [
         # fd: of the socket, below 0 while it is not for kernels; rid: of the function; function: its number as the card
-        # counts them; msix: address of its MSIX rows; first: its first vector; vectors: all of them, as bits; writes,
-        # interrupts: counted; owed: bits of the routes whose message is still to be sent; cut: the socket took a part
-        # of a message, so there is no going on
-        ("link", row_of("fd rid function msix first vectors writes interrupts owed cut")),
+        # counts them; msix: address of its MSIX rows; first: its first vector; vectors: all of them, as bits; reads:
+        # whether its registers may be read; answered: reads, counted, and so writes and interrupts; owed: bits of the
+        # routes whose message is still to be sent; cut: the socket took a part of a message, so there is no going on
+        ("link", row_of("fd rid function msix first vectors reads answered writes interrupts owed cut")),
         # by the host's message, which the device sends: the guest's; a guest_address of 0 is none
         ("routes", _ROUTE, (ROUTES,)),
     ]
@@ -39,30 +40,55 @@ LINK = np.dtype(
 link_at = row_at(LINK)
 
 # A header (id, command, size, flags, errno), then offset, region and count, then four bytes.
-_WRITE_BYTES, _ANSWER_BYTES = 36, 32
-_REGION_WRITE, _DMA_WRITE = 10, 12
+_WRITE_BYTES, _ANSWER_BYTES, _READ_BYTES = 36, 32, 32
+_REGION_READ, _REGION_WRITE, _DMA_WRITE = 9, 10, 12
 _COMMAND, _REPLY, _NO_REPLY = 0, 1, 0x10
 _BAR0 = 0
 
 
 @kernel
-def take_write(card: int, link: Row, scratch: int) -> bool:
-    """Answer and do a write to a doorbell at the head of a link's stream. False if there is none.
+def take_access(card: int, link: Row, scratch: int) -> bool:
+    """Answer and do what is at the head of a link's stream: a write to a doorbell, or a plain read of a register.
 
-    card: address of the CARD row. scratch: address of SCRATCH_BYTES.
+    card: address of the CARD row. scratch: address of SCRATCH_BYTES. False if there is none.
     """
     own = link.link
-    if peek_bytes(own.fd, scratch, _WRITE_BYTES, scratch + _MESSAGE_BYTES) != _WRITE_BYTES:
+    got = peek_bytes(own.fd, scratch, _WRITE_BYTES, scratch + _MESSAGE_BYTES)
+    if got < _READ_BYTES or load32(scratch + 12) != 0 or load32(scratch + 24) != _BAR0 or load32(scratch + 28) != 4:
         return False
+    command = load16(scratch + 2)
+    if command == _REGION_READ and own.reads:
+        return answer_read(card_at(card), card, own, scratch)
+    return got == _WRITE_BYTES and command == _REGION_WRITE and own.vectors != 0 and do_write(card, own, scratch)
+
+
+@kernel
+def answer_read(c: Row, card: int, own: Row, scratch: int) -> bool:
+    """Answer a read, if the card's kernel can tell."""
+    if c.read == 0 or load32(scratch + 4) != _READ_BYTES or load32(scratch + 8) != _COMMAND:
+        return False
+    offset = load64(scratch + 16)
+    value = call_read(c.read, card, own.function, offset, 0)
+    if value < 0:
+        return False
+    store32(scratch + 4, _READ_BYTES + 4)
+    store32(scratch + 8, _REPLY)
+    store32(scratch + 32, value)
+    sent = send_bytes(own.fd, scratch, _READ_BYTES + 4)
+    if sent != _READ_BYTES + 4:
+        own.cut |= sent > 0
+        return False
+    receive_bytes(own.fd, scratch, _READ_BYTES)
+    own.answered += 1
+    call_read(c.read, card, own.function, offset, 1)
+    return True
+
+
+@kernel
+def do_write(card: int, own: Row, scratch: int) -> bool:
+    """Answer and do a write, if there is a doorbell."""
     flags = load32(scratch + 8)
-    if (
-        load16(scratch + 2) != _REGION_WRITE
-        or load32(scratch + 4) != _WRITE_BYTES
-        or (flags != _COMMAND and flags != _NO_REPLY)
-        or load32(scratch + 12) != 0
-        or load32(scratch + 24) != _BAR0
-        or load32(scratch + 28) != 4
-    ):
+    if load32(scratch + 4) != _WRITE_BYTES or (flags != _COMMAND and flags != _NO_REPLY):
         return False
     c = card_at(card)
     token = call_doorbell(c.doorbell, card, own.function, load64(scratch + 16))
@@ -72,7 +98,6 @@ def take_write(card: int, link: Row, scratch: int) -> bool:
     if flags == _COMMAND:
         store32(scratch + 4, _ANSWER_BYTES)
         store32(scratch + 8, _REPLY)
-        store32(scratch + 12, 0)
         sent = send_bytes(own.fd, scratch, _ANSWER_BYTES)
         if sent != _ANSWER_BYTES:
             own.cut |= sent > 0

@@ -1,7 +1,7 @@
 """The pump's loop: cards are served, links to virtual machines answered, until something needs Python or time is up.
 
-    serve cards -> carry by cables -> send vectors -> wait for descriptors -> take writes -+
-        ^----------------------------------------------------------------------------------+
+    serve cards -> carry by cables -> send vectors -> wait for descriptors -> take accesses -+
+        ^------------------------------------------------------------------------------------+
 
 How long it waits is what latency and processor time are made of. Tail writes to mapped pages come without a message, so
 they have to be looked for:
@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, kernel, part, row_at, row_of
 from virtfn.kernels.card import EV_INTERRUPT, EV_MORE, EV_TIMER, EV_UPLINK, call_carry, call_fire, call_serve, card_at
-from virtfn.kernels.link import SPARE, link_at, send_vectors, take_write
+from virtfn.kernels.link import SPARE, link_at, send_vectors, take_access
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
 
-__all__ = ["NOBODY", "PUMP", "pump_at", "run_pump"]
+__all__ = ["NOBODY", "PUMP", "answer_at_once", "pump_at", "run_pump"]
 
 _US = 1_000_000
 _BUDGET = 64
-_WRITES = 8  # of a link before the others have their turn
+_ACCESSES = 8  # of a link before the others have their turn
 _HASTE = 8  # how many times the time since the last thing that came is longer than a rest
 _REST = 20 * _US
 _RECENT = 50_000 * _US  # an answer may be on its way for so long
@@ -82,17 +82,17 @@ def run_pump(
         since = now - p.last
         rest = _GATHER if p.bulk else min(since // _HASTE, _REST if since < _RECENT else _IDLE_REST)
         target = now if more else min(now + rest, until)
-        now, needed = take_writes(p, cards, links, asked, kicks, now, target, scratch)
+        now, needed = take_accesses(p, cards, links, asked, kicks, now, target, scratch)
         if needed:
             return
 
 
 @part
-def take_writes(
+def take_accesses(
     p: Row, cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], kicks: int,
     now: int, target: int, scratch: int,
 ) -> tuple[int, bool]:  # fmt: skip
-    """Wait for descriptors until `target` and take writes; in bulk until then, else only what comes first.
+    """Wait for descriptors until `target` and take accesses; in bulk until then, else only what comes first.
 
     Returns (the time, whether Python is needed).
     """
@@ -159,12 +159,35 @@ def serve_all(
 
 
 @kernel
+def answer_at_once(
+    cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], limit_ps: int,
+    patience_ps: int, scratch: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Answer one link as long as more comes within `patience_ps`, until there is something else, or `limit_ps` is over.
+
+    cards, links, asked: as `run_pump` has them, of that link alone. Returns (accesses, whether something else came).
+    """
+    accesses = 0
+    now = monotonic_ps(scratch)
+    until = now + limit_ps
+    while now < until:
+        if poll(asked.ctypes.data, 1, min(patience_ps, until - now), scratch) <= 0:
+            return accesses, 0
+        now = monotonic_ps(scratch)
+        taken, others = take_all(cards, links, asked, now, scratch)
+        accesses += taken
+        if others:
+            return accesses, 1
+    return accesses, 0
+
+
+@kernel
 def take_all(
     cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], now: int, scratch: int
 ) -> tuple[int, int]:
-    """Take the writes of links that can be read, and send what they enable.
+    """Take the accesses of links that can be read, and send what they enable.
 
-    Returns (writes, links with other messages).
+    Returns (accesses, links with other messages).
     """
     answered = 0
     others = 0
@@ -173,10 +196,10 @@ def take_all(
             continue
         link = link_at(links[i, 0])
         taken = 0
-        if link.link.fd >= 0 and link.link.vectors:
+        if link.link.fd >= 0:
             address = cards[links[i, 1]]
             card = card_at(address)
-            while taken < _WRITES and not card.fired and take_write(address, link, scratch):
+            while taken < _ACCESSES and not card.fired and take_access(address, link, scratch):
                 taken += 1
                 call_fire(card.fire, address, now)
                 send_all(card, links[i, 1], links, scratch)

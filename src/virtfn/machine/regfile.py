@@ -13,14 +13,14 @@ to other positions in it (ring registers live in pages of their own). Undeclared
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.bits import Access, Decl, RegMap
 
-__all__ = ["Handlers", "RegFile", "on_read", "on_write"]
+__all__ = ["Handlers", "PlainRead", "RegFile", "on_read", "on_write"]
 
 _Method = TypeVar("_Method", bound=Callable[..., object])
 ReadHandler = Callable[[int], int]
@@ -60,6 +60,18 @@ class Handlers:
                     claimed[id(decl)] = name
 
 
+class PlainRead(NamedTuple):
+    """What a read does that has no side effect of the model's.
+
+    at: position in memory. clears, sets: bits that it clears and sets. hidden: bits that read 0.
+    """
+
+    at: int
+    clears: int
+    sets: int
+    hidden: int
+
+
 class RegFile:
     """The registers of one map.
 
@@ -79,7 +91,7 @@ class RegFile:
         self._memory = memoryview(memory)  # type: ignore[arg-type]
         self._place: list[int] | None = None if place is None else place.tolist()
         self._spots: dict[Decl, tuple[list[int], int]] = {}
-        self._masks: dict[int, tuple[int, int, int, int, int]] = {}
+        self._masks: dict[int, tuple[int, int, int, int, int, int]] = {}
         self._wide = any(d.width != 32 for d in regmap.DECLS)
         self._byte_owner: dict[int, int] = {}
         self._read: dict[int, ReadHandler] = {}
@@ -91,6 +103,7 @@ class RegFile:
                 decl.write_mask,
                 decl.mask(Access.W1C, Access.RC_W1C),
                 decl.mask(Access.RC, Access.RC_W1C),
+                decl.mask(Access.RS),
                 decl.mask(Access.W1S),
                 decl.mask(Access.WO, Access.SC, Access.RSV),
             )
@@ -141,9 +154,9 @@ class RegFile:
     def limit(self, decl: Decl, index: int, bits: int) -> None:
         """Let software change only `bits` of one register of this file, within what its declaration allows."""
         at = decl.at(index)
-        _, _, read_clears, _, hidden = self._masks[at]
-        clear = decl.mask(Access.W1C, Access.RC_W1C)
-        self._masks[at] = decl.write_mask & bits, clear & bits, read_clears, decl.mask(Access.W1S) & bits, hidden
+        _, _, read_clears, read_sets, _, hidden = self._masks[at]
+        clear = decl.mask(Access.W1C, Access.RC_W1C) & bits
+        self._masks[at] = decl.write_mask & bits, clear, read_clears, read_sets, decl.mask(Access.W1S) & bits, hidden
 
     def reset(self, *, keep: tuple[Decl, ...] = ()) -> None:
         """Give every register its reset value, except those in `keep`; no side effect runs."""
@@ -163,6 +176,14 @@ class RegFile:
         spots, size = self._spots[decl]
         at = spots[index]
         self._memory[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+
+    def plain_read(self, offset: int) -> PlainRead | None:
+        """Tell what a read of the register at `offset` does; None if there is none, or the model has a say in it."""
+        at = self._alias.get(offset, offset)
+        if at in self._read or at not in self._masks:
+            return None
+        _, _, clears, sets, _, hidden = self._masks[at]
+        return PlainRead(self._position(at), clears, sets, hidden)
 
     def read(self, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes as the bus does, side effects included. Undeclared bytes read 0."""
@@ -207,14 +228,15 @@ class RegFile:
         decl, index = self.map.INDEX[at]
         if handler is not None:
             return handler(index)
-        _, _, clear, _, hidden = self._masks[at]
+        _, _, clears, sets, _, hidden = self._masks[at]
         value = self.peek(decl, index)
-        if clear and value & clear:
-            self.poke(decl, index, value & ~clear)
+        left = value & ~clears | sets
+        if left != value:
+            self.poke(decl, index, left)
         return value & ~hidden
 
     def _write_register(self, at: int, written: int, lanes: int) -> None:
-        store, clear, _, raise_, _ = self._masks[at]
+        store, clear, _, _, raise_, _ = self._masks[at]
         decl, index = self.map.INDEX[at]
         lanes &= (1 << decl.width) - 1
         written &= lanes

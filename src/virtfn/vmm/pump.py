@@ -19,8 +19,8 @@ import numpy.typing as npt
 from virtfn.hw.types import Rid
 from virtfn.kernels.card import CHORES, EV_UPLINK, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
-from virtfn.kernels.posix import POLLIN, poll
-from virtfn.kernels.pump import NOBODY, PUMP, run_pump
+from virtfn.kernels.posix import POLLIN
+from virtfn.kernels.pump import NOBODY, PUMP, answer_at_once, run_pump
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.machine.clock import MS_PS, US_PS, work_clock
 from virtfn.machine.netports import Card, Served, Vectors
@@ -168,16 +168,25 @@ class Pump(Actor):
     def _answer_more(self, served: ServedFunction) -> int:
         """Answer what comes at once: a driver that sets a card up asks again as soon as it has its answer."""
         answered = 0
-        asked = np.array([served.server.fileno() | POLLIN], np.int64)
-        while self._going() and asked[0] & 0xFFFFFFFF != NOBODY:
-            if poll(address_of(asked, "who may ask again"), 1, _AGAIN_PS, self._scratch.ctypes.data) <= 0:
-                break
-            more = served.serve(_MESSAGES, self._going)
+        card = served.carrier
+        cards = np.array([card.address], np.int64)
+        while self._going() and (fd := served.server.fileno()) >= 0:
+            asked = np.array([fd | POLLIN], np.int64)
+            address_of(asked, "who may ask again")
+            links = np.array([[served.lend(self._vectors(served)), 0]], np.int64)
+            limit = self._slice[2] - self._now()
+            accesses, other = answer_at_once(cards, links, asked, limit, _AGAIN_PS, self._scratch.ctypes.data)
+            served.take_back()
+            more = served.serve(_MESSAGES, self._going) if other else 0
+            answered += accesses + more
             if not more:
                 break
-            answered += more
-            asked[0] = served.server.fileno() | POLLIN
         return answered
+
+    def _vectors(self, served: ServedFunction) -> Vectors:
+        """Tell what kernels may know of a function's interrupts: none where somebody watches messages."""
+        vectors = served.carrier.vectors(served.function.rid)
+        return vectors if self._host.iommu.interrupts.on_message is None else vectors._replace(bits=0)
 
     def _going(self) -> bool:
         """Tell whether the function that is served now has time left."""
@@ -238,7 +247,6 @@ class Pump(Actor):
         limit_ps = min(limit_ps, _LIMIT_PS)
         parts: list[Served] = [*self._stacked(), *self._nics]
         functions = [served for served in self._functions() if served.server.fileno() >= 0]
-        watched = self._host.iommu.interrupts.on_message is not None
         links = np.zeros((len(functions), 2), np.int64)
         numbers = {id(part): n for n, part in enumerate(parts)}
         links[:, 1] = [numbers[id(served.carrier)] for served in functions]
@@ -246,8 +254,7 @@ class Pump(Actor):
         lent: list[tuple[ServedFunction, Vectors]] = []
         now = self._now()
         for served in functions:
-            vectors = served.carrier.vectors(served.function.rid)
-            lent.append((served, vectors._replace(bits=0) if watched else vectors))
+            lent.append((served, self._vectors(served)))
             if served.mirror.running:
                 limit_ps = min(limit_ps, _MIRROR_PS)
             waits = served.allowance.in_debt and self._must_wait(served, functions, now)

@@ -61,9 +61,12 @@ _MOST_FILES = 256  # a mirror of memory that is not shared has one for each rang
 _PIECE = 16 * PAGE  # mapped at a time, where pages are small
 _GIB = 1 << 30
 # A LINK row is looked at all the time; by number is faster than by name.
-_FD, _RID, _FUNCTION, _MSIX, _FIRST, _VECTORS, _DONE, _SENT, _OWED, _CUT = (
+_FD, _RID, _FUNCTION, _MSIX, _FIRST, _VECTORS, _READS, _ANSWERED, _DONE, _SENT, _OWED, _CUT = (
     (LINK["link"].names or ()).index(name)
-    for name in ("fd", "rid", "function", "msix", "first", "vectors", "writes", "interrupts", "owed", "cut")
+    for name in (
+        *("fd", "rid", "function", "msix", "first", "vectors", "reads"),
+        *("answered", "writes", "interrupts", "owed", "cut"),
+    )
 )
 _LIMITS = Limits(max_data_xfer_size=4096)
 
@@ -193,10 +196,13 @@ class ServedFunction(VfioUserDevice):
 
         Not where its memory is mirrored: what an interrupt is about has to be sent before it. vectors: the function's.
         """
-        usable = self._client is not None and self._masters and vectors.bits and not self.mirror.running
+        function, msix, first, bits, reads = vectors
+        if not self._masters:
+            bits = 0
+        usable = (bits or reads) and not self.mirror.running
         link = self._link
         link[_FD] = self._client.borrow() if self._client is not None and usable else -1
-        link[_FUNCTION], link[_MSIX], link[_FIRST], link[_VECTORS] = vectors
+        link[_FUNCTION], link[_MSIX], link[_FIRST], link[_VECTORS], link[_READS] = function, msix, first, bits, reads
         return self._link_address
 
     def take_back(self) -> None:
@@ -204,11 +210,11 @@ class ServedFunction(VfioUserDevice):
         link = self._link
         if self._client is None or link[_FD] < 0:
             return
-        writes, owed = link[_DONE], link[_OWED]
-        self.meter.add("exit_bar", writes)
+        reads, writes, owed = link[_ANSWERED], link[_DONE], link[_OWED]
+        self.meter.add("exit_bar", reads + writes)
         self.meter.add("interrupts", link[_SENT])
-        self._client.account(writes, cut=bool(link[_CUT]))
-        link[_DONE] = link[_SENT] = link[_OWED] = link[_CUT] = 0
+        self._client.account(reads, writes, cut=bool(link[_CUT]))
+        link[_ANSWERED] = link[_DONE] = link[_SENT] = link[_OWED] = link[_CUT] = 0
         for i in range(owed.bit_length()):
             if owed >> i & 1:
                 self.send(int(self._routes[i]["guest_address"]), int(self._routes[i]["guest_message"]))

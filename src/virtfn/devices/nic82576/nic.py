@@ -316,15 +316,17 @@ class Nic82576(WireEnd, Observed):
     def vectors(self, rid: Rid) -> Vectors:
         """Tell kernels where to find the interrupts of a function.
 
-        No bits: Python alone has to look after them, since somebody watches, or one message stands for all causes.
+        No bits: Python alone has to look after them, since somebody watches, or one message stands for all causes. Nor
+        do kernels read registers where somebody watches, or the function is not there.
         """
         found = self._vectors.get(rid)
         if found is None:
             place = self.endpoint.find(rid)
             function, first, bits = self.port.interrupts.vectors(None if place is None else place.vf)
             table = self.port.msix + function * VECTORS * MSIX_BYTES
-            found = self._vectors[rid] = Vectors(function, table, first, 0 if place is None else bits)
-        return found if self.on_access is None else found._replace(bits=0)
+            found = Vectors(function, table, first, 0 if place is None else bits, place is not None)
+            self._vectors[rid] = found
+        return found if self.on_access is None else found._replace(bits=0, reads=False)
 
     def settle(self) -> None:
         """Bring what kernels look up in line with the registers, and let timers fire: before they are called."""

@@ -12,9 +12,11 @@ specification update.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from virtfn.devices.nic82576.interrupts import Interrupts
 from virtfn.devices.nic82576.l2switch import L2Switch
@@ -23,14 +25,15 @@ from virtfn.devices.nic82576.nvm import Nvm
 from virtfn.devices.nic82576.phy import Phy
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.devices.nic82576.stats import Statistics
-from virtfn.hw.i82576 import QUEUES, VFS, Regs
-from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, SWSM, TCPTIMER, VTCTRL
+from virtfn.hw.i82576 import QUEUES, VFS, Regs, vf_view
+from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, TCPTIMER, VTCTRL
 from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
 from virtfn.kernels.card import CARD
 from virtfn.kernels.clock import CLOCK, set_up_clock
 from virtfn.kernels.i82576.doorbells import plug_in
 from virtfn.kernels.i82576.port import WIRE_STALL
+from virtfn.kernels.i82576.reads import READ, REGISTER, first_read
 from virtfn.kernels.i82576.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.vtd.iommu import Iommu
@@ -43,6 +46,17 @@ _KEPT_BY_RST = (Regs.RXPBS, Regs.TXPBS, Regs.SWPBS, Regs.EITR, Regs.EECD)
 _TIMER_TICK_PS = MS_PS
 _SENT, _RECEIVED = (COUNTER_NAMES.index(name) for name in ("gptc", "gprc"))
 _FORWARDED = (CARD.names or ()).index("forwarded")
+
+
+_plain: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]] = {}
+
+
+@functools.cache
+def _windows() -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """List words of `reads` that are windows on others: (those, the others)."""
+    pairs = [(offset, decl.at(i)) for offset, (decl, i) in Regs.INDEX.items() if offset != decl.at(i)]
+    whole = [(4 * first_read(n) + offset, source) for n in range(VFS) for offset, source in vf_view(n).items()]
+    return [tuple(np.array(some).T >> 2) for some in (pairs, whole)]
 
 
 class Port(Handlers):
@@ -78,12 +92,31 @@ class Port(Handlers):
         self.interrupts = Interrupts(self.registers, self.nic, send)
         self.mailboxes = Mailboxes(self.registers, self._ring_pf, self.interrupts.ring_vf)
         self.l2switch = L2Switch(self.registers, self.nic)
-        self.statistics = Statistics(self.registers, self.nic)
+        self.statistics = Statistics(self.registers, self.nic, self.address)
         self.nvm = Nvm(self.registers, image)
         self.phy = Phy(self.registers, self._link_changed)
         self.registers.bind(self)
+        self._fill_reads()
         self._started_ps = now()
         self.power_on()
+
+    def _fill_reads(self) -> None:
+        """Tell kernels how to read what needs no more than memory: the PF's registers, and VFs' windows on them."""
+        reads = self.nic["reads"]
+        words, plain = self._plain_reads()
+        reads[words] = plain
+        reads["at"][words] += self.registers.region.base
+        for windows, words in _windows():
+            reads[windows] = reads[words]
+
+    def _plain_reads(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]:
+        """Return (words of the PF's BAR0, their READ rows, in which addresses are positions): of all such ports."""
+        kind = len(self.registers.region.bytes)
+        if kind not in _plain:
+            found = {at: read for at in Regs.INDEX if (read := self.registers.plain_read(at)) is not None}
+            rows = [(REGISTER, read.at, 0, read.clears, read.sets, read.hidden) for read in found.values()]
+            _plain[kind] = np.array(list(found)) >> 2, np.array(rows, READ)
+        return _plain[kind]
 
     def follow_time(self, limit_ps: int) -> None:
         """Let kernels see time pass while they work: the machine's, not that of a virtual clock.
@@ -116,6 +149,7 @@ class Port(Handlers):
         self._given = wanted
         if len(vfs) != self.interrupts.vfs:
             self.interrupts.set_vfs(len(vfs))
+            self._show_status()
         for q in range(QUEUES):
             n = q % VFS
             rid, master = vfs[n] if n < len(vfs) else (pf_rid, pf_master)
@@ -163,12 +197,12 @@ class Port(Handlers):
         """Whether the port has a link: the PHY has, and the driver wants one (CTRL.SLU)."""
         return self.phy.link and bool(CTRL(self.registers.peek(Regs.CTRL)).SLU)
 
-    @on_read(Regs.STATUS)
-    def _status(self, index: int) -> int:
+    def _show_status(self) -> None:
+        """Keep STATUS as what it tells of is: kernels read it."""
         ctrl = CTRL(self.registers.peek(Regs.CTRL))
         vfs = self.interrupts.vfs
         speed = self.phy.speed
-        return STATUS.of(
+        status = STATUS.of(
             FD=1,
             LU=int(self.link),
             SPEED=speed,
@@ -178,12 +212,14 @@ class Port(Handlers):
             NUM_VFS=vfs,
             IOV_MODE=int(vfs > 0),
             GIO_MASTER_EN=int(not ctrl.GIO_MASTER_DISABLE),
-        ).value
+        )
+        self.registers.poke(Regs.STATUS, 0, status.value)
 
     @on_write(Regs.STATUS)
     def _status_written(self, index: int, written: int, old: int) -> None:
         if not STATUS(written).PHYRA:
             self._phy_was_reset = False
+        self._show_status()
 
     @on_write(Regs.CTRL_EXT)
     def _ctrl_ext(self, index: int, written: int, old: int) -> None:
@@ -194,13 +230,6 @@ class Port(Handlers):
             self.nvm.reset()
             self.l2switch.reset()
         self.l2switch.touch()
-
-    @on_read(Regs.SWSM)
-    def _swsm(self, index: int) -> int:
-        """Reading takes the semaphore if it is free."""
-        value = self.registers.peek(Regs.SWSM)
-        self.registers.poke(Regs.SWSM, 0, value | SWSM.SMBI.mask)
-        return value
 
     @on_read(Regs.FRTIMER)
     def _free_running(self, index: int) -> int:
@@ -250,7 +279,8 @@ class Port(Handlers):
         self.phy.set_link(up, self.phy.mbps)
 
     def _note_link(self) -> None:
-        """Interrupt if the link has come, gone, or changed its speed since it was last looked at."""
+        """Show the link; interrupt if it has come, gone, or changed its speed since it was last looked at."""
+        self._show_status()
         state = self.phy.mbps if self.link else 0
         if state != self._link_seen:
             self._link_seen = state
@@ -383,6 +413,7 @@ class Port(Handlers):
         self._phy_was_reset = True
         self.phy.reset()
         self._reset(())
+        self._show_status()
         self.interrupts.reset(throttles=True)
         self._started_ps = self.now()
 

@@ -6,14 +6,18 @@ and wrap at 32 bits. The data plane's own numbers never go back: what a read cle
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from virtfn.devices.nic82576.registers import PortRegisters
+from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import VFS, Regs
-from virtfn.kernels.i82576.state import COUNTER_NAMES
-from virtfn.machine.regfile import Handlers, on_read
+from virtfn.kernels.i82576.doorbells import read
+from virtfn.kernels.i82576.reads import CLEARED, HIGH, RUNS_ON
+from virtfn.kernels.i82576.state import COUNTER_NAMES, POOLS
+from virtfn.kernels.ranges import address_of
 
 __all__ = ["Statistics"]
 
@@ -42,73 +46,53 @@ _PER_VF = {
 }  # fmt: skip
 
 
-class Statistics(Handlers):
-    """Counter registers of one port and of the VFs."""
+class Statistics:
+    """Counter registers of one port and of the VFs. address: of the NIC's row `nic`."""
 
-    def __init__(self, registers: PortRegisters, nic: np.void) -> None:
-        self._nic = nic
-        self._base = dict.fromkeys((*COUNTER_NAMES, _MESSAGES), 0)
-        self._vf_base = [dict.fromkeys(_PER_VF.values(), 0) for _ in range(VFS)]
-        self._queue_base = [0] * Regs.RQDPC.count
+    def __init__(self, registers: PortRegisters, nic: np.void, address: int) -> None:
+        self._nic, self._address = nic, address
+        self._totals: list[npt.NDArray[np.int64]] = []
+        self._bases = np.zeros(len(COUNTER_NAMES) + 1 + VFS * len(_PER_VF) + Regs.RQDPC.count, np.int64)
+        address_of(self._bases, "where counters begin")
+        self._slots = {name: self._follow(nic["counters"], name) for name in COUNTER_NAMES}
+        self._slots[_MESSAGES] = self._follow(nic["card"], _MESSAGES)
         for decl, name in _SINGLE.items():
-            registers.on(decl, read=self._reader(name, clear=True))
+            self._show(registers, decl, CLEARED, [self._slots[name]])
         for decl, name in _LOW.items():
-            registers.on(decl, read=self._reader(name, clear=False))
+            self._show(registers, decl, RUNS_ON, [self._slots[name]])
         for decl, name in _HIGH.items():
-            registers.on(decl, read=self._high_reader(name))
+            self._show(registers, decl, HIGH, [self._slots[name]])
+        self._of_vfs = len(self._totals)
         for decl, name in _PER_VF.items():
-            registers.on(decl, read=self._vf_reader(name))
-        registers.bind(self)
+            self._show(registers, decl, RUNS_ON, [self._follow(row, name) for row in nic["pools"]])
+        self._show(registers, Regs.RQDPC, CLEARED, [self._follow(row, "drops") for row in nic["rx"]])
+
+    def _follow(self, row: np.void, name: str) -> int:
+        """Take a counter in; return its number."""
+        at = (row.dtype.names or ()).index(name)
+        self._totals.append(np.frombuffer(row, np.int64)[at : at + 1])
+        return len(self._totals) - 1
+
+    def _show(self, registers: PortRegisters, decl: Decl, kind: int, slots: Sequence[int]) -> None:
+        """Let registers show counters, by number: kernels read them."""
+        for i, slot in enumerate(slots):
+            total, base = self._totals[slot], self._bases[slot : slot + 1]
+            self._nic["reads"][decl.at(i) >> 2] = kind, total.ctypes.data, base.ctypes.data, 0, 0, 0
+        registers.on(decl, read=lambda index: read(self._address, POOLS, decl.at(index), True))
 
     def count(self, name: str) -> int:
         """Read a counter of the port since it was last cleared, without clearing it."""
-        return self._total(name) - self._base[name]
-
-    def _total(self, name: str) -> int:
-        return int(self._nic["card" if name == _MESSAGES else "counters"][name])
-
-    def _reader(self, name: str, *, clear: bool) -> Callable[[int], int]:
-        def read(index: int) -> int:
-            value = self.count(name)
-            if clear:
-                self._base[name] += value
-                return min(value, _M32)
-            return value & _M32
-
-        return read
-
-    def _high_reader(self, name: str) -> Callable[[int], int]:
-        def read(index: int) -> int:
-            value = self.count(name)
-            self._base[name] += value
-            return value >> 32 & _M32
-
-        return read
-
-    def _vf_reader(self, name: str) -> Callable[[int], int]:
-        def read(n: int) -> int:
-            return int(self._nic["pools"][n][name]) - self._vf_base[n][name] & _M32
-
-        return read
-
-    @on_read(Regs.RQDPC)
-    def _dropped(self, q: int) -> int:
-        total = int(self._nic["rx"][q]["drops"])
-        value, self._queue_base[q] = total - self._queue_base[q], total
-        return min(value, _M32)
+        slot = self._slots[name]
+        return int(self._totals[slot][0] - self._bases[slot])
 
     def reset_vf(self, n: int) -> None:
         """Start the counters of VF `n` at zero."""
-        for name in self._vf_base[n]:
-            self._vf_base[n][name] = int(self._nic["pools"][n][name])
+        for slot in range(self._of_vfs + n, self._of_vfs + VFS * len(_PER_VF), VFS):
+            self._bases[slot] = self._totals[slot][0]
 
     def reset(self) -> None:
         """Start every counter at zero."""
-        for name in self._base:
-            self._base[name] = self._total(name)
-        for n in range(VFS):
-            self.reset_vf(n)
-        self._queue_base = [int(row["drops"]) for row in self._nic["rx"]]
+        self._bases[:] = np.concatenate(self._totals)
 
 
 _unknown = {name for name in (*_SINGLE.values(), *_LOW.values()) if name not in (*COUNTER_NAMES, _MESSAGES)}

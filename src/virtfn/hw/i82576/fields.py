@@ -196,7 +196,7 @@ class TCPTIMER(Register):
 class SWSM(Register):
     """Software semaphore: reading SMBI sets it, SWESMBI is granted by reading back 1."""
 
-    SMBI = Field(0)
+    SMBI = Field(0, access=Access.RS)
     SWESMBI = Field(1, stored=True)
 
 

@@ -1,4 +1,4 @@
-"""What a driver writes all the time, at its offset of BAR0: the tails of its queues, and EIMS.
+"""What a driver writes all the time, at its offset of BAR0: the tails of its queues, and EIMS; and what it reads.
 
 A PF has those of its first queues at the same offsets as a VF, and those of all queues at others.
 
@@ -10,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.hw.i82576.regs import Regs
-from virtfn.hw.i82576.vfregs import VF_QUEUES, VfRegs
+from virtfn.hw.i82576.regs import BAR0_BYTES, Regs
+from virtfn.hw.i82576.vfregs import VF_BAR0_BYTES, VF_QUEUES, VfRegs
 from virtfn.kernels._jit import entry, kernel, store32_release
 from virtfn.kernels.i82576.port import enable_vectors, fire_vectors, serve_port
+from virtfn.kernels.i82576.reads import first_read, read_register
 from virtfn.kernels.i82576.ring import TAIL
 from virtfn.kernels.i82576.state import POOLS, QUEUES, nic_at
 
-__all__ = ["plug_in"]
+__all__ = ["plug_in", "read"]
 
 EIMS = VfRegs.VTEIMS.offset
 _RDT, _TDT = VfRegs.RDT.offset, VfRegs.TDT.offset
@@ -62,6 +63,17 @@ def ring(address: int, token: int, written: int, first: int, vectors: int) -> in
     return 0
 
 
+@kernel
+def read(address: int, function: int, offset: int, take: int) -> int:
+    """Read 4 bytes at `offset` of BAR0; -1, and nothing is done, where that is for Python.
+
+    function: a pool, or POOLS for the PF. take: whether what a read clears and sets is cleared and set.
+    """
+    if offset & 3 or not 0 <= offset < (VF_BAR0_BYTES if function < POOLS else BAR0_BYTES):
+        return -1
+    return read_register(nic_at(address).reads[first_read(function) + (offset >> 2)], take)
+
+
 def plug_in(block: npt.NDArray[np.void]) -> None:
     """Let kernels that know only cards call this one. block: (1,) NIC."""
     card = block[0]["card"]
@@ -70,5 +82,6 @@ def plug_in(block: npt.NDArray[np.void]) -> None:
         ("fire", fire_vectors, 2),
         ("doorbell", doorbell, 3),
         ("ring", ring, 5),
+        ("read", read, 4),
     ):
         card[name] = entry(function, arguments)

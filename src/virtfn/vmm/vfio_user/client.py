@@ -62,10 +62,11 @@ class Client:
         """
         return self._connection.fileno() if self._connection.idle and self._resting() else -1
 
-    def account(self, writes: int, *, cut: bool) -> None:
-        """Take the socket back: so many writes to regions were answered. cut: a message was sent in part."""
-        if writes:
-            self._counters[Command.REGION_WRITE.name] += writes
+    def account(self, reads: int, writes: int, *, cut: bool) -> None:
+        """Take the socket back: so many reads and writes were answered. cut: a message was sent in part."""
+        for command, count in ((Command.REGION_READ, reads), (Command.REGION_WRITE, writes)):
+            if count:
+                self._counters[command.name] += count
         if cut:
             self._connection.lose("stalled")
 
