@@ -54,7 +54,7 @@ call_fire = by_address(2)
 call_doorbell = by_address(3)
 call_ring = by_address(5)
 call_read = by_address(4)
-call_carry = by_address(4, results=2)
+call_carry = by_address(3, results=2)
 
 # A vector's entry of an MSI-X table. open: its message may leave now
 MSIX = row_of("open address message")

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtfn.hw.eth import MIN_FRAME
 from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store64
 from virtfn.kernels.card import MSIX_BYTES, VECTORS, call_doorbell, call_read, call_ring, card_at
 from virtfn.kernels.posix import MSGHDR_BYTES, peek_bytes, receive_bytes, send_bytes
 from virtfn.kernels.vtd.iommu import iommu_at
 from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
 
-__all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "SPARE", "link_at", "send_vectors", "take_access"]
+__all__ = ["LINK", "ROUTES", "SCRATCH_BYTES", "link_at", "send_vectors", "take_access"]
 
 ROUTES = 32
 _MESSAGE_BYTES = 64
-SPARE = _MESSAGE_BYTES + MSGHDR_BYTES
-SCRATCH_BYTES = SPARE + MIN_FRAME
+SCRATCH_BYTES = _MESSAGE_BYTES + MSGHDR_BYTES
 _ROUTE = row_of("address message guest_address guest_message")
 LINK = np.dtype(
     [

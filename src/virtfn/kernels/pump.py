@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from virtfn.kernels._jit import Row, kernel, part, row_at, row_of
 from virtfn.kernels.card import EV_INTERRUPT, EV_MORE, EV_TIMER, EV_UPLINK, call_carry, call_fire, call_serve, card_at
-from virtfn.kernels.link import SPARE, link_at, send_vectors, take_access
+from virtfn.kernels.link import link_at, send_vectors, take_access
 from virtfn.kernels.posix import REVENTS_LSB, monotonic_ps, poll, wake_promptly
 
 __all__ = ["NOBODY", "PUMP", "answer_at_once", "pump_at", "run_pump"]
@@ -147,7 +147,7 @@ def serve_all(
         card = card_at(cards[n])
         if to < 0 or card.carry == 0:
             continue
-        frames, event = call_carry(card.carry, cards[n], cards[to], now, scratch + SPARE)
+        frames, event = call_carry(card.carry, cards[n], cards[to], now)
         other = card_at(cards[to])
         send_all(other, to, links, scratch)
         event = event | EV_INTERRUPT if other.fired else event & ~EV_INTERRUPT

@@ -194,7 +194,7 @@ def load_rest() -> None:
     whole_frames(0, 0)
     frontend.new_rings()
     new_far_end(int(nic.ctypes.data), 2, [])
-    plain = ((carry, 4), (digest, 2), (copy_buffers, 6), (serve_bridge, 3), (frontend.quiet, 1), (frontend.rearm, 1))
+    plain = ((carry, 3), (digest, 2), (copy_buffers, 6), (serve_bridge, 3), (frontend.quiet, 1), (frontend.rearm, 1))
     for function, arguments in plain:
         _jit.entry(function, arguments)
     bridge = np.zeros(1, BRIDGE)

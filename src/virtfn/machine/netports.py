@@ -203,6 +203,13 @@ class Card(Device, CountsFrames, Carrier, Protocol):
     def carry_by_kernels(self) -> None:
         """Let kernels carry what leaves to the card at the other end of a cable, where they are told of one."""
 
+    def carry_to(self, far: Card) -> tuple[int, int]:
+        """Let what has left arrive at the card at the other end of a cable, which does what its data plane asks for.
+
+        Returns (frames, events of that card).
+        """
+        return 0, 0
+
     def open_wire(self, *, bare: bool = False) -> None:
         """Keep frames that leave by the wire. bare: without what fills short IPv4 frames up.
 

@@ -304,11 +304,9 @@ class Pump(Actor):
     def _cabled(self, numbers: Mapping[int, int]) -> npt.NDArray[np.int64]:
         """Find the card at the other end of each one's wire, where kernels may carry frames. numbers: by identity."""
         cabled = np.full(len(numbers), -1, np.int64)
-        ends = {id(wire.uplink): wire for wire in self._wires}
         for wire in self._wires:
-            other = ends.get(id(wire.other_end))
-            if other is not None and wire.cabled_to(other):
-                cabled[numbers[id(wire.nic)]] = numbers[id(other.nic)]
+            if (far := wire.far_card) is not None:
+                cabled[numbers[id(wire.nic)]] = numbers.get(id(far), -1)
         return cabled
 
     def _handle(self, parts: Sequence[Served], events: npt.NDArray[np.int64]) -> None:

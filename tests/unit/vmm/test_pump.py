@@ -514,9 +514,7 @@ def test_a_function_that_is_being_torn_out_is_not_waited_for(line):
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_cable_that_never_ends_holds_up_nobodys_messages(line, monkeypatch, asks):
     carried = []
-    wire = SimpleNamespace(
-        fileno=lambda: -1, serve=lambda budget: (carried.append(budget) or 1, 0), uplink=object(), other_end=None
-    )
+    wire = SimpleNamespace(fileno=lambda: -1, serve=lambda budget: (carried.append(budget) or 1, 0), far_card=None)
     vm = SimpleNamespace(functions=dict(zip(line.rig.rids, line.rig.functions, strict=True)))
     pump = Pump(line.rig.host, [line.rig.nic], [vm], [wire])
 

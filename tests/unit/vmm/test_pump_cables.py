@@ -100,7 +100,7 @@ def test_many_frames_cross_in_bounded_steps(two):
     assert two.arrived(1) == filled(sent[0])
 
 
-def test_what_python_has_on_its_way_arrives_first(two):
+def test_turns_and_rests_keep_the_order(two):
     old, new = some_frames(3, 300), some_frames(4, 5)
     two.leave(0, *old[:200])
     two.wires[0].serve()

@@ -14,6 +14,7 @@ from virtfn.kernels.i82576.port import wire_in
 from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_NO_UPLINK, WIRE
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.streams import whole_frames
+from virtfn.machine.netports import Card
 
 __all__ = ["WireEnd"]
 
@@ -49,7 +50,17 @@ class WireEnd:
 
     def carry_by_kernels(self) -> None:
         """Let kernels carry what leaves to the card at the other end of a cable, where they are told of one."""
-        self.port.nic["card"]["carry"] = entry(carry, 4)
+        self.port.nic["card"]["carry"] = entry(carry, 3)
+
+    def carry_to(self, far: Card) -> tuple[int, int]:
+        """Let what has left arrive at the card at the other end of a cable, which does what its data plane asks for.
+
+        Returns (frames, events of that card).
+        """
+        far.settle()
+        frames, events = carry(self.port.address, far.address, self.now())
+        far.handle(events)
+        return frames, events
 
     def departures(self) -> npt.NDArray[np.uint8]:
         """Look at the frames that left and wait: each after its length, 4 bytes, big-endian."""

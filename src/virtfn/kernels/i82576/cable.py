@@ -8,7 +8,7 @@ from virtfn.kernels.card import EV_MORE
 from virtfn.kernels.csum import swap32
 from virtfn.kernels.i82576.departures import forget
 from virtfn.kernels.i82576.port import WAITS, arrive, begin, finish
-from virtfn.kernels.i82576.state import nic_at
+from virtfn.kernels.i82576.state import HEAD_AREA, nic_at
 from virtfn.kernels.streams import LENGTH_BYTES, fill_up
 
 __all__ = ["carry"]
@@ -17,11 +17,10 @@ _BUDGET = 256  # frames in a call: a line that was held up may have left many, a
 
 
 @kernel
-def carry(address: int, to: int, now: int, spare: int) -> tuple[int, int]:
+def carry(address: int, to: int, now: int) -> tuple[int, int]:
     """Let what has left a card arrive at another, as far as that takes it, at most 256 frames.
 
-    address, to: of the NICs' rows. spare: address of MIN_FRAME bytes, where short frames are filled up. Returns (frames
-    taken, events of the other).
+    address, to: of the NICs' rows. Returns (frames taken, events of the other).
     """
     p = nic_at(address).port
     at = p.departures + p.departed_head
@@ -30,6 +29,7 @@ def carry(address: int, to: int, now: int, spare: int) -> tuple[int, int]:
         return 0, 0
     other = nic_at(to)
     begin(other, now)
+    spare = p.scratch + HEAD_AREA  # where short frames are filled up
     frames = 0
     events = 0
     while at < end:

@@ -47,6 +47,7 @@ class Wire:
         nic.set_carrier(self._up)
         nic.open_wire(bare=uplink.bare)
         if isinstance(uplink, CableEnd):
+            uplink.card = nic
             nic.carry_by_kernels()
 
     @property
@@ -60,21 +61,9 @@ class Wire:
         return self._nic
 
     @property
-    def other_end(self) -> CableEnd | None:
-        """The other end of the cable that this wire is; None if it is none."""
-        return self.uplink.peer if isinstance(self.uplink, CableEnd) else None
-
-    def cabled_to(self, other: Wire) -> bool:
-        """Tell whether kernels may carry what leaves this card to that of `other`: nothing is on its way already."""
-        near, far = self.uplink, other.uplink
-        if not (isinstance(near, CableEnd) and isinstance(far, CableEnd)):
-            return False
-        return (
-            near.peer is far
-            and self._up
-            and other.up
-            and not (self.arriving or other.arriving or near.waiting or far.waiting)
-        )
+    def far_card(self) -> Card | None:
+        """The card at the other end of a cable, where both ends are plugged in; None for another uplink."""
+        return self.uplink.far_card if self._up and isinstance(self.uplink, CableEnd) else None
 
     @property
     def arriving(self) -> bool:
@@ -89,12 +78,16 @@ class Wire:
     def serve(self, budget: int = 64) -> tuple[int, int]:
         """Carry what can be carried now: all that leaves, up to `budget` frames that arrive.
 
-        Returns (frames that arrived, and 1 if any left; events of the NIC).
+        Returns (frames that arrived, and 1 if any left; events of the NIC). By a cable it carries what leaves, and
+        returns (frames; events of the card at the other end).
         """
         up = self.uplink.attend()
         if up != self._up:
             self._up = up
             self._nic.set_carrier(up)
+        far = self.far_card
+        if far is not None:
+            return self._nic.carry_to(far)
         moved = self._send()
         if not self.arriving:
             self._burst, self._next = self.uplink.receive(), 0
