@@ -5,6 +5,7 @@
     doorbell   find a register that drivers write all the time, by its offset in BAR0: (card, function, offset) -> token
     ring       do such a write                           (card, token, written, first vector, vectors) -> 0
     read       read a register by its offset in BAR0     (card, function, offset, take) -> value; -1: Python has to
+    write      write one                                 (card, function, offset, written, take) -> 1; 0: Python has to
 
 A card's state begins with a CARD row; its address is `card` here. A function is named as the card counts them.
 """
@@ -27,6 +28,7 @@ __all__ = [
     "call_read",
     "call_ring",
     "call_serve",
+    "call_write",
     "card_at",
     "new_row_of_cards",
 ]
@@ -35,7 +37,7 @@ VECTORS = 32  # that a card has at most
 
 CARD = row_of(
     # the kernels: `entry` of each
-    "serve fire doorbell ring read "
+    "serve fire doorbell ring read write "
     # what carries frames that left to the card at the other end of a cable; 0: Python alone looks after the wire
     "carry "
     # a clock to read, 0 if there is none: time is what the caller says
@@ -54,6 +56,7 @@ call_fire = by_address(2)
 call_doorbell = by_address(3)
 call_ring = by_address(5)
 call_read = by_address(4)
+call_write = by_address(5)
 call_carry = by_address(3, results=2)
 
 # A vector's entry of an MSI-X table. open: its message may leave now

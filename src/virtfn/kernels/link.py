@@ -1,7 +1,7 @@
 """The link of a function to a virtual machine of another process: the messages that come with frames all the time.
 
     guest writes a doorbell   REGION_WRITE --> answered, and done: an interrupt mask, a tail where no page is mapped
-    guest reads a register    REGION_READ  --> answered, and done, where the card's kernel can tell
+    guest uses a register     REGION_READ, REGION_WRITE --> answered, and done, where that is no more than memory
     vector fires              MSI-X table --> interrupt remapping --> DMA_WRITE of the guest's message
 
 They are what Python does too (`vmm/served.py`), without Python: a message costs a microsecond instead of a hundred. All
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtfn.kernels._jit import Row, kernel, load16, load32, load64, row_at, row_of, store32, store64
-from virtfn.kernels.card import MSIX_BYTES, VECTORS, call_doorbell, call_read, call_ring, card_at
+from virtfn.kernels.card import MSIX_BYTES, VECTORS, call_doorbell, call_read, call_ring, call_write, card_at
 from virtfn.kernels.posix import MSGHDR_BYTES, peek_bytes, receive_bytes, send_bytes
 from virtfn.kernels.vtd.iommu import iommu_at
 from virtfn.kernels.vtd.irqremap import DELIVERED, remap_interrupt
@@ -27,10 +27,10 @@ _ROUTE = row_of("address message guest_address guest_message")
 LINK = np.dtype(
     [
         # fd: of the socket, below 0 while it is not for kernels; rid: of the function; function: its number as the card
-        # counts them; msix: address of its MSIX rows; first: its first vector; vectors: all of them, as bits; reads:
-        # whether its registers may be read; answered: reads, counted, and so writes and interrupts; owed: bits of the
-        # routes whose message is still to be sent; cut: the socket took a part of a message, so there is no going on
-        ("link", row_of("fd rid function msix first vectors reads answered writes interrupts owed cut")),
+        # counts them; msix: address of its MSIX rows; first: its first vector; vectors: all of them, as bits; plain:
+        # whether plain registers are for kernels, too; answered: reads, counted, and so writes and interrupts; owed:
+        # bits of the routes whose message is still to be sent; cut: the socket took a part of one: there is no going on
+        ("link", row_of("fd rid function msix first vectors plain answered writes interrupts owed cut")),
         # by the host's message, which the device sends: the guest's; a guest_address of 0 is none
         ("routes", _ROUTE, (ROUTES,)),
     ]
@@ -46,7 +46,7 @@ _BAR0 = 0
 
 @kernel
 def take_access(card: int, link: Row, scratch: int) -> bool:
-    """Answer and do what is at the head of a link's stream: a write to a doorbell, or a plain read of a register.
+    """Answer and do what is at the head of a link's stream: an access to a plain register, or a write to a doorbell.
 
     card: address of the CARD row. scratch: address of SCRATCH_BYTES. False if there is none.
     """
@@ -55,14 +55,14 @@ def take_access(card: int, link: Row, scratch: int) -> bool:
     if got < _READ_BYTES or load32(scratch + 12) != 0 or load32(scratch + 24) != _BAR0 or load32(scratch + 28) != 4:
         return False
     command = load16(scratch + 2)
-    if command == _REGION_READ and own.reads:
-        return answer_read(card_at(card), card, own, scratch)
-    return got == _WRITE_BYTES and command == _REGION_WRITE and own.vectors != 0 and do_write(card, own, scratch)
+    if command == _REGION_READ and own.plain:
+        return do_read(card_at(card), card, own, scratch)
+    return got == _WRITE_BYTES and command == _REGION_WRITE and do_write(card_at(card), card, own, scratch)
 
 
 @kernel
-def answer_read(c: Row, card: int, own: Row, scratch: int) -> bool:
-    """Answer a read, if the card's kernel can tell."""
+def do_read(c: Row, card: int, own: Row, scratch: int) -> bool:
+    """Answer and do a read, if the card's kernel can."""
     if c.read == 0 or load32(scratch + 4) != _READ_BYTES or load32(scratch + 8) != _COMMAND:
         return False
     offset = load64(scratch + 16)
@@ -83,16 +83,17 @@ def answer_read(c: Row, card: int, own: Row, scratch: int) -> bool:
 
 
 @kernel
-def do_write(card: int, own: Row, scratch: int) -> bool:
-    """Answer and do a write, if there is a doorbell."""
+def do_write(c: Row, card: int, own: Row, scratch: int) -> bool:
+    """Answer and do a write, if there is a doorbell, or the card's kernel can."""
     flags = load32(scratch + 8)
     if load32(scratch + 4) != _WRITE_BYTES or (flags != _COMMAND and flags != _NO_REPLY):
         return False
-    c = card_at(card)
-    token = call_doorbell(c.doorbell, card, own.function, load64(scratch + 16))
-    if token == 0:
-        return False
+    offset = load64(scratch + 16)
     written = load32(scratch + 32)
+    token = call_doorbell(c.doorbell, card, own.function, offset) if own.vectors else 0
+    plain = token == 0 and own.plain and c.write
+    if token == 0 and not (plain and call_write(c.write, card, own.function, offset, written, 0)):
+        return False
     if flags == _COMMAND:
         store32(scratch + 4, _ANSWER_BYTES)
         store32(scratch + 8, _REPLY)
@@ -102,7 +103,10 @@ def do_write(card: int, own: Row, scratch: int) -> bool:
             return False
     receive_bytes(own.fd, scratch, _WRITE_BYTES)
     own.writes += 1
-    call_ring(c.ring, card, token, written, own.first, own.vectors)
+    if token:
+        call_ring(c.ring, card, token, written, own.first, own.vectors)
+    else:
+        call_write(c.write, card, own.function, offset, written, 1)
     return True
 
 

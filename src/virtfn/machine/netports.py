@@ -40,14 +40,15 @@ class Vectors(NamedTuple):
     """Where kernels find the interrupts of a function.
 
     function: its number as the card counts them. msix: address of its MSIX rows. first: its first vector. bits: all of
-    its vectors, as bits; 0: Python alone looks after them. reads: whether kernels may read its registers.
+    its vectors, as bits; 0: Python alone looks after them. plain: whether plain registers
+    are for kernels, too.
     """
 
     function: int
     msix: int
     first: int
     bits: int
-    reads: bool
+    plain: bool
 
 
 class Moved(NamedTuple):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from virtfn.hw.bits import Access, Decl, RegMap
 
-__all__ = ["Handlers", "PlainRead", "RegFile", "on_read", "on_write"]
+__all__ = ["Handlers", "Plain", "RegFile", "on_read", "on_write"]
 
 _Method = TypeVar("_Method", bound=Callable[..., object])
 ReadHandler = Callable[[int], int]
@@ -60,16 +60,22 @@ class Handlers:
                     claimed[id(decl)] = name
 
 
-class PlainRead(NamedTuple):
-    """What a read does that has no side effect of the model's.
+class Plain(NamedTuple):
+    """What a register does whose reads have no side effect of the model's.
 
-    at: position in memory. clears, sets: bits that it clears and sets. hidden: bits that read 0.
+    at: position in memory. clears, sets: bits that a read clears and sets. hidden: bits that read 0. writable: whether
+    writes have no side effect of the model's either. stores: bits that a write stores. drops, raises: bits that a
+    written 1 clears and sets.
     """
 
     at: int
     clears: int
     sets: int
     hidden: int
+    writable: bool
+    stores: int
+    drops: int
+    raises: int
 
 
 class RegFile:
@@ -177,13 +183,13 @@ class RegFile:
         at = spots[index]
         self._memory[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
-    def plain_read(self, offset: int) -> PlainRead | None:
-        """Tell what a read of the register at `offset` does; None if there is none, or the model has a say in it."""
+    def plain(self, offset: int) -> Plain | None:
+        """Tell what the register at `offset` does; None if there is none, or the model has a say in what is read."""
         at = self._alias.get(offset, offset)
         if at in self._read or at not in self._masks:
             return None
-        _, _, clears, sets, _, hidden = self._masks[at]
-        return PlainRead(self._position(at), clears, sets, hidden)
+        stores, drops, clears, sets, raises, hidden = self._masks[at]
+        return Plain(self._position(at), clears, sets, hidden, at not in self._write, stores, drops, raises)
 
     def read(self, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes as the bus does, side effects included. Undeclared bytes read 0."""

@@ -250,11 +250,10 @@ class Pump(Actor):
         links = np.zeros((len(functions), 2), np.int64)
         numbers = {id(part): n for n, part in enumerate(parts)}
         links[:, 1] = [numbers[id(served.carrier)] for served in functions]
+        servers = [served.server.fileno() for served in functions]
         asked = []
-        lent: list[tuple[ServedFunction, Vectors]] = []
         now = self._now()
         for served in functions:
-            lent.append((served, self._vectors(served)))
             if served.mirror.running:
                 limit_ps = min(limit_ps, _MIRROR_PS)
             waits = served.allowance.in_debt and self._must_wait(served, functions, now)
@@ -269,7 +268,6 @@ class Pump(Actor):
             limit_ps = min(limit_ps, _DEBT_PS)
         kicks = [fd for stack in self._stacks for fd in stack.kicks()]
         asked += [*kicks, *(fd for stack in self._stacks for fd in stack.doors())]
-        others = [fd for fd in asked if fd != NOBODY]
         asked += [fd for fd in (wire.fileno() for wire in self._wires) if fd >= 0]
         waited = np.array([fd | POLLIN for fd in asked], np.int64)
         address_of(waited, "what is waited for")
@@ -277,7 +275,7 @@ class Pump(Actor):
         events = np.zeros(len(cards), np.int64)
         until = now + limit_ps
         while True:
-            links[:, 0] = [served.lend(vectors) for served, vectors in lent]
+            links[:, 0] = [served.lend(self._vectors(served)) for served in functions]
             events[:] = 0
             run_pump(
                 self._state.ctypes.data,
@@ -291,14 +289,16 @@ class Pump(Actor):
                 urgent,
                 limit_ps,
             )
-            for served, _ in lent:
+            for served in functions:
                 served.take_back()
             self._handle(parts, events)
             told = int(np.bitwise_or.reduce(events, initial=0)) & urgent
-            if told & ~EV_UPLINK or self._stacks or not sum([wire.serve(_BUDGET)[0] for wire in self._wires]):
-                return
             limit_ps = until - self._now()
-            if limit_ps < 0 or _asking(others):  # who fills a cable holds up nobody's messages
+            if told & ~EV_UPLINK or self._stacks or limit_ps < 0:
+                return
+            carried = sum([wire.serve(_BUDGET)[0] for wire in self._wires])
+            answered = self._answer()  # who fills a cable holds up nobody's messages
+            if not (carried or answered) or servers != [served.server.fileno() for served in functions]:
                 return
 
     def _cabled(self, numbers: Mapping[int, int]) -> npt.NDArray[np.int64]:

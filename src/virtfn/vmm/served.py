@@ -61,10 +61,10 @@ _MOST_FILES = 256  # a mirror of memory that is not shared has one for each rang
 _PIECE = 16 * PAGE  # mapped at a time, where pages are small
 _GIB = 1 << 30
 # A LINK row is looked at all the time; by number is faster than by name.
-_FD, _RID, _FUNCTION, _MSIX, _FIRST, _VECTORS, _READS, _ANSWERED, _DONE, _SENT, _OWED, _CUT = (
+_FD, _RID, _FUNCTION, _MSIX, _FIRST, _VECTORS, _PLAIN, _ANSWERED, _DONE, _SENT, _OWED, _CUT = (
     (LINK["link"].names or ()).index(name)
     for name in (
-        *("fd", "rid", "function", "msix", "first", "vectors", "reads"),
+        *("fd", "rid", "function", "msix", "first", "vectors", "plain"),
         *("answered", "writes", "interrupts", "owed", "cut"),
     )
 )
@@ -196,13 +196,13 @@ class ServedFunction(VfioUserDevice):
 
         Not where its memory is mirrored: what an interrupt is about has to be sent before it. vectors: the function's.
         """
-        function, msix, first, bits, reads = vectors
+        function, msix, first, bits, plain = vectors
         if not self._masters:
             bits = 0
-        usable = (bits or reads) and not self.mirror.running
+        usable = (bits or plain) and not self.mirror.running
         link = self._link
         link[_FD] = self._client.borrow() if self._client is not None and usable else -1
-        link[_FUNCTION], link[_MSIX], link[_FIRST], link[_VECTORS], link[_READS] = function, msix, first, bits, reads
+        link[_FUNCTION], link[_MSIX], link[_FIRST], link[_VECTORS], link[_PLAIN] = function, msix, first, bits, plain
         return self._link_address
 
     def take_back(self) -> None:

@@ -317,7 +317,7 @@ class Nic82576(WireEnd, Observed):
         """Tell kernels where to find the interrupts of a function.
 
         No bits: Python alone has to look after them, since somebody watches, or one message stands for all causes. Nor
-        do kernels read registers where somebody watches, or the function is not there.
+        are plain registers for kernels where somebody watches, or the function is not there.
         """
         found = self._vectors.get(rid)
         if found is None:
@@ -326,7 +326,7 @@ class Nic82576(WireEnd, Observed):
             table = self.port.msix + function * VECTORS * MSIX_BYTES
             found = Vectors(function, table, first, 0 if place is None else bits, place is not None)
             self._vectors[rid] = found
-        return found if self.on_access is None else found._replace(bits=0, reads=False)
+        return found if self.on_access is None else found._replace(bits=0, plain=False)
 
     def settle(self) -> None:
         """Bring what kernels look up in line with the registers, and let timers fire: before they are called."""

@@ -25,7 +25,8 @@ from virtfn.devices.nic82576.nvm import Nvm
 from virtfn.devices.nic82576.phy import Phy
 from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.devices.nic82576.stats import Statistics
-from virtfn.hw.i82576 import QUEUES, VFS, Regs, vf_view
+from virtfn.hw.bits import Access
+from virtfn.hw.i82576 import QUEUES, VFS, Regs, VfRegs, vf_view
 from virtfn.hw.i82576.fields import CTRL, CTRL_EXT, ICR, STATUS, TCPTIMER, VTCTRL
 from virtfn.hw.i82576.rxtx import DTXCTL, LVMMC, RCTL, RXDCTL, TXDCTL, WVBR
 from virtfn.hw.types import Ps
@@ -33,8 +34,8 @@ from virtfn.kernels.card import CARD
 from virtfn.kernels.clock import CLOCK, set_up_clock
 from virtfn.kernels.i82576.doorbells import plug_in
 from virtfn.kernels.i82576.port import WIRE_STALL
-from virtfn.kernels.i82576.reads import READ, REGISTER, first_read
 from virtfn.kernels.i82576.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
+from virtfn.kernels.i82576.words import REGISTER, WORD, first_word
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.clock import MS_PS, US_PS
@@ -52,11 +53,21 @@ _plain: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]] = {}
 
 
 @functools.cache
-def _windows() -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """List words of `reads` that are windows on others: (those, the others)."""
+def _windows() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return words of `words` that are windows on others, and those."""
     pairs = [(offset, decl.at(i)) for offset, (decl, i) in Regs.INDEX.items() if offset != decl.at(i)]
-    whole = [(4 * first_read(n) + offset, source) for n in range(VFS) for offset, source in vf_view(n).items()]
-    return [tuple(np.array(some).T >> 2) for some in (pairs, whole)]
+    ours = dict(pairs)
+    for n in range(VFS):
+        pairs += [(4 * first_word(n) + offset, ours.get(at, at)) for offset, at in vf_view(n).items()]
+    windows, sources = np.array(pairs).T >> 2
+    return windows, sources
+
+
+@functools.cache
+def _read_only() -> npt.NDArray[np.int64]:
+    """Return words of `words` that a VF cannot write, though the PF may."""
+    offsets = [offset for offset, (decl, _) in VfRegs.INDEX.items() if decl.access is Access.RO]
+    return np.array([first_word(n) + (offset >> 2) for n in range(VFS) for offset in offsets])
 
 
 class Port(Handlers):
@@ -96,26 +107,28 @@ class Port(Handlers):
         self.nvm = Nvm(self.registers, image)
         self.phy = Phy(self.registers, self._link_changed)
         self.registers.bind(self)
-        self._fill_reads()
+        self._fill_words()
         self._started_ps = now()
         self.power_on()
 
-    def _fill_reads(self) -> None:
-        """Tell kernels how to read what needs no more than memory: the PF's registers, and VFs' windows on them."""
-        reads = self.nic["reads"]
-        words, plain = self._plain_reads()
-        reads[words] = plain
-        reads["at"][words] += self.registers.region.base
-        for windows, words in _windows():
-            reads[windows] = reads[words]
+    def _fill_words(self) -> None:
+        """Tell kernels of registers that are no more than memory: the PF's, and VFs' windows on them."""
+        words = self.nic["words"]
+        at, plain = self._plain_words()
+        words[at] = plain
+        words["at"][at] += self.registers.region.base
+        windows, sources = _windows()
+        words[windows] = words[sources]
+        for name in ("stores", "drops", "raises"):
+            words[name][_read_only()] = 0
 
-    def _plain_reads(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]:
-        """Return (words of the PF's BAR0, their READ rows, in which addresses are positions): of all such ports."""
+    def _plain_words(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.void]]:
+        """Return (words of the PF's BAR0, their WORD rows, in which addresses are positions): of all such ports."""
         kind = len(self.registers.region.bytes)
         if kind not in _plain:
-            found = {at: read for at in Regs.INDEX if (read := self.registers.plain_read(at)) is not None}
-            rows = [(REGISTER, read.at, 0, read.clears, read.sets, read.hidden) for read in found.values()]
-            _plain[kind] = np.array(list(found)) >> 2, np.array(rows, READ)
+            found = {at: plain for at in Regs.INDEX if (plain := self.registers.plain(at)) is not None}
+            rows = [(REGISTER, plain.at, 0, *plain[1:]) for plain in found.values()]
+            _plain[kind] = np.array(list(found)) >> 2, np.array(rows, WORD)
         return _plain[kind]
 
     def follow_time(self, limit_ps: int) -> None:

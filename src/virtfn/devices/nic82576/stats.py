@@ -15,8 +15,8 @@ from virtfn.devices.nic82576.registers import PortRegisters
 from virtfn.hw.bits import Decl
 from virtfn.hw.i82576 import VFS, Regs
 from virtfn.kernels.i82576.doorbells import read
-from virtfn.kernels.i82576.reads import CLEARED, HIGH, RUNS_ON
 from virtfn.kernels.i82576.state import COUNTER_NAMES, POOLS
+from virtfn.kernels.i82576.words import CLEARED, HIGH, RUNS_ON
 from virtfn.kernels.ranges import address_of
 
 __all__ = ["Statistics"]
@@ -77,7 +77,7 @@ class Statistics:
         """Let registers show counters, by number: kernels read them."""
         for i, slot in enumerate(slots):
             total, base = self._totals[slot], self._bases[slot : slot + 1]
-            self._nic["reads"][decl.at(i) >> 2] = kind, total.ctypes.data, base.ctypes.data, 0, 0, 0
+            self._nic["words"][decl.at(i) >> 2] = kind, total.ctypes.data, base.ctypes.data, *[0] * 7
         registers.on(decl, read=lambda index: read(self._address, POOLS, decl.at(index), True))
 
     def count(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What a driver writes all the time, at its offset of BAR0: the tails of its queues, and EIMS; and what it reads.
+"""What a driver writes all the time, at its offset of BAR0: the tails of its queues, and EIMS; and plain registers.
 
 A PF has those of its first queues at the same offsets as a VF, and those of all queues at others.
 
@@ -14,11 +14,11 @@ from virtfn.hw.i82576.regs import BAR0_BYTES, Regs
 from virtfn.hw.i82576.vfregs import VF_BAR0_BYTES, VF_QUEUES, VfRegs
 from virtfn.kernels._jit import entry, kernel, store32_release
 from virtfn.kernels.i82576.port import enable_vectors, fire_vectors, serve_port
-from virtfn.kernels.i82576.reads import first_read, read_register
 from virtfn.kernels.i82576.ring import TAIL
 from virtfn.kernels.i82576.state import POOLS, QUEUES, nic_at
+from virtfn.kernels.i82576.words import first_word, read_word, write_word
 
-__all__ = ["plug_in", "read"]
+__all__ = ["plug_in", "read", "write"]
 
 EIMS = VfRegs.VTEIMS.offset
 _RDT, _TDT = VfRegs.RDT.offset, VfRegs.TDT.offset
@@ -69,9 +69,26 @@ def read(address: int, function: int, offset: int, take: int) -> int:
 
     function: a pool, or POOLS for the PF. take: whether what a read clears and sets is cleared and set.
     """
+    word = word_of(function, offset)
+    return read_word(nic_at(address).words[word], take) if word >= 0 else -1
+
+
+@kernel
+def write(address: int, function: int, offset: int, written: int, take: int) -> int:
+    """Write 4 bytes at `offset` of BAR0; 0, and nothing is done, where that is for Python.
+
+    function: a pool, or POOLS for the PF. take: whether it is done, or only asked.
+    """
+    word = word_of(function, offset)
+    return write_word(nic_at(address).words[word], written, take) if word >= 0 else 0
+
+
+@kernel
+def word_of(function: int, offset: int) -> int:
+    """Find the number of the WORD row at `offset` of BAR0; -1 where no word can be."""
     if offset & 3 or not 0 <= offset < (VF_BAR0_BYTES if function < POOLS else BAR0_BYTES):
         return -1
-    return read_register(nic_at(address).reads[first_read(function) + (offset >> 2)], take)
+    return first_word(function) + (offset >> 2)
 
 
 def plug_in(block: npt.NDArray[np.void]) -> None:
@@ -83,5 +100,6 @@ def plug_in(block: npt.NDArray[np.void]) -> None:
         ("doorbell", doorbell, 3),
         ("ring", ring, 5),
         ("read", read, 4),
+        ("write", write, 5),
     ):
         card[name] = entry(function, arguments)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from virtfn.kernels._jit import row_at, row_of
 from virtfn.kernels.card import CARD, MSIX
 from virtfn.kernels.csum import KEY_START
-from virtfn.kernels.i82576.reads import READ, READS
+from virtfn.kernels.i82576.words import WORD, WORDS
 from virtfn.kernels.ranges import address_of, row_address
 from virtfn.kernels.tapring import TAP
 from virtfn.kernels.vtd.iommu import Iommu
@@ -245,7 +245,7 @@ NIC = np.dtype(
         ("to_wire", np.int64, (POOLS, 2)),  # frames of a pool, and their bytes
         ("dropped_bytes", np.int64, (POOLS + 1,)),  # of drops whose length is known
         ("taps", TAP, (TAPS,)),
-        ("reads", READ, (READS,)),  # by word of the PF's BAR0, then of each VF's (`reads.py`)
+        ("words", WORD, (WORDS,)),  # of the PF's BAR0, then of each VF's (`words.py`)
     ]
 )
 nic_at = row_at(NIC)

@@ -1,4 +1,4 @@
-"""Reads of registers, without Python: of those that need no more than memory, which drivers ask for all the time.
+"""Accesses to registers without Python: to those that are no more than memory, which drivers use all the time.
 
     REGISTER    a stored value; a read may clear bits, or set them
     RUNS_ON     a counter that wraps at 32 bits
@@ -6,7 +6,7 @@
     HIGH        the high half of a counter of 64 bits, which its read clears
 
 Counters of the data plane never go back: what a read clears is remembered as a base. Python fills the table, in which a
-row of zeros is a word that Python itself reads.
+row of zeros is a word that Python itself reads and writes.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from virtfn.hw.i82576.regs import BAR0_BYTES
 from virtfn.hw.i82576.vfregs import VF_BAR0_BYTES
 from virtfn.kernels._jit import Row, kernel, load32, load64, row_of, store32, store64
 
-__all__ = ["CLEARED", "HIGH", "READ", "READS", "REGISTER", "RUNS_ON", "first_read", "read_register"]
+__all__ = ["CLEARED", "HIGH", "REGISTER", "RUNS_ON", "WORD", "WORDS", "first_word", "read_word", "write_word"]
 
-# kind; address of the stored value or the counter, and of the counter's base; bits that a read clears, sets and hides
-READ = row_of("kind at base clears sets hidden")
+# kind; address of the stored value or the counter, and of the counter's base; bits that a read clears, sets and hides;
+# whether a write is no more than memory; bits that it stores, and that a written 1 clears and sets
+WORD = row_of("kind at base clears sets hidden writable stores drops raises")
 _POOLS = 8
 _PF_WORDS, _VF_WORDS = BAR0_BYTES // 4, VF_BAR0_BYTES // 4
-READS = _PF_WORDS + _POOLS * _VF_WORDS
+WORDS = _PF_WORDS + _POOLS * _VF_WORDS
 REGISTER, RUNS_ON, CLEARED, HIGH = range(1, 5)
 _M32 = 0xFFFFFFFF
 
 
 @kernel
-def first_read(function: int) -> int:
+def first_word(function: int) -> int:
     """Find the row of the first word of a function's BAR0. function: a pool, or any other number for the PF."""
     return _PF_WORDS + function * _VF_WORDS if 0 <= function < _POOLS else 0
 
 
 @kernel
-def read_register(row: Row, take: int) -> int:
-    """Read one register; -1, and nothing is done, where that is for Python.
+def read_word(row: Row, take: int) -> int:
+    """Read a register; -1, and nothing is done, where that is for Python.
 
     take: whether what a read clears and sets is cleared and set.
     """
@@ -53,3 +54,15 @@ def read_register(row: Row, take: int) -> int:
     if take:
         store64(row.base, total)
     return min(count, _M32) if row.kind == CLEARED else count >> 32 & _M32
+
+
+@kernel
+def write_word(row: Row, written: int, take: int) -> int:
+    """Write a register; 0, and nothing is done, where that is for Python.
+
+    take: whether it is written, or only asked.
+    """
+    if take and row.writable:
+        old = load32(row.at)
+        store32(row.at, (old & ~row.stores | written & row.stores) & ~(written & row.drops) | written & row.raises)
+    return row.writable
