@@ -65,6 +65,7 @@ class VirtualConfig:
         self.on_change: list[Callable[[], None]] = []
         self._bus = bus
         self._own = Registers(bus, vf.rid)
+        self._first_capability = self._own.get(Type0.CAP_POINTER)
         values: Mapping[Decl, int] = {
             Type0.VENDOR_ID: vf.vendor_id,
             Type0.DEVICE_ID: vf.device_id,
@@ -187,14 +188,14 @@ class VirtualConfig:
         return self._header.bar_at(address)
 
     def _take_over(self) -> bool:
-        """Show the VF's own Bus Master Enable, status and list in the virtual header; False if the VF is gone."""
+        """Show the VF's own Bus Master Enable and status in the virtual header; False if the VF is gone."""
         header = self._header.header
-        status = self._own.get(Type0.STATUS)
-        if status == all_ones(2):
+        word = self._bus.config_read(self.vf.rid, Type0.COMMAND.offset, 4)  # the status is its upper half
+        if word == all_ones(4):
             return False
-        header.poke(Type0.COMMAND, 0, self._header.command.replace(BME=self.bus_master).value)
-        header.poke(Type0.STATUS, 0, status)
-        header.poke(Type0.CAP_POINTER, 0, self._own.get(Type0.CAP_POINTER))
+        header.poke(Type0.COMMAND, 0, self._header.command.replace(BME=Command(word & 0xFFFF).BME).value)
+        header.poke(Type0.STATUS, 0, word >> 16)
+        header.poke(Type0.CAP_POINTER, 0, self._first_capability)
         return True
 
     def _pass_on(self, offset: int, size: int, value: int) -> None:

@@ -162,7 +162,6 @@ class Nic82576(WireEnd, Observed):
 
     def bar_write(self, rid: Rid, bar: int, offset: int, size: int, value: int) -> None:
         """Write to a BAR; ignored where no register can be. Interrupts that it causes leave before it returns."""
-        self._vectors.clear()
         self._bar_write(rid, bar, offset, size, value)
         self._fire()
 
@@ -186,6 +185,7 @@ class Nic82576(WireEnd, Observed):
                 self._vf_write(place.vf, offset, size, value)
         elif bar == BAR_CSR and offset < BAR0_BYTES:
             self._seen(rid, Regs, offset, value, True)
+            self._vectors.clear()
             self.port.registers.write(offset, size, value)
         elif bar == BAR_IO and size == 4 and offset == _IO_ADDRESS:
             self._io_address = value & ~3

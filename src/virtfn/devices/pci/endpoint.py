@@ -45,6 +45,8 @@ class Endpoint:
     def __init__(self, pfs: Sequence[Physical]) -> None:
         self.pfs = list(pfs)
         self.bus = 0
+        self._places: dict[Rid, Place | None] = {}  # that were asked for, as long as functions are at `_placed`
+        self._placed: tuple[int, ...] = ()
 
     def rid(self, place: Place) -> Rid:
         """Compute the routing ID of a function of the card, as DMA and messages must carry it."""
@@ -62,6 +64,15 @@ class Endpoint:
 
     def find(self, rid: Rid) -> Place | None:
         """Tell which function has a routing ID, settled or not; None if none has."""
+        placed = (self.bus, *[0 if pf.sriov is None else pf.sriov.count for pf in self.pfs])
+        if placed != self._placed:
+            self._placed = placed
+            self._places.clear()
+        if rid not in self._places:
+            self._places[rid] = self._look_for(rid)
+        return self._places[rid]
+
+    def _look_for(self, rid: Rid) -> Place | None:
         if rid >> 8 == self.bus and rid & 0xFF < len(self.pfs):
             return Place(rid & 0xFF)
         for f, pf in enumerate(self.pfs):
