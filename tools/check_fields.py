@@ -25,6 +25,7 @@ MAPS = (Regs, PhyRegs, vtd.Regs)
 
 # Registers whose words are taken as they are: the file, and what in it takes them.
 WHOLE = {
+    "SWSM.SMBI": ("machine/regfile.py", "decl.mask(Access.RS)"),
     "EICR.VECTORS": ("devices/nic82576/interrupts.py", 'self._port["eicr"]'),
     "IVAR": ("devices/nic82576/interrupts.py", "peek(Regs.IVAR, n), 0x1F"),
     "LOW16": ("kernels/i82576/ring.py", "r.tail"),  # heads and tails
