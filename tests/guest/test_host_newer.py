@@ -45,7 +45,9 @@ def test_it_is_newer(host: Host, newer: Image):
 
 
 test_vfs = test_host.test_vfs_come_work_and_go
+test_unplug = test_host.test_the_card_is_unplugged_with_vfs_on_and_plugged_in_again
 test_policies = test_host.test_policies_of_ip_are_enforced_by_the_card
 test_resets = test_host.test_resets_of_a_vf_and_of_the_pf
+test_numbers = test_host.test_numbers_of_vfs_up_and_down_and_drivers_away_and_back
 test_seven = test_host.test_all_seven_vfs_hear_each_other_and_again
 test_ends = test_host.test_a_reboot_and_a_power_cut_with_vfs_on
