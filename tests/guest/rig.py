@@ -297,8 +297,11 @@ class LinuxRig:
         try:
             yield seen
         finally:
-            self.pause(300)
-            self.run(n, "kill $(cat /tmp/tcpdump.pid)")
+            self.pause(300)  # and until it has had a processor, and has nothing more to write
+            size = "stat -c %s /tmp/seen"
+            self.run(
+                n, f's=; while [ "$s" != $({size}) ]; do s=$({size}); sleep .15; done; kill $(cat /tmp/tcpdump.pid)'
+            )
             self.finish(n, job)
             said = self.run(n, "tcpdump -n -e -r /tmp/seen 2>/dev/null").splitlines()
             seen += [line for line in said if not line.startswith("\t")]
