@@ -51,6 +51,10 @@ def take_access(card: int, link: Row, scratch: int) -> bool:
     card: address of the CARD row. scratch: address of SCRATCH_BYTES. False if there is none.
     """
     own = link.link
+    if own.owed:  # an interrupt is not overtaken by the answer to a read
+        send_owed(link, scratch)
+        if own.owed:
+            return False
     got = peek_bytes(own.fd, scratch, _WRITE_BYTES, scratch + _MESSAGE_BYTES)
     if got < _READ_BYTES or load32(scratch + 12) != 0 or load32(scratch + 24) != _BAR0 or load32(scratch + 28) != 4:
         return False

@@ -103,15 +103,17 @@ def take_accesses(
         if ready < 0:
             return now, True
         if ready:
-            answered, others = take_all(cards, links, asked, now, scratch)
+            _, others = take_all(cards, links, asked, now, scratch)
             p.last = now
             if others:
                 return now, True
             for i in range(len(links), len(links) + kicks):
                 if asked[i] >> REVENTS_LSB:
                     return now, False  # whose it is finds out as it is served
-            if not answered:
-                count = len(links)  # it was a wire, and has time: frames come together there as well
+            for i in range(len(links) + kicks, count):
+                if asked[i] >> REVENTS_LSB:
+                    count = len(links)  # a wire has time: frames come together there as well
+                    break
         if now >= target or not p.bulk:
             return now, count < len(asked)
 
@@ -145,7 +147,7 @@ def serve_all(
     for n in range(len(cards)):
         to = cabled[n]
         card = card_at(cards[n])
-        if to < 0 or card.carry == 0:
+        if to < 0 or card.carry == 0 or card.carry != card_at(cards[to]).carry:
             continue
         frames, event = call_carry(card.carry, cards[n], cards[to], now)
         other = card_at(cards[to])
@@ -162,23 +164,23 @@ def serve_all(
 def answer_at_once(
     cards: npt.NDArray[np.int64], links: npt.NDArray[np.int64], asked: npt.NDArray[np.int64], limit_ps: int,
     patience_ps: int, scratch: int,
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int, int]:  # fmt: skip
     """Answer one link as long as more comes within `patience_ps`, until there is something else, or `limit_ps` is over.
 
-    cards, links, asked: as `run_pump` has them, of that link alone. Returns (accesses, whether something else came).
+    cards, links, asked: as `run_pump` has them, of that link alone. Returns (accesses, whether something else came,
+    whether Python has to send interrupts).
     """
     accesses = 0
+    others = 0
     now = monotonic_ps(scratch)
     until = now + limit_ps
-    while now < until:
-        if poll(asked.ctypes.data, 1, min(patience_ps, until - now), scratch) <= 0:
-            return accesses, 0
+    while now < until and others == 0 and poll(asked.ctypes.data, 1, min(patience_ps, until - now), scratch) > 0:
         now = monotonic_ps(scratch)
         taken, others = take_all(cards, links, asked, now, scratch)
         accesses += taken
-        if others:
-            return accesses, 1
-    return accesses, 0
+        if card_at(cards[0]).fired:
+            return accesses, 1, 1
+    return accesses, others, 0
 
 
 @kernel

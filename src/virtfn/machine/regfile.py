@@ -103,6 +103,7 @@ class RegFile:
         self._read: dict[int, ReadHandler] = {}
         self._write: dict[int, WriteHandler] = {}
         self._alias: dict[int, int] = {}
+        self._told = False  # which registers are plain: from then on that stays
         for decl in regmap.DECLS:
             self._spots[decl] = [self._position(decl.at(i)) for i in range(decl.count)], decl.size
             masks = (
@@ -146,12 +147,14 @@ class RegFile:
         if write is not None:
             self._claim(self._write, decl, write)
 
-    @staticmethod
     def _claim(
+        self,
         table: dict[int, Callable[..., object]] | dict[int, ReadHandler] | dict[int, WriteHandler],
         decl: Decl,
         method: Callable[..., object],
     ) -> None:
+        if self._told:
+            raise TypeError(f"{decl.name} gets a side effect after kernels were told that it has none")
         for i in range(decl.count):
             if decl.at(i) in table:
                 raise TypeError(f"{decl.label(i)} is claimed twice")
@@ -184,7 +187,11 @@ class RegFile:
         self._memory[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
     def plain(self, offset: int) -> Plain | None:
-        """Tell what the register at `offset` does; None if there is none, or the model has a say in what is read."""
+        """Tell what the register at `offset` does; None if there is none, or the model has a say in what is read.
+
+        From now on, no register may get a side effect.
+        """
+        self._told = True
         at = self._alias.get(offset, offset)
         if at in self._read or at not in self._masks:
             return None

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from virtfn.hw.types import Rid
-from virtfn.kernels.card import CHORES, EV_UPLINK, URGENT
+from virtfn.kernels.card import CHORES, EV_INTERRUPT, EV_UPLINK, URGENT
 from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN
 from virtfn.kernels.pump import NOBODY, PUMP, answer_at_once, run_pump
@@ -175,8 +175,10 @@ class Pump(Actor):
             address_of(asked, "who may ask again")
             links = np.array([[served.lend(self._vectors(served)), 0]], np.int64)
             limit = self._slice[2] - self._now()
-            accesses, other = answer_at_once(cards, links, asked, limit, _AGAIN_PS, self._scratch.ctypes.data)
+            accesses, other, fired = answer_at_once(cards, links, asked, limit, _AGAIN_PS, self._scratch.ctypes.data)
             served.take_back()
+            if fired:
+                card.handle(EV_INTERRUPT)
             more = served.serve(_MESSAGES, self._going) if other else 0
             answered += accesses + more
             if not more:
@@ -299,6 +301,8 @@ class Pump(Actor):
             carried = sum([wire.serve(_BUDGET)[0] for wire in self._wires])
             answered = self._answer()  # who fills a cable holds up nobody's messages
             if not (carried or answered) or servers != [served.server.fileno() for served in functions]:
+                return
+            if any(served.mirror.running for served in functions):
                 return
 
     def _cabled(self, numbers: Mapping[int, int]) -> npt.NDArray[np.int64]:

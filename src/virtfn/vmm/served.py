@@ -211,7 +211,9 @@ class ServedFunction(VfioUserDevice):
         if self._client is None or link[_FD] < 0:
             return
         reads, writes, owed = link[_ANSWERED], link[_DONE], link[_OWED]
-        self.meter.add("exit_bar", reads + writes)
+        if reads or writes:
+            self.meter.add("exit_bar", reads + writes)
+            self.allowance.last_ps = self._host.clock.now()
         self.meter.add("interrupts", link[_SENT])
         self._client.account(reads, writes, cut=bool(link[_CUT]))
         link[_ANSWERED] = link[_DONE] = link[_SENT] = link[_OWED] = link[_CUT] = 0

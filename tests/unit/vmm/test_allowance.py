@@ -66,7 +66,7 @@ class Row:
 @pytest.fixture
 def row(tmp_path, monkeypatch) -> Iterator[Row]:
     monkeypatch.setattr(ServedFunction, "waits", True)  # nobody asks at a socket here
-    monkeypatch.setattr("virtfn.vmm.pump.answer_at_once", lambda *_: (0, 0))
+    monkeypatch.setattr("virtfn.vmm.pump.answer_at_once", lambda *_: (0, 0, 0))
     made = Row(tmp_path)
     yield made
     made.rig.close()

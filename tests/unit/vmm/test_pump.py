@@ -22,8 +22,9 @@ from unit.vmm.test_served import BAR0, BAR3, CONFIG, MESSAGE_ADDRESS, Rig, enabl
 from unit.vmm.vfio_user.peer import Lingering, Peer, memory_file, open_fds, settle
 from virtfn.hw.i82576 import Regs
 from virtfn.kernels.card import EV_UPLINK
+from virtfn.kernels.link import SCRATCH_BYTES
 from virtfn.kernels.posix import POLLIN, monotonic_ps, poll, wake_promptly
-from virtfn.kernels.pump import answer_at_once
+from virtfn.kernels.pump import answer_at_once, take_all
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.stray import CHECKED
 from virtfn.machine.clock import MS_PS, S_PS, US_PS, WallClock
@@ -576,12 +577,12 @@ def test_who_asks_again_at_once_is_answered_in_the_same_turn(line, monkeypatch, 
         peer.send(Command.DEVICE_GET_INFO, bytes(16))
         settle_reader(peer)
 
-    def asks_again(*given: object) -> tuple[int, int]:
+    def asks_again(*given: object) -> tuple[int, int, int]:
         if asked[0] == more:
-            return 0, 0
+            return 0, 0, 0
         asked[0] += 1
         ask()
-        return 0, 1
+        return 0, 1, 0
 
     monkeypatch.setattr("virtfn.vmm.pump.answer_at_once", asks_again)
     monkeypatch.setattr("virtfn.vmm.pump.WHOLE_PS", 20 * MS_PS)
@@ -608,9 +609,52 @@ def test_who_reads_at_once_is_answered_in_the_same_turn_by_the_kernel(line, monk
     peer.send(Command.DEVICE_GET_INFO, bytes(16))
     time.sleep(0.01)  # it is alone now
     assert line.pump.turn() == 2
-    assert came == [(1, 0)]
+    assert came == [(1, 0, 0)]
     assert len(heard(peer)) == 16 + 36
     assert served.messages == exits + 1
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_vector_that_fires_meanwhile_is_sent_or_pending_before_the_next_answer(line, monkeypatch, by_kernel):
+    peer, nic = line.peers[0], line.rig.nic
+    monkeypatch.setattr("virtfn.vmm.pump.WHOLE_PS", 20 * MS_PS)
+    if not by_kernel:
+        monkeypatch.setattr("virtfn.vmm.pump.answer_at_once", lambda *_: (0, 1, 0))
+    nic.port.nic["port"]["eicr"] |= 7 << 22
+    for _ in range(8):
+        peer.send(Command.DEVICE_GET_INFO, bytes(16))
+    peer.send(Command.REGION_WRITE, write(EIMS, 1), flags=NO_REPLY)  # vector 0, which is masked
+    peer.send(Command.REGION_READ, read(nic._tables[0]._pba, BAR3))
+    time.sleep(0.01)  # it is alone now
+    line.pump.turn()
+    assert heard(peer)[-4:] == bytes([1, 0, 0, 0])
+
+
+def test_a_read_does_not_overtake_an_interrupt_that_is_owed(line):
+    served, peer = line.rig.functions[0], line.peers[0]
+    scratch, now = np.zeros(SCRATCH_BYTES, np.uint8), line.rig.host.now()
+    peer.send(Command.REGION_READ, read(0x800))
+    links = np.array([[served.lend(line.rig.nic.vectors(served.function.rid)), 0]], np.int64)
+    served._block["link"]["owed"] = 1 << int(np.flatnonzero(served._routes["guest_address"])[0])
+    asked = np.array([served.server.fileno() | POLLIN << 16 | POLLIN], np.int64)
+    assert take_all(np.array([line.rig.nic.address]), links, asked, now, address_of(scratch)) == (1, 0)
+    served.take_back()
+    assert served.interrupts == 1
+    said = heard(peer)
+    assert [HEADER.unpack(said[at : at + 16])[1] for at in (0, 36)] == [Command.DMA_WRITE, Command.REGION_READ]
+
+
+def test_who_reads_all_the_time_hides_nobody_elses_descriptor(line):
+    bell = os.eventfd(1, os.EFD_NONBLOCK)
+    wire = SimpleNamespace(fileno=lambda: bell, serve=lambda budget: (0, 0), far_card=None)
+    vm = SimpleNamespace(functions=dict(zip(line.rig.rids, line.rig.functions, strict=True)))
+    pump = Pump(line.rig.host, [line.rig.nic], [vm], [wire])
+    for _ in range(100):
+        line.peers[0].send(Command.REGION_READ, read(0x800))
+    with patch.object(pump, "_answer", lambda: 0):
+        pump.rest(5 * MS_PS)
+    os.close(bell)
+    assert 0 < len(heard(line.peers[0])) // 36 <= 16, "between two looks, eight at most"
 
 
 def settle_reader(peer: Peer) -> None:

@@ -121,6 +121,21 @@ def test_nothing_crosses_a_cable_that_is_pulled_out(two):
     assert two.nics[0].drops(None)["no-uplink"] == 3
 
 
+def test_what_leaves_while_the_other_end_is_in_no_card_is_lost_and_counted():
+    host = Host(WallClock(), 2 << 20, slots=1)
+    nic = Nic82576(host, host.iommu.iommu, Card(FIRST))
+    wire = Wire(nic, make_cable()[0])
+    said = np.frombuffer(b"\0\0\0\x3c" + bytes(60), np.uint8)
+    nic.port.nic["departed"][: said.size] = said
+    nic.port.nic["port"]["departed_tail"] = said.size
+    assert wire.serve() == (1, 0)
+    assert nic.departures().size == 0
+    assert nic.drops(None)["no-uplink"] == 1
+    wire.close()
+    nic.close()
+    host.close()
+
+
 def test_the_pace_of_the_other_end_holds():
     two = Two(mbps=10)
     frames = [bytes(1514)] * 40  # 1.2 ms each

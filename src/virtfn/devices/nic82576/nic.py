@@ -90,6 +90,7 @@ class Nic82576(WireEnd, Observed):
         self._io_address = 0
         self._vectors: dict[Rid, Vectors] = {}  # no more than is asked for again and again, until something is written
         self._give_queues()
+        self.port.fill_words()
 
     # Routing IDs and configuration space.
 

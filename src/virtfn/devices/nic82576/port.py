@@ -107,12 +107,14 @@ class Port(Handlers):
         self.nvm = Nvm(self.registers, image)
         self.phy = Phy(self.registers, self._link_changed)
         self.registers.bind(self)
-        self._fill_words()
         self._started_ps = now()
         self.power_on()
 
-    def _fill_words(self) -> None:
-        """Tell kernels of registers that are no more than memory: the PF's, and VFs' windows on them."""
+    def fill_words(self) -> None:
+        """Tell kernels of registers that are no more than memory: the PF's, and VFs' windows on them.
+
+        To be called when every block has said what it does.
+        """
         words = self.nic["words"]
         at, plain = self._plain_words()
         words[at] = plain

@@ -71,6 +71,7 @@ class Statistics:
         """Take a counter in; return its number."""
         at = (row.dtype.names or ()).index(name)
         self._totals.append(np.frombuffer(row, np.int64)[at : at + 1])
+        address_of(self._totals[-1], "a counter")
         return len(self._totals) - 1
 
     def _show(self, registers: PortRegisters, decl: Decl, kind: int, slots: Sequence[int]) -> None:

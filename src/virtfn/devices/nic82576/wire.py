@@ -15,6 +15,7 @@ from virtfn.kernels.i82576.state import DEPARTURE_BYTES, DROP_NO_UPLINK, WIRE
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.streams import whole_frames
 from virtfn.machine.netports import Card
+from virtfn.machine.ports import VirtfnError
 
 __all__ = ["WireEnd"]
 
@@ -55,8 +56,10 @@ class WireEnd:
     def carry_to(self, far: Card) -> tuple[int, int]:
         """Let what has left arrive at the card at the other end of a cable, which does what its data plane asks for.
 
-        Returns (frames, events of that card).
+        Returns (frames, events of that card). Raises VirtfnError if that is of another model.
         """
+        if not isinstance(far, WireEnd):
+            raise VirtfnError("a cable joins cards of one model", errno_name="EOPNOTSUPP")
         far.settle()
         frames, events = carry(self.port.address, far.address, self.now())
         far.handle(events)

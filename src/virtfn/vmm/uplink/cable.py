@@ -45,7 +45,7 @@ class CableEnd:
         return self.peer.card if self.attend() else None
 
     def send(self, departures: npt.NDArray[np.uint8]) -> int:
-        """Take nothing: the other end is not plugged in yet."""
+        """Take nothing: kernels carry."""
         return 0
 
     def receive(self) -> Burst:

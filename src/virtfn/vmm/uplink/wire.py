@@ -103,7 +103,7 @@ class Wire:
         departures = self._nic.departures()
         if not departures.size:
             return 0
-        if not self._up:
+        if not self._up or isinstance(self.uplink, CableEnd):  # nothing is plugged in at the other end
             self._nic.discard_departures()
             return 1
         sent = self.uplink.send(departures)
