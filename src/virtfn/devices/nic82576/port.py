@@ -188,7 +188,8 @@ class Port(Handlers):
         return bool(self.nic["port"]["vmdq"])
 
     def settle(self) -> None:
-        """Bring what the data plane looks up in line with the registers."""
+        """Bring what the data plane looks up in line with the registers; what it remembers of them is forgotten."""
+        self.nic["port"]["era"] += 1
         self.l2switch.settle()
         if self._pooled != (self.vmdq or self.interrupts.vfs > 0):
             self._share_queues()
@@ -291,6 +292,7 @@ class Port(Handlers):
     def set_carrier(self, up: bool) -> None:
         """Let whatever is at the other end of the wire come, or go."""
         self.nic["port"]["wire_up"] = int(up)
+        self.nic["port"]["era"] += 1
         self.phy.set_link(up, self.phy.mbps)
 
     def _note_link(self) -> None:

@@ -1,7 +1,7 @@
 """Local switching: a whole frame to one pool, from another pool or from the wire, the common case of a busy switch.
 
     source -> head: the first bytes as words, read once, without their VLAN tag
-           -> route: sender check and switching, remembered by addresses and VLAN as long as the call lasts
+           -> route: sender check and switching, remembered by addresses and VLAN until registers change
            -> IP: packet type, hash, checksums asked for and found
            -> receive descriptor -> target translated -> head and tag written, the rest copied and summed at once
            -> write-back
@@ -106,13 +106,13 @@ def choose_route(nic: Row, pool: int, low: int, high: int, vid: int) -> int:
 
 @inlined
 def find_route(nic: Row, pool: int, low: int, high: int, tci: int) -> int:
-    """Find where a frame of `pool` goes, as `choose_route` does, or as it did in this call.
+    """Find where a frame of `pool` goes, as `choose_route` does, or as it did since registers changed.
 
     low, high: its first 16 bytes.
     """
     vid = tci & 0xFFF if tci >= 0 else -1
     high = high & _LOW | vid + 1 << 32
-    stamp = nic.port.epoch << 4 | pool
+    stamp = nic.port.era << 4 | pool
     route = nic.routes[np.uint64((low ^ high) * _ROUTE_HASH >> 48 & ROUTES - 1)]
     if unlikely(route.stamp != stamp) or unlikely(route.low != low) or unlikely(route.high != high):
         route.stamp = stamp

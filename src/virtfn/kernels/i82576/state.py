@@ -88,6 +88,8 @@ PORT = row_of(
     "stalled stall_pools stall_tci stall_replicated stall_epoch "
     # malicious drivers seen (bitmap of transmit queues), and blocked
     "misbehaved blocked "
+    # how often registers may have changed: what is remembered of them (`routes`) holds as long as this stays
+    "era "
     # this call
     "epoch now capture capture_head capture_bytes "
     # addresses: the IOMMU's state, the scratch area, the captured bytes, the RSS key
@@ -145,10 +147,10 @@ QUEUE = row_of(
     "place stop frames bytes"
 )
 
-# Where frames of a pool go, by their addresses and VLAN, as long as the call lasts: call and pool, the first 8 bytes,
-# the rest of the source address and the VLAN, the receiving pool or -1.
+# Where frames of a pool go, by their addresses and VLAN, as long as no register changes: era and pool, the first 8
+# bytes, the rest of the source address and the VLAN, the receiving pool or -1.
 ROUTE = row_of("stamp low high target")
-ROUTES = 64
+ROUTES = 1024
 
 COUNTER_NAMES = (
     "gprc gptc gorc gotc bprc bptc mprc mptc tpr tpt tor tot ruc roc rfc rnbc mpc "
@@ -259,6 +261,7 @@ def new_nic(iommu: Iommu) -> npt.NDArray[np.void]:
     nic["macs"][:] = -1
     port = nic["port"]
     port["default_pool"] = -1
+    port["era"] = 1
     nic["card"]["iommu"] = port["iommu"] = iommu.address
     scratch: npt.NDArray[np.uint8] = nic["scratch"]
     edges = (HEAD_AREA, SEGMENT_AREA, SPLIT_AREA, *range(GATHER_AREA, SCRATCH_BYTES + 1, GATHER_BYTES))

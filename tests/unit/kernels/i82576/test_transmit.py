@@ -87,6 +87,7 @@ def test_vlan_is_checked_after_the_port_has_inserted_its_own(b: Rig) -> None:
     b.serve()
     assert [f.data for f in b.frames(1)] == [tagged(to(1), 0x6005)]
     b.nic["vlans"][5] = 2
+    b.set(era=2)
     b.send(0, to(1), tagged(to(1), 5))
     b.serve()
     assert b.drops() == {(0, "vlan-spoof"): 2}
