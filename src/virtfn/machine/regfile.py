@@ -103,7 +103,7 @@ class RegFile:
         self._read: dict[int, ReadHandler] = {}
         self._write: dict[int, WriteHandler] = {}
         self._alias: dict[int, int] = {}
-        self._told = False  # which registers are plain: from then on that stays
+        self._sealed = False
         for decl in regmap.DECLS:
             self._spots[decl] = [self._position(decl.at(i)) for i in range(decl.count)], decl.size
             masks = (
@@ -153,8 +153,8 @@ class RegFile:
         decl: Decl,
         method: Callable[..., object],
     ) -> None:
-        if self._told:
-            raise TypeError(f"{decl.name} gets a side effect after kernels were told that it has none")
+        if self._sealed:
+            raise TypeError(f"{decl.name} gets a side effect after all were said to have theirs")
         for i in range(decl.count):
             if decl.at(i) in table:
                 raise TypeError(f"{decl.label(i)} is claimed twice")
@@ -186,12 +186,12 @@ class RegFile:
         at = spots[index]
         self._memory[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
-    def plain(self, offset: int) -> Plain | None:
-        """Tell what the register at `offset` does; None if there is none, or the model has a say in what is read.
+    def seal(self) -> None:
+        """Say that every register has its side effects: whoever asks which are plain may rely on it."""
+        self._sealed = True
 
-        From now on, no register may get a side effect.
-        """
-        self._told = True
+    def plain(self, offset: int) -> Plain | None:
+        """Tell what the register at `offset` does; None if there is none, or the model has a say in what is read."""
         at = self._alias.get(offset, offset)
         if at in self._read or at not in self._masks:
             return None

@@ -35,7 +35,7 @@ from virtfn.kernels.clock import CLOCK, set_up_clock
 from virtfn.kernels.i82576.doorbells import plug_in
 from virtfn.kernels.i82576.port import WIRE_STALL
 from virtfn.kernels.i82576.state import CHAIN, COUNTER_NAMES, GATHER_AREA, GATHER_BYTES, QUEUE, new_nic
-from virtfn.kernels.i82576.words import REGISTER, WORD, first_word
+from virtfn.kernels.i82576.words import PF_WORDS, REGISTER, VF_WORDS, WORD
 from virtfn.kernels.ranges import address_of
 from virtfn.kernels.vtd.iommu import Iommu
 from virtfn.machine.clock import MS_PS, US_PS
@@ -58,7 +58,7 @@ def _windows() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     pairs = [(offset, decl.at(i)) for offset, (decl, i) in Regs.INDEX.items() if offset != decl.at(i)]
     ours = dict(pairs)
     for n in range(VFS):
-        pairs += [(4 * first_word(n) + offset, ours.get(at, at)) for offset, at in vf_view(n).items()]
+        pairs += [(4 * (PF_WORDS + n * VF_WORDS) + offset, ours.get(at, at)) for offset, at in vf_view(n).items()]
     windows, sources = np.array(pairs).T >> 2
     return windows, sources
 
@@ -67,7 +67,7 @@ def _windows() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 def _read_only() -> npt.NDArray[np.int64]:
     """Return words of `words` that a VF cannot write, though the PF may."""
     offsets = [offset for offset, (decl, _) in VfRegs.INDEX.items() if decl.access is Access.RO]
-    return np.array([first_word(n) + (offset >> 2) for n in range(VFS) for offset in offsets])
+    return np.array([PF_WORDS + n * VF_WORDS + (offset >> 2) for n in range(VFS) for offset in offsets])
 
 
 class Port(Handlers):
@@ -115,6 +115,7 @@ class Port(Handlers):
 
         To be called when every block has said what it does.
         """
+        self.registers.seal()
         words = self.nic["words"]
         at, plain = self._plain_words()
         words[at] = plain

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from virtfn.hw.i82576.regs import BAR0_BYTES, Regs
-from virtfn.hw.i82576.vfregs import VF_BAR0_BYTES, VF_QUEUES, VfRegs
+from virtfn.hw.i82576.regs import Regs
+from virtfn.hw.i82576.vfregs import VF_QUEUES, VfRegs
 from virtfn.kernels._jit import entry, kernel, store32_release
 from virtfn.kernels.i82576.port import enable_vectors, fire_vectors, serve_port
 from virtfn.kernels.i82576.ring import TAIL
 from virtfn.kernels.i82576.state import POOLS, QUEUES, nic_at
-from virtfn.kernels.i82576.words import first_word, read_word, write_word
+from virtfn.kernels.i82576.words import PF_WORDS, VF_WORDS, read_word, write_word
 
 __all__ = ["plug_in", "read", "write"]
 
@@ -86,9 +86,11 @@ def write(address: int, function: int, offset: int, written: int, take: int) -> 
 @kernel
 def word_of(function: int, offset: int) -> int:
     """Find the number of the WORD row at `offset` of BAR0; -1 where no word can be."""
-    if offset & 3 or not 0 <= offset < (VF_BAR0_BYTES if function < POOLS else BAR0_BYTES):
+    vf = function < POOLS
+    word = offset >> 2
+    if offset & 3 or not 0 <= word < (VF_WORDS if vf else PF_WORDS):
         return -1
-    return first_word(function) + (offset >> 2)
+    return PF_WORDS + function * VF_WORDS + word if vf else word
 
 
 def plug_in(block: npt.NDArray[np.void]) -> None:

@@ -15,22 +15,27 @@ from virtfn.hw.i82576.regs import BAR0_BYTES
 from virtfn.hw.i82576.vfregs import VF_BAR0_BYTES
 from virtfn.kernels._jit import Row, kernel, load32, load64, row_of, store32, store64
 
-__all__ = ["CLEARED", "HIGH", "REGISTER", "RUNS_ON", "WORD", "WORDS", "first_word", "read_word", "write_word"]
+__all__ = [
+    "CLEARED",
+    "HIGH",
+    "PF_WORDS",
+    "REGISTER",
+    "RUNS_ON",
+    "VF_WORDS",
+    "WORD",
+    "WORDS",
+    "read_word",
+    "write_word",
+]
 
 # kind; address of the stored value or the counter, and of the counter's base; bits that a read clears, sets and hides;
 # whether a write is no more than memory; bits that it stores, and that a written 1 clears and sets
 WORD = row_of("kind at base clears sets hidden writable stores drops raises")
 _POOLS = 8
-_PF_WORDS, _VF_WORDS = BAR0_BYTES // 4, VF_BAR0_BYTES // 4
-WORDS = _PF_WORDS + _POOLS * _VF_WORDS
+PF_WORDS, VF_WORDS = BAR0_BYTES // 4, VF_BAR0_BYTES // 4
+WORDS = PF_WORDS + _POOLS * VF_WORDS
 REGISTER, RUNS_ON, CLEARED, HIGH = range(1, 5)
 _M32 = 0xFFFFFFFF
-
-
-@kernel
-def first_word(function: int) -> int:
-    """Find the row of the first word of a function's BAR0. function: a pool, or any other number for the PF."""
-    return _PF_WORDS + function * _VF_WORDS if 0 <= function < _POOLS else 0
 
 
 @kernel

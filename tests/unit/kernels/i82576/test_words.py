@@ -96,19 +96,12 @@ def test_a_kernel_writes_what_python_writes_or_leaves_it(rigs, function):
 
 def test_what_has_an_effect_is_not_written(rigs):
     address = rigs[0].nic.port.address
-    for decl in (
-        Regs.CTRL,
-        Regs.MDIC,
-        Regs.EIMS,
-        Regs.V2PMAILBOX,
-        Regs.P2VMAILBOX,
-        Regs.RCTL,
-        Regs.VFTA,
-        Regs.GPRC,
-        Regs.PBACL,
-    ):
+    effects = Regs.CTRL, Regs.MDIC, Regs.EIMS, Regs.V2PMAILBOX, Regs.P2VMAILBOX, Regs.RCTL, Regs.VFTA, Regs.PBACL
+    for decl in (*effects, Regs.GPRC):
         assert write(address, POOLS, decl.offset, 1, 1) == 0, decl.name
     assert write(address, 1, 0x0, 1 << 26, 1) == 0, "VTCTRL"
+    with pytest.raises(TypeError, match="LEDCTL"):
+        rigs[0].nic.port.registers.on(Regs.LEDCTL, write=lambda *_: None)
 
 
 def test_counters_clear_as_they_are_read(rigs):
