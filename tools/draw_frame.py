@@ -188,7 +188,7 @@ def draw_worlds(d: Drawing) -> None:
     d.text(x + 12, 197, "kernels/breath.py, vmm/guest.py", "small dim", room)
     d.box(x, 652, right, 800, "box")
     y = d.names(x + 12, 672, "kernels/pump.py", ["run_pump", "serve_all", "take_all"], room)
-    y = d.names(x + 12, y, "kernels/link.py", ["send_vectors", "take_write"], room)
+    y = d.names(x + 12, y, "kernels/link.py", ["send_vectors", "take_access"], room)
     d.text(x + 12, y + 4, "the card, vectors, a rest, what guests wrote", "ink", room)
     d.text(x + 12, y + 22, "kernels/pump.py, kernels/link.py", "small dim", room)
 
