@@ -1,6 +1,5 @@
 """A guest for real, where there is a QEMU and an image: boot, agent, a function plugged in and out, the end."""
 
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from virtfn.machine.ports import VirtfnError
-from virtfn.vmm.qemu import Function, Machine, Qemu, QemuGuest, choose_acceleration, find_qemu, rest
+from virtfn.vmm.qemu import Function, Machine, Qemu, QemuGuest, cache_folder, choose_acceleration, find_qemu, rest
+from virtfn.vmm.qemu.image import build_image
 from virtfn.vmm.vfio_user import Client, Irq, Region, RegionIndex, Server
 
 pytestmark = pytest.mark.slow
@@ -29,11 +29,10 @@ def qemu() -> Qemu:
 
 @pytest.fixture
 def image() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "virtfn"
-    images = sorted(cache.rglob("images/*/vmlinuz"), key=lambda kernel: kernel.stat().st_mtime)
-    if not images:
-        pytest.skip("no guest image: virtfn image build makes one")
-    return images[-1].parent
+    try:
+        return build_image(cache=cache_folder()).kernel.parent
+    except VirtfnError as error:
+        pytest.skip(f"not run: {error}")
 
 
 class Scratchpad:
