@@ -4,14 +4,16 @@ One that whoever started us ignores stays ignored.
 
 Python raises where it happens to be, and that may be where exceptions get lost: a destructor, a callback of the
 import system. So an exception that is gone before it has arrived is raised again a moment later; and an error that
-comes meanwhile is what became of it: a callback that was cut short returned nothing.
+comes meanwhile is what became of it: a callback that was cut short returned nothing. Python tells of each that it
+loses; of these, nobody needs to hear.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -55,12 +57,20 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """Do nothing. SIG_IGN would be told of as a race where two signals come at once."""
 
 
+def _tell(before: Callable[[sys.UnraisableHookArgs], object], lost: sys.UnraisableHookArgs) -> None:
+    """Tell of an exception that Python has lost, unless it is a signal's: that comes again."""
+    if not issubclass(lost.exc_type, Ended):
+        before(lost)
+
+
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Let signals end what is done inside by Ended, the first of them, whatever has been made of it on its way."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in ENDING}
+    told = sys.unraisablehook
+    sys.unraisablehook = partial(_tell, told)
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _end)
@@ -77,6 +87,7 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         _waiting.pop()
         _came.clear()
+        sys.unraisablehook = told
         for number, handler in before.items():
             if handler is not None:  # None: not Python's
                 signal.signal(number, handler)

@@ -148,3 +148,23 @@ def test_a_signal_is_over_when_it_has_arrived() -> None:
         time.sleep(60)
     gc.collect()
     time.sleep(0.05)  # nothing comes again
+
+
+def test_python_tells_of_what_it_loses_but_not_of_signals(monkeypatch):
+    told = []
+    monkeypatch.setattr("sys.unraisablehook", told.append)
+
+    class Cut:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    with ended_by_signals():
+        Cut(ValueError("lost"))
+        ended = Ended(signal.SIGTERM)
+        ended.arrived = True
+        Cut(ended)
+    assert [lost.exc_type for lost in told] == [ValueError]
+    assert sys.unraisablehook == told.append
