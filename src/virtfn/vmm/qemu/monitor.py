@@ -119,6 +119,7 @@ class OthersMonitor:
     def __init__(self, name: str, path: Path) -> None:
         self._name, self._path = name, path
         self._line: _Line | None = None
+        self._ends: list[Future[None]] = []
         if not self._clear():
             raise VirtfnError(f"{path} exists and is not a socket", errno_name="EEXIST")
         self._loop = Loop(f"qmp-{name}")
@@ -163,14 +164,16 @@ class OthersMonitor:
     def hang_up(self) -> None:
         """Let go of the QEMU that is there, if one is."""
         if self._line is not None:
-            self._loop.start(self._line.close())
+            self._ends = [*(end for end in self._ends if not end.done()), self._loop.start(self._line.close())]
             self._line = None
+
+    async def _hung_up(self) -> None:
+        await asyncio.gather(*(asyncio.wrap_future(end) for end in self._ends), return_exceptions=True)
 
     def close(self) -> None:
         """Hang up, and take away what a QEMU has left at the path."""
-        line, self._line = self._line, None
-        if line is not None:
-            with suppress(VirtfnError):
-                self._loop.call(line.close(), "the end of a monitor", timeout_s=_HANG_UP_S, watch=Watch())
+        self.hang_up()
+        with suppress(VirtfnError):
+            self._loop.call(self._hung_up(), "the end of a monitor", timeout_s=_HANG_UP_S, watch=Watch())
         self._loop.stop()
         self._clear()
