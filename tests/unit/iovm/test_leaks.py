@@ -59,7 +59,7 @@ OF_NO_GUEST = {
     "to_wire": "for the host",
     "dropped_bytes": "for the host",
 }
-IN_PORT = {"now", "epoch", "wire_next_ps", "wire_rx_next_ps", "stall_epoch", "departed_head", "departed_tail"}
+IN_PORT = {"now", "epoch", "era", "wire_next_ps", "wire_rx_next_ps", "stall_epoch", "departed_head", "departed_tail"}
 CAUSES = "eicr", "eims", "eiac", "eiam", "pending"  # bits of other functions beside the VF's
 IN_POOL = {*COUNTER_NAMES, "gprlbc", "gorlbc", "gptlbc", "gotlbc", "next_ps", "held_ps"}  # the host's
 IN_QUEUE = {"drops", "epoch", "win_lo", "win_hi", "win_hpa", "near", "near_hpa", "near_bytes"}  # of one call
