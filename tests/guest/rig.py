@@ -274,7 +274,8 @@ class LinuxRig:
             taken, events = wire_in(block, now, address_of(store), offsets, lengths, done, len(frames) - done)
             self.nic.handle(events)
             done += int(taken)
-            self.pump()
+            self.pump.turn()
+            self.pump.rest(2 * MS_PS)
 
     @contextmanager
     def capture(self) -> Iterator[list[tuple[int | None, bool, bytes]]]:
