@@ -67,10 +67,10 @@ def _tell(before: Callable[[sys.UnraisableHookArgs], object], lost: sys.Unraisab
 def ended_by_signals() -> Iterator[None]:
     """Let signals end what is done inside by Ended, the first of them, whatever has been made of it on its way."""
     before = {}
+    told = sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in ENDING}
-    told = sys.unraisablehook
-    sys.unraisablehook = partial(_tell, told)
+        sys.unraisablehook = partial(_tell, told)
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _end)
@@ -87,7 +87,8 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         _waiting.pop()
         _came.clear()
-        sys.unraisablehook = told
+        if before:
+            sys.unraisablehook = told
         for number, handler in before.items():
             if handler is not None:  # None: not Python's
                 signal.signal(number, handler)

@@ -40,8 +40,7 @@ class Vectors(NamedTuple):
     """Where kernels find the interrupts of a function.
 
     function: its number as the card counts them. msix: address of its MSIX rows. first: its first vector. bits: all of
-    its vectors, as bits; 0: Python alone looks after them. plain: whether plain registers
-    are for kernels, too.
+    its vectors, as bits; 0: Python alone looks after them. plain: whether plain registers are for kernels, too.
     """
 
     function: int

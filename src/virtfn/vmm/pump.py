@@ -255,11 +255,11 @@ class Pump(Actor):
         servers = [served.server.fileno() for served in functions]
         asked = []
         now = self._now()
-        for served in functions:
+        for served, fd in zip(functions, servers, strict=True):
             if served.mirror.running:
                 limit_ps = min(limit_ps, _MIRROR_PS)
             waits = served.allowance.in_debt and self._must_wait(served, functions, now)
-            asked.append(NOBODY if waits else served.server.fileno())
+            asked.append(NOBODY if waits else fd)
             if waits:
                 limit_ps = min(limit_ps, _DEBT_PS)
         cabled = self._cabled(numbers)

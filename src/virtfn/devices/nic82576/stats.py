@@ -21,7 +21,6 @@ from virtfn.kernels.ranges import address_of
 
 __all__ = ["Statistics"]
 
-_M32 = 0xFFFFFFFF
 _MESSAGES = "messages"
 _SINGLE = {
     Regs.GPRC: "gprc", Regs.GPTC: "gptc", Regs.BPRC: "bprc", Regs.BPTC: "bptc", Regs.MPRC: "mprc", Regs.MPTC: "mptc",

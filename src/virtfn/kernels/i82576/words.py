@@ -11,7 +11,7 @@ row of zeros is a word that Python itself reads and writes.
 
 from __future__ import annotations
 
-from virtfn.hw.i82576.regs import BAR0_BYTES
+from virtfn.hw.i82576.regs import BAR0_BYTES, VFS
 from virtfn.hw.i82576.vfregs import VF_BAR0_BYTES
 from virtfn.kernels._jit import Row, kernel, load32, load64, row_of, store32, store64
 
@@ -31,9 +31,8 @@ __all__ = [
 # kind; address of the stored value or the counter, and of the counter's base; bits that a read clears, sets and hides;
 # whether a write is no more than memory; bits that it stores, and that a written 1 clears and sets
 WORD = row_of("kind at base clears sets hidden writable stores drops raises")
-_POOLS = 8
 PF_WORDS, VF_WORDS = BAR0_BYTES // 4, VF_BAR0_BYTES // 4
-WORDS = PF_WORDS + _POOLS * VF_WORDS
+WORDS = PF_WORDS + VFS * VF_WORDS
 REGISTER, RUNS_ON, CLEARED, HIGH = range(1, 5)
 _M32 = 0xFFFFFFFF
 
